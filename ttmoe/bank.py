@@ -51,18 +51,20 @@ class Bank(nn.Module):
         """Where the base lies."""
         return next(self.model.parameters()).device
 
-    def add(self, name: str, spec: AdapterSpec, classes: int, generator: torch.Generator | None = None) -> Expert:
+    def add(self, name: str, spec: AdapterSpec, classes: int, generator: torch.Generator | None = None,
+            *, random_head: bool = False) -> Expert:  # fmt: skip
         """A new expert, its cores and head drawn from ``generator`` (without one: unset, for weights to be loaded into).
 
-        ``classes`` is the head's number of outputs (1 for multiple choice: one score an option). Raises InputError
-        for a name that is taken, or an adapter that does not fit the base.
+        ``classes`` is the head's number of outputs (1 for multiple choice: one score an option). It starts at
+        zero, which trains best; a head that will stay frozen needs ``random_head``. Raises InputError for a name that
+        is taken, or an adapter that does not fit the base.
         """
         if name in self.experts:
             raise InputError(f"an expert named {name!r} is loaded already", where="bank", fix="remove it first")
         adapter = Adapter(plan_groups(self.model, spec), spec, generator)
         head = nn.utils.skip_init(nn.Linear, self.width, classes)
         if generator is not None:
-            nn.init.normal_(head.weight, std=self.width**-0.5, generator=generator)
+            nn.init.normal_(head.weight, std=self.width**-0.5 if random_head else 0.0, generator=generator)
             nn.init.zeros_(head.bias)
         expert = Expert(adapter, head).to(self.device)
         for group in adapter.groups:

@@ -13,7 +13,6 @@ from ttmoe.errors import InputError
 LARGEST_AUTO_FACTOR = 32
 
 _TEXT = re.compile(r"\d+(?:x\d+)*\|\d+(?:x\d+)*@\d+")
-_EXAMPLE = "write input factors, output factors and rank as in '16x8x4x4|4x4x8x16@5'"
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class TTShape:
     def parse(cls, text: str) -> TTShape:
         """Read ``16x8x4x4|4x4x8x16@5``, the form that ``str`` writes; raises ``InputError``."""
         if not _TEXT.fullmatch(text):
-            raise InputError(f"'{text}' is not a tensor-train shape", fix=_EXAMPLE)
+            raise InputError(f"'{text}' is not a shape", fix="write it as in '16x8x4x4|4x4x8x16@5'")
         factors, rank = text.split("@")
         inputs, outputs = (tuple(map(int, side.split("x"))) for side in factors.split("|"))
         return cls(inputs, outputs, int(rank))
@@ -175,19 +174,19 @@ def candidate_shapes(
 ) -> list[TTShape]:
     """Every shape for these widths with ``cores`` cores (inclusive bounds), fewest parameters first.
 
-    With ``ordered`` all orders of the factors are listed. Without, one shape stands for all orders: the one
-    with the largest factors at both ends, where a core costs n r values instead of n r². May be empty. Raises
-    ``InputError`` as ``factorisations`` does.
+    With ``ordered`` all orders of the factors are listed. Without, one shape stands for all orders: largest
+    factors at both ends, where a core costs n r values instead of n r², so the cheapest unless a bond is
+    capped. May be empty. Raises ``InputError`` as ``factorisations`` does.
     """
     fewest, most = cores
-    sides = [
+    inputs, outputs = (
         factorisations(width, max_factors=most - 1, min_factor=min_factor, max_factor=max_factor)
         for width in (in_features, out_features)
-    ]
+    )
     if not ordered:
-        sides[0] = [f for f in sides[0] if list(f) == sorted(f, reverse=True)]
-        sides[1] = [f for f in sides[1] if list(f) == sorted(f)]
-    shapes = (TTShape(i, o, rank) for i in sides[0] for o in sides[1] if fewest <= len(i) + len(o) <= most)
+        inputs = [f for f in inputs if list(f) == sorted(f, reverse=True)]
+        outputs = [f for f in outputs if list(f) == sorted(f)]
+    shapes = (TTShape(i, o, rank) for i in inputs for o in outputs if fewest <= len(i) + len(o) <= most)
     return sorted(shapes, key=lambda s: (s.parameters, len(s.inputs + s.outputs), s.inputs, s.outputs))
 
 
@@ -195,8 +194,8 @@ def auto_shape(in_features: int, out_features: int, rank: int) -> TTShape:
     """A balanced shape of 4 to 6 cores for any pair of widths.
 
     Each side gets two factors as equal as possible, or three where two would pass 32 (above a width of
-    1,024): training stalls with 8 cores or more, and 4 to 6 did best (arXiv 2504.21190). The largest factors
-    stand at the ends, where they are cheapest. A width with a large prime factor keeps that prime as its
+    1,024): with 8 cores or more TT-LoRA was seen to stall, and 4 to 6 did best. The largest factors stand at
+    the ends, where they are cheapest. A width with a large prime factor keeps that prime as its
     largest factor, and a prime width is a single core, as in plain low rank: such a shape may have 2 or 3
     cores. Raises ``InputError`` for a width or rank below 1.
     """

@@ -9,9 +9,8 @@ any common leading dimensions (one for each layer or expert that shares a shape)
     o = ((o1 n2 + o2) n3 + ...) + oq
 
 a product of matrices. The first input core acts on the fastest-varying part of the input index, the first
-output core is the slowest-varying part of the output index,
-which is the order of arXiv 2504.21190 and its released code. Cut at the middle bond r it is dW = B A, with A
-(r, in) the product of the G and B (out, r) the product of the H.
+output core is the slowest-varying part of the output index, as in the released code of arXiv 2504.21190. Cut
+at the middle bond r it is dW = B A, with A (r, in) the product of the G and B (out, r) the product of the H.
 """
 
 from __future__ import annotations
@@ -68,7 +67,7 @@ def contract(x: Tensor, cores: Sequence[Tensor], split: int) -> Tensor:
     state = state.mT  # (lead, tokens, outputs so far, bond)
     for core in cores[split:]:
         state = torch.einsum("...tol,...lnr->...tonr", state, core).flatten(-3, -2)
-    return state.reshape(*x.shape[:-1], -1)
+    return state.flatten(-2).reshape(*x.shape[:-1], state.shape[-2])
 
 
 def tt_svd(matrix: Tensor, shape: TTShape) -> tuple[list[Tensor], float]:

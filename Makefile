@@ -1,0 +1,40 @@
+# Everything is installed into .venv from loose ranges (pyproject.toml) at the pins of constraints.txt.
+PYTHON ?= python3
+VENV ?= .venv
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: quickstart test test-unit style benchmark clean help
+
+help:          ## what there is to make
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+): .*## /  make \1\t/' | expand -t 22
+
+quickstart: $(VENV)/.quickstart ## install, then train, register, route, search and evaluate on real data
+	$(VENV)/bin/ttmoe run quickstart
+
+test: $(VENV)/.test ## install what tests need and run them all
+	$(VENV)/bin/python -m pytest
+
+test-unit: $(VENV)/.test ## the tests that take seconds
+	$(VENV)/bin/python -m pytest tests/unit
+
+style: $(VENV)/.style ## format, lint and type checks
+	$(VENV)/bin/ruff check . && $(VENV)/bin/mypy
+
+benchmark: $(VENV)/.benchmark ## measure against peers and write tests/benchmarks/RESULTS.md
+	$(VENV)/bin/python -m tests.benchmarks
+
+clean:         ## remove the environment; runs/ stays
+	rm -rf $(VENV)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.quickstart: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	$(PIP) -e '.[quickstart]' && touch $@
+
+$(VENV)/.test $(VENV)/.style $(VENV)/.benchmark: $(VENV)/.%: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	$(PIP) -e '.[quickstart,$*]' && touch $@

@@ -1,0 +1,203 @@
+"""What a config may say as a whole, and what holds for one task after its own overrides.
+
+Checks that need the base (does a shape fit a layer's width) or the data are made when the run is planned;
+all others are made here, so that they are answered within a second.
+"""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, Field, field_serializer, field_validator, model_validator
+
+from orchestrator.expert_config import Adapter, BaseSource, Head
+from workers.columns import STRICT, fault
+from workers.settings import Count, NotNegative, Positive, Router, Train
+from workers.task import Task
+
+Part = TypeVar("Part", bound=BaseModel)
+
+
+def _slug(name: str) -> str:
+    # No dot: it separates library and task in the registry.
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,59}", name):
+        fix = "use up to 60 lower-case letters, digits, _ and -, and begin with a letter or digit"
+        raise fault(f"{name!r} cannot be a name", fix=fix)
+    return name
+
+
+def _task_name(name: str) -> str:
+    # <library>.router is the router's registered model, <library>.search an experiment.
+    if name in ("router", "search"):
+        raise fault(f"{name!r} is a name that the library uses itself", fix="choose another name")
+    return _slug(name)
+
+
+Slug = Annotated[str, AfterValidator(_slug)]
+TaskName = Annotated[str, AfterValidator(_task_name)]
+
+
+def _merged(whole: Part, part: Part) -> Part:
+    """``whole`` with the fields that ``part`` was given: both are validated, no check spans fields."""
+    return whole.model_copy(update={key: getattr(part, key) for key in part.model_fields_set})
+
+
+class TaskEntry(Task):
+    """A task, and what it wants otherwise than the library: only the keys written here override."""
+
+    model_config = STRICT
+    train: Train = Field(default_factory=Train, description="Training settings of this task alone.")
+    adapter: Adapter = Field(default_factory=Adapter, description="Adapter settings of this task alone.")
+    head: Head | None = Field(default=None, description="This task's head, where it differs.")
+
+    @field_serializer("train", "adapter")
+    def _only_what_was_given(self, part: BaseModel) -> dict[str, Any]:
+        return part.model_dump(mode="json", exclude_unset=True)
+
+
+class Search(BaseModel):
+    """A search over TT ranks and shapes of one task."""
+
+    model_config = STRICT
+    task: str = Field(description="The task that is searched on.")
+    trials: Count = Field(default=8, description="Trials in all.")
+    ranks: tuple[Count, ...] = Field(default=(2, 4, 8, 16), min_length=1, description="Ranks to choose from.")
+    cores: tuple[Annotated[int, Field(ge=2)], Annotated[int, Field(ge=2)]] = Field(
+        default=(4, 6), description="The fewest and the most cores of a shape."
+    )
+    steps: Count = Field(default=100, description="Optimiser steps of a trial.")
+    max_parallel: Count | None = Field(default=None, description="Trials at a time; by default all that fit.")
+    train: Train = Field(default_factory=Train, description="Training settings of the trials alone.")
+    seed: int = Field(default=0, ge=0, description="Seed of the sampler.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Search:
+        if self.cores[0] > self.cores[1]:
+            raise fault("the fewest cores come first", key=("cores",), fix=f"write {list(self.cores[::-1])}")
+        if "steps" in self.train.model_fields_set:
+            raise fault("a trial's steps are said once", key=("train", "steps"), fix="use `search.steps`")
+        return self
+
+    @field_serializer("train")
+    def _only_what_was_given(self, part: BaseModel) -> dict[str, Any]:
+        return part.model_dump(mode="json", exclude_unset=True)
+
+
+class Resources(BaseModel):
+    """What one expert's training reserves on the cluster."""
+
+    model_config = STRICT
+    cpus_per_expert: Positive = Field(default=1.0, description="Processor cores.")
+    gpus_per_expert: Literal["auto"] | NotNegative = Field(
+        default=0.0, description="GPUs or a share; auto looks."
+    )
+    max_parallel: Count | None = Field(
+        default=None, description="Experts at a time; by default all that fit."
+    )
+
+
+class Storage(BaseModel):
+    """Where a run writes."""
+
+    model_config = STRICT
+    root: str = Field(
+        default="runs", description="The one folder that is written to, seen from where you type."
+    )
+    cache: str | None = Field(default=None, description="What can be made again; by default <root>/cache.")
+
+
+class Tracking(BaseModel):
+    """The MLflow store."""
+
+    model_config = STRICT
+    uri: str | None = Field(
+        default=None, description="The MLflow store; by default sqlite:///<root>/mlflow.db."
+    )
+
+
+class Config(BaseModel):
+    """A library: its base, its tasks, and how experts and router are made."""
+
+    model_config = STRICT
+    library: Slug = Field(description="The library's name in the registry.")
+    seed: int = Field(default=0, ge=0, description="Seed of all that is drawn at random.")
+    base: BaseSource = Field(description="The frozen language model.")
+    adapter: Adapter = Field(default_factory=Adapter, description="What an expert adds to the base.")
+    head: Head = Field(default="trained", description="Trained, or left at its random start.")
+    train: Train = Field(default_factory=Train, description="How experts are trained.")
+    tasks: dict[TaskName, TaskEntry] = Field(description="The tasks by name; each becomes one expert.")
+    router: Router = Field(default_factory=Router, description="How the router is made.")
+    search: Search | None = Field(
+        default=None, description="A search over ranks and shapes; none by default."
+    )
+    resources: Resources = Field(default_factory=Resources, description="What one expert reserves.")
+    storage: Storage = Field(default_factory=Storage, description="Where a run writes.")
+    tracking: Tracking = Field(default_factory=Tracking, description="The MLflow store.")
+
+    @field_validator("tasks")
+    @classmethod
+    def _check_any_task(cls, tasks: dict[str, TaskEntry]) -> dict[str, TaskEntry]:
+        if not tasks:
+            raise fault("a library needs at least one task", fix="`ttmoe init` writes a config with one")
+        return tasks
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        if self.search and self.search.task not in self.tasks:
+            near = get_close_matches(self.search.task, self.tasks, 1)
+            hint = f"did you mean `{near[0]}`?" if near else f"tasks: {', '.join(self.tasks)}"
+            raise fault(f"there is no task {self.search.task!r}", key=("search", "task"), fix=hint)
+        self._check_shaped_roles(self.adapter, ())
+        for name, entry in self.tasks.items():
+            if "shape" in entry.adapter.model_fields_set:
+                self._check_shaped_roles(self.task_adapter(name), ("tasks", name))
+        return self
+
+    def _check_shaped_roles(self, adapter: Adapter, key: tuple[str, ...]) -> None:
+        """A shape for a role that is not a target would be ignored in silence."""
+        for role in adapter.shape if isinstance(adapter.shape, dict) else ():
+            if role not in adapter.targets:
+                raise fault(
+                    "a shape for what is not a target",
+                    key=(*key, "adapter", "shape", role),
+                    fix=f"targets: {', '.join(adapter.targets)}",
+                )
+
+    def task_train(self, name: str) -> Train:
+        """The training settings of task ``name``, its overrides merged in and the seed filled in."""
+        train = _merged(self.train, self.tasks[name].train)
+        return train if train.seed is not None else train.model_copy(update={"seed": self.seed})
+
+    def task_adapter(self, name: str) -> Adapter:
+        """The adapter settings of task ``name``, its overrides merged in."""
+        return _merged(self.adapter, self.tasks[name].adapter)
+
+    def task_head(self, name: str) -> Head:
+        """Whether the head of task ``name`` is trained or frozen."""
+        return self.tasks[name].head or self.head
+
+    def search_train(self) -> Train:
+        """The training settings of a trial. Raises ValueError without a `search` section."""
+        if self.search is None:
+            raise ValueError("the config has no search")
+        return _merged(self.task_train(self.search.task), self.search.train).model_copy(
+            update={"steps": self.search.steps}
+        )
+
+    @property
+    def cache(self) -> Path:
+        """The folder of what can be made again."""
+        return Path(self.storage.cache or Path(self.storage.root, "cache"))
+
+    @property
+    def tracking_uri(self) -> str:
+        """The MLflow store's address."""
+        return self.tracking.uri or store_uri(Path(self.storage.root))
+
+
+def store_uri(root: Path) -> str:
+    """The address of the MLflow store that lies in a storage root."""
+    return f"sqlite:///{root.resolve() / 'mlflow.db'}"

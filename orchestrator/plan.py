@@ -1,0 +1,122 @@
+"""The plan: every piece of work that a config asks for, each with its identity, and what is there already."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.config import Adapter, Config
+from orchestrator.layout import Layout
+from orchestrator.spec import EXPERT_RECIPE, ROUTER_RECIPE, SEARCH_RECIPE, spec_hash
+from ttmoe.adapter import AdapterSpec, Group, count_lora, count_parameters, plan_groups
+from ttmoe.base import Base, empty_body
+from ttmoe.errors import InputError
+from ttmoe.features import FeatureSpec
+from workers.bases import resolve_base
+from workers.expert_job import ExpertJob
+from workers.prepared import Prepared, prepare
+from workers.settings import Train
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class ExpertPlan:
+    """One expert: its ``job``, what it is made from (``spec``), and what plain LoRA of rank 16 would cost there."""
+
+    job: ExpertJob
+    spec: dict[str, Any]
+    shapes: dict[str, str]
+    lora_parameters: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a config asks for. ``router_hash`` follows from the experts' hashes: any change makes the router stale."""
+
+    config: Config
+    layout: Layout
+    base: Base
+    features: FeatureSpec
+    experts: dict[str, ExpertPlan]
+    router_hash: str
+    search_hash: str | None
+
+    @property
+    def lock(self) -> dict[str, str]:
+        """Task -> expert spec hash."""
+        return {task: expert.job.spec_hash for task, expert in self.experts.items()}
+
+    def work(self, kind: str, name: str, hash_: str) -> Path:
+        """The folder of one piece of work."""
+        return self.layout.work(kind, name, hash_)
+
+
+def make_plan(config: Config) -> Plan:
+    """Resolve the base, prepare the tasks, fit every adapter to the base's widths. Starts no work.
+
+    Raises InputError for whatever cannot work: a base or a file that is missing, data that cannot be used, an adapter
+    that does not fit.
+    """
+    layout = Layout.of(config)
+    device = "cuda" if config.resources.gpus else "cpu"
+    base = resolve_base(**config.base.model_dump(), cache=layout.cache, device=device)
+    model = empty_body(base)
+    experts = {name: plan_expert(config, name, base, model, layout, device) for name in config.tasks}
+    pooling = base.pooling if config.router.pooling == "auto" else config.router.pooling
+    features = FeatureSpec(config.router.layers, pooling)
+    features.indexes(model.config.num_hidden_layers)
+    lock = {task: expert.job.spec_hash for task, expert in experts.items()}
+    router = {"recipe": ROUTER_RECIPE, "lock": lock, "seed": config.seed, "features": asdict(features),
+              "settings": config.router.model_dump(), "base": base.identity()}  # fmt: skip
+    return Plan(config, layout, base, features, experts, spec_hash(router), _search_hash(config, experts))
+
+
+def plan_expert(config: Config, name: str, base: Base, model: nn.Module, layout: Layout, device: str) -> ExpertPlan:
+    """The plan of one task's expert."""
+    data = prepare(name, config.tasks[name], layout.cache)
+    adapter = adapter_spec(config.task_adapter(name))
+    try:
+        groups = plan_groups(model, adapter)
+    except InputError as error:
+        where = f"tasks.{name}.{error.where}" if config.tasks[name].adapter.model_fields_set else error.where
+        raise InputError(error.what, where=where, fix=error.fix) from error
+    train, head = config.task_train(name), config.task_head(name)
+    shapes = {group.role: str(group.method) for group in groups}
+    spec = expert_spec(base, adapter, shapes, data, train, head)
+    hash_ = spec_hash(spec)
+    job = ExpertJob(name, base, data, adapter, head, train, hash_, count_parameters(groups),
+                    str(layout.work("experts", name, hash_)), threads=max(1, int(config.resources.cpus_per_expert)),
+                    device=device)  # fmt: skip
+    return ExpertPlan(job, spec, shapes, count_lora(groups))
+
+
+def expert_spec(base: Base, adapter: AdapterSpec, shapes: dict[str, str], data: Prepared, train: Train, head: str) -> dict[str, Any]:
+    """Everything that decides an expert's weights. ``shapes`` holds what ``auto`` came to."""
+    return {"recipe": EXPERT_RECIPE, "base": base.identity(), "adapter": {**asdict(adapter), "shape": shapes},
+            "data": data.fingerprint, "train": train.model_dump(), "head": head}  # fmt: skip
+
+
+def adapter_spec(adapter: Adapter) -> AdapterSpec:
+    """The config's section as the model takes it."""
+    return AdapterSpec(adapter.method, adapter.targets, adapter.first, adapter.last, adapter.rank, adapter.alpha,
+                       adapter.shape, adapter.init, adapter.dropout)  # fmt: skip
+
+
+def with_adapter(plan: Plan, name: str, groups: list[Group], adapter: AdapterSpec, train: Train) -> ExpertJob:
+    """The job of task ``name`` with another adapter and training: a trial of a search."""
+    job = plan.experts[name].job
+    shapes = {group.role: str(group.method) for group in groups}
+    hash_ = spec_hash(expert_spec(plan.base, adapter, shapes, job.data, train, job.head))
+    return replace(job, adapter=adapter, train=train, spec_hash=hash_, parameters=count_parameters(groups))
+
+
+def _search_hash(config: Config, experts: dict[str, ExpertPlan]) -> str | None:
+    if config.search is None:
+        return None
+    spec = {"recipe": SEARCH_RECIPE, "settings": config.search.model_dump(), "train": config.search_train().model_dump()}
+    task = dict(experts[config.search.task].spec)
+    del task["train"]  # the task's own steps and the like are replaced by the search's
+    return spec_hash(spec | {"task": task})

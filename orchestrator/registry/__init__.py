@@ -1,0 +1,70 @@
+"""The registry: the state of every library, kept in MLflow. The only package that imports it.
+
+``Registry`` is its whole surface; each operation is described where it is written.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+# Read by MLflow at import. Unless told not to, it reports home, prints addresses, draws bars and logs migrations.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+logging.getLogger("alembic").setLevel(logging.WARNING)
+
+with warnings.catch_warnings():
+    # MLflow 3.17 declares its tables with a loader that SQLAlchemy 2.1 deprecates, at import and nowhere later.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from orchestrator.registry.experts import list_experts, register_expert
+    from orchestrator.registry.routers import current_router, find_router, register_router
+    from orchestrator.registry.runs import (
+        close_stale,
+        expert_run,
+        finish_run,
+        log_file,
+        log_metrics,
+        log_text,
+        start_run,
+        tag_run,
+    )
+    from orchestrator.registry.store import Library, Store, libraries, open_store
+    from orchestrator.registry.versions import Version, fetch, find, promote
+
+__all__ = ["Library", "Registry", "Version"]
+
+
+class Registry(Store):
+    """An open store with everything that can be done to it. Every method may be repeated after a crash."""
+
+    @classmethod
+    def open(cls, uri: str, artifact_root: Path) -> Registry:
+        """Open the store, made first where it is a new SQLite file. Raises InputError when that cannot be done."""
+        store = open_store(uri, artifact_root)
+        return cls(store.client, store.uri, store.artifact_root)
+
+    libraries = libraries
+
+    start_run = start_run
+    expert_run = expert_run
+    log_metrics = log_metrics
+    tag_run = tag_run
+    log_text = log_text
+    log_file = log_file
+    finish_run = finish_run
+    close_stale = close_stale
+
+    register_expert = register_expert
+    find_expert = find
+    experts = list_experts
+
+    register_router = register_router
+    find_router = find_router
+    router = current_router
+
+    promote = promote
+    fetch = fetch

@@ -1,0 +1,72 @@
+"""The router in the registry: ``<library>.router``, a folder that is also an MLflow pyfunc model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import warnings
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+from orchestrator.registry.experts import ROUTER
+from orchestrator.registry.store import Store
+from orchestrator.registry.versions import CHAMPION, Version, artifact_uri, by_alias, find, register
+
+# Written out, because MLflow would load the model to find them.
+_REQUIREMENTS = ("ttmoe", "torch", "transformers", "safetensors")
+
+
+def register_router(store: Store, library: str, spec_hash: str, folder: Path, lock: dict[str, Any], run_id: str,
+                    tags: dict[str, Any], *, base_folder: Path | None = None, metrics: dict[str, float] | None = None,
+                    description: str = "", promote: bool = True) -> Version:  # fmt: skip
+    """Register the router in ``folder`` (``router.*`` and ``experts/<task>/``) with its ``lock``, once per spec hash.
+
+    What is registered is whole: MLflow loads it as a pyfunc model on the base in ``base_folder``, or on another place
+    of the same base with ``load_model(uri, model_config={"base": folder})``.
+    """
+
+    def upload() -> str:
+        with tempfile.TemporaryDirectory() as scratch:
+            model = Path(scratch) / ROUTER
+            write_model(folder, model, lock, base_folder)
+            store.client.log_artifacts(run_id, str(model), ROUTER)
+        return artifact_uri(store, run_id, ROUTER)
+
+    return register(store, library, ROUTER, spec_hash, upload, kind=ROUTER, run_id=run_id, tags=tags,
+                    metrics=metrics or {}, description=description, promote=promote)  # fmt: skip
+
+
+def find_router(store: Store, library: str, spec_hash: str) -> Version | None:
+    """The router's version of a spec, or None."""
+    return find(store, library, ROUTER, spec_hash)
+
+
+def current_router(store: Store, library: str) -> Version | None:
+    """The router that answers for the library, or None."""
+    return by_alias(store, library, ROUTER, CHAMPION)
+
+
+def write_model(folder: Path, model: Path, lock: dict[str, Any], base_folder: Path | None) -> None:
+    """Write ``model``: MLflow's files for a pyfunc model and, beside them, the router's own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's, about type hints of its own that it imports here
+        import mlflow.pyfunc
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    answer = {"task": DataType.string, "label": DataType.string, "confidence": DataType.double}
+    mlflow.pyfunc.save_model(
+        str(model),
+        loader_module="orchestrator.pyfunc",
+        signature=ModelSignature(
+            Schema([ColSpec(DataType.string, "text")]),
+            Schema([ColSpec(kind, name) for name, kind in answer.items()]),
+        ),
+        input_example={"text": ["What is the capital of France?"]},
+        pip_requirements=[f"{name}=={installed(name).partition('+')[0]}" for name in _REQUIREMENTS],
+        model_config={"base": str(base_folder) if base_folder else ""},
+    )
+    shutil.copytree(folder, model, dirs_exist_ok=True)
+    (model / "lock.json").write_text(json.dumps(lock, indent=1, sort_keys=True))

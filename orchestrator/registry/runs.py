@@ -1,0 +1,122 @@
+"""MLflow runs: one parent per ``ttmoe run``, below it one child per spec hash, and what is logged to them."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from mlflow.entities import Metric, Param, Run, RunTag
+
+from orchestrator.registry.store import TAG, Store, check_name, pages, prefixed
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+MetricRow = tuple[str, float, int, int]
+_PER_BATCH = 1000  # MLflow's limits for one request
+_PARAMS_PER_BATCH = 100
+
+
+def start_run(store: Store, library: str, name: str, tags: dict[str, Any], config_text: str,
+              plan: dict[str, Any], *, search: bool = False) -> str:  # fmt: skip
+    """Start the parent run of one ``ttmoe run`` (or search) with its config and plan as artifacts; its run id."""
+    experiment = store.experiment(library, search=search).experiment_id
+    kind = "search" if search else "run"
+    run_id = store.client.create_run(experiment, run_name=name, tags=_tags(kind, library, tags)).info.run_id
+    log_text(store, run_id, config_text, "config.yaml")
+    log_text(store, run_id, json.dumps(plan, indent=1, sort_keys=True), "plan.json")
+    return run_id
+
+
+def expert_run(store: Store, library: str, parent: str, task: str, spec_hash: str, params: dict[str, Any],
+               *, search: bool = False) -> str:  # fmt: skip
+    """The child run of a spec: the one there is, continued below ``parent``, or a new one; its run id.
+
+    ``search`` makes it a trial in the experiment of the library's searches.
+    """
+    check_name(spec_hash, "spec hash")
+    experiment = store.experiment(library, search=search).experiment_id
+    if not (runs := _of_spec(store, experiment, spec_hash)):
+        tags = {"spec_hash": spec_hash, "task": task, "mlflow.parentRunId": parent}
+        kind = "trial" if search else "expert"
+        store.client.create_run(experiment, run_name=task, tags=_tags(kind, library, tags))
+        runs = _of_spec(store, experiment, spec_hash)
+    run, *doubles = runs
+    for double in doubles:  # only a request that was sent twice can make them
+        store.client.delete_run(double.info.run_id)
+    if run.info.status != "RUNNING":
+        store.client.update_run(run.info.run_id, status="RUNNING")
+    if run.data.tags.get("mlflow.parentRunId") != parent:
+        store.client.set_tag(run.info.run_id, "mlflow.parentRunId", parent)
+    missing = [Param(key, str(value)) for key, value in params.items() if key not in run.data.params]
+    for start in range(0, len(missing), _PARAMS_PER_BATCH):
+        store.client.log_batch(run.info.run_id, params=missing[start : start + _PARAMS_PER_BATCH])
+    return run.info.run_id
+
+
+def log_metrics(store: Store, run_id: str, rows: Iterable[MetricRow]) -> None:
+    """Log ``(key, value, step, time in ms)`` rows. Sending a row twice leaves one; NaN stays NaN."""
+    metrics = [Metric(key, float(value), int(when), int(step)) for key, value, step, when in rows]
+    for start in range(0, len(metrics), _PER_BATCH):
+        store.client.log_batch(run_id, metrics=metrics[start : start + _PER_BATCH])
+
+
+def now_ms() -> int:
+    """The present, as metrics count it."""
+    return time.time_ns() // 1_000_000
+
+
+def tag_run(store: Store, run_id: str, tags: dict[str, Any]) -> None:
+    """Set tags; keys are put under ``ttmoe.`` but for MLflow's own (``mlflow.note.content`` is shown on the page)."""
+    store.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in prefixed(tags).items()])
+
+
+def log_text(store: Store, run_id: str, text: str, name: str) -> None:
+    """Write ``text`` as the artifact ``name`` (a path within the run)."""
+    store.client.log_text(run_id, text, name)
+
+
+def log_file(store: Store, run_id: str, path: Path, folder: str = "") -> None:
+    """Copy a file, or a folder's content, to the run's artifacts below ``folder``."""
+    if path.is_dir():
+        store.client.log_artifacts(run_id, str(path), folder or None)
+    else:
+        store.client.log_artifact(run_id, str(path), folder or None)
+
+
+def finish_run(store: Store, run_id: str, status: Status) -> None:
+    """End a run."""
+    store.client.set_terminated(run_id, status)
+
+
+def close_stale(store: Store, library: str) -> int:
+    """Mark as KILLED the runs that dead drivers left RUNNING; how many. Only for the holder of the library's lock."""
+    closed = 0
+    for search in (False, True):
+        if experiment := store.find_experiment(library, search=search):
+            ids = [experiment.experiment_id]
+            query = "attributes.status = 'RUNNING'"
+            stale = pages(lambda token, i=ids, q=query: store.client.search_runs(i, q, page_token=token))  # type: ignore[misc]
+            for run in list(stale):
+                finish_run(store, run.info.run_id, "KILLED")
+                closed += 1
+    return closed
+
+
+def _of_spec(store: Store, experiment: str, spec_hash: str) -> list[Run]:
+    query = f"tags.`{TAG}spec_hash` = '{spec_hash}'"
+    return store.client.search_runs([experiment], query, order_by=["attributes.start_time ASC"])
+
+
+def _tags(kind: str, library: str, tags: dict[str, Any]) -> dict[str, str]:
+    own = {"kind": kind, "library": library, "mlflow.source.name": "ttmoe", "mlflow.user": _user()}
+    return prefixed(own | tags)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # containers run under numbers that no passwd file names
+        return "unknown"

@@ -1,0 +1,124 @@
+"""Stage 2: features of the frozen base, the router, and the routed model's test on the mixture."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from orchestrator.jobs import Unit, run_units
+from orchestrator.live import LiveView
+from orchestrator.plan import Plan
+from orchestrator.plots import plot_confusion
+from orchestrator.registry import Registry, Version
+from workers.feature_store import compute_features, feature_path
+from workers.routed_test import answer_test_split
+from workers.router_job import RouterJob, RouterResult, run_router
+
+EVALUATION = "evaluation.json"
+CONFUSION_PLOT = "confusion.png"
+MODEL = "model"  # the folder that is registered; logs stay beside it
+
+
+def train_router(plan: Plan, registry: Registry, parent: str, view: LiveView) -> Version:
+    """Train, test and register the router for the experts that the plan's lock names."""
+    versions = {task: registry.find_expert(plan.layout.library, task, hash_) for task, hash_ in plan.lock.items()}
+    folder = plan.work("router", "router", plan.router_hash)
+    run = registry.expert_run(plan.layout.library, parent, "router", plan.router_hash,
+                              {f"router.{key}": value for key, value in plan.config.router.model_dump().items()})  # fmt: skip
+    status = "KILLED"
+    try:
+        files = _features(plan, folder, view)
+        result = _router(plan, files, folder, view)
+        model = Path(result.folder)
+        for task, version in versions.items():
+            shutil.copytree(registry.fetch(version), model / "experts" / task, dirs_exist_ok=True)  # type: ignore[arg-type]
+        evaluation = _test(plan, result, folder, view)
+        registered = _register(plan, evaluation, model, registry, run)
+        for version in versions.values():
+            registry.promote(version)  # type: ignore[arg-type]
+        status = "FINISHED"
+        return registered
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        registry.finish_run(run, status)
+
+
+def _features(plan: Plan, folder: Path, view: LiveView) -> dict[str, str]:
+    rows, cache = plan.config.router.rows_per_task, plan.layout.cache
+    jobs = {task: expert.job for task, expert in plan.experts.items()}
+    files = {task: feature_path(plan.base, job.data, plan.features, rows, cache) for task, job in jobs.items()}
+    view.stage("Stage 2: features of the frozen base", "task", {task: 0 for task in files})
+    for task in [task for task, path in files.items() if path.is_file()]:
+        view.state(task, "cached")
+    _all([_unit(plan, task, compute_features, (plan.base, jobs[task].data, plan.features, rows, cache), folder / "features" / task)
+          for task, path in files.items() if not path.is_file()], view)  # fmt: skip
+    return {task: str(path) for task, path in files.items()}
+
+
+def _router(plan: Plan, files: dict[str, str], folder: Path, view: LiveView) -> RouterResult:
+    settings = plan.config.router
+    view.stage("Stage 2: router", "router", {"router": settings.epochs})
+    job = RouterJob(plan.base, plan.features, files, plan.lock, settings, plan.config.seed, plan.router_hash,
+                    str(folder / MODEL))
+    return _all([Unit("router", run_router, (job,), folder)], view)["router"]
+
+
+def _test(plan: Plan, result: RouterResult, folder: Path, view: LiveView) -> dict[str, Any]:
+    """Answer every test row through the router; writes and returns the evaluation."""
+    view.stage("Stage 2: the routed model on the mixed test rows", "task", {task: 0 for task in plan.experts})
+    model = folder / MODEL
+    tests = _all([_unit(plan, task, answer_test_split, (model, plan.base, expert.job.data), folder / "test" / task)
+                  for task, expert in plan.experts.items()], view)  # fmt: skip
+    rows = sum(test.rows for test in tests.values())
+    evaluation = {
+        "tasks": {task: asdict(tests[task]) for task in plan.experts},
+        "routing_accuracy": sum(test.routed_right for test in tests.values()) / rows,
+        "confusion": result.confusion,
+        "confusion_tasks": list(result.tasks),
+        "metrics": result.metrics,
+    }
+    (model / EVALUATION).write_text(json.dumps(evaluation, indent=1))
+    plot_confusion(result.confusion, list(result.tasks), model / CONFUSION_PLOT)
+    return evaluation
+
+
+def _register(plan: Plan, evaluation: dict[str, Any], folder: Path, registry: Registry, run: str) -> Version:
+    metrics = {f"routed_accuracy.{task}": test["answered_right"] / test["rows"] for task, test in evaluation["tasks"].items()}
+    metrics |= {"test.routing_accuracy": evaluation["routing_accuracy"]}
+    registry.log_metrics(run, [(key, value, 0, 0) for key, value in (metrics | evaluation["metrics"]).items()])
+    for name in (EVALUATION, CONFUSION_PLOT):
+        registry.log_file(run, folder / name)
+    tags = {"base": f"{plan.base.source}:{plan.base.id}", "base_digest": plan.base.digest, "base_revision": plan.base.revision,
+            "features": str(plan.features.layers), "metric": f"test.routing_accuracy={evaluation['routing_accuracy']:.4f}"}  # fmt: skip
+    return registry.register_router(plan.layout.library, plan.router_hash, folder, plan.lock, run, tags, metrics=metrics,
+                                    base_folder=Path(plan.base.folder), promote=True)  # fmt: skip
+
+
+def _unit(plan: Plan, task: str, run: Callable[..., Any], args: tuple, folder: Path) -> Unit:
+    """A unit with the same share of the cluster as an expert's training."""
+    job, resources = plan.experts[task].job, plan.config.resources
+    options = (("threads", job.threads), ("device", job.device))
+    return Unit(task, run, args, folder, resources.cpus_per_expert, resources.gpus, options)
+
+
+def _all(units: list[Unit], view: LiveView) -> dict[str, Any]:
+    """The results of units that must all succeed; raises the first error."""
+    results: dict[str, Any] = {}
+    for news in run_units(units):
+        if news is None:
+            continue
+        for _, progress in news.progress:
+            view.progress(news.key, progress)
+        if news.error is not None:
+            view.state(news.key, "failed", str(news.error))
+            raise news.error
+        if news.done:
+            results[news.key] = news.result
+            view.state(news.key, "done")
+    return results

@@ -1,0 +1,101 @@
+"""What a run ends with: one table of the library, and where everything lies. Read from the registry alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.plan import Plan
+from orchestrator.registry import Registry
+from orchestrator.search import PARETO_PLOT, TRIALS
+from orchestrator.stage2 import CONFUSION_PLOT, EVALUATION
+
+
+def show_summary(plan: Plan, registry: Registry, source: str, console: Console) -> str:
+    """Print the tables, the places and the next commands; returns the tables as plain text for the record."""
+    router = registry.find_router(plan.layout.library, plan.router_hash)
+    assert router is not None
+    place = registry.fetch(router)
+    evaluation = json.loads((place / EVALUATION).read_text())
+    tables = [_experts(plan, registry, evaluation)]
+    places = {"experts and router": f"{plan.config.tracking_uri}  (ttmoe ui)", "routing, confusion": place / CONFUSION_PLOT}
+    if plan.search_hash and (found := registry.search_artifacts(plan.layout.library, plan.search_hash)):
+        record = json.loads((found / TRIALS).read_text())
+        tables.append(_search(record))
+        places["search, Pareto front"] = found / PARETO_PLOT
+    places["logs and files"] = plan.layout.home
+    for table in tables:
+        console.print(table)
+    console.print(_routing(evaluation))
+    console.print("\nWhere things lie")
+    for name, where in places.items():
+        console.print(f"  {name:<22} {_short(where)}", soft_wrap=True, highlight=False, markup=False)
+    console.print(_next(plan, source), soft_wrap=True, highlight=False, markup=False)
+    return _as_text(tables, evaluation)
+
+
+def _experts(plan: Plan, registry: Registry, evaluation: dict[str, Any]) -> Table:
+    table = Table(title=f"Library {plan.layout.library} on {plan.base.id}", title_justify="left")
+    table.add_column("task")
+    for head in ("classes", "majority", "expert accuracy", "routed accuracy", "adapter parameters", "LoRA-16 parameters"):
+        table.add_column(head, justify="right")
+    totals = [0.0, 0.0]
+    for task, expert in plan.experts.items():
+        version = registry.find_expert(plan.layout.library, task, expert.job.spec_hash)
+        assert version is not None
+        test = evaluation["tasks"][task]
+        accuracies = version.metrics["test.accuracy"], test["answered_right"] / test["rows"]
+        totals = [total + value for total, value in zip(totals, accuracies, strict=True)]
+        data = expert.job.data
+        table.add_row(task, str(len(data.label_names)), f"{data.majority:.3f}", *(f"{value:.3f}" for value in accuracies),
+                      f"{expert.job.parameters:,}", f"{expert.lora_parameters:,}")  # fmt: skip
+    table.add_section()
+    table.add_row("mean", "", "", *(f"{total / len(plan.experts):.3f}" for total in totals), "", "")
+    return table
+
+
+def _search(record: dict[str, Any]) -> Table:
+    table = Table(title=f"Search on {record['task']}: {len(record['trials'])} trials, the Pareto front", title_justify="left")
+    for head in ("rank", "cores", "parameters", "validation accuracy"):
+        table.add_column(head, justify="right")
+    table.add_column("shapes")
+    for trial in sorted(record["front"], key=lambda trial: trial["parameters"]):
+        shapes = ", ".join(f"{role} {text}" for role, text in json.loads(trial["shapes"]).items())
+        table.add_row(str(trial["rank"]), str(trial["cores"]), f"{trial['parameters']:,.0f}", f"{trial['accuracy']:.3f}", shapes)
+    return table
+
+
+def _routing(evaluation: dict[str, Any]) -> str:
+    rows = sum(test["rows"] for test in evaluation["tasks"].values())
+    return f"Routing accuracy {evaluation['routing_accuracy']:.3f} on {rows:,} mixed test rows, no task named."
+
+
+def _next(plan: Plan, source: str) -> str:
+    task, expert = next(iter(plan.experts.items()))
+    steps = expert.job.train.steps // 2
+    return (
+        "\nNext\n"
+        '  ttmoe predict "where is the louvre" "u have won a prize, call now"\n'
+        "  ttmoe experts ls\n"
+        "  ttmoe ui                                  # runs, experts and router in MLflow\n"
+        f"  ttmoe run {source} --set tasks.{task}.train.steps={steps}   # redoes that expert and the router only\n"
+        "  ttmoe init                                # a config for tasks of your own"
+    )
+
+
+def _short(where: Path | str) -> str:
+    """A path as seen from here, if it is below."""
+    path = Path(where)
+    return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(where)
+
+
+def _as_text(tables: list[Table], evaluation: dict[str, Any]) -> str:
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    for table in tables:
+        console.print(table)
+    console.print(_routing(evaluation))
+    return console.export_text()

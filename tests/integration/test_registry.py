@@ -1,0 +1,478 @@
+"""The registry on real SQLite stores: idempotent at every crash point, and never slower than a driver can bear."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ttmoe.errors import InputError
+
+pytestmark = [
+    pytest.mark.integration,
+    # MLflow 3.17 on SQLAlchemy 2.1: its tables name a deprecated loader; seen where pytest imports it first.
+    pytest.mark.filterwarnings("ignore:.*noload.*:DeprecationWarning"),
+]
+
+
+class TookEffect(Exception):
+    """Raised after a client call that worked: what a time-out looks like from here."""
+
+
+class FailsAfter:
+    """An MlflowClient whose n-th call that changes something works and then raises."""
+
+    READS = ("search_", "get_", "list_")
+
+    def __init__(self, client, n):
+        self.client, self.left, self.last = client, n, None
+
+    def __getattr__(self, name):
+        call = getattr(self.client, name)
+        if name.startswith(self.READS):
+            return call
+
+        def wrapped(*args, **kwargs):
+            result = call(*args, **kwargs)
+            self.left -= 1
+            if self.left == 0:
+                self.last = name
+                raise TookEffect(name)
+            return result
+
+        return wrapped
+
+
+@pytest.fixture(scope="module")
+def fresh_store(tmp_path_factory):
+    """A store with a schema and nothing in it; making one takes seconds, copying it none."""
+    from orchestrator.registry import Registry
+
+    root = tmp_path_factory.mktemp("fresh")
+    Registry.open(f"sqlite:///{root}/mlflow.db", root / "mlartifacts")
+    return root / "mlflow.db"
+
+
+@pytest.fixture
+def registry(fresh_store, tmp_path):
+    from orchestrator.registry import Registry
+
+    (tmp_path / "mlflow.db").write_bytes(fresh_store.read_bytes())
+    return Registry.open(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "mlartifacts")
+
+
+@pytest.fixture
+def expert_folder(tmp_path):
+    folder = tmp_path / "made" / "expert"
+    folder.mkdir(parents=True)
+    (folder / "expert.json").write_text('{"task": "trec"}')
+    (folder / "expert.safetensors").write_bytes(b"\0" * 100_000)
+    return folder
+
+
+def add_expert(registry, folder, task="trec", spec_hash="aa11", parent="none", **more):
+    run_id = registry.expert_run("lib", parent, task, spec_hash, {"rank": 8})
+    version = registry.register_expert("lib", task, spec_hash, folder, run_id, {"rank": 8}, **more)
+    registry.finish_run(run_id, "FINISHED")
+    return version
+
+
+def build_library(registry, folder, router_folder):
+    """Everything a driver writes, in its order."""
+    registry.close_stale("lib")
+    parent = registry.start_run("lib", "run", {"version": "0.1"}, "a: 1\n", {"experts": ["trec"]})
+    run_id = registry.expert_run("lib", parent, "trec", "aa11", {"rank": 8, "shape": "4x8"})
+    registry.log_metrics(run_id, [("loss", 1 / (step + 1), step, 1000 + step) for step in range(5)])
+    registry.register_expert("lib", "trec", "aa11", folder, run_id, {"rank": 8}, metrics={"accuracy": 0.95}, promote=True)
+    registry.finish_run(run_id, "FINISHED")
+    registry.register_router("lib", "bb22", router_folder, {"trec": "aa11"}, parent, {})
+    registry.tag_run(parent, {"report": "done"})
+    registry.log_text(parent, "<html>", "report.html")
+    registry.finish_run(parent, "FINISHED")
+
+
+def all_runs(registry, status=None):
+    ids = [each.experiment_id for each in registry.client.search_experiments()]
+    return [run for run in registry.client.search_runs(ids) if status in (None, run.info.status)]
+
+
+@pytest.fixture
+def router_folder(tmp_path, expert_folder):
+    folder = tmp_path / "made" / "router"
+    inside = folder / "experts" / "trec"
+    inside.mkdir(parents=True)
+    for file in expert_folder.iterdir():
+        (inside / file.name).write_bytes(file.read_bytes())
+    (folder / "router.json").write_text(json.dumps({"base": {"id": "tiny"}, "lock": {"trec": "aa11"}}))
+    (folder / "router.safetensors").write_bytes(b"\0" * 10)
+    return folder
+
+
+def test_an_expert_is_registered_and_found(registry, expert_folder):
+    version = add_expert(registry, expert_folder, metrics={"accuracy": 0.9534}, description="six classes")
+    assert (version.name, version.version, version.aliases) == ("lib.trec", 1, ("candidate",))
+    assert version.metrics == {"accuracy": 0.9534}
+    assert version.tags["rank"] == "8"
+    assert registry.find_expert("lib", "trec", "aa11") == version
+    assert registry.find_expert("lib", "trec", "other") is None
+    assert registry.find_expert("other", "trec", "aa11") is None
+    raw = registry.client.get_model_version("lib.trec", "1")
+    assert raw.tags["ttmoe.spec_hash"] == "aa11"
+    assert raw.status == "READY"
+    assert registry.client.get_registered_model("lib.trec").tags["ttmoe.kind"] == "expert"
+
+
+def test_fetch_from_a_local_store_copies_nothing_and_says_when_files_are_gone(registry, expert_folder, tmp_path):
+    version = add_expert(registry, expert_folder)
+    folder = registry.fetch(version)
+    assert folder.is_relative_to(tmp_path / "mlartifacts" / "lib")
+    assert (folder / "expert.safetensors").read_bytes() == (expert_folder / "expert.safetensors").read_bytes()
+    with pytest.raises(InputError, match=r"lib\.trec version 1.*gone"):
+        registry.fetch(replace(version, uri=version.uri + "-elsewhere"))
+
+
+def test_a_spec_has_one_version_which_never_changes(registry, expert_folder):
+    first = add_expert(registry, expert_folder)
+    (expert_folder / "expert.json").write_text("retrained")
+    again = add_expert(registry, expert_folder, promote=True)
+    assert again.version == 1
+    assert again.aliases == ("candidate", "champion")
+    assert (registry.fetch(first) / "expert.json").read_text() == '{"task": "trec"}'
+
+
+def test_aliases_follow_the_spec_that_is_asked_for(registry, expert_folder):
+    add_expert(registry, expert_folder, spec_hash="aa11", promote=True)
+    second = add_expert(registry, expert_folder, spec_hash="cc33")
+    assert second.version == 2
+    assert [(v.version, v.aliases) for v in registry.experts("lib")] == [(1, ("champion",))]
+    registry.promote(second)
+    assert [v.version for v in registry.experts("lib")] == [2]
+    back = add_expert(registry, expert_folder, spec_hash="aa11", promote=True)
+    assert back.version == 1
+    assert [v.version for v in registry.experts("lib")] == [1]
+    assert [v.version for v in registry.experts("lib", every=True)] == [1, 2]
+
+
+def test_runs_of_a_spec_are_continued_not_doubled(registry):
+    first = registry.start_run("lib", "run", {}, "a: 1\n", {})
+    run_id = registry.expert_run("lib", first, "trec", "aa11", {"rank": 8})
+    registry.finish_run(run_id, "FAILED")
+    second = registry.start_run("lib", "run", {}, "a: 1\n", {})
+    assert registry.expert_run("lib", second, "trec", "aa11", {"rank": 8, "seed": 1}) == run_id
+    run = registry.client.get_run(run_id)
+    assert run.info.status == "RUNNING"
+    assert run.data.params == {"rank": "8", "seed": "1"}
+    assert run.data.tags["mlflow.parentRunId"] == second
+    trial = registry.expert_run("lib", second, "trec", "aa11", {}, search=True)
+    assert trial != run_id  # a search's experiment is its own
+
+
+def test_runs_and_versions_made_twice_by_a_retried_request_become_one(registry, expert_folder):
+    """An HTTP client repeats a request whose answer was lost; the server then has done it twice."""
+    version = add_expert(registry, expert_folder)
+    tags = registry.client.get_model_version("lib.trec", "1").tags
+    client = registry.client
+
+    class Twice(FailsAfter):
+        def __getattr__(self, name):
+            call = getattr(client, name)
+            return (lambda *a, **k: [call(*a, **k), call(*a, **k)][1]) if name.startswith("create_model_version") else call
+
+    twice = replace(registry, client=Twice(client, 0))
+    made = add_expert(twice, expert_folder, spec_hash="dd44")
+    assert made.version == 2
+    assert [v.version for v in registry.experts("lib", every=True)] == [1, 2]
+
+    experiment = registry.experiment("lib").experiment_id
+    registry.client.create_run(experiment, tags={"ttmoe.spec_hash": tags["ttmoe.spec_hash"]})
+    assert registry.expert_run("lib", "none", "trec", "aa11", {}) == version.run_id
+    assert len(all_runs(registry)) == 2
+
+
+def test_one_version_whichever_call_fails_after_it_took_effect(registry, expert_folder, router_folder):
+    failed = []
+    for n in range(1, 100):
+        library_free_client = FailsAfter(registry.client, n)
+        broken = replace(registry, client=library_free_client)
+        clean(registry)
+        try:
+            build_library(broken, expert_folder, router_folder)
+        except TookEffect:
+            failed.append(library_free_client.last)
+            build_library(registry, expert_folder, router_folder)
+        else:
+            break
+        assert [(v.task, v.aliases) for v in registry.experts("lib", every=True)] == [("trec", ("candidate", "champion"))]
+        assert registry.router("lib") == registry.find_router("lib", "bb22")
+        assert len(registry.client.search_model_versions("name = 'lib.router'")) == 1
+        of_spec = [run for run in all_runs(registry) if run.data.tags.get("ttmoe.spec_hash") == "aa11"]
+        assert [run.data.metrics["loss"] for run in of_spec] == [0.2]
+        assert len(registry.client.get_metric_history(of_spec[0].info.run_id, "loss")) == 5
+        assert not all_runs(registry, "RUNNING")
+    assert {"create_experiment", "create_run", "log_batch", "log_artifacts", "create_registered_model",
+            "create_model_version", "set_registered_model_alias", "set_terminated"} <= set(failed)  # fmt: skip
+
+
+def clean(registry):
+    """Empty the store, as a library that was never run."""
+    for model in registry.client.search_registered_models():
+        registry.client.delete_registered_model(model.name)
+    with sqlite3.connect(registry.uri.removeprefix("sqlite:///")) as database:
+        for table in ("metrics", "latest_metrics", "params", "tags", "runs", "experiment_tags"):
+            database.execute(f"DELETE FROM {table}")
+        database.execute("DELETE FROM experiments WHERE experiment_id != 0")
+    database.close()
+
+
+def test_stale_runs_are_closed(registry):
+    parent = registry.start_run("lib", "run", {}, "", {})
+    registry.expert_run("lib", parent, "trec", "aa11", {})
+    registry.start_run("lib", "search", {}, "", {}, search=True)
+    other = registry.start_run("other", "run", {}, "", {})
+    assert registry.close_stale("lib") == 3
+    assert [run.info.run_id for run in all_runs(registry, "RUNNING")] == [other]
+    assert registry.close_stale("never-run") == 0
+    assert {each.name for each in registry.libraries()} == {"lib", "other"}
+
+
+def test_libraries_are_listed_latest_first_without_their_searches(registry):
+    registry.start_run("one", "run", {}, "", {})
+    time.sleep(0.01)
+    registry.start_run("two", "run", {}, "", {})
+    registry.start_run("two", "search", {}, "", {}, search=True)
+    registry.experiment("three")
+    listed = registry.libraries()
+    assert [each.name for each in listed] == ["two", "one", "three"]
+    assert listed[2].last_run is None
+
+
+def test_metrics_in_thousands_not_finite_and_sent_twice(registry):
+    run_id = registry.start_run("lib", "run", {}, "", {})
+    rows = [("loss", float(step), step, 1000 + step) for step in range(2500)] + [("bad", math.nan, 1, 1)]
+    registry.log_metrics(run_id, rows)
+    registry.log_metrics(run_id, rows)
+    assert len(registry.client.get_metric_history(run_id, "loss")) == 2500
+    assert math.isnan(registry.client.get_run(run_id).data.metrics["bad"])
+
+
+def test_a_deleted_experiment_comes_back(registry):
+    registry.client.delete_experiment(registry.experiment("lib").experiment_id)
+    assert registry.find_experiment("lib") is None
+    assert registry.experiment("lib").lifecycle_stage == "active"
+
+
+def test_names_that_would_break_the_store_are_refused(registry, expert_folder):
+    with pytest.raises(InputError, match="library"):
+        registry.experts("a/b")
+    with pytest.raises(InputError, match="spec hash"):
+        registry.find_expert("lib", "trec", "x' or name = 'y")
+    with pytest.raises(InputError, match="router"):
+        registry.register_expert("lib", "router", "aa11", expert_folder, "run", {})
+
+
+def test_the_registered_router_loads_as_a_pyfunc_model(registry, router_folder, tmp_path, monkeypatch):
+    import pandas as pd
+
+    import orchestrator.pyfunc
+    import ttmoe.routed
+
+    from ttmoe.routed import Prediction
+
+    class Fake:
+        @classmethod
+        def load(cls, folder, base):
+            assert (folder / "experts/trec/expert.safetensors").is_file()
+            assert json.loads((folder / "lock.json").read_text()) == {"trec": "aa11"}
+            assert base == "the base"
+            return cls()
+
+        def predict(self, texts):
+            return [Prediction("trec", text.upper(), 0.5, 1.0) for text in texts]
+
+    monkeypatch.setattr(ttmoe.routed, "RoutedModel", Fake)
+    monkeypatch.setattr(orchestrator.pyfunc, "find_base", lambda identity, place: {"/b": "the base"}[place])
+    run_id = registry.start_run("lib", "run", {}, "", {})
+    version = registry.register_router("lib", "bb22", router_folder, {"trec": "aa11"}, run_id, {}, base_folder=Path("/b"))
+    import mlflow.pyfunc  # after the registry, which keeps quiet what it warns of itself at its first import
+
+    model = mlflow.pyfunc.load_model(str(registry.fetch(version)))
+    answer = model.predict(pd.DataFrame({"text": ["hello", "you"]}))
+    assert answer.to_dict("list") == {"task": ["trec"] * 2, "label": ["HELLO", "YOU"], "confidence": [0.5] * 2}
+    assert model.predict(model.input_example)["task"].tolist() == ["trec"]
+    assert [column.name for column in model.metadata.signature.outputs] == ["task", "label", "confidence"]
+    with pytest.raises(mlflow.exceptions.MlflowException, match="text"):
+        model.predict(pd.DataFrame({"question": ["hello"]}))
+
+
+def test_a_base_that_is_missing_or_another_is_named(tmp_path):
+    from orchestrator.pyfunc import find_base
+
+    identity = {"id": "tiny", "digest": "0" * 64}
+    with pytest.raises(InputError, match="'tiny' is not at"):
+        find_base(identity, str(tmp_path / "none"))
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    with pytest.raises(InputError, match="not 'tiny'"):
+        find_base(identity, str(tmp_path))
+
+
+def open_and_register(root, number, barrier, results):
+    try:
+        from orchestrator.registry import Registry
+
+        barrier.wait()
+        registry = Registry.open(f"sqlite:///{root}/mlflow.db", Path(root) / "mlartifacts")
+        folder = Path(root) / f"made{number}"
+        folder.mkdir()
+        (folder / "expert.json").write_text("{}")
+        add_expert(registry, folder, task=f"task{number}", spec_hash=f"ee{number}")
+        results.put("")
+    except BaseException as error:
+        results.put(repr(error))
+
+
+def test_six_processes_open_a_fresh_store_at_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(6), context.Queue()
+    root = tmp_path / "deep" / "runs"
+    processes = [
+        context.Process(target=open_and_register, args=(str(root), number, barrier, results)) for number in range(6)
+    ]
+    root.parent.mkdir()
+    root.mkdir()
+    for process in processes:
+        process.start()
+    said = [results.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join()
+    assert said == [""] * 6
+    from orchestrator.registry import Registry
+
+    registry = Registry.open(f"sqlite:///{root}/mlflow.db", root / "mlartifacts")
+    assert [v.task for v in registry.experts("lib")] == [f"task{number}" for number in range(6)]
+
+
+def test_an_interrupted_making_of_the_store_is_begun_anew(tmp_path):
+    from orchestrator.registry import Registry
+
+    (tmp_path / "mlflow.db").touch()
+    (tmp_path / "mlflow.db.new").write_bytes(b"half")
+    assert Registry.open(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "mlartifacts").libraries() == []
+
+
+def test_an_older_schema_is_upgraded_and_kept_beside(tmp_path, registry):
+    """A store that an older MLflow left: made with its migrations up to some months ago."""
+    import sqlalchemy
+    from alembic import command
+    from mlflow.store.db import utils
+    from mlflow.store.tracking.dbmodels.initial_models import Base
+
+    from orchestrator.registry import Registry
+
+    old = tmp_path / "old.db"
+    engine = sqlalchemy.create_engine(f"sqlite:///{old}")
+    Base.metadata.create_all(engine)
+    config = utils._get_alembic_config(f"sqlite:///{old}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head-3")
+    engine.dispose()
+    assert Registry.open(f"sqlite:///{old}", tmp_path / "mlartifacts").libraries() == []
+    assert len(list(tmp_path.glob("old.db.*.bak"))) == 1
+
+    with sqlite3.connect(old) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'of-tomorrow'")
+    database.close()
+    with pytest.raises(InputError, match="newer MLflow"):
+        Registry.open(f"sqlite:///{old}", tmp_path / "mlartifacts")
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [("sqlite:///{tmp}/text.db", "not an MLflow store"), ("sqlite:///{tmp}/text.db/x.db", "cannot be made"),
+     ("http://127.0.0.1:1", "no MLflow server answers"), ("ftp://x", "no MLflow store")],
+)  # fmt: skip
+def test_a_store_that_cannot_be_opened_is_named(tmp_path, uri, says):
+    from orchestrator.registry import Registry
+
+    (tmp_path / "text.db").write_text("this is no database, but long enough to look like one to those who only count")
+    with pytest.raises(InputError, match=says):
+        Registry.open(uri.format(tmp=tmp_path), tmp_path / "mlartifacts")
+
+
+def test_a_hundred_experts_take_seconds_and_reading_them_less(registry, expert_folder):
+    started = time.perf_counter()
+    for number in range(100):
+        add_expert(registry, expert_folder, task=f"task{number:03}", spec_hash=f"ff{number}", promote=True)
+    each = (time.perf_counter() - started) / 100
+    started = time.perf_counter()
+    assert len(registry.experts("lib")) == 100
+    reading = time.perf_counter() - started
+    print(f"\nregister {each * 1000:.0f} ms an expert; read 100 in {reading * 1000:.0f} ms")
+    assert each < 0.25
+    assert reading < 1
+
+
+def test_a_tracking_server_serves_the_same_registry_and_ends_cleanly(tmp_path, registry, expert_folder):
+    """``open_ui`` on a store is a server; a remote registry works through it, and SIGTERM leaves no process."""
+    from orchestrator.registry import Registry
+    from orchestrator.ui import free_port
+
+    port = free_port(5300)
+    code = (
+        "import sys; from pathlib import Path; from rich.console import Console; from orchestrator.ui import open_ui;"
+        "open_ui(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Console())"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), registry.uri, str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as ui:
+        try:
+            assert f":{port}" in ui.stdout.readline()
+            servers = psutil.Process(ui.pid).children(recursive=True)
+            remote = Registry.open(f"http://127.0.0.1:{port}", tmp_path / "cache")
+            use_remote(remote, expert_folder)
+        finally:
+            ui.terminate()
+        assert ui.wait(timeout=30) == 0
+    assert len(servers) == 2
+    assert not psutil.wait_procs(servers, timeout=1)[1]
+    assert [v.version for v in registry.experts("lib")] == [1]
+
+
+def use_remote(remote, expert_folder):
+    version = add_expert(remote, expert_folder, metrics={"accuracy": 0.9}, promote=True)
+    assert add_expert(remote, expert_folder) == version
+    assert remote.experts("lib") == [version]
+    folder = remote.fetch(version)
+    assert folder == remote.fetch(version)
+    assert (folder / "expert.safetensors").read_bytes() == (expert_folder / "expert.safetensors").read_bytes()
+    assert [each.name for each in folder.parent.iterdir()] == [folder.name]
+    remote.log_metrics(version.run_id, [("bad", math.nan, 1, 1), ("loss", 0.5, 1, 1)])
+    assert math.isnan(remote.client.get_run(version.run_id).data.metrics["bad"])
+
+
+def test_the_ui_names_a_free_port_and_a_missing_store(tmp_path, registry):
+    from orchestrator.ui import open_ui
+
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        taken = holder.getsockname()[1]
+        with pytest.raises(InputError, match=rf"port {taken} is in use(.|\n)*--port \d+"):
+            open_ui(tmp_path, registry.uri, taken, None)
+    with pytest.raises(InputError, match="no registry"):
+        open_ui(tmp_path, f"sqlite:///{tmp_path}/none.db", taken, None)
+
+
+def test_only_the_registry_imports_mlflow():
+    code = "import sys, orchestrator.pyfunc, orchestrator.ui; assert not [m for m in sys.modules if m.startswith('mlflow')]"
+    subprocess.run([sys.executable, "-c", code], check=True)

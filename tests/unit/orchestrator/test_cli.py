@@ -1,0 +1,142 @@
+"""The command line: quick help, readable errors, exit codes, and what each command hands on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from orchestrator.cli import app
+from orchestrator.loading import STARTER, recipe_text
+from ttmoe.errors import InputError
+
+HEAVY = {"torch", "ray", "mlflow", "transformers", "datasets", "pydantic", "yaml", "numpy", "rich"}
+HELP = "import sys; from orchestrator.cli import app\ntry: app(['--help'])\nfinally: print(*sys.modules, file=sys.stderr)"
+
+
+def ttmoe(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.fixture
+def replace(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple]]:
+    """Puts a recording function in the place of a module's one; returns what it is called with."""
+
+    def put(module: str, function: str, error: BaseException | None = None) -> list[tuple]:
+        calls: list[tuple] = []
+
+        def record(*arguments: Any) -> None:
+            calls.append(arguments)
+            if error:
+                raise error
+
+        fake = types.ModuleType(module)
+        setattr(fake, function, record)
+        monkeypatch.setitem(sys.modules, module, fake)
+        return calls
+
+    return put
+
+
+def test_help_imports_nothing_heavy() -> None:
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
+    assert "run " in done.stdout
+    assert not HEAVY & {name.partition(".")[0] for name in done.stderr.split()}
+
+
+def test_help_answers_in_half_a_second() -> None:
+    def seconds() -> float:
+        start = time.perf_counter()
+        command = [sys.executable, "-c", "from orchestrator.cli import main; main()", "--help"]
+        subprocess.run(command, capture_output=True, check=True)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_version() -> None:
+    result = ttmoe("--version")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("ttmoe 0.")
+
+
+def test_init_writes_the_starter_and_says_what_next(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "mine.yaml"
+    result = ttmoe("init", str(path))
+    assert result.exit_code == 0
+    assert path.read_text() == recipe_text(STARTER)
+    assert f"ttmoe run {path}" in result.stdout
+
+
+def test_init_replaces_nothing_unasked(tmp_path: Path) -> None:
+    (tmp_path / "ttmoe.yaml").write_text("mine")
+    refused = ttmoe("init", str(tmp_path))
+    assert (refused.exit_code, (tmp_path / "ttmoe.yaml").read_text()) == (2, "mine")
+    assert "--force" in refused.stderr
+    assert ttmoe("init", str(tmp_path), "--force").exit_code == 0
+    assert (tmp_path / "ttmoe.yaml").read_text() == recipe_text(STARTER)
+
+
+def test_run_hands_on_the_loaded_config(replace: Callable[..., list[tuple]]) -> None:
+    calls = replace("orchestrator.run", "run_library")
+    result = ttmoe("run", "quickstart", "--set", "train.steps=3", "--set", "seed=4")
+    assert result.exit_code == 0, result.stderr
+    loaded = calls[0][0]
+    assert (loaded.source_name, loaded.config.train.steps, loaded.config.seed) == ("quickstart", 3, 4)
+
+
+def test_a_config_error_is_a_message_and_starts_nothing(replace: Callable[..., list[tuple]]) -> None:
+    calls = replace("orchestrator.run", "run_library")
+    result = ttmoe("run", "quickstart", "--set", "train.stesp=3")
+    expected = (
+        "error: --set train.stesp=3, train.stesp\n  unknown key (its value: 3)\n  did you mean `steps`?\n"
+    )
+    assert (result.exit_code, result.stderr, result.stdout, calls) == (2, expected, "", [])
+
+
+def test_an_error_with_neither_place_nor_remedy(replace: Callable[..., list[tuple]]) -> None:
+    replace("orchestrator.run", "run_library", InputError("it is wrong"))
+    result = ttmoe("run", "quickstart")
+    assert (result.exit_code, result.stderr) == (2, "error: it is wrong\n")
+
+
+def test_ctrl_c_is_one_line(replace: Callable[..., list[tuple]]) -> None:
+    replace("orchestrator.run", "run_library", KeyboardInterrupt())
+    result = ttmoe("run", "quickstart")
+    assert (result.exit_code, result.stderr) == (130, "stopped; type the command again to continue\n")
+
+
+def test_a_defect_keeps_its_traceback(replace: Callable[..., list[tuple]]) -> None:
+    replace("orchestrator.run", "run_library", ZeroDivisionError("a defect"))
+    assert isinstance(ttmoe("run", "quickstart").exception, ZeroDivisionError)
+
+
+def test_experts_predict_and_ui_hand_on_their_options(
+    replace: Callable[..., list[tuple]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    listed = replace("orchestrator.experts", "list_experts")
+    predicted = replace("orchestrator.predict", "predict_texts")
+    opened = replace("orchestrator.ui", "open_ui")
+    results = [
+        ttmoe("experts", "ls"),
+        ttmoe("predict", "one", "two words", "--library", "mine", "--root", "there"),
+        ttmoe("ui", "--port", "5001"),
+        ttmoe("ui", "--uri", "http://h:1"),
+    ]
+    assert [result.exit_code for result in results] == [0, 0, 0, 0], results
+    assert listed[0][:2] == (Path("runs"), None)
+    assert predicted[0][:3] == (Path("there"), "mine", ["one", "two words"])
+    assert opened[0][:3] == (Path("runs"), f"sqlite:///{tmp_path}/runs/mlflow.db", 5001)
+    assert opened[1][1] == "http://h:1"
+
+
+def test_predict_needs_a_text() -> None:
+    assert ttmoe("predict").exit_code == 2

