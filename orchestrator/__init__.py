@@ -1,1 +1,1 @@
-
+"""Who decides: config, plan, driver, registry, search and the command line."""

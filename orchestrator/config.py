@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, Field, field_serializer, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, PlainSerializer, field_validator, model_validator
 
 from orchestrator.expert_config import Adapter, BaseSource, Head
 from workers.columns import STRICT, fault
@@ -19,6 +19,14 @@ from workers.settings import Count, NotNegative, Positive, Router, Train
 from workers.task import Task
 
 Part = TypeVar("Part", bound=BaseModel)
+
+
+def _only_what_was_given(part: BaseModel) -> dict[str, Any]:
+    return part.model_dump(mode="json", exclude_unset=True)
+
+
+# A section that is laid over another: written out, it must not gain keys that it was not given.
+Overriding = Annotated[Part, PlainSerializer(_only_what_was_given)]
 
 
 def _slug(name: str) -> str:
@@ -49,13 +57,11 @@ class TaskEntry(Task):
     """A task, and what it wants otherwise than the library: only the keys written here override."""
 
     model_config = STRICT
-    train: Train = Field(default_factory=Train, description="Training settings of this task alone.")
-    adapter: Adapter = Field(default_factory=Adapter, description="Adapter settings of this task alone.")
+    train: Overriding[Train] = Field(default_factory=Train, description="This task's own training settings.")
+    adapter: Overriding[Adapter] = Field(
+        default_factory=Adapter, description="This task's own adapter settings."
+    )
     head: Head | None = Field(default=None, description="This task's head, where it differs.")
-
-    @field_serializer("train", "adapter")
-    def _only_what_was_given(self, part: BaseModel) -> dict[str, Any]:
-        return part.model_dump(mode="json", exclude_unset=True)
 
 
 class Search(BaseModel):
@@ -70,7 +76,7 @@ class Search(BaseModel):
     )
     steps: Count = Field(default=100, description="Optimiser steps of a trial.")
     max_parallel: Count | None = Field(default=None, description="Trials at a time; by default all that fit.")
-    train: Train = Field(default_factory=Train, description="Training settings of the trials alone.")
+    train: Overriding[Train] = Field(default_factory=Train, description="The trials' own training settings.")
     seed: int = Field(default=0, ge=0, description="Seed of the sampler.")
 
     @model_validator(mode="after")
@@ -81,31 +87,30 @@ class Search(BaseModel):
             raise fault("a trial's steps are said once", key=("train", "steps"), fix="use `search.steps`")
         return self
 
-    @field_serializer("train")
-    def _only_what_was_given(self, part: BaseModel) -> dict[str, Any]:
-        return part.model_dump(mode="json", exclude_unset=True)
-
 
 class Resources(BaseModel):
     """What one expert's training reserves on the cluster."""
 
     model_config = STRICT
     cpus_per_expert: Positive = Field(default=1.0, description="Processor cores.")
-    gpus_per_expert: Literal["auto"] | NotNegative = Field(
-        default=0.0, description="GPUs or a share; auto looks."
-    )
-    max_parallel: Count | None = Field(
-        default=None, description="Experts at a time; by default all that fit."
-    )
+    gpus_per_expert: Literal["auto"] | NotNegative = Field(default=0.0, description="GPUs, or auto.")
+    max_parallel: Count | None = Field(default=None, description="Experts at a time; else all that fit.")
+
+    @property
+    def gpus(self) -> float:
+        """GPUs for one expert: what is written, or with ``auto`` one where there is one."""
+        if self.gpus_per_expert != "auto":
+            return self.gpus_per_expert
+        import torch
+
+        return float(torch.cuda.is_available())
 
 
 class Storage(BaseModel):
     """Where a run writes."""
 
     model_config = STRICT
-    root: str = Field(
-        default="runs", description="The one folder that is written to, seen from where you type."
-    )
+    root: str = Field(default="runs", description="The folder of all output, seen from where you type.")
     cache: str | None = Field(default=None, description="What can be made again; by default <root>/cache.")
 
 
@@ -113,9 +118,7 @@ class Tracking(BaseModel):
     """The MLflow store."""
 
     model_config = STRICT
-    uri: str | None = Field(
-        default=None, description="The MLflow store; by default sqlite:///<root>/mlflow.db."
-    )
+    uri: str | None = Field(default=None, description="By default sqlite:///<root>/mlflow.db.")
 
 
 class Config(BaseModel):
@@ -130,9 +133,7 @@ class Config(BaseModel):
     train: Train = Field(default_factory=Train, description="How experts are trained.")
     tasks: dict[TaskName, TaskEntry] = Field(description="The tasks by name; each becomes one expert.")
     router: Router = Field(default_factory=Router, description="How the router is made.")
-    search: Search | None = Field(
-        default=None, description="A search over ranks and shapes; none by default."
-    )
+    search: Search | None = Field(default=None, description="A search over ranks and shapes.")
     resources: Resources = Field(default_factory=Resources, description="What one expert reserves.")
     storage: Storage = Field(default_factory=Storage, description="Where a run writes.")
     tracking: Tracking = Field(default_factory=Tracking, description="The MLflow store.")

@@ -1,4 +1,4 @@
-"""What MLflow loads a registered router with: a table of texts in, a table of tasks, labels and confidences out."""
+"""What MLflow loads a registered router with: texts in; tasks, labels and confidences out."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class RouterModel:
 
 
 def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> RouterModel:
-    """MLflow's entry point. ``path`` is the registered folder; ``model_config["base"]`` is where the base lies.
+    """MLflow's entry point. ``path`` is the registered folder; ``model_config["base"]`` says where the base
+    lies (or the variable TTMOE_BASE, which comes first).
 
     Raises InputError when it is not there or is another base than the router was trained on.
     """
@@ -44,12 +45,20 @@ def _load_pyfunc(path: str, model_config: dict[str, Any] | None = None) -> Route
     return RouterModel(RoutedModel.load(folder, find_base(identity, place)))
 
 
+def load_folder(folder: Path) -> RouterModel:
+    """The model in a registered folder, on the base that the folder's MLmodel file names."""
+    import yaml
+
+    described = yaml.safe_load((folder / "MLmodel").read_text())["flavors"]["python_function"]
+    return _load_pyfunc(str(folder), described.get("config"))
+
+
 def find_base(identity: dict[str, Any], place: str) -> Base:
     """The base of that identity in the folder ``place``."""
     fix = 'give its folder: load_model(uri, model_config={"base": folder}), or the variable TTMOE_BASE'
     if not place or not Path(place).is_dir():
         raise InputError(f"base {identity['id']!r} is not at {place!r}", where="base", fix=fix)
     if (digest := digest_folder(Path(place))) != identity["digest"]:
-        raise InputError(f"{place} holds base {digest[:12]}, not {identity['id']!r} ({identity['digest'][:12]})",
-                         where="base", fix=fix)  # fmt: skip
+        wanted = f"{identity['id']!r} ({identity['digest'][:12]})"
+        raise InputError(f"{place} holds base {digest[:12]}, not {wanted}", where="base", fix=fix)
     return Base(**identity, folder=place)

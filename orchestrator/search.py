@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from orchestrator.live import LiveView
-from orchestrator.plan import Plan, with_adapter
+from orchestrator.plan import Plan
 from orchestrator.plots import plot_pareto
 from orchestrator.registry import Registry
-from orchestrator.search_space import chosen_adapter, pareto_front, search_space
-from ttmoe.adapter import AdapterSpec, count_lora, plan_groups
+from orchestrator.search_space import pareto_front, search_space
+from ttmoe.adapter import count_lora, plan_groups
 from ttmoe.base import empty_body
 from workers.expert_job import ExpertJob
 
@@ -65,20 +66,22 @@ def _tune(plan: Plan, job: ExpertJob, space: dict[str, list[Any]], view: LiveVie
     from ray.tune.search import ConcurrencyLimiter
     from ray.tune.search.optuna import OptunaSearch
 
+    from orchestrator.tune_trial import Trial, Watch
+
     search, resources = plan.config.search, plan.config.resources
     assert search is not None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=search.seed, n_startup_trials=max(4, search.trials // 3))
-    chooser: Any = OptunaSearch(space=lambda trial: {name: trial.suggest_categorical(name, options) for name, options in space.items()} and None,
-                                sampler=sampler, metric=["accuracy", "parameters"], mode=["max", "min"])  # fmt: skip
+    chooser: Any = OptunaSearch(space=partial(_suggest, space), sampler=sampler,
+                                metric=["accuracy", "parameters"], mode=["max", "min"])  # fmt: skip
     if search.max_parallel:
         chooser = ConcurrencyLimiter(chooser, search.max_parallel)
-    trainable = tune.with_resources(_trainable(plan, job), {"CPU": resources.cpus_per_expert, "GPU": resources.gpus})
+    trainable = tune.with_resources(tune.with_parameters(Trial, plan=plan, job=job), {"CPU": resources.cpus_per_expert, "GPU": resources.gpus})
     folder = plan.work("search", search.task, str(plan.search_hash))
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(search_alg=chooser, num_samples=search.trials, reuse_actors=True),
-        run_config=tune.RunConfig(name="tune", storage_path=str(folder), verbose=0, callbacks=[_watch(view)],
+        run_config=tune.RunConfig(name="tune", storage_path=str(folder), verbose=0, callbacks=[Watch(view)],
                                   failure_config=tune.FailureConfig(max_failures=1)),
     )  # fmt: skip
     results = tuner.fit()
@@ -88,61 +91,6 @@ def _tune(plan: Plan, job: ExpertJob, space: dict[str, list[Any]], view: LiveVie
             for result in results]  # fmt: skip
 
 
-def trial_job(plan: Plan, model: Any, job: ExpertJob, choice: dict[str, Any]) -> tuple[ExpertJob, dict[str, Any]]:
-    """The job of one choice, and what is recorded of it."""
-    adapter: AdapterSpec = replace(job.adapter, **chosen_adapter(job.adapter, choice))
-    groups = plan_groups(model, adapter)
-    trial = with_adapter(plan, job.task, groups, adapter, job.train)
-    shapes = {group.role: str(group.method).removeprefix("tt:") for group in groups}
-    cores = max(len(group.method.core_shapes) for group in groups)
-    return trial, {"rank": choice["rank"], "cores": cores, "shapes": json.dumps(shapes), "spec_hash": trial.spec_hash}
-
-
-def _trainable(plan: Plan, job: ExpertJob) -> type:
-    from ray import tune
-
-    from workers.trial import TrialBench
-
-    class Trial(tune.Trainable):
-        """One trial a step; the process, and the base in it, serves trial after trial."""
-
-        def setup(self, config: dict[str, Any]) -> None:
-            self.model, self.bench = empty_body(plan.base), TrialBench.load(job)
-
-        def step(self) -> dict[str, Any]:
-            trial, described = trial_job(plan, self.model, job, self.config)
-            return {**self.bench.run(trial), **described, "done": True}
-
-        def reset_config(self, new_config: dict[str, Any]) -> bool:
-            self.config = new_config
-            return True
-
-        def save_checkpoint(self, checkpoint_dir: str) -> None:
-            """A trial is one step: there is nothing to resume from."""
-
-        def load_checkpoint(self, checkpoint: Any) -> None:
-            """See ``save_checkpoint``."""
-
-    return Trial
-
-
-def _watch(view: LiveView) -> Any:
-    from ray import tune
-
-    class Watch(tune.Callback):
-        def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            view.state(_name(trial), "training")
-
-        def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            result = trial.last_result
-            note = f"rank {result['rank']}, {result['cores']} cores, {result['parameters']:.0f} parameters"
-            view.state(_name(trial), "done", note, {"validation.accuracy": result["accuracy"]})
-
-        def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            view.state(_name(trial), "failed", "see its error.txt")
-
-    return Watch()
-
-
-def _name(trial: Any) -> str:
-    return str(trial.trial_id).split("_")[-1]
+def _suggest(space: dict[str, list[Any]], trial: Any) -> None:
+    for name, options in space.items():
+        trial.suggest_categorical(name, options)

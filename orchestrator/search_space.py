@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.config import Search
-from ttmoe.adapter import AdapterSpec, Group
+from ttmoe.adapter import Group
 from ttmoe.errors import InputError
 from ttmoe.shapes import candidate_shapes
 
@@ -33,7 +33,7 @@ def search_space(groups: list[Group], search: Search) -> dict[str, list[Any]]:
     return space
 
 
-def chosen_adapter(adapter: AdapterSpec, choice: dict[str, Any]) -> dict[str, Any]:
+def chosen_adapter(choice: dict[str, Any]) -> dict[str, Any]:
     """The fields of an adapter that a choice from the space replaces."""
     shapes = {name.removeprefix("shape."): text for name, text in choice.items() if name.startswith("shape.")}
     return {"method": "tt", "rank": choice["rank"], "shape": shapes}

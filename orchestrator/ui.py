@@ -32,8 +32,8 @@ class Console(Protocol):
 def open_ui(root: Path, uri: str, port: int, console: Console) -> None:
     """Serve the store at ``uri`` on ``127.0.0.1:port`` until Ctrl-C or SIGTERM; nothing is left running.
 
-    ``root`` holds the store's ``mlartifacts`` and gets the server's log. A store that is a server already is only
-    named. Raises InputError when there is no store, the port is taken, or the server does not come up.
+    ``root`` holds the store's ``mlartifacts`` and gets the server's log. A store that is a server already is
+    only named. Raises InputError when there is no store, the port is taken, or the server does not come up.
     """
     if uri.startswith(("http://", "https://")):
         console.print(f"MLflow UI: {uri}")
@@ -52,7 +52,9 @@ def open_ui(root: Path, uri: str, port: int, console: Console) -> None:
             _wait_healthy(server, port, root / "ui.log")
             console.print(f"MLflow UI: http://{_HOST}:{port}/#/models  (Ctrl-C ends it)")
             if server.wait() != 0:
-                raise InputError(f"the MLflow server ended with code {server.returncode}", where=str(root / "ui.log"))
+                raise InputError(
+                    f"the MLflow server ended with code {server.returncode}", where=str(root / "ui.log")
+                )
         except KeyboardInterrupt:
             pass
         finally:
@@ -66,8 +68,9 @@ def free_port(port: int) -> int | None:
 
 def _command(root: Path, uri: str, port: int) -> list[str]:
     artifacts = (root / "mlartifacts").absolute().as_uri()
-    return [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--artifacts-destination", artifacts,
-            "--host", _HOST, "--port", str(port), "--workers", "1"]  # fmt: skip
+    store = ["--backend-store-uri", uri, "--artifacts-destination", artifacts]
+    place = ["--host", _HOST, "--port", str(port), "--workers", "1"]
+    return [sys.executable, "-m", "mlflow", "server", *store, *place]
 
 
 def _environment() -> dict[str, str]:
@@ -78,15 +81,15 @@ def _environment() -> dict[str, str]:
 def _check_store(uri: str) -> None:
     path = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not path.is_file():
-        raise InputError(f"there is no registry at {path} yet", where="storage.root",
-                         fix="run a library first (ttmoe run), or name the folder it was run into")  # fmt: skip
+        fix = "run a library first (ttmoe run), or name the folder it was run into"
+        raise InputError(f"there is no registry at {path} yet", where="storage.root", fix=fix)
 
 
 def _check_port(port: int) -> None:
     if _is_taken(port):
         free = free_port(port + 1)
-        raise InputError(f"port {port} is in use", where="--port",
-                         fix=f"use --port {free}" if free else "use another port")  # fmt: skip
+        fix = f"use --port {free}" if free else "use another port"
+        raise InputError(f"port {port} is in use", where="--port", fix=fix)
 
 
 def _is_taken(port: int) -> bool:
@@ -143,7 +146,9 @@ def _stop_signals() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {
+        number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     try:
         yield
     finally:

@@ -1,1 +1,1 @@
-
+"""One training process: data, loop, features, evaluation."""

@@ -19,32 +19,32 @@ class Train(BaseModel):
     """How an expert is trained."""
 
     model_config = STRICT
-    steps: Count = Field(300, description="Optimiser steps, at most.")
-    batch_size: Count = Field(32, description="Rows in a step.")
-    lr: Positive = Field(5e-3, description="Learning rate of the adapter.")
-    head_lr: Positive = Field(5e-3, description="Learning rate of the head.")
-    weight_decay: NotNegative = Field(0.0, description="Decoupled weight decay.")
-    warmup: Share = Field(0.06, description="The share of the steps in which the learning rate rises.")
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="How it falls afterwards.")
-    eval_every: Count = Field(50, description="Steps between evaluations on the validation split.")
-    patience: int = Field(5, ge=0, description="Evaluations without improvement before stopping; 0 never stops.")
-    clip: NotNegative = Field(1.0, description="The largest gradient norm; 0 leaves gradients alone.")
-    label_smoothing: Share = Field(0.0, description="The share of a label spread over the other classes.")
-    seed: int | None = Field(None, ge=0, description="Seed of this training; by default the config's seed.")
+    steps: Count = Field(default=300, description="Optimiser steps, at most.")
+    batch_size: Count = Field(default=32, description="Rows in a step.")
+    lr: Positive = Field(default=5e-3, description="Learning rate of the adapter.")
+    head_lr: Positive = Field(default=5e-3, description="Learning rate of the head.")
+    weight_decay: NotNegative = Field(default=0.0, description="Decoupled weight decay.")
+    warmup: Share = Field(default=0.06, description="The share of the steps in which the learning rate rises.")
+    schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="How it falls afterwards.")
+    eval_every: Count = Field(default=50, description="Steps between evaluations on the validation split.")
+    patience: int = Field(default=5, ge=0, description="Evaluations without improvement before stopping; 0 never stops.")
+    clip: NotNegative = Field(default=1.0, description="The largest gradient norm; 0 leaves gradients alone.")
+    label_smoothing: Share = Field(default=0.0, description="The share of a label spread over the other classes.")
+    seed: int | None = Field(default=None, ge=0, description="Seed of this training; by default the config's seed.")
 
 
 class Router(BaseModel):
     """The router: what it reads and how it is trained."""
 
     model_config = STRICT
-    kind: Literal["linear"] = Field("linear", description="The form of the router.")
+    kind: Literal["linear"] = Field(default="linear", description="The form of the router.")
     layers: Literal["all", "last", "embeddings"] | tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        "all", description="Hidden states it reads: all, last, embeddings, or indexes (0 is the embeddings)."
+        default="all", description="Hidden states it reads: all, last, embeddings, or indexes (0 is the embeddings)."
     )
-    pooling: Pooling = Field("auto", description="How token states become one vector; auto is the base's.")
-    rows_per_task: Count = Field(2000, description="Training rows taken from each task, at most.")
-    epochs: Count = Field(30, description="Passes over these rows.")
-    lr: Positive = Field(1e-2, description="Learning rate.")
-    weight_decay: NotNegative = Field(1e-4, description="Decoupled weight decay.")
-    noise: NotNegative = Field(0.0, description="Deviation of the noise on the scores in training.")
-    batch_size: Count = Field(256, description="Rows in a step.")
+    pooling: Pooling = Field(default="auto", description="How token states become one vector; auto is the base's.")
+    rows_per_task: Count = Field(default=2000, description="Training rows taken from each task, at most.")
+    epochs: Count = Field(default=30, description="Passes over these rows.")
+    lr: Positive = Field(default=1e-2, description="Learning rate.")
+    weight_decay: NotNegative = Field(default=1e-4, description="Decoupled weight decay.")
+    noise: NotNegative = Field(default=0.0, description="Deviation of the noise on the scores in training.")
+    batch_size: Count = Field(default=256, description="Rows in a step.")

@@ -10,7 +10,7 @@ import os
 import warnings
 from pathlib import Path
 
-# Read by MLflow at import. Unless told not to, it reports home, prints addresses, draws bars and logs migrations.
+# Read by MLflow at import. Unless told not to, it reports home, prints addresses and draws bars.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -18,9 +18,10 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
 with warnings.catch_warnings():
-    # MLflow 3.17 declares its tables with a loader that SQLAlchemy 2.1 deprecates, at import and nowhere later.
+    # MLflow 3.17 declares its tables with a loader that SQLAlchemy 2.1 deprecates; only its import warns.
     warnings.simplefilter("ignore", DeprecationWarning)
     from orchestrator.registry.experts import list_experts, register_expert
+    from orchestrator.registry.folders import fetch
     from orchestrator.registry.routers import current_router, find_router, register_router
     from orchestrator.registry.runs import (
         close_stale,
@@ -32,8 +33,9 @@ with warnings.catch_warnings():
         start_run,
         tag_run,
     )
+    from orchestrator.registry.searches import search_artifacts
     from orchestrator.registry.store import Library, Store, libraries, open_store
-    from orchestrator.registry.versions import Version, fetch, find, promote
+    from orchestrator.registry.versions import Version, find, promote
 
 __all__ = ["Library", "Registry", "Version"]
 
@@ -43,7 +45,7 @@ class Registry(Store):
 
     @classmethod
     def open(cls, uri: str, artifact_root: Path) -> Registry:
-        """Open the store, made first where it is a new SQLite file. Raises InputError when that cannot be done."""
+        """Open the store, made first where it is a new SQLite file. Raises InputError when it cannot be."""
         store = open_store(uri, artifact_root)
         return cls(store.client, store.uri, store.artifact_root)
 
@@ -65,6 +67,8 @@ class Registry(Store):
     register_router = register_router
     find_router = find_router
     router = current_router
+
+    search_artifacts = search_artifacts
 
     promote = promote
     fetch = fetch

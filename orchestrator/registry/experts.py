@@ -5,30 +5,52 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from orchestrator.registry.folders import artifact_uri
 from orchestrator.registry.store import Store
-from orchestrator.registry.versions import CANDIDATE, CHAMPION, Version, artifact_uri, every_version, register
+from orchestrator.registry.versions import (
+    CANDIDATE,
+    CHAMPION,
+    Entry,
+    Version,
+    every_version,
+    register,
+)
 from ttmoe.errors import InputError
 
 ROUTER = "router"
 
 
-def register_expert(store: Store, library: str, task: str, spec_hash: str, folder: Path, run_id: str, tags: dict[str, Any],
-                    *, metrics: dict[str, float] | None = None, description: str = "", promote: bool = False) -> Version:  # fmt: skip
+def register_expert(
+    store: Store,
+    library: str,
+    task: str,
+    spec_hash: str,
+    folder: Path,
+    run_id: str,
+    tags: dict[str, Any],
+    *,
+    metrics: dict[str, float] | None = None,
+    description: str = "",
+    promote: bool = False,
+) -> Version:
     """Upload a verified expert's folder to its run and register it; at most one version per spec hash.
 
-    A spec that has a version keeps it, files included: versions never change. It becomes the candidate again, and the
-    champion where ``promote`` says so. ``tags`` get our prefix; ``metrics`` stay with the version.
+    A spec that has a version keeps it, files included: versions never change. It becomes the candidate
+    again, and the champion where ``promote`` says so. ``tags`` get our prefix; ``metrics`` stay with it.
     """
     if task == ROUTER:
-        raise InputError("a task cannot be called 'router': the library's router has that name", where=f"tasks.{task}",
-                         fix="choose another name")  # fmt: skip
+        raise InputError(
+            "a task cannot be called 'router': the library's router has that name",
+            where=f"tasks.{task}",
+            fix="choose another name",
+        )
 
     def upload() -> str:
         store.client.log_artifacts(run_id, str(folder), "expert")
         return artifact_uri(store, run_id, "expert")
 
-    return register(store, library, task, spec_hash, upload, kind="expert", run_id=run_id, tags=tags,
-                    metrics=metrics or {}, description=description, promote=promote)  # fmt: skip
+    entry = Entry("expert", run_id, tags, metrics or {}, description)
+    return register(store, library, task, spec_hash, upload, entry, promote=promote)
 
 
 def list_experts(store: Store, library: str, *, every: bool = False) -> list[Version]:

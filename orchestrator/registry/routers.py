@@ -11,20 +11,32 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.registry.experts import ROUTER
+from orchestrator.registry.folders import artifact_uri
 from orchestrator.registry.store import Store
-from orchestrator.registry.versions import CHAMPION, Version, artifact_uri, by_alias, find, register
+from orchestrator.registry.versions import CHAMPION, Entry, Version, by_alias, find, register
 
 # Written out, because MLflow would load the model to find them.
 _REQUIREMENTS = ("ttmoe", "torch", "transformers", "safetensors")
 
 
-def register_router(store: Store, library: str, spec_hash: str, folder: Path, lock: dict[str, Any], run_id: str,
-                    tags: dict[str, Any], *, base_folder: Path | None = None, metrics: dict[str, float] | None = None,
-                    description: str = "", promote: bool = True) -> Version:  # fmt: skip
-    """Register the router in ``folder`` (``router.*`` and ``experts/<task>/``) with its ``lock``, once per spec hash.
+def register_router(
+    store: Store,
+    library: str,
+    spec_hash: str,
+    folder: Path,
+    lock: dict[str, Any],
+    run_id: str,
+    tags: dict[str, Any],
+    *,
+    base_folder: Path | None = None,
+    metrics: dict[str, float] | None = None,
+    description: str = "",
+    promote: bool = True,
+) -> Version:
+    """Register the router in ``folder`` (``router.*``, ``experts/<task>/``) and its ``lock``, once per spec.
 
-    What is registered is whole: MLflow loads it as a pyfunc model on the base in ``base_folder``, or on another place
-    of the same base with ``load_model(uri, model_config={"base": folder})``.
+    What is registered is whole: MLflow loads it as a pyfunc model on the base in ``base_folder``, or where
+    the same base lies elsewhere, with ``load_model(uri, model_config={"base": folder})``.
     """
 
     def upload() -> str:
@@ -34,8 +46,8 @@ def register_router(store: Store, library: str, spec_hash: str, folder: Path, lo
             store.client.log_artifacts(run_id, str(model), ROUTER)
         return artifact_uri(store, run_id, ROUTER)
 
-    return register(store, library, ROUTER, spec_hash, upload, kind=ROUTER, run_id=run_id, tags=tags,
-                    metrics=metrics or {}, description=description, promote=promote)  # fmt: skip
+    entry = Entry(ROUTER, run_id, tags, metrics or {}, description)
+    return register(store, library, ROUTER, spec_hash, upload, entry, promote=promote)
 
 
 def find_router(store: Store, library: str, spec_hash: str) -> Version | None:

@@ -19,9 +19,17 @@ _PER_BATCH = 1000  # MLflow's limits for one request
 _PARAMS_PER_BATCH = 100
 
 
-def start_run(store: Store, library: str, name: str, tags: dict[str, Any], config_text: str,
-              plan: dict[str, Any], *, search: bool = False) -> str:  # fmt: skip
-    """Start the parent run of one ``ttmoe run`` (or search) with its config and plan as artifacts; its run id."""
+def start_run(
+    store: Store,
+    library: str,
+    name: str,
+    tags: dict[str, Any],
+    config_text: str,
+    plan: dict[str, Any],
+    *,
+    search: bool = False,
+) -> str:
+    """Start the parent run of one ``ttmoe run`` (or search), its config and plan as artifacts; its id."""
     experiment = store.experiment(library, search=search).experiment_id
     kind = "search" if search else "run"
     run_id = store.client.create_run(experiment, run_name=name, tags=_tags(kind, library, tags)).info.run_id
@@ -30,8 +38,16 @@ def start_run(store: Store, library: str, name: str, tags: dict[str, Any], confi
     return run_id
 
 
-def expert_run(store: Store, library: str, parent: str, task: str, spec_hash: str, params: dict[str, Any],
-               *, search: bool = False) -> str:  # fmt: skip
+def expert_run(
+    store: Store,
+    library: str,
+    parent: str,
+    task: str,
+    spec_hash: str,
+    params: dict[str, Any],
+    *,
+    search: bool = False,
+) -> str:
     """The child run of a spec: the one there is, continued below ``parent``, or a new one; its run id.
 
     ``search`` makes it a trial in the experiment of the library's searches.
@@ -69,7 +85,7 @@ def now_ms() -> int:
 
 
 def tag_run(store: Store, run_id: str, tags: dict[str, Any]) -> None:
-    """Set tags; keys are put under ``ttmoe.`` but for MLflow's own (``mlflow.note.content`` is shown on the page)."""
+    """Set tags under ``ttmoe.``, but for MLflow's own (``mlflow.note.content`` shows on a run's page)."""
     store.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in prefixed(tags).items()])
 
 
@@ -92,17 +108,14 @@ def finish_run(store: Store, run_id: str, status: Status) -> None:
 
 
 def close_stale(store: Store, library: str) -> int:
-    """Mark as KILLED the runs that dead drivers left RUNNING; how many. Only for the holder of the library's lock."""
-    closed = 0
-    for search in (False, True):
-        if experiment := store.find_experiment(library, search=search):
-            ids = [experiment.experiment_id]
-            query = "attributes.status = 'RUNNING'"
-            stale = pages(lambda token, i=ids, q=query: store.client.search_runs(i, q, page_token=token))  # type: ignore[misc]
-            for run in list(stale):
-                finish_run(store, run.info.run_id, "KILLED")
-                closed += 1
-    return closed
+    """Mark as KILLED what dead drivers left RUNNING; how many. Only for the holder of the library's lock."""
+    found = [store.find_experiment(library, search=search) for search in (False, True)]
+    ids = [experiment.experiment_id for experiment in found if experiment]
+    running = "attributes.status = 'RUNNING'"
+    stale = list(pages(lambda token: store.client.search_runs(ids, running, page_token=token))) if ids else []
+    for run in stale:
+        finish_run(store, run.info.run_id, "KILLED")
+    return len(stale)
 
 
 def _of_spec(store: Store, experiment: str, spec_hash: str) -> list[Run]:

@@ -1,7 +1,7 @@
 """The SQLite file of a store: made whole or not at all, and brought up to date by one process at a time.
 
-Processes that open an empty database at once all run MLflow's migrations and break it. So the file is built beside its
-place under a lock and renamed into it: a file that is there is a complete store, also after a crash.
+Processes that open an empty database at once all run MLflow's migrations and break it. So the file is built
+beside its place under a lock and renamed into it: a file that is there is a complete store, crash or not.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def _make(path: Path, artifact_root: Path) -> None:
         left_over.unlink(missing_ok=True)
     SqlAlchemyStore(f"sqlite:///{new}", artifact_root.as_uri())._dispose_engine()
     if not _on_network(path):
-        # With a write-ahead log a transaction waits for the disk once instead of four times: 93 ms an expert, not
-        # 230, on a busy machine. It needs memory shared by all who open the file, so only one host can.
+        # With a write-ahead log a transaction waits for the disk once, not several times: 93 ms an expert and
+        # not 230 on a busy machine. It needs memory shared by all who open the file, so one host only.
         with closing(sqlite3.connect(new)) as database:
             database.execute("PRAGMA journal_mode=WAL")
     os.replace(new, path)

@@ -1,4 +1,4 @@
-"""One MLflow store: where it is, how it is opened, and its experiments. Importing this module imports MLflow."""
+"""One MLflow store: where it is, how it is opened, and its experiments."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from orchestrator.registry.schema import open_sqlite, sqlite_path
 from ttmoe.errors import InputError
 
 TAG = "ttmoe."
+_WHERE = "storage.mlflow"
 _DATABASES = ("postgresql", "mysql", "mssql")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}")
 
 
 @dataclass(frozen=True)
 class Library:
-    """A library as the store knows it; ``last_run`` is when its last ``ttmoe run`` started, if there was one."""
+    """A library in the store; ``last_run`` is when its last ``ttmoe run`` started, if there was one."""
 
     name: str
     last_run: datetime | None
@@ -33,7 +34,7 @@ class Library:
 
 @dataclass(frozen=True)
 class Store:
-    """An open store. ``artifact_root`` holds artifacts, or for a server the copies that were fetched from it."""
+    """An open store. ``artifact_root`` holds its artifacts, or copies of what was fetched from a server."""
 
     client: MlflowClient
     uri: str
@@ -75,25 +76,31 @@ def open_store(uri: str, artifact_root: Path) -> Store:
     if uri.startswith(("http://", "https://")):
         _probe(uri)
     elif not uri.startswith(_DATABASES):
-        raise InputError(f"{uri!r} is no MLflow store", where="storage.mlflow",
-                         fix="use sqlite:///file, http(s)://server, or a postgresql/mysql address")  # fmt: skip
+        raise InputError(
+            f"{_shown(uri)} is no MLflow store",
+            where=_WHERE,
+            fix="use sqlite:///file, http(s)://server, or a postgresql/mysql address",
+        )
     try:
         client = MlflowClient(uri, uri)
         client.search_experiments(max_results=1)
     except Exception as error:  # drivers, servers and MLflow each raise their own kinds
-        raise InputError(f"the MLflow store at {_shown(uri)} cannot be used: {_first_line(error)}", where="storage.mlflow",
-                         fix="check the address, the rights and that its MLflow version fits this one") from error  # fmt: skip
+        raise InputError(
+            f"the MLflow store at {_shown(uri)} cannot be used: {_first_line(error)}",
+            where=_WHERE,
+            fix="check the address, the rights and that its MLflow version fits this one",
+        ) from error
     return Store(client, uri, root)
 
 
 def experiment_name(library: str, *, search: bool = False) -> str:
-    """What the library's experiment is called. Raises InputError for a name that MLflow or a path cannot carry."""
+    """What the library's experiment is called. Raises InputError for a name that cannot be one."""
     check_name(library, "library")
     return f"{library}.search" if search else library
 
 
 def check_name(name: str, what: str) -> None:
-    """Raise InputError unless ``name`` can be part of an experiment, a registered model, a path and a filter."""
+    """Raise InputError unless ``name`` can be part of a model's name, a path and a filter."""
     if not _NAME.fullmatch(name):
         raise InputError(f"{name!r} cannot name a {what}", where=what, fix="use letters, digits, _ . and -")
 
@@ -135,8 +142,12 @@ def libraries(store: Store) -> list[Library]:
         name = experiment.tags.get(TAG + "library")
         if name != experiment.name:  # searches carry their library's tag too
             continue
-        runs = store.client.search_runs([experiment.experiment_id], f"tags.`{TAG}kind` = 'run'",
-                                        max_results=1, order_by=["attributes.start_time DESC"])  # fmt: skip
+        runs = store.client.search_runs(
+            [experiment.experiment_id],
+            f"tags.`{TAG}kind` = 'run'",
+            max_results=1,
+            order_by=["attributes.start_time DESC"],
+        )
         found.append(Library(name, moment(runs[0].info.start_time) if runs else None))
     return sorted(found, key=lambda each: each.last_run or datetime.fromtimestamp(0, UTC), reverse=True)
 
@@ -148,8 +159,11 @@ def _probe(uri: str) -> None:
     except urllib.error.HTTPError as error:
         error.close()  # something answers; what it thinks of us shows at the first call
     except (OSError, ValueError) as error:
-        raise InputError(f"no MLflow server answers at {_shown(uri)} ({_first_line(error)})", where="storage.mlflow",
-                         fix="start it, or correct the address") from error  # fmt: skip
+        raise InputError(
+            f"no MLflow server answers at {_shown(uri)} ({_first_line(error)})",
+            where=_WHERE,
+            fix="start it, or correct the address",
+        ) from error
 
 
 def _shown(uri: str) -> str:

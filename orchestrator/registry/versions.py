@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
-import urllib.parse
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-import mlflow.artifacts
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from orchestrator.registry.store import TAG, Store, check_name, create_once, moment, pages, prefixed
-from ttmoe.errors import InputError
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 _METRIC = "metric."
@@ -40,22 +33,45 @@ class Version:
     created: datetime
 
 
-def register(store: Store, library: str, task: str, spec_hash: str, upload: Callable[[], str], *, kind: str, run_id: str,
-             tags: dict[str, Any], metrics: dict[str, float], description: str, promote: bool) -> Version:  # fmt: skip
-    """Register what ``upload()`` puts in place (it returns the address), unless the spec has a version already.
+@dataclass(frozen=True)
+class Entry:
+    """What a new version says of itself."""
 
-    Safe to repeat after a crash at any point: the version appears together with its spec hash and after its files.
+    kind: str
+    run_id: str
+    tags: dict[str, Any]
+    metrics: dict[str, float]
+    description: str
+
+
+def register(
+    store: Store,
+    library: str,
+    task: str,
+    spec_hash: str,
+    upload: Callable[[], str],
+    entry: Entry,
+    *,
+    promote: bool,
+) -> Version:
+    """Register what ``upload()`` puts in place (it returns the address), unless the spec has a version.
+
+    Safe to repeat after a crash at any point: a version appears after its files, and with its spec hash.
     """
     name = model_name(library, task)
     found = find(store, library, task, spec_hash)
     if found is None:
-        own = {"library": library, "kind": kind, "task": task}
+        own = {"library": library, "kind": entry.kind, "task": task}
         create_once(lambda: store.client.create_registered_model(name, prefixed(own)))
-        numbers = {f"{_METRIC}{key}": repr(float(value)) for key, value in metrics.items()}
+        numbers = {f"{_METRIC}{key}": repr(float(value)) for key, value in entry.metrics.items()}
         store.client.create_model_version(
-            name, upload(), run_id, description=description, await_creation_for=0,
-            tags=prefixed({**tags, **numbers, **own, "spec_hash": spec_hash}),
-        )  # fmt: skip
+            name,
+            upload(),
+            entry.run_id,
+            tags=prefixed({**entry.tags, **numbers, **own, "spec_hash": spec_hash}),
+            description=entry.description,
+            await_creation_for=0,
+        )
         found = _one(store, library, task, spec_hash)
     wanted = {CANDIDATE, CHAMPION} if promote else {CANDIDATE}
     for alias in sorted(wanted.difference(found.aliases)):
@@ -74,10 +90,8 @@ def every_version(store: Store, library: str, kind: str) -> list[Version]:
     check_name(library, "library")
     query = f"tags.`{TAG}library` = '{library}' and tags.`{TAG}kind` = '{kind}'"
     client = store.client
-    aliases = {
-        model.name: model.aliases
-        for model in pages(lambda token: client.search_registered_models(query, max_results=1000, page_token=token))
-    }
+    models = pages(lambda token: client.search_registered_models(query, max_results=1000, page_token=token))
+    aliases = {model.name: model.aliases for model in models}
     versions = pages(lambda token: client.search_model_versions(query, page_token=token))
     found = [_version(each, aliases.get(each.name, {})) for each in versions]
     return sorted(found, key=lambda each: (each.task, each.version))
@@ -100,48 +114,11 @@ def by_alias(store: Store, library: str, task: str, alias: str) -> Version | Non
     return _version(found, _aliases(store, found.name))
 
 
-def fetch(store: Store, version: Version) -> Path:
-    """The version's folder: in place in a local store; from elsewhere copied once to ``artifact_root/fetched``.
-
-    Raises InputError when the files are gone.
-    """
-    if version.uri.startswith("file:"):
-        folder = Path(urllib.request.url2pathname(urllib.parse.urlparse(version.uri).path))
-        if not folder.is_dir():
-            raise InputError(f"its files are gone: {folder}", where=f"{version.name} version {version.version}",
-                             fix="bring the storage folder back to where it was, or run the library again")  # fmt: skip
-        return folder
-    key = hashlib.sha256(f"{store.uri} {version.uri}".encode()).hexdigest()[:12]
-    place = store.artifact_root / "fetched" / f"{version.name}-{version.version}-{key}"
-    return place if place.is_dir() else _download(store, version, place)
-
-
-def artifact_uri(store: Store, run_id: str, folder: str) -> str:
-    """Where a folder of a run's artifacts lies."""
-    return f"{store.client.get_run(run_id).info.artifact_uri}/{folder}"
-
-
 def model_name(library: str, task: str) -> str:
     """The registered model's name."""
     check_name(library, "library")
     check_name(task, "task")
     return f"{library}.{task}"
-
-
-def _download(store: Store, version: Version, place: Path) -> Path:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent) as folder:
-        try:
-            got = mlflow.artifacts.download_artifacts(version.uri, dst_path=folder, tracking_uri=store.uri)
-        except (MlflowException, OSError) as error:
-            raise InputError(f"its files cannot be fetched ({error})", where=f"{version.name} version {version.version}",
-                             fix="check the server and its artifact store") from error  # fmt: skip
-        try:
-            Path(got).rename(place)  # whole or not at all
-        except OSError:
-            if not place.is_dir():  # another process was first
-                raise
-    return place
 
 
 def _one(store: Store, library: str, task: str, spec_hash: str) -> Version:
@@ -166,5 +143,16 @@ def _version(found: ModelVersion, aliases: dict[str, str]) -> Version:
     tags = {key.removeprefix(TAG): value for key, value in found.tags.items()}
     metrics = {key.removeprefix(_METRIC): float(tags.pop(key)) for key in [*tags] if key.startswith(_METRIC)}
     named = tuple(sorted(alias for alias, number in aliases.items() if int(number) == int(found.version)))
-    return Version(found.name, int(found.version), tags["library"], tags["task"], tags["spec_hash"], tags, metrics,
-                   named, found.source or "", found.run_id or "", moment(found.creation_timestamp))  # fmt: skip
+    return Version(
+        name=found.name,
+        version=int(found.version),
+        library=tags["library"],
+        task=tags["task"],
+        spec_hash=tags["spec_hash"],
+        tags=tags,
+        metrics=metrics,
+        aliases=named,
+        uri=found.source or "",
+        run_id=found.run_id or "",
+        created=moment(found.creation_timestamp),
+    )

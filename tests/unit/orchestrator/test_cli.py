@@ -18,7 +18,14 @@ from orchestrator.loading import STARTER, recipe_text
 from ttmoe.errors import InputError
 
 HEAVY = {"torch", "ray", "mlflow", "transformers", "datasets", "pydantic", "yaml", "numpy", "rich"}
-HELP = "import sys; from orchestrator.cli import app\ntry: app(['--help'])\nfinally: print(*sys.modules, file=sys.stderr)"
+HELP = """
+import sys
+from orchestrator.cli import app
+try:
+    app(["--help"])
+finally:
+    print(*sys.modules, file=sys.stderr)
+"""
 
 
 def ttmoe(*arguments: str) -> Result:

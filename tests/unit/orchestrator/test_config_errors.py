@@ -125,7 +125,7 @@ def test_a_misspelt_required_key_is_one_problem(tmp_path: Path) -> None:
 def test_a_list_item_has_its_own_line(tmp_path: Path) -> None:
     where = "    where:\n      - {column: a, above: 1}\n      - {colum: a, above: 1}\nsearch:"
     error = failure(tmp_path, GOOD.replace("search:", where))
-    assert error.where == f"{tmp_path}/my.yaml:20, tasks.trec.where.1.colum"
+    assert error.where == f"{tmp_path}/my.yaml:19, tasks.trec.where.1.colum"
     assert error.fix == "did you mean `column`?"
 
 
@@ -143,10 +143,10 @@ def test_a_union_says_all_that_it_takes(tmp_path: Path) -> None:
 
 def test_a_task_override_is_checked_where_it_stands(tmp_path: Path) -> None:
     error = failure(tmp_path, GOOD.replace("search:", "    train: {stesp: 3}\nsearch:"))
-    assert error.where == f"{tmp_path}/my.yaml:18, tasks.trec.train.stesp"
+    assert error.where == f"{tmp_path}/my.yaml:17, tasks.trec.train.stesp"
     assert error.fix == "did you mean `steps`?"
     shape = GOOD.replace("search:", "    adapter: {targets: [k], shape: {q: 4x4|4x4}}\nsearch:")
-    assert failure(tmp_path, shape).where == f"{tmp_path}/my.yaml:18, tasks.trec.adapter.shape.q"
+    assert failure(tmp_path, shape).where == f"{tmp_path}/my.yaml:17, tasks.trec.adapter.shape.q"
 
 
 def test_no_tasks(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_names_map_raw_values():
 
 
 def test_an_unknown_label_is_counted():
-    error = refused(rows(("a", 1), ("b", 5), ("c", 6)), label={"names": {1: "x", True: "y"}})
+    error = refused(rows(("a", 1), ("b", 5), ("c", 6)), label={"names": {1: "x", "true": "y"}})
     assert error.what == "label '5' of row 2 is unknown; 2 rows (2, 3) have an unknown label"
     assert error.where == "tasks.t.label.names"
     assert "Known: 1, true." in error.fix

@@ -137,16 +137,19 @@ def test_a_hub_source_is_asked_for_exactly(tmp_path, monkeypatch):
 
 
 def test_the_real_library_reads_a_hub_source(tmp_path):
-    # A folder stands in for a hub data set; a process of its own, because the library reads its settings on import.
+    # A folder stands in for a hub data set, in another process: the library reads its settings on import.
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.jsonl").write_text(json.dumps({"text": "NA", "label": 1}))
     code = (
-        "from workers.sources import read_rows; from workers.task import Source; from pathlib import Path; import sys\n"
-        "s = Source(hub=sys.argv[1], split=sys.argv[2], revision='main')\n"
-        "try: print(read_rows(s, Path('x')))\n"
-        "except Exception as e: print(type(e).__name__, e)"
+        "import sys; from pathlib import Path; from workers.sources import read_rows\n"
+        "from workers.task import Source; from ttmoe.errors import InputError\n"
+        "for split in ('train', 'tests'):\n"
+        "  try: print(read_rows(Source(hub=sys.argv[1], split=split, revision='main'), Path('x')))\n"
+        "  except InputError as error: print(error.what)"
     )
     settings = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", code, str(tmp_path / "set")]
-    said = subprocess.run([*command, "train"], env=settings, capture_output=True, text=True, check=True)
-    assert said.stdout.strip().endswith("[{'text': 'NA', 'label': 1}]")
+    said = subprocess.run(command, env=settings, capture_output=True, text=True, check=True).stdout
+    first, second = said.strip().split("\n")
+    assert first == "[{'text': 'NA', 'label': 1}]"
+    assert second.startswith("the data set cannot be had: Unknown split")

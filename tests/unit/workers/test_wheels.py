@@ -87,7 +87,7 @@ def test_a_changed_wheel_in_the_cache_is_not_used(offline, tmp_path):
 
 
 def test_a_missing_member_names_near_ones(offline, tmp_path):
-    with pytest.raises(InputError, match="holds no 'pkg/a.txt'") as caught:
+    with pytest.raises(InputError, match=r"holds no 'pkg/a\.txt'") as caught:
         wheel_member("pkg==1.0", offline, "pkg/a.txt", tmp_path)
     assert "pkg/data/a.txt" in caught.value.fix
     with pytest.raises(InputError, match="holds no 'pkg/data/deeper'") as caught:
