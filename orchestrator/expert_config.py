@@ -89,7 +89,7 @@ class Adapter(BaseModel):
     )
     layers: str = Field(default="all", description="all, 4- (4 to the top) or 2-5; those below are shared.")
     rank: Count = Field(default=8, description="The inner rank: the middle bond, and LoRA's r.")
-    alpha: Positive = Field(default=16.0, description="The scale of the update.")
+    alpha: Positive = Field(default=8.0, description="The scale of the update.")
     shape: str | dict[str, str] = Field(
         default="auto", description="auto, 16x24|24x16, or one of these a target."
     )

@@ -61,7 +61,7 @@ class Board:
 
 
 class _Reporter:
-    """Sends reports to the board in bundles, never waiting for it."""
+    """Sends reports to the board in bundles, not waiting for it."""
 
     def __init__(self, board: Any, key: str) -> None:
         self.board, self.key, self.waiting, self.sent = board, key, [], 0.0
@@ -71,9 +71,10 @@ class _Reporter:
         if time.monotonic() - self.sent > BETWEEN_REPORTS:
             self.flush()
 
-    def flush(self) -> None:
-        self.board.put.remote(self.key, self.waiting)
+    def flush(self) -> Any:
+        sent = self.board.put.remote(self.key, self.waiting)
         self.waiting, self.sent = [], time.monotonic()
+        return sent
 
 
 @ray.remote(max_retries=0)
@@ -87,7 +88,8 @@ def _run(unit: Unit, board: Any) -> Any:
             traceback.print_exc()
             raise
         finally:
-            report.flush()
+            # The end must not overtake the last reports; where nobody listens any more, it does not matter.
+            ray.wait([report.flush()], timeout=10)
 
 
 class _logged:

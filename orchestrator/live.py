@@ -8,6 +8,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from workers.progress import Progress
@@ -114,5 +115,5 @@ class LiveView:
         for head in (self.noun, "state", "step", "loss", "accuracy", "left"):
             table.add_column(head, justify="left" if head in (self.noun, "state") else "right", no_wrap=head == self.noun)
         for key, row in self.rows.items():
-            table.add_row(*self._cells(key, row), style=STYLES.get(row.state))
+            table.add_row(*map(escape, self._cells(key, row)), style=STYLES.get(row.state))
         return table

@@ -37,7 +37,7 @@ def plot_pareto(trials: Sequence[dict], front: Sequence[dict], path: Path, title
     best = sorted(front, key=lambda t: t["parameters"])
     axes.plot([t["parameters"] for t in best], [t["accuracy"] for t in best], "o-", color="tab:blue", label="Pareto front", zorder=3)
     for trial in best:
-        axes.annotate(f"rank {trial['rank']}, {trial['cores']} cores", (trial["parameters"], trial["accuracy"]),
+        axes.annotate(f"rank {trial['rank']}, {trial['factors']}", (trial["parameters"], trial["accuracy"]),
                       xytext=(6, -12), textcoords="offset points", fontsize=8)  # fmt: skip
     axes.set_xscale("log")
     axes.set(xlabel="adapter parameters", ylabel="validation accuracy", title=title)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.library import open_library
@@ -30,5 +31,5 @@ def predict_texts(root: Path, library: str | None, texts: Sequence[str], console
     for head in ("text", "task", "label", "confidence", "routing"):
         table.add_column(head, justify="right" if head in ("confidence", "routing") else "left", overflow="fold")
     for text, answer in zip(texts, model.predict(list(texts)), strict=True):
-        table.add_row(text, answer.task, answer.label, f"{answer.confidence:.3f}", f"{answer.routing:.3f}")
+        table.add_row(escape(text), answer.task, escape(answer.label), f"{answer.confidence:.3f}", f"{answer.routing:.3f}")
     console.print(table)

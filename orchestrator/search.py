@@ -53,7 +53,7 @@ def _record(plan: Plan, record: dict[str, Any], registry: Registry, run: str) ->
     for name in (TRIALS, PARETO_PLOT):
         registry.log_file(run, folder / name)
     for trial in record["trials"]:
-        params = {key: trial[key] for key in ("rank", "cores", "shapes")}
+        params = {key: trial[key] for key in ("rank", "factors", "shapes")}
         child = registry.expert_run(plan.layout.library, run, record["task"], trial["spec_hash"], params, search=True)
         now = int(time.time() * 1000)
         registry.log_metrics(child, [(key, trial[key], 0, now) for key in ("accuracy", "loss", "parameters", "seconds")])
@@ -87,7 +87,7 @@ def _tune(plan: Plan, job: ExpertJob, space: dict[str, list[Any]], view: LiveVie
     results = tuner.fit()
     if results.errors:
         raise results.errors[0]
-    return [{key: result.metrics[key] for key in ("accuracy", "loss", "parameters", "seconds", "rank", "cores", "shapes", "spec_hash")}
+    return [{key: result.metrics[key] for key in ("accuracy", "loss", "parameters", "seconds", "rank", "cores", "factors", "shapes", "spec_hash")}
             for result in results]  # fmt: skip
 
 

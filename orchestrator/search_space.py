@@ -1,4 +1,4 @@
-"""What a search chooses from: ranks, and a few good shapes for each adapted map."""
+"""What a search chooses from: ranks, and how many factors the two sides of every shape have."""
 
 from __future__ import annotations
 
@@ -9,33 +9,36 @@ from ttmoe.adapter import Group
 from ttmoe.errors import InputError
 from ttmoe.shapes import candidate_shapes
 
-# Of all shapes with the same numbers of factors on both sides, this many with the fewest parameters are tried.
-SHAPES_PER_FORM = 2
-
 
 def search_space(groups: list[Group], search: Search) -> dict[str, list[Any]]:
-    """Choices by name: ``rank``, and ``shape.<role>`` (factors as text) for every group of the adapter.
+    """Choices by name: ``rank``, and ``factors``, as in ``2+3`` (two input factors, three output factors).
 
-    Raises InputError where no shape of a map has that many cores.
+    A choice of factors holds for every map of the adapter, each in its most even shape of that form. Raises InputError
+    where no form with the asked number of cores fits all of them.
     """
-    space: dict[str, list[Any]] = {"rank": list(search.ranks)}
-    for group in groups:
-        size = group.method.in_features, group.method.out_features
-        forms: dict[tuple[int, int], list[str]] = {}
-        for shape in candidate_shapes(*size, max(search.ranks), cores=search.cores):
-            kept = forms.setdefault((len(shape.inputs), len(shape.outputs)), [])
-            if len(kept) < SHAPES_PER_FORM:
-                kept.append(str(shape).split("@")[0])
-        if not forms:
-            raise InputError(f"no shape of {size[0]} to {size[1]} features has {search.cores[0]} to {search.cores[1]} cores",
-                             where="search.cores", fix="allow more or fewer cores")  # fmt: skip
-        space[f"shape.{group.role}"] = sorted({text for texts in forms.values() for text in texts})
-    return space
+    fewest, most = search.cores
+    forms = [(p, q) for p in range(1, most) for q in range(1, most) if fewest <= p + q <= most and abs(p - q) <= 1]
+    fitting = [f"{p}+{q}" for p, q in forms if all(even_shape(group, p, q) for group in groups)]
+    if not fitting:
+        sizes = ", ".join(f"{g.method.in_features} to {g.method.out_features}" for g in groups)
+        raise InputError(f"no form with {fewest} to {most} cores fits maps of {sizes} features", where="search.cores",
+                         fix="allow more or fewer cores")  # fmt: skip
+    return {"rank": list(search.ranks), "factors": fitting}
 
 
-def chosen_adapter(choice: dict[str, Any]) -> dict[str, Any]:
+def even_shape(group: Group, inputs: int, outputs: int) -> str | None:
+    """The factors, as text, of the most even shape of a map with these numbers of factors; None if there is none."""
+    cores = (inputs + outputs,) * 2
+    shapes = [shape for shape in candidate_shapes(group.method.in_features, group.method.out_features, 1, cores=cores)
+              if len(shape.inputs) == inputs]  # fmt: skip
+    best = min(shapes, key=lambda shape: (sum(shape.inputs + shape.outputs), str(shape)), default=None)
+    return str(best).split("@")[0] if best else None
+
+
+def chosen_adapter(groups: list[Group], choice: dict[str, Any]) -> dict[str, Any]:
     """The fields of an adapter that a choice from the space replaces."""
-    shapes = {name.removeprefix("shape."): text for name, text in choice.items() if name.startswith("shape.")}
+    inputs, outputs = map(int, choice["factors"].split("+"))
+    shapes = {group.role: even_shape(group, inputs, outputs) for group in groups}
     return {"method": "tt", "rank": choice["rank"], "shape": shapes}
 
 

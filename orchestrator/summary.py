@@ -39,9 +39,10 @@ def show_summary(plan: Plan, registry: Registry, source: str, console: Console) 
 
 
 def _experts(plan: Plan, registry: Registry, evaluation: dict[str, Any]) -> Table:
-    table = Table(title=f"Library {plan.layout.library} on {plan.base.id}", title_justify="left")
+    title = f"Library {plan.layout.library} on {plan.base.id}: test accuracy, trainable parameters"
+    table = Table(title=title, title_justify="left")
     table.add_column("task")
-    for head in ("classes", "majority", "expert accuracy", "routed accuracy", "adapter parameters", "LoRA-16 parameters"):
+    for head in ("classes", "majority", "expert", "routed", "adapter", "LoRA-16"):
         table.add_column(head, justify="right")
     totals = [0.0, 0.0]
     for task, expert in plan.experts.items():
@@ -60,12 +61,12 @@ def _experts(plan: Plan, registry: Registry, evaluation: dict[str, Any]) -> Tabl
 
 def _search(record: dict[str, Any]) -> Table:
     table = Table(title=f"Search on {record['task']}: {len(record['trials'])} trials, the Pareto front", title_justify="left")
-    for head in ("rank", "cores", "parameters", "validation accuracy"):
+    for head in ("rank", "factors", "cores", "parameters", "of LoRA-16", "validation accuracy"):
         table.add_column(head, justify="right")
-    table.add_column("shapes")
     for trial in sorted(record["front"], key=lambda trial: trial["parameters"]):
-        shapes = ", ".join(f"{role} {text}" for role, text in json.loads(trial["shapes"]).items())
-        table.add_row(str(trial["rank"]), str(trial["cores"]), f"{trial['parameters']:,.0f}", f"{trial['accuracy']:.3f}", shapes)
+        share = trial["parameters"] / record["lora16_parameters"]
+        table.add_row(str(trial["rank"]), trial["factors"], str(trial["cores"]), f"{trial['parameters']:,.0f}",
+                      f"{share:.1%}", f"{trial['accuracy']:.3f}")  # fmt: skip
     return table
 
 

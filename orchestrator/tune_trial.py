@@ -44,12 +44,12 @@ class Trial(tune.Trainable):
 
 def trial_job(plan: Plan, model: Any, job: ExpertJob, choice: dict[str, Any]) -> tuple[ExpertJob, dict[str, Any]]:
     """The job of one choice, and what is recorded of it."""
-    adapter: AdapterSpec = replace(job.adapter, **chosen_adapter(choice))
+    adapter: AdapterSpec = replace(job.adapter, **chosen_adapter(plan_groups(model, job.adapter), choice))
     groups = plan_groups(model, adapter)
     trial = with_adapter(plan, job.task, groups, adapter, job.train)
     shapes = {group.role: str(group.method).removeprefix("tt:") for group in groups}
-    cores = max(len(group.method.core_shapes) for group in groups)
-    return trial, {"rank": choice["rank"], "cores": cores, "shapes": json.dumps(shapes), "spec_hash": trial.spec_hash}
+    cores = sum(map(int, choice["factors"].split("+")))
+    return trial, {"rank": choice["rank"], "cores": cores, "factors": choice["factors"], "shapes": json.dumps(shapes), "spec_hash": trial.spec_hash}
 
 
 class Watch(tune.Callback):
@@ -69,7 +69,7 @@ class Watch(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial was measured."""
         result = trial.last_result
-        note = f"rank {result['rank']}, {result['cores']} cores, {result['parameters']:.0f} parameters"
+        note = f"rank {result['rank']}, {result['factors']} factors, {result['parameters']:.0f} parameters"
         self.view.state(_name(trial), "done", note, {"validation.accuracy": result["accuracy"]})
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:

@@ -27,7 +27,7 @@ class AdapterSpec:
     first_layer: int = 0
     last_layer: int | None = None
     rank: int = 8
-    alpha: float = 16.0
+    alpha: float = 8.0
     shape: str | Mapping[str, str] = "auto"
     init: str = "zero"
     dropout: float = 0.0
@@ -93,26 +93,33 @@ class Adapter(nn.Module):
         super().__init__()
         self.groups, self.spec = groups, spec
         self.cores = nn.ModuleDict({g.key: nn.ParameterList(_start(g, generator)) for g in groups})
-        self._built: tuple[tuple, list[tuple[Tensor, Tensor]]] | None = None
+        self._built: tuple[list[tuple[Tensor, int]], list[tuple[Tensor, Tensor]]] | None = None
 
     def factors(self) -> list[tuple[Tensor, Tensor]]:
-        """For each group A (sites, r, in) and B (sites, out, r), the scale already in B.
+        """For each group A (sites, r, in) and B (sites, out, r), fp32, the scale already in B.
 
-        Built anew while gradients flow; otherwise once for each state of the cores, and kept.
+        Built anew while any core is trained, for an optimizer may change it without a trace (fused ones and DeepSpeed
+        do); for a frozen expert once for each state of the cores, and kept.
         """
-        if torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
+        if any(p.requires_grad for p in self.parameters()):
             return self._build()
-        state = tuple((p.data_ptr(), p._version) for p in self.parameters())
-        if self._built is None or self._built[0] != state:
-            with torch.no_grad():
-                self._built = (state, self._build())
+        if self._built is None or not self._unchanged(self._built[0]):
+            with torch.inference_mode(False), torch.no_grad():
+                # The tensors are held so that no other can come to lie at their address.
+                self._built = ([(p.detach(), p._version) for p in self.parameters()], self._build())
         return self._built[1]
+
+    def _unchanged(self, state: list[tuple[Tensor, int]]) -> bool:
+        return all(p.data_ptr() == kept.data_ptr() and p.device == kept.device and p._version == version
+                   for p, (kept, version) in zip(self.parameters(), state, strict=True))  # fmt: skip
 
     def _build(self) -> list[tuple[Tensor, Tensor]]:
         built = []
         for group in self.groups:
-            a, b = group.method.factors(list(self.cores[group.key]))
-            built.append((a, b * group.method.scaling(self.spec.alpha)))
+            cores = list(self.cores[group.key])
+            with torch.autocast(cores[0].device.type, enabled=False):
+                a, b = group.method.factors(cores)
+                built.append((a, b * group.method.scaling(self.spec.alpha)))
         return built
 
 

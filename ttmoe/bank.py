@@ -6,25 +6,25 @@ work in the batch, not the number of experts that are loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ttmoe.adapter import Adapter, AdapterSpec, plan_groups
+from ttmoe.adapter import Adapter, AdapterSpec, Group, plan_groups
+from ttmoe.disentangled import split_position_bias
 from ttmoe.encoding import pool
 from ttmoe.errors import InputError
-from ttmoe.layer import AdaptedLinear, Update
-
-
-class Expert(nn.Module):
-    """What one task adds to the base: an adapter, and a linear head (width -> classes) on the pooled top states."""
-
-    def __init__(self, adapter: Adapter, head: nn.Linear) -> None:
-        super().__init__()
-        self.adapter, self.head = adapter, head
+from ttmoe.expert import Expert, Experts
+from ttmoe.head import Head
+from ttmoe.layer import AdaptedLinear
+from ttmoe.merging import Merge
+from ttmoe.recomputing import recompute_within
+from ttmoe.stacking import Updates, updates_for
 
 
 class Bank(nn.Module):
@@ -38,8 +38,11 @@ class Bank(nn.Module):
         super().__init__()
         self.model = model.requires_grad_(False)
         self.pooling = pooling
-        self.experts = nn.ModuleDict()
+        self.experts = Experts()
         self._layers: dict[str, AdaptedLinear] = {}
+        self._plans: dict[str, list[Group]] = {}
+        self._updates: Updates = {}
+        self._merge: Merge | None = None
 
     @property
     def width(self) -> int:
@@ -53,32 +56,79 @@ class Bank(nn.Module):
 
     def add(self, name: str, spec: AdapterSpec, classes: int, generator: torch.Generator | None = None,
             *, random_head: bool = False) -> Expert:  # fmt: skip
-        """A new expert, its cores and head drawn from ``generator`` (without one: unset, for weights to be loaded into).
+        """A new expert, its cores and head drawn from ``generator`` (without one: unset, to be loaded into).
 
         ``classes`` is the head's number of outputs (1 for multiple choice: one score an option). It starts at
         zero, which trains best; a head that will stay frozen needs ``random_head``. Raises InputError for a name that
         is taken, or an adapter that does not fit the base.
         """
-        if name in self.experts:
-            raise InputError(f"an expert named {name!r} is loaded already", where="bank", fix="remove it first")
-        adapter = Adapter(plan_groups(self.model, spec), spec, generator)
-        head = nn.utils.skip_init(nn.Linear, self.width, classes)
-        if generator is not None:
-            nn.init.normal_(head.weight, std=self.width**-0.5 if random_head else 0.0, generator=generator)
-            nn.init.zeros_(head.bias)
-        expert = Expert(adapter, head).to(self.device)
-        for group in adapter.groups:
+        self.require_free(name)
+        return self.attach(name, self.draft(spec, classes, generator, random_head=random_head))
+
+    def draft(self, spec: AdapterSpec, classes: int, generator: torch.Generator | None = None,
+              *, random_head: bool = False) -> Expert:  # fmt: skip
+        """An expert as ``add`` makes it, that fits this base but is not in the bank yet: nothing here changes."""
+        key = repr(replace(spec, alpha=0.0, dropout=0.0))
+        if key not in self._plans:
+            self._plans[key] = plan_groups(self.model, spec)
+        with torch.inference_mode(False):
+            adapter = Adapter(self._plans[key], spec, generator)
+            head = Head(self.width, classes)
+            if random_head:
+                nn.init.normal_(head.weight, std=self.width**-0.5, generator=generator)
+            return Expert(adapter, head).to(self.device)
+
+    def attach(self, name: str, expert: Expert) -> Expert:
+        """Put a drafted expert into the bank. Raises InputError for a name that is taken."""
+        self.require_free(name)
+        for group in expert.adapter.groups:
             for site in group.sites:
-                self._wrap(site.path).parts[site.role] = site.rows
+                self._wrap(site.path).parts.setdefault(site.role, site.rows)
         self.experts[name] = expert
         return expert
 
     def remove(self, name: str) -> None:
-        """Forget an expert."""
+        """Forget an expert. Raises InputError for one that is not loaded, or merged."""
+        self.expert(name)
+        if self._merge and self._merge.name == name:
+            raise InputError(f"expert {name!r} is merged into the base", where="bank", fix="unmerge first")
         del self.experts[name]
+
+    def expert(self, name: str) -> Expert:
+        """The expert of this name. Raises InputError where none is loaded."""
+        if name not in self.experts:
+            raise InputError(f"no expert named {name!r} is loaded", where="bank",
+                             fix=f"loaded: {', '.join(self.experts) or 'none'}")  # fmt: skip
+        return self.experts[name]  # type: ignore[return-value]
+
+    def require_free(self, name: str) -> None:
+        """Raise InputError where an expert of this name is loaded."""
+        if name in self.experts:
+            raise InputError(f"an expert named {name!r} is loaded already", where="bank", fix="remove it first")
+
+    def merge(self, name: str) -> None:
+        """Write an expert into the base's weights. Until ``unmerge`` the bank answers through it alone.
+
+        The bare base is not to be had meanwhile: what reads it (router features) would read the expert. Raises
+        InputError, and leaves the base as it was, where a weight would not be finite or an expert is merged already.
+        """
+        expert = self.expert(name)
+        if self._merge:
+            raise InputError(f"expert {self._merge.name!r} is merged already", where="bank", fix="unmerge first")
+        self._merge = Merge(name, expert.adapter, self._layers)
+
+    def unmerge(self) -> None:
+        """Bring the base's own weights back, bit for bit. Raises InputError where nothing is merged."""
+        if not self._merge:
+            raise InputError("no expert is merged", where="bank")
+        self._merge.undo()
+        self._merge = None
 
     def features(self, inputs: dict[str, Tensor], names: Sequence[str] | str) -> Tensor:
         """Pooled top states (rows, width), fp32, each row through the expert named for it (one name: all rows)."""
+        rows = len(inputs["attention_mask"])
+        if not isinstance(names, str) and len(names) != rows:
+            raise InputError(f"{len(names)} names for {rows} rows", where="bank", fix="name one expert for each row")
         with self.active(names):
             states = self.model(**inputs).last_hidden_state
         return pool(states, inputs["attention_mask"], self.pooling)
@@ -86,51 +136,63 @@ class Bank(nn.Module):
     def forward(self, inputs: dict[str, Tensor], names: Sequence[str] | str) -> Tensor:
         """Scores (rows, most classes of any expert in the batch), fp32; columns that an expert lacks are -inf."""
         features = self.features(inputs, names)
-        if isinstance(names, str):
-            return self.experts[names].head(features)
-        order, rows = _distinct(names)
-        heads = [self.experts[name].head for name in order]
-        most = max(head.out_features for head in heads)
-        weight = torch.stack([F.pad(h.weight, (0, 0, 0, most - h.out_features)) for h in heads])
-        bias = torch.stack([F.pad(h.bias, (0, most - h.out_features), value=float("-inf")) for h in heads])
-        index = rows.to(features.device)
-        return torch.bmm(weight[index], features.unsqueeze(-1)).squeeze(-1) + bias[index]
+        with torch.autocast(features.device.type, enabled=False):
+            if isinstance(names, str):
+                return self.experts[names].head(features)
+            order, rows = _distinct(names)
+            heads: list[Head] = [self.experts[name].head for name in order]  # type: ignore[misc]
+            most = max(head.out_features for head in heads)
+            weight = torch.stack([F.pad(h.weight, (0, 0, 0, most - h.out_features)) for h in heads])
+            bias = torch.stack([F.pad(h.bias, (0, most - h.out_features), value=float("-inf")) for h in heads])
+            index = rows.to(features.device)
+            read = torch.stack([h.standardise(features) for h in heads])[index, torch.arange(len(index))]
+            return torch.bmm(weight[index], read.unsqueeze(-1)).squeeze(-1) + bias[index]
 
     @contextmanager
     def active(self, names: Sequence[str] | str) -> Iterator[None]:
-        """Within this context the base answers through the named experts. Gradients flow into their cores."""
+        """Within this context the base answers through the named experts. Gradients flow into their cores.
+
+        With gradient checkpointing the backward may come after the context: each layer is recomputed as it was.
+        """
         order, rows = ([names], None) if isinstance(names, str) else _distinct(names)
-        missing = [name for name in order if name not in self.experts]
-        if missing:
-            raise InputError(f"no expert named {missing[0]!r} is loaded", where="bank",
-                             fix=f"loaded: {', '.join(self.experts) or 'none'}")  # fmt: skip
+        adapters = [self.expert(name).adapter for name in order]
+        if self._merge and order != [self._merge.name]:
+            raise InputError(f"expert {self._merge.name!r} is merged, and the bank answers through it alone",
+                             where="bank", fix="unmerge first")  # fmt: skip
+        updates: Updates = {}
+        if not self._merge:
+            places = rows.to(self.device) if rows is not None and len(order) > 1 else None
+            updates = updates_for(adapters, places, self._layers)
+        if torch.is_grad_enabled() and self.model.training:
+            recompute_within(self.model, self._as_now)
+        with self._set(updates):
+            yield
+
+    @contextmanager
+    def _set(self, updates: Updates) -> Iterator[None]:
+        before = self._updates
         try:
-            self._set(order, rows.to(self.device) if rows is not None and len(order) > 1 else None)
+            self._put(updates)
             yield
         finally:
-            self._clear()
+            self._put(before)
 
-    def _set(self, order: list[str], rows: Tensor | None) -> None:
-        gathered: dict[tuple[str, str], list[tuple[int, Tensor, Tensor, float]]] = {}
-        for position, name in enumerate(order):
-            adapter: Adapter = self.experts[name].adapter  # type: ignore[assignment]
-            for group, (a, b) in zip(adapter.groups, adapter.factors(), strict=True):
-                for i, site in enumerate(group.sites):
-                    entry = (position, a[i], b[i], adapter.spec.dropout)
-                    gathered.setdefault((site.path, site.role), []).append(entry)
-        for (path, role), entries in gathered.items():
-            layer = self._layers[path]
-            layer.updates[role] = _stack(entries, len(order), rows, layer.weight.dtype)
+    def _as_now(self) -> Callable[[], AbstractContextManager[None]]:
+        """What opens a context in which the layers add what they add now."""
+        return partial(self._set, self._updates)
 
-    def _clear(self) -> None:
-        for layer in self._layers.values():
-            layer.updates = {}
+    def _put(self, updates: Updates) -> None:
+        if updates is not self._updates:
+            self._updates = updates
+            for path, layer in self._layers.items():
+                layer.updates = updates.get(path, {})
 
     def _wrap(self, path: str) -> AdaptedLinear:
         if path not in self._layers:
             parent, _, child = path.rpartition(".")
-            layer = AdaptedLinear(self.model.get_submodule(path))
+            layer = AdaptedLinear(self.model.get_submodule(path)).train(self.model.training)
             setattr(self.model.get_submodule(parent), child, layer)
+            split_position_bias(self.model.get_submodule(parent))
             self._layers[path] = layer
         return self._layers[path]
 
@@ -140,17 +202,3 @@ def _distinct(names: Sequence[str]) -> tuple[list[str], Tensor]:
     order = list(dict.fromkeys(names))
     place = {name: i for i, name in enumerate(order)}
     return order, torch.tensor([place[name] for name in names])
-
-
-def _stack(entries: list[tuple[int, Tensor, Tensor, float]], count: int, rows: Tensor | None, dtype: torch.dtype) -> Update:
-    """One update for all experts of a batch; lower ranks, and experts without this site, are filled with zeros."""
-    rank = max(a.shape[0] for _, a, _, _ in entries)
-    filled: list[tuple[Tensor, Tensor] | None] = [None] * count
-    for position, a, b, _ in entries:
-        filled[position] = (F.pad(a, (0, 0, 0, rank - a.shape[0])), F.pad(b, (0, rank - b.shape[1])))
-    _, a0, b0, _ = entries[0]
-    zeros = (a0.new_zeros(rank, a0.shape[1]), b0.new_zeros(b0.shape[0], rank))
-    pairs = [pair or zeros for pair in filled]
-    a = torch.stack([pair[0] for pair in pairs]).to(dtype)
-    b = torch.stack([pair[1] for pair in pairs]).to(dtype)
-    return Update(a, b, rows, max(drop for *_, drop in entries))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ttmoe.adapter import AdapterSpec, count_parameters
@@ -60,13 +61,17 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         values = json.loads(path.read_text())
-        if values["format"] != FORMAT:
-            raise InputError(f"format {values['format']} is not {FORMAT}", where=str(path), fix="use the ttmoe that wrote it")
-        adapter = {**values["adapter"], "targets": tuple(values["adapter"]["targets"])}
-        return Manifest(**{**values, "labels": tuple(values["labels"]), "adapter": AdapterSpec(**adapter)})
+        found = values["format"]
+        if found == FORMAT:
+            adapter = {**values["adapter"], "targets": tuple(values["adapter"]["targets"])}
+            read = {"labels": tuple(values["labels"]), "adapter": AdapterSpec(**adapter), "base": dict(values["base"])}
+            manifest = Manifest(**{**values, **read})
+            _ = manifest.base["digest"], manifest.base["id"], hash(manifest.task)
+            return manifest
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"no readable expert manifest ({error})", where=str(path),
                          fix="give a folder that holds expert.json and expert.safetensors") from error  # fmt: skip
+    raise InputError(f"format {found!r} is not {FORMAT}", where=str(path), fix="use the ttmoe that wrote it")
 
 
 def load_expert(bank: Bank, folder: Path, base_digest: str, name: str | None = None) -> Manifest:
@@ -81,16 +86,21 @@ def load_expert(bank: Bank, folder: Path, base_digest: str, name: str | None = N
         raise InputError(f"expert {manifest.task!r} was trained on base {manifest.base['id']} "
                          f"({manifest.base['digest'][:12]}), not on this one ({base_digest[:12]})",
                          where=where, fix="load the base it was trained on")  # fmt: skip
-    weights = _checked_weights(folder, manifest)
     name = name or manifest.task
-    expert = bank.add(name, manifest.adapter, manifest.classes)
-    try:
-        _fill(expert, weights, manifest, where)
-    except InputError:
-        bank.remove(name)
-        raise
-    expert.requires_grad_(False)
+    bank.require_free(name)
+    weights = _checked_weights(folder, manifest)
+    expert = _filled(_draft(bank, manifest, where), weights, manifest, where)
+    bank.attach(name, expert.requires_grad_(False))
     return manifest
+
+
+def _draft(bank: Bank, manifest: Manifest, where: str) -> Expert:
+    try:
+        return bank.draft(manifest.adapter, manifest.classes)
+    except InputError as error:
+        raise InputError(f"the adapter does not fit this base: {error.what}", where=where, fix=error.fix) from error
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:  # a field of the wrong type
+        raise InputError(f"the adapter cannot be read ({error})", where=where, fix="train the expert again") from error
 
 
 def _checked_weights(folder: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
@@ -103,10 +113,14 @@ def _checked_weights(folder: Path, manifest: Manifest) -> dict[str, torch.Tensor
     if digest != manifest.weights_digest:
         raise InputError(f"the weights were altered or cut: sha256 {digest[:12]}, recorded {manifest.weights_digest[:12]}",
                          where=str(path), fix="restore the file, or train the expert again")  # fmt: skip
-    return load(data)
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise InputError(f"the weights are not a safetensors file ({error})", where=str(path),
+                         fix="train the expert again") from error  # fmt: skip
 
 
-def _fill(expert: Expert, weights: dict[str, torch.Tensor], manifest: Manifest, where: str) -> None:
+def _filled(expert: Expert, weights: dict[str, torch.Tensor], manifest: Manifest, where: str) -> Expert:
     if json.loads(json.dumps(_describe(expert))) != json.loads(json.dumps(manifest.cores)):
         raise InputError(f"the cores do not fit: recorded {manifest.cores}, here {_describe(expert)}", where=where,
                          fix="the base's architecture, or the way shapes are chosen, has changed")  # fmt: skip
@@ -118,7 +132,9 @@ def _fill(expert: Expert, weights: dict[str, torch.Tensor], manifest: Manifest, 
     broken = [key for key, value in weights.items() if not torch.isfinite(value).all()]
     if broken:
         raise InputError(f"values that are not finite in {', '.join(sorted(broken))}", where=where, fix="train it again")
-    expert.load_state_dict(weights)
+    with torch.inference_mode(False):
+        expert.load_state_dict(weights)
+    return expert
 
 
 def _describe(expert: Expert) -> dict[str, Any]:

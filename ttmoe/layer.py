@@ -14,13 +14,20 @@ class Update:
     """The factors that are active at one site for one batch.
 
     ``a`` (experts, r, in) and ``b`` (experts, out, r), the scale already in ``b``; ``rows`` (batch,) says which of
-    the stacked experts each row goes through, and is None where there is only one.
+    the stacked experts each row goes through, in order of first appearance, and is None where there is only one.
+    ``dropout`` is one rate, or a tensor (experts,) where the experts differ.
     """
 
     a: Tensor
     b: Tensor
     rows: Tensor | None
-    dropout: float = 0.0
+    dropout: float | Tensor = 0.0
+
+    def only(self, expert: int) -> Update:
+        """The same for one of the stacked experts alone."""
+        one = slice(expert, expert + 1)
+        rate = self.dropout if isinstance(self.dropout, float) else float(self.dropout[expert])
+        return Update(self.a[one], self.b[one], None, rate)
 
 
 class AdaptedLinear(nn.Module):
@@ -50,20 +57,46 @@ class AdaptedLinear(nn.Module):
         """x (batch, ..., in) -> (batch, ..., out)."""
         y = self.inner(x)
         for role, update in self.updates.items():
-            y = _add(y, low_rank(x, update, self.training), self.parts[role])
+            y = _add(y, low_rank(x, update, self.training), self._part(role, y.device))
         return y
+
+    def _part(self, role: str, device: torch.device) -> slice | Tensor:
+        """The role's output features; an index goes to the device once, not in every pass."""
+        part = self.parts[role]
+        if isinstance(part, Tensor) and part.device != device:
+            part = self.parts[role] = part.to(device)
+        return part
 
 
 def low_rank(x: Tensor, update: Update, training: bool) -> Tensor:
-    """``B A x`` for every row through its own expert: two thin products, x (batch, ..., in) -> (batch, ..., out)."""
-    if update.dropout and training:
-        x = F.dropout(x, update.dropout)
+    """``B A x`` for every row through its own expert: two thin products, x (batch, ..., in) -> (batch, ..., out).
+
+    Raises ValueError for a mixed batch whose rows cannot be told apart in ``x``.
+    """
     if update.rows is None:
+        if training and update.dropout:
+            x = F.dropout(x, float(update.dropout))
         return F.linear(F.linear(x, update.a[0]), update.b[0])
-    a, b = update.a[update.rows], update.b[update.rows]
+    batch = len(update.rows)
+    if x.shape[0] % batch:
+        raise ValueError(f"{x.shape[0]} rows reach an adapted layer in a batch of {batch}: the architecture shares this "
+                         "input between rows, which each need their own expert")  # fmt: skip
+    a, bt = update.a, update.b.mT
+    if len(a) != batch:  # else each row has an expert of its own, and they stand in order
+        a, bt = a.index_select(0, update.rows), bt.index_select(0, update.rows)
     # Some architectures flatten (batch, tokens) before a projection; the rows of the batch stay in order.
-    inner = torch.bmm(x.reshape(len(a), -1, x.shape[-1]), a.mT)
-    return torch.bmm(inner, b.mT).reshape(*x.shape[:-1], b.shape[1])
+    rows = x.reshape(batch, -1, x.shape[-1])
+    if training:
+        rows = _drop(rows, update)
+    return torch.bmm(torch.bmm(rows, a.mT), bt).reshape(*x.shape[:-1], bt.shape[-1])
+
+
+def _drop(x: Tensor, update: Update) -> Tensor:
+    """Dropout of x (batch, tokens, in), each row at its expert's rate."""
+    if isinstance(update.dropout, float):
+        return F.dropout(x, update.dropout) if update.dropout else x
+    keep = (1 - update.dropout[update.rows])[:, None, None]
+    return x * (torch.bernoulli(keep.expand(x.shape)) / keep).to(x.dtype)
 
 
 def _add(y: Tensor, delta: Tensor, part: slice | Tensor) -> Tensor:

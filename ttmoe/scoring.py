@@ -13,10 +13,13 @@ from ttmoe.encoding import Item, collate
 def score(bank: Bank, items: Sequence[Item], names: Sequence[str] | str, pad_id: int) -> list[Tensor]:
     """Each item's scores through the expert named for it: (classes,), or (options,) where the expert chooses.
 
-    An expert with a single output reads each option beside the text; any other reads the whole input once.
+    An expert with a single output reads each option beside the text; any other reads the whole input once. Raises
+    InputError for an expert that is not loaded.
     """
+    if not items:
+        return []
     each = [names] * len(items) if isinstance(names, str) else list(names)
-    outputs = {name: bank.experts[name].head.out_features for name in dict.fromkeys(each)}  # type: ignore[union-attr]
+    outputs = {name: bank.expert(name).head.out_features for name in dict.fromkeys(each)}
     rows = [item.options if outputs[name] == 1 and item.options else (item.whole,)
             for item, name in zip(items, each, strict=True)]  # fmt: skip
     inputs = collate([tokens for row in rows for tokens in row], pad_id, bank.device)

@@ -1,7 +1,8 @@
 """Where adapters go: the roles of an architecture's linear maps, layer by layer.
 
 A *site* is one linear map (or the part of a fused one) that plays one role in one layer. Roles are the same words for
-every architecture: ``q k v o`` in attention, ``up gate down`` in the feed-forward part.
+every architecture: ``q k v o`` in attention, ``up gate down`` in the feed-forward part, where ``gate`` is the map that
+goes through the activation and ``up`` the one it multiplies (or the only one).
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ class Site:
     in_features: int
     out_features: int
     rows: slice | torch.Tensor
+
+    @property
+    def place(self) -> tuple:
+        """What it adapts, whatever the role is called."""
+        return (self.path, self.rows.start, self.rows.stop) if isinstance(self.rows, slice) else (self.path, self.role)
 
 
 def _whole(config: object, width: int) -> slice:
@@ -102,7 +108,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Place]]] = {
     "deberta-v2": ("encoder.layer", _plain(q="attention.self.query_proj", k="attention.self.key_proj",
                                            v="attention.self.value_proj", **_BERT_REST)),
     "modernbert": ("layers", {**_fused("attn.Wqkv", _attention_part), **_plain(o="attn.Wo", down="mlp.Wo"),
-                              "up": ("mlp.Wi", _part(0, 2)), "gate": ("mlp.Wi", _part(1, 2))}),
+                              "gate": ("mlp.Wi", _part(0, 2)), "up": ("mlp.Wi", _part(1, 2))}),
 }  # fmt: skip
 
 
@@ -125,8 +131,8 @@ def layer_list(model: nn.Module) -> nn.ModuleList:
 def find_sites(model: nn.Module, targets: Iterable[str], first: int = 0, last: int | None = None) -> list[Site]:
     """All sites of ``targets`` in layers ``first`` to ``last`` (inclusive), layer by layer.
 
-    A target is a role, or a regular expression that matches the whole path of a linear map inside its layer.
-    Raises InputError for a target that meets nothing, or for a range with no layer in it.
+    A target is a role, or a regular expression that matches the whole path of a linear map inside its layer. What two
+    targets meet is taken once. Raises InputError for a target that meets nothing, or for a range with no layer in it.
     """
     layers = layer_list(model)
     top = len(layers) - 1 if last is None else last
@@ -134,13 +140,23 @@ def find_sites(model: nn.Module, targets: Iterable[str], first: int = 0, last: i
         raise InputError(f"layers {first} to {top} are not among the base's {len(layers)} layers (0 to {len(layers) - 1})",
                          where="adapter.layers", fix=f"write `all`, or a range such as {len(layers) // 2}-")  # fmt: skip
     prefix = next(name for name, module in model.named_modules() if module is layers)
-    sites = []
+    sites: dict[tuple, Site] = {}
     for target in targets:
+        _require_readable(target)
         found = [site for i in range(first, top + 1) for site in _sites_in(model, layers[i], f"{prefix}.{i}", i, target)]
         if not found:
             raise _nothing_met(model, layers[first], target)
-        sites += found
-    return sites
+        for site in found:
+            sites.setdefault(site.place, site)
+    return list(sites.values())
+
+
+def _require_readable(target: str) -> None:
+    try:
+        re.compile(target)
+    except re.error as error:
+        raise InputError(f"target {target!r} is not a regular expression ({error})", where="adapter.targets",
+                         fix=f"write a role ({', '.join(ROLES)}) or a path such as mlp\\..*_proj") from error  # fmt: skip
 
 
 def _sites_in(model: nn.Module, layer: nn.Module, prefix: str, index: int, target: str) -> list[Site]:

@@ -33,7 +33,7 @@ def resolve_base(*, package: str | None = None, path: str | None = None, sha256:
     weights = place if place.suffix == ".gguf" else place / gguf if gguf else None
     if weights:
         place = _converted(weights, cache)
-    return Base(source, name, version, digest_folder(place), str(place), choose_dtype(dtype, place, device),
+    return Base(source, name, version, digest_folder(place), str(place), choose_dtype(dtype, device),
                 max_length, choose_pooling(pooling, place))  # fmt: skip
 
 
@@ -91,6 +91,9 @@ def _converted(weights: Path, cache: Path) -> Path:
     try:
         _convert(weights, part)
         part.rename(target)
+    except (ValueError, KeyError, NotImplementedError) as error:  # what transformers raises for a file it cannot read
+        raise InputError(f"{weights} cannot be converted: {error}", where="base.gguf",
+                         fix="give a whole GGUF file of an architecture that transformers reads") from error  # fmt: skip
     except OSError:
         if not (target / "config.json").is_file():  # otherwise another process was faster
             raise

@@ -99,7 +99,7 @@ def fit_router(router: LinearRouter, train: tuple[Tensor, Tensor], validation: t
         quality = (accuracy, -float(F.cross_entropy(scores, validation[1])))
         if quality > best:
             best, kept = quality, {key: value.clone() for key, value in router.state_dict().items()}
-        report(Progress("training", epoch, settings.epochs, {"train.loss": float(loss), "validation.accuracy": accuracy}))
+        report(Progress("training", epoch, settings.epochs, {"train.loss": loss.item(), "validation.accuracy": accuracy}))
     router.load_state_dict(kept)
     return best[0]
 

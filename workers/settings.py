@@ -22,14 +22,15 @@ class Train(BaseModel):
     steps: Count = Field(default=300, description="Optimiser steps, at most.")
     batch_size: Count = Field(default=32, description="Rows in a step.")
     lr: Positive = Field(default=5e-3, description="Learning rate of the adapter.")
-    head_lr: Positive = Field(default=5e-3, description="Learning rate of the head.")
+    head_lr: Positive = Field(default=1e-3, description="Learning rate of the head.")
     weight_decay: NotNegative = Field(default=0.0, description="Decoupled weight decay.")
     warmup: Share = Field(default=0.06, description="The share of the steps in which the learning rate rises.")
-    schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="How it falls afterwards.")
+    schedule: Literal["linear", "cosine", "constant"] = Field(default="cosine", description="How it falls afterwards.")
     eval_every: Count = Field(default=50, description="Steps between evaluations on the validation split.")
     patience: int = Field(default=5, ge=0, description="Evaluations without improvement before stopping; 0 never stops.")
     clip: NotNegative = Field(default=1.0, description="The largest gradient norm; 0 leaves gradients alone.")
     label_smoothing: Share = Field(default=0.0, description="The share of a label spread over the other classes.")
+    head_dropout: Share = Field(default=0.1, description="The share of the head's inputs dropped in training.")
     seed: int | None = Field(default=None, ge=0, description="Seed of this training; by default the config's seed.")
 
 

@@ -13,11 +13,15 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from ttmoe.bank import Bank, Expert
+from ttmoe.encoding import collate, pool
 from ttmoe.scoring import score
 from workers.batches import Rows, training_batches
 from workers.evaluation import evaluate
 from workers.progress import Progress, Report
 from workers.settings import Train
+
+
+SCALE_ROWS = 256  # rows that tell the head the scale of the base's states
 
 
 class DivergedError(RuntimeError):
@@ -42,6 +46,8 @@ def fit(bank: Bank, name: str, train: Rows, validation: Rows, settings: Train, *
     """
     expert: Expert = bank.experts[name]  # type: ignore[assignment]
     expert.head.requires_grad_(head == "trained")
+    expert.head.dropout = settings.head_dropout if head == "trained" else 0.0
+    expert.head.fit_scale(_bare_states(bank, train, pad_id))
     torch.manual_seed(settings.seed or 0)  # dropout draws from the global generator
     optimizer = _optimizer(expert, settings)
     schedule = LambdaLR(optimizer, lambda step: learning_rate(step, settings))
@@ -68,6 +74,17 @@ def fit(bank: Bank, name: str, train: Rows, validation: Rows, settings: Train, *
     expert.load_state_dict(weights)
     bank.eval()
     return result
+
+
+@torch.no_grad()
+def _bare_states(bank: Bank, rows: Rows, pad_id: int) -> Tensor:
+    """Pooled states of the first training rows through the bare base."""
+    tokens = [item.options[0] if item.options else item.whole for item in rows.items[:SCALE_ROWS]]
+    parts = []
+    for start in range(0, len(tokens), 64):
+        inputs = collate(tokens[start : start + 64], pad_id, bank.device)
+        parts.append(pool(bank.model(**inputs).last_hidden_state, inputs["attention_mask"], bank.pooling))
+    return torch.cat(parts)
 
 
 def learning_rate(step: int, settings: Train) -> float:

@@ -1,0 +1,330 @@
+"""``ttmoe run`` as a whole, on a library so small that most of the time goes into starting Ray."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import commands
+import pytest
+import tiny
+import yaml
+from commands import Done, open_registry, runs, statuses, succeeded, ttmoe, versions
+from typer.testing import CliRunner
+
+from orchestrator.cli import app
+
+pytestmark = pytest.mark.integration
+
+CONFIG = """\
+library: tiny
+base: {folder: base, max_length: 32}
+adapter: {rank: 4, alpha: 8}
+train: {steps: 60, batch_size: 16, eval_every: 20, lr: 1e-2, head_lr: 1e-2}
+tasks:
+  colours:
+    kind: text
+    source: {path: colours.jsonl}
+    columns: {text: text}
+    label: {column: label}
+  animals:
+    kind: text
+    source: {path: animals.jsonl}
+    columns: {text: text}
+    label: {column: label, names: {cat: a cat, dog: a dog}}
+router: {batch_size: 32}
+"""
+SEARCH = "search: {task: colours, trials: 2, ranks: [2, 4], cores: [4, 4], steps: 10}\n"
+
+
+def write_library(folder: Path, base_folder: Path, config: str) -> Path:
+    """A folder with the base, two tasks' data and the config."""
+    folder.mkdir(exist_ok=True)
+    shutil.copytree(base_folder, folder / "base", dirs_exist_ok=True)
+    tiny.write_texts(folder / "colours.jsonl", tiny.COLOURS, "north")
+    tiny.write_texts(folder / "animals.jsonl", tiny.ANIMALS, "south")
+    (folder / "tiny.yaml").write_text(config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def home(base_folder, tmp_path_factory) -> Path:
+    """The folder in which the first run was made."""
+    folder = write_library(tmp_path_factory.mktemp("run"), base_folder, CONFIG + SEARCH)
+    done = succeeded(ttmoe(folder, "run", "tiny.yaml"))
+    (folder / "first.txt").write_text(done.out)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def root(home: Path) -> Path:
+    return home / "runs"
+
+
+class TestFirstRun:
+    def test_it_ends_with_the_tables_the_places_and_what_to_type_next(self, home):
+        out = (home / "first.txt").read_text()
+        for part in (
+            "to do:  2 experts (colours, animals), the router, a search of 2 trials",
+            "Library tiny on base",
+            "colours", "animals", "LoRA-16 parameters",
+            "Search on colours: 2 trials",
+            "Routing accuracy",
+            "confusion.png", "pareto.png",
+            "ttmoe predict", "ttmoe experts ls", "ttmoe ui",
+            "ttmoe run tiny.yaml --set tasks.colours.train.steps=30",
+        ):  # fmt: skip
+            assert part in out, part
+
+    def test_the_registry_holds_one_version_of_each_and_the_router_all(self, root):
+        assert versions(root) == {"tiny.colours": 1, "tiny.animals": 1, "tiny.router": 1}
+        registry = open_registry(root)
+        experts = registry.experts("tiny")
+        for version in experts:
+            assert version.aliases == ("candidate", "champion")
+            assert version.metrics["test.accuracy"] > 0.9
+            assert version.tags["method"] == "tt"
+            assert version.tags["rank"] == "4"
+            assert version.tags["base"] == "folder:base"
+            for key in ("base_digest", "shape", "data_fingerprint", "weights_digest", "metric"):
+                assert version.tags[key]
+            assert int(version.tags["parameters"]) < int(version.tags["lora16_parameters"])
+        router = registry.router("tiny")
+        assert router.aliases == ("candidate", "champion")
+        assert router.metrics["test.routing_accuracy"] > 0.95
+        folder = registry.fetch(router)
+        lock = {version.task: version.spec_hash for version in experts}
+        assert json.loads((folder / "lock.json").read_text()) == lock
+        for version in experts:
+            inside = folder / "experts" / version.task / "expert.safetensors"
+            assert inside.read_bytes() == (registry.fetch(version) / "expert.safetensors").read_bytes()
+
+    def test_every_run_has_ended_well_below_its_parent(self, root):
+        assert statuses(root) == {
+            ("run", "FINISHED"): 1, ("expert", "FINISHED"): 3,  # two experts and the router
+            ("search", "FINISHED"): 1, ("trial", "FINISHED"): 2,
+        }  # fmt: skip
+        found = {run.info.run_id: run for run in runs(root)}
+        kinds = {"expert": "run", "trial": "search"}
+        for run in found.values():
+            kind = run.data.tags["ttmoe.kind"]
+            if kind in kinds:
+                assert found[run.data.tags["mlflow.parentRunId"]].data.tags["ttmoe.kind"] == kinds[kind]
+        colours = next(run for run in found.values() if run.data.tags.get("ttmoe.task") == "colours")
+        client = open_registry(root).client
+        assert len(client.get_metric_history(colours.info.run_id, "train.loss")) == 60
+        assert [m.step for m in client.get_metric_history(colours.info.run_id, "validation.accuracy")] == [20, 40, 60]
+
+    def test_each_expert_has_a_log_and_the_plots_are_pictures(self, root):
+        for task in ("colours", "animals"):
+            assert len(list((root / "tiny" / "experts").glob(f"{task}-*/log.txt"))) == 1
+        pictures = list((root / "mlartifacts").rglob("*.png"))
+        assert {path.name for path in pictures} == {"confusion.png", "pareto.png"}
+        assert all(path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n") for path in pictures)
+
+    def test_the_evaluation_counts_every_test_row(self, root):
+        registry = open_registry(root)
+        evaluation = json.loads((registry.fetch(registry.router("tiny")) / "evaluation.json").read_text())
+        rows = sum(test["rows"] for test in evaluation["tasks"].values())
+        assert sum(map(sum, evaluation["confusion"])) == rows
+        for i, task in enumerate(evaluation["confusion_tasks"]):
+            assert evaluation["confusion"][i][i] == evaluation["tasks"][task]["routed_right"]
+            assert sum(evaluation["confusion"][i]) == evaluation["tasks"][task]["rows"]
+
+
+class TestThen:
+    """What is typed after the first run, in the order of typing."""
+
+    def test_again_does_nothing(self, home, root):
+        before = versions(root), statuses(root)
+        done = succeeded(ttmoe(home, "run", "tiny.yaml"))
+        assert "cached: colours, animals" in done.out
+        assert "to do:  nothing" in done.out
+        assert "Library tiny on base" in done.out
+        assert (versions(root), statuses(root)) == before
+
+    def test_experts_ls(self, home):
+        done = succeeded(ttmoe(home, "experts", "ls"))
+        assert "Library tiny" in done.out
+        for task in ("animals", "colours"):
+            (line,) = [line for line in done.out.splitlines() if f" {task} " in line]
+            assert "v1" in line
+            assert "candidate, champion" in line
+        assert "router v1: routing accuracy" in done.out
+
+    def test_predict(self, home):
+        texts = ["north3 red north7", "dog south1 south2", "[/b] south4 cat"]
+        done = succeeded(ttmoe(home, "predict", *texts))
+        lines = [line for line in done.out.splitlines() if "│" in line]
+        for text, task, label in zip(texts, ("colours", "animals", "animals"), ("red", "a dog", "a cat"), strict=True):
+            (line,) = [line for line in lines if text in line]
+            cells = [cell.strip() for cell in line.strip("│").split("│")]
+            assert cells[1:3] == [task, label]
+            assert 0.5 < float(cells[3]) <= 1
+
+    def test_one_changed_task_redoes_that_expert_and_the_router_alone(self, home, root):
+        before = {path: path.stat().st_mtime_ns for path in (root / "cache").rglob("*") if path.is_file()}
+        done = succeeded(ttmoe(home, "run", "tiny.yaml", "--set", "tasks.animals.train.steps=40"))
+        assert "cached: colours" in done.out
+        assert "to do:  1 experts (animals), the router\n" in done.out
+        assert versions(root) == {"tiny.colours": 1, "tiny.animals": 2, "tiny.router": 2}
+        registry = open_registry(root)
+        assert {v.task: v.version for v in registry.experts("tiny")} == {"colours": 1, "animals": 2}
+        assert registry.router("tiny").version == 2
+        assert statuses(root)["expert", "FINISHED"] == 5
+        assert statuses(root)["search", "FINISHED"] == 1
+        # Nothing of the base and the data was computed again.
+        assert {path: path.stat().st_mtime_ns for path in (root / "cache").rglob("*") if path.is_file()} == before
+
+    def test_back_again_the_earlier_versions_answer(self, home, root):
+        succeeded(ttmoe(home, "run", "tiny.yaml"))
+        assert versions(root) == {"tiny.colours": 1, "tiny.animals": 2, "tiny.router": 2}
+
+
+class TestCtrlC:
+    """Stopped while one expert is registered and the other is being trained."""
+
+    @pytest.fixture(scope="class")
+    def stopped(self, base_folder, tmp_path_factory) -> Path:
+        home = write_library(tmp_path_factory.mktemp("stopped"), base_folder, CONFIG)
+        command = [commands.SCRIPT, "run", "tiny.yaml", "--set", "tasks.animals.train.steps=1000000",
+                   "--set", "tasks.animals.train.patience=0"]  # fmt: skip
+        out, mark = home / "out.txt", f"stopped-{home}"
+        with out.open("w") as file:
+            env = commands.environment(TTMOE_TEST=mark, PYTHONUNBUFFERED="1")
+            process = subprocess.Popen(command, cwd=home, stdout=file, stderr=subprocess.STDOUT, env=env, start_new_session=True)
+            try:
+                assert tiny.wait_for(lambda: "colours: registered" in out.read_text(), 120), out.read_text()
+                self.other = ttmoe(home, "run", "tiny.yaml")  # a second driver meanwhile
+                process.send_signal(signal.SIGINT)
+                (home / "code").write_text(str(process.wait(60)))
+            finally:
+                process.kill()
+                process.wait()
+        (home / "other.txt").write_text(f"{self.other.code}\n{self.other.err}")
+        (home / "left.txt").write_text("\n".join(tiny.left_running(mark)))
+        return home
+
+    def test_it_says_so_and_leaves_nothing_running(self, stopped):
+        assert (stopped / "code").read_text() == "130"
+        assert "stopped; type the command again to continue" in (stopped / "out.txt").read_text()
+        assert "Traceback" not in (stopped / "out.txt").read_text()
+        assert (stopped / "left.txt").read_text() == ""
+
+    def test_no_second_driver_could_start_meanwhile(self, stopped):
+        code, said = (stopped / "other.txt").read_text().split("\n", 1)
+        assert code == "2"
+        assert "another run of this library is under way" in said
+
+    def test_the_finished_expert_is_kept_and_no_run_stays_open(self, stopped):
+        assert versions(stopped / "runs") == {"tiny.colours": 1}
+        assert statuses(stopped / "runs") == {("run", "KILLED"): 1, ("expert", "FINISHED"): 1, ("expert", "KILLED"): 1}
+
+    def test_a_driver_that_was_killed_outright_is_tidied_up_and_the_work_goes_on(self, stopped):
+        root = stopped / "runs"
+        registry = open_registry(root)
+        registry.start_run("tiny", "left by a crash", {}, "a: 1\n", {})
+        assert statuses(root)["run", "RUNNING"] == 1
+        done = succeeded(ttmoe(stopped, "run", "tiny.yaml"))
+        assert "cached: colours" in done.out
+        assert versions(root) == {"tiny.colours": 1, "tiny.animals": 1, "tiny.router": 1}
+        assert not [run for run in runs(root) if run.info.status == "RUNNING"]
+
+
+class TestBadInput:
+    """Everything that cannot work is said before any work, with exit code 2."""
+
+    @pytest.fixture
+    def refused(self, base_folder, tmp_path, monkeypatch):
+        """Runs a changed config; the message, when nothing has been written to a registry."""
+
+        def run(change, *arguments: str) -> str:
+            config = yaml.safe_load(CONFIG + SEARCH)
+            write_library(tmp_path, base_folder, "")
+            change(config, tmp_path)
+            (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+            monkeypatch.chdir(tmp_path)
+            began = time.monotonic()
+            result = CliRunner().invoke(app, ["run", "tiny.yaml", *arguments])
+            assert result.exit_code == 2, result.output
+            assert time.monotonic() - began < 20
+            if (tmp_path / "runs" / "mlflow.db").exists():
+                assert versions(tmp_path / "runs") == {}
+                assert runs(tmp_path / "runs") == []
+            return " ".join(result.stderr.split())
+
+        return run
+
+    def test_a_missing_file(self, refused):
+        said = refused(lambda c, _: c["tasks"]["animals"]["source"].update(path="gone.jsonl"))
+        assert "tasks.animals.source" in said
+        assert "gone.jsonl" in said
+
+    def test_an_empty_split(self, refused):
+        said = refused(lambda _, f: tiny.write_texts(f / "animals.jsonl", tiny.ANIMALS, "south", 4))
+        assert "tasks.animals" in said
+        assert "no rows in split" in said
+
+    def test_an_unknown_label(self, refused):
+        def change(_, folder):
+            tiny.write_rows(folder / "animals.jsonl", [*rows(folder), {"text": "a cow", "label": "cow"}])
+
+        def rows(folder):
+            return map(json.loads, (folder / "animals.jsonl").read_text().splitlines())
+
+        said = refused(change)
+        assert "tasks.animals.label.names" in said
+        assert "label 'cow' of row 241 is unknown" in said
+        assert "Known: cat, dog" in said
+
+    def test_a_shape_that_does_not_multiply_to_the_width(self, refused):
+        said = refused(lambda c, _: c["adapter"].update(shape="8x9|8x8"))
+        assert "adapter.shape" in said
+        assert "72" in said
+        assert "a shape that fits: 8x8|8x8" in said
+
+    def test_an_unknown_key_with_the_nearest(self, refused):
+        said = refused(lambda c, _: c["train"].update(stesp=3))
+        assert "train.stesp" in said
+        assert "did you mean `steps`?" in said
+
+    def test_a_search_that_has_no_shape_to_try(self, refused):
+        said = refused(lambda c, _: c["search"].update(cores=[14, 15]))
+        assert "search.cores" in said
+        assert "14 to 15 cores" in said
+
+    def test_a_base_that_is_not_there(self, refused):
+        said = refused(lambda c, _: c["base"].update(folder="gone"))
+        assert "base.folder" in said
+
+    def test_a_config_that_is_not_there(self, refused):
+        assert "no packaged recipe 'quickstrat'" in " ".join(
+            CliRunner().invoke(app, ["run", "quickstrat"]).stderr.split()
+        )
+
+    def test_a_library_that_is_not_there(self, tmp_path):
+        for command in (["experts", "ls"], ["predict", "x"]):
+            result = CliRunner().invoke(app, [*command, "--root", str(tmp_path)])
+            assert result.exit_code == 2
+            assert "there is no library here" in result.stderr
+            assert "ttmoe run" in result.stderr
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_an_expert_that_fails_leaves_the_other_registered_and_is_named(base_folder, tmp_path):
+    """One diverges. The other is kept, the run is FAILED, and the next command trains what is missing."""
+    home = write_library(tmp_path, base_folder, CONFIG)
+    hopeless = ("--set", "tasks.animals.train.lr=1e38", "--set", "tasks.animals.train.clip=0")
+    done: Done = ttmoe(home, "run", "tiny.yaml", *hopeless)
+    assert done.code == 2
+    assert "1 of 2 experts failed (animals: DivergedError" in done.err
+    assert "kept: colours" in " ".join(done.err.split())
+    assert "log.txt" in done.err
+    assert versions(home / "runs") == {"tiny.colours": 1}
+    assert statuses(home / "runs") == {("run", "FAILED"): 1, ("expert", "FINISHED"): 1, ("expert", "FAILED"): 1}
+    failed = next(run for run in runs(home / "runs") if run.info.status == "FAILED" and "ttmoe.error" in run.data.tags)
+    assert "DivergedError" in failed.data.tags["ttmoe.error"]

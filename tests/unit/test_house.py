@@ -1,0 +1,117 @@
+"""The house: who may import whom, and what a package must hold. Imports are read, not run."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MAY_IMPORT = {
+    "ttmoe": {"ttmoe"},
+    "workers": {"workers", "ttmoe"},
+    "cluster": {"cluster", "ttmoe"},  # of ttmoe its errors alone, see below
+    "orchestrator": {"orchestrator", "workers", "ttmoe", "cluster"},
+}
+PLACES = {
+    "ray": ("cluster/", "orchestrator/jobs.py", "orchestrator/search.py", "orchestrator/tune_trial.py"),
+    "mlflow": ("orchestrator/registry/",),
+    "typer": ("orchestrator/cli.py",),
+    "rich": ("orchestrator/",),
+    "optuna": ("orchestrator/search.py",),
+    "matplotlib": ("orchestrator/plots.py",),
+    "yaml": ("orchestrator/",),
+    "pydantic": ("orchestrator/", "workers/"),
+    "pip": (),
+}
+SOURCES = sorted(path for house in MAY_IMPORT for path in (ROOT / house).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and whole name of every import in the file, those inside functions included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write the whole name"
+            yield node.lineno, str(node.module)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            name = node.args[0] if node.args else None
+            assert isinstance(name, ast.Constant), f"{path}:{node.lineno}: an import that cannot be read"
+            yield node.lineno, str(name.value)
+
+
+def where(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_there_is_something_to_read() -> None:
+    names = {where(path) for path in SOURCES}
+    assert {"orchestrator/cli.py", "workers/training.py", "ttmoe/bank.py", "cluster/local.py"} <= names
+
+
+@pytest.mark.parametrize("house", MAY_IMPORT)
+def test_imports_run_one_way(house: str) -> None:
+    stray = [
+        f"{where(path)}:{line} imports {name}"
+        for path in SOURCES
+        if path.is_relative_to(ROOT / house)
+        for line, name in imports(path)
+        if name.split(".")[0] in MAY_IMPORT.keys() - MAY_IMPORT[house]
+    ]
+    assert not stray
+
+
+def test_the_cluster_knows_nothing_of_experts() -> None:
+    known = {name for path in (ROOT / "cluster").rglob("*.py") for _, name in imports(path)}
+    assert {name for name in known if name.startswith("ttmoe")} <= {"ttmoe.errors"}
+
+
+@pytest.mark.parametrize("library", PLACES)
+def test_a_library_is_imported_in_its_places_alone(library: str) -> None:
+    stray = [
+        f"{where(path)}:{line} imports {name}"
+        for path in SOURCES
+        for line, name in imports(path)
+        if name.split(".")[0] == library and not where(path).startswith(PLACES[library])
+    ]
+    assert not stray
+
+
+def test_a_line_that_runs_back_would_be_found(tmp_path: Path) -> None:
+    path = tmp_path / "sneaky.py"
+    path.write_text("def f():\n    if True:\n        from orchestrator.plan import Plan\n    import ray.tune as t\n")
+    assert sorted(imports(path)) == [(3, "orchestrator.plan"), (4, "ray.tune")]
+
+
+def test_the_import_names_resolve_to_this_tree(tmp_path: Path) -> None:
+    """They are generic words; another distribution could bring packages of the same names."""
+    code = "import cluster, orchestrator, ttmoe, workers\nfor m in (cluster, orchestrator, ttmoe, workers): print(m.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    names = ("cluster", "orchestrator", "ttmoe", "workers")
+    assert done.stdout.split() == [str(ROOT / name / "__init__.py") for name in names]
+
+
+def test_what_is_installed_holds_every_module_and_recipe() -> None:
+    """Setuptools takes folders with an ``__init__.py``, and of other files those that pyproject.toml names."""
+    packages = {path.parent for path in SOURCES}
+    assert not [where(folder) for folder in packages if not (folder / "__init__.py").is_file()]
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    taken = settings["packages"]["find"]["include"]
+    dotted = [where(folder).replace("/", ".") for folder in packages]
+    assert not [name for name in dotted if not any(fnmatch.fnmatch(name, pattern) for pattern in taken)]
+    patterns = [f"{package}/{glob}" for package, globs in settings["package-data"].items() for glob in globs]
+    files = [
+        where(path)
+        for house in MAY_IMPORT
+        for path in (ROOT / house).rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    ]
+    assert "orchestrator/recipes/quickstart.yaml" in files
+    assert not [name for name in files if not any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]

@@ -1,0 +1,60 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ttmoe.adapter import AdapterSpec
+from workers import trial as module
+from workers.expert_job import ExpertJob, run_expert
+from workers.settings import Train
+from workers.trial import TrialBench
+
+
+@pytest.fixture(scope="module")
+def job(base, colours, tmp_path_factory):
+    train = Train(steps=30, batch_size=16, eval_every=10, lr=1e-2, head_lr=1e-2, seed=2)
+    folder = str(tmp_path_factory.mktemp("trial"))
+    return ExpertJob("colours", base, colours, AdapterSpec(rank=4), "trained", train, "aa" * 32, 1152, folder)
+
+
+@pytest.fixture(scope="module")
+def bench(job):
+    return TrialBench.load(job)
+
+
+def quality(found):
+    return found["accuracy"], found["loss"]
+
+
+def test_a_trial_measures_the_validation_split_as_the_job_would(bench, job):
+    found = bench.run(job)
+    assert set(found) == {"accuracy", "loss", "parameters", "seconds"}
+    assert found["parameters"] == 1152
+    assert found["accuracy"] > 0.8
+    assert list(bench.rows) == ["train", "validation"]  # the test split is not even read
+
+
+def test_a_trial_is_not_disturbed_by_those_before_it(bench, job):
+    alone = quality(bench.run(job))
+    bench.run(replace(job, adapter=AdapterSpec(rank=8, targets=("q", "v", "o"), init="paper")))
+    assert quality(bench.run(job)) == alone
+    assert quality(TrialBench.load(job).run(job)) == alone
+    assert not bench.bank.experts
+
+
+def test_a_trial_that_fails_leaves_the_bench_usable(bench, job, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "fit", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            bench.run(job)
+    assert bench.run(job)["accuracy"] > 0.8
+
+
+def test_a_trial_trains_as_the_expert_job_does(bench, job, base):
+    from ttmoe.adapter import count_parameters, plan_groups
+
+    count = count_parameters(plan_groups(bench.bank.model, job.adapter))
+    result = run_expert(replace(job, parameters=count), lambda progress: None)
+    found = bench.run(job)
+    assert quality(found) == (result.metrics["validation.accuracy"], result.metrics["validation.loss"])
+    assert torch.get_num_threads() == job.threads

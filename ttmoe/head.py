@@ -1,0 +1,47 @@
+"""The head: one linear map from pooled states to scores, on standardised states while it is trained."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Head(nn.Module):
+    """Scores (rows, classes) from pooled states (rows, width).
+
+    ``centre`` (width,) and ``scale`` (one number) make the states of any base comparable, so that one learning rate
+    fits them all; the states' directions stay as they are. ``dropout`` acts on the standardised states in training.
+    """
+
+    def __init__(self, width: int, classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(classes, width))
+        self.bias = nn.Parameter(torch.zeros(classes))
+        self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(()))
+        self.dropout = dropout
+
+    @property
+    def out_features(self) -> int:
+        """The number of scores."""
+        return self.weight.shape[0]
+
+    @torch.no_grad()
+    def fit_scale(self, states: Tensor) -> None:
+        """Take centre and scale from pooled states (rows, width) of training rows through the bare base."""
+        self.centre.copy_(states.mean(0))
+        self.scale.copy_((states - self.centre).std().clamp(min=1e-6))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """states (rows, width) -> scores (rows, classes)."""
+        return F.linear(self.standardise(states), self.weight, self.bias)
+
+    def standardise(self, states: Tensor) -> Tensor:
+        """What the linear map reads."""
+        return F.dropout((states - self.centre) / self.scale, self.dropout, self.training)
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the plain linear map that is this head outside of training."""
+        weight = self.weight / self.scale
+        return weight, self.bias - weight @ self.centre
