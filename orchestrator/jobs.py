@@ -64,7 +64,8 @@ class _Reporter:
     """Sends reports to the board in bundles, not waiting for it."""
 
     def __init__(self, board: Any, key: str) -> None:
-        self.board, self.key, self.waiting, self.sent = board, key, [], 0.0
+        self.board, self.key, self.sent = board, key, 0.0
+        self.waiting: list[tuple[float, Progress]] = []
 
     def __call__(self, progress: Progress) -> None:
         self.waiting.append((time.time(), progress))

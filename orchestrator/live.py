@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from types import TracebackType
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
@@ -50,7 +51,9 @@ class LiveView:
             self.live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.end_stage()
         self.live.stop()
 
@@ -111,9 +114,14 @@ class LiveView:
             return ""
         ended = sum(row.state in ENDED for row in self.rows.values())
         passed = time.monotonic() - self.began
-        table = Table(title=f"{self.title}  ·  {ended} of {len(self.rows)} done  ·  {passed:.0f} s", title_justify="left")
+        table = Table(
+            box=SIMPLE_HEAD, title=f"{self.title}  ·  {ended} of {len(self.rows)} done  ·  {passed:.0f} s",
+            title_justify="left",
+        )
         for head in (self.noun, "state", "step", "loss", "accuracy", "left"):
-            table.add_column(head, justify="left" if head in (self.noun, "state") else "right", no_wrap=head == self.noun)
+            table.add_column(
+                head, justify="left" if head in (self.noun, "state") else "right", no_wrap=head == self.noun
+            )
         for key, row in self.rows.items():
             table.add_row(*map(escape, self._cells(key, row)), style=STYLES.get(row.state))
         return table

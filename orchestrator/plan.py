@@ -67,14 +67,16 @@ def make_plan(config: Config) -> Plan:
     experts = {name: plan_expert(config, name, base, model, layout, device) for name in config.tasks}
     pooling = base.pooling if config.router.pooling == "auto" else config.router.pooling
     features = FeatureSpec(config.router.layers, pooling)
-    features.indexes(model.config.num_hidden_layers)
+    features.indexes(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
     lock = {task: expert.job.spec_hash for task, expert in experts.items()}
     router = {"recipe": ROUTER_RECIPE, "lock": lock, "seed": config.seed, "features": asdict(features),
               "settings": config.router.model_dump(), "base": base.identity()}  # fmt: skip
     return Plan(config, layout, base, features, experts, spec_hash(router), _search_hash(config, experts))
 
 
-def plan_expert(config: Config, name: str, base: Base, model: nn.Module, layout: Layout, device: str) -> ExpertPlan:
+def plan_expert(
+    config: Config, name: str, base: Base, model: nn.Module, layout: Layout, device: str
+) -> ExpertPlan:
     """The plan of one task's expert."""
     data = prepare(name, config.tasks[name], layout.cache)
     adapter = adapter_spec(config.task_adapter(name))
@@ -93,7 +95,9 @@ def plan_expert(config: Config, name: str, base: Base, model: nn.Module, layout:
     return ExpertPlan(job, spec, shapes, count_lora(groups))
 
 
-def expert_spec(base: Base, adapter: AdapterSpec, shapes: dict[str, str], data: Prepared, train: Train, head: str) -> dict[str, Any]:
+def expert_spec(
+    base: Base, adapter: AdapterSpec, shapes: dict[str, str], data: Prepared, train: Train, head: str
+) -> dict[str, Any]:
     """Everything that decides an expert's weights. ``shapes`` holds what ``auto`` came to."""
     return {"recipe": EXPERT_RECIPE, "base": base.identity(), "adapter": {**asdict(adapter), "shape": shapes},
             "data": data.fingerprint, "train": train.model_dump(), "head": head}  # fmt: skip
@@ -116,7 +120,11 @@ def with_adapter(plan: Plan, name: str, groups: list[Group], adapter: AdapterSpe
 def _search_hash(config: Config, experts: dict[str, ExpertPlan]) -> str | None:
     if config.search is None:
         return None
-    spec = {"recipe": SEARCH_RECIPE, "settings": config.search.model_dump(), "train": config.search_train().model_dump()}
+    spec = {
+        "recipe": SEARCH_RECIPE,
+        "settings": config.search.model_dump(),
+        "train": config.search_train().model_dump(),
+    }
     task = dict(experts[config.search.task].spec)
     del task["train"]  # the task's own steps and the like are replaced by the search's
     return spec_hash(spec | {"task": task})

@@ -33,9 +33,22 @@ def plot_pareto(trials: Sequence[dict], front: Sequence[dict], path: Path, title
     """Validation accuracy against adapter parameters: every trial, and the front of those that none beats in both."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    axes.scatter([t["parameters"] for t in trials], [t["accuracy"] for t in trials], color="0.6", label="trial", zorder=2)
+    axes.scatter(
+        [t["parameters"] for t in trials],
+        [t["accuracy"] for t in trials],
+        color="0.6",
+        label="trial",
+        zorder=2,
+    )
     best = sorted(front, key=lambda t: t["parameters"])
-    axes.plot([t["parameters"] for t in best], [t["accuracy"] for t in best], "o-", color="tab:blue", label="Pareto front", zorder=3)
+    axes.plot(
+        [t["parameters"] for t in best],
+        [t["accuracy"] for t in best],
+        "o-",
+        color="tab:blue",
+        label="Pareto front",
+        zorder=3,
+    )
     for trial in best:
         axes.annotate(f"rank {trial['rank']}, {trial['factors']}", (trial["parameters"], trial["accuracy"]),
                       xytext=(6, -12), textcoords="offset points", fontsize=8)  # fmt: skip

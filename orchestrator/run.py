@@ -15,7 +15,8 @@ from orchestrator.library_lock import library_lock
 from orchestrator.live import LiveView
 from orchestrator.loading import Loaded, resolved_yaml
 from orchestrator.plan import Plan, make_plan
-from orchestrator.registry import Registry
+from orchestrator.registry import Registry, Status
+from orchestrator.registry.versions import CHAMPION
 from ttmoe.errors import InputError
 
 
@@ -44,7 +45,10 @@ def run_library(loaded: Loaded, console: Console) -> None:
     with library_lock(plan.layout.home):
         registry.close_stale(plan.layout.library)
         missing = find_missing(plan, registry)
+        _check_search(plan, missing)
         _announce(plan, missing, console)
+        if not missing.router:
+            _promote(plan, registry)
         if missing.any:
             _work(plan, missing, registry, loaded, console)
         else:
@@ -54,17 +58,38 @@ def run_library(loaded: Loaded, console: Console) -> None:
 def find_missing(plan: Plan, registry: Registry) -> Missing:
     """Hold the plan against the registry: work is known by its spec hash."""
     library = plan.layout.library
-    experts = [task for task, hash_ in plan.lock.items() if registry.find_expert(library, task, hash_) is None]
+    experts = [
+        task for task, hash_ in plan.lock.items() if registry.find_expert(library, task, hash_) is None
+    ]
     router = bool(experts) or registry.find_router(library, plan.router_hash) is None
     search = plan.search_hash is not None and registry.search_artifacts(library, plan.search_hash) is None
     return Missing(experts, router, search)
+
+
+def _check_search(plan: Plan, missing: Missing) -> None:
+    """Raise InputError now, not after the training, for a search that has nothing to choose from."""
+    if missing.search:
+        from orchestrator.search import planned_space
+
+        planned_space(plan)
+
+
+def _promote(plan: Plan, registry: Registry) -> None:
+    """Let what is there answer: a config that was changed back brings its earlier versions back."""
+    library = plan.layout.library
+    found = [registry.find_expert(library, task, hash_) for task, hash_ in plan.lock.items()]
+    for version in [*found, registry.find_router(library, plan.router_hash)]:
+        if version is not None and CHAMPION not in version.aliases:
+            registry.promote(version)
 
 
 def _announce(plan: Plan, missing: Missing, console: Console) -> None:
     cached = [task for task in plan.experts if task not in missing.experts]
     todo = [f"{len(missing.experts)} experts ({', '.join(missing.experts)})"] if missing.experts else []
     todo += ["the router"] if missing.router else []
-    todo += [f"a search of {plan.config.search.trials} trials"] if missing.search and plan.config.search else []
+    todo += (
+        [f"a search of {plan.config.search.trials} trials"] if missing.search and plan.config.search else []
+    )
     base = f"{plan.base.id} ({plan.base.dtype}, sha256 {plan.base.digest[:12]})"
     console.print(f"library {plan.layout.library} on {base}", highlight=False, soft_wrap=True)
     if cached:
@@ -76,7 +101,7 @@ def _work(plan: Plan, missing: Missing, registry: Registry, loaded: Loaded, cons
     run = registry.start_run(plan.layout.library, f"run {datetime.now():%Y-%m-%d %H:%M:%S}", _code_version(),
                              resolved_yaml(plan.config), {"lock": plan.lock, "router": plan.router_hash,
                              "experts": missing.experts, "search": missing.search})  # fmt: skip
-    status = "KILLED"
+    status: Status = "KILLED"
     try:
         with ray_session(), LiveView(console) as view:
             _stages(plan, missing, registry, run, view)
@@ -86,7 +111,7 @@ def _work(plan: Plan, missing: Missing, registry: Registry, loaded: Loaded, cons
         status = "FAILED"
         raise
     finally:
-        registry.finish_run(run, status)  # type: ignore[arg-type]
+        registry.finish_run(run, status)
 
 
 def _stages(plan: Plan, missing: Missing, registry: Registry, run: str, view: LiveView) -> None:
@@ -119,6 +144,11 @@ def _summary(plan: Plan, registry: Registry, loaded: Loaded, console: Console) -
 
 def _code_version() -> dict[str, str]:
     """What made a run: the package's version, and the commit where the package lies in a checkout."""
-    found = subprocess.run(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     commit = {"mlflow.source.git.commit": found.stdout.strip()} if found.returncode == 0 else {}
     return {"version": installed("ttmoe"), **commit}

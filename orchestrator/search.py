@@ -11,13 +11,15 @@ from typing import Any
 from orchestrator.live import LiveView
 from orchestrator.plan import Plan
 from orchestrator.plots import plot_pareto
-from orchestrator.registry import Registry
+from orchestrator.registry import Registry, Status
 from orchestrator.search_space import pareto_front, search_space
-from ttmoe.adapter import count_lora, plan_groups
+from ttmoe.adapter import Group, count_lora, plan_groups
 from ttmoe.base import empty_body
 from workers.expert_job import ExpertJob
 
 TRIALS, PARETO_PLOT = "trials.json", "pareto.png"
+MEASURED = ("accuracy", "loss", "parameters", "seconds")
+DESCRIBED = ("rank", "cores", "factors", "shapes", "spec_hash")
 
 
 def run_search(plan: Plan, registry: Registry, view: LiveView) -> None:
@@ -25,12 +27,10 @@ def run_search(plan: Plan, registry: Registry, view: LiveView) -> None:
     search = plan.config.search
     assert search is not None
     job = replace(plan.experts[search.task].job, train=plan.config.search_train())
-    model = empty_body(plan.base)
-    groups = plan_groups(model, job.adapter)
-    space = search_space(groups, search)
+    groups, space = planned_space(plan)
     run = registry.start_run(plan.layout.library, f"search {search.task}", {"spec_hash": plan.search_hash, "task": search.task},
                              json.dumps(search.model_dump(), indent=1), {"space": space}, search=True)  # fmt: skip
-    status = "KILLED"
+    status: Status = "KILLED"
     try:
         view.stage(f"Search: ranks and shapes for {search.task}", "trial", {})
         trials = _tune(plan, job, space, view)
@@ -45,18 +45,32 @@ def run_search(plan: Plan, registry: Registry, view: LiveView) -> None:
         registry.finish_run(run, status)
 
 
+def planned_space(plan: Plan) -> tuple[list[Group], dict[str, list[Any]]]:
+    """The groups that the plan's search varies, and its choices. Raises InputError where there are none."""
+    search = plan.config.search
+    assert search is not None
+    groups = plan_groups(empty_body(plan.base), plan.experts[search.task].job.adapter)
+    return groups, search_space(groups, search)
+
+
 def _record(plan: Plan, record: dict[str, Any], registry: Registry, run: str) -> None:
     folder = plan.work("search", record["task"], str(plan.search_hash))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TRIALS).write_text(json.dumps(record, indent=1))
-    plot_pareto(record["trials"], record["front"], folder / PARETO_PLOT, f"Ranks and shapes for {record['task']}")
+    plot_pareto(
+        record["trials"], record["front"], folder / PARETO_PLOT, f"Ranks and shapes for {record['task']}"
+    )
     for name in (TRIALS, PARETO_PLOT):
         registry.log_file(run, folder / name)
     for trial in record["trials"]:
         params = {key: trial[key] for key in ("rank", "factors", "shapes")}
-        child = registry.expert_run(plan.layout.library, run, record["task"], trial["spec_hash"], params, search=True)
+        child = registry.expert_run(
+            plan.layout.library, run, record["task"], trial["spec_hash"], params, search=True
+        )
         now = int(time.time() * 1000)
-        registry.log_metrics(child, [(key, trial[key], 0, now) for key in ("accuracy", "loss", "parameters", "seconds")])
+        registry.log_metrics(
+            child, [(key, trial[key], 0, now) for key in MEASURED]
+        )
         registry.finish_run(child, "FINISHED")
 
 
@@ -71,12 +85,17 @@ def _tune(plan: Plan, job: ExpertJob, space: dict[str, list[Any]], view: LiveVie
     search, resources = plan.config.search, plan.config.resources
     assert search is not None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=search.seed, n_startup_trials=max(4, search.trials // 3))
+    sampler = optuna.samplers.TPESampler(
+        seed=search.seed, n_startup_trials=max(4, search.trials // 3), constant_liar=True
+    )
     chooser: Any = OptunaSearch(space=partial(_suggest, space), sampler=sampler,
                                 metric=["accuracy", "parameters"], mode=["max", "min"])  # fmt: skip
     if search.max_parallel:
         chooser = ConcurrencyLimiter(chooser, search.max_parallel)
-    trainable = tune.with_resources(tune.with_parameters(Trial, plan=plan, job=job), {"CPU": resources.cpus_per_expert, "GPU": resources.gpus})
+    trainable = tune.with_resources(
+        tune.with_parameters(Trial, plan=plan, job=job),
+        {"CPU": resources.cpus_per_expert, "GPU": resources.gpus},
+    )
     folder = plan.work("search", search.task, str(plan.search_hash))
     tuner = tune.Tuner(
         trainable,
@@ -87,8 +106,8 @@ def _tune(plan: Plan, job: ExpertJob, space: dict[str, list[Any]], view: LiveVie
     results = tuner.fit()
     if results.errors:
         raise results.errors[0]
-    return [{key: result.metrics[key] for key in ("accuracy", "loss", "parameters", "seconds", "rank", "cores", "factors", "shapes", "spec_hash")}
-            for result in results]  # fmt: skip
+    found = [results[i].metrics or {} for i in range(len(results))]
+    return [{key: metrics[key] for key in MEASURED + DESCRIBED} for metrics in found]
 
 
 def _suggest(space: dict[str, list[Any]], trial: Any) -> None:

@@ -17,7 +17,9 @@ def search_space(groups: list[Group], search: Search) -> dict[str, list[Any]]:
     where no form with the asked number of cores fits all of them.
     """
     fewest, most = search.cores
-    forms = [(p, q) for p in range(1, most) for q in range(1, most) if fewest <= p + q <= most and abs(p - q) <= 1]
+    forms = [
+        (p, q) for p in range(1, most) for q in range(1, most) if fewest <= p + q <= most and abs(p - q) <= 1
+    ]
     fitting = [f"{p}+{q}" for p, q in forms if all(even_shape(group, p, q) for group in groups)]
     if not fitting:
         sizes = ", ".join(f"{g.method.in_features} to {g.method.out_features}" for g in groups)
@@ -49,4 +51,5 @@ def pareto_front(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return any(b["accuracy"] >= a["accuracy"] and b["parameters"] <= a["parameters"]
                    and (b["accuracy"], -b["parameters"]) != (a["accuracy"], -a["parameters"]) for b in trials)  # fmt: skip
 
-    return [trial for trial in trials if not beaten(trial)]
+    once = {trial["spec_hash"]: trial for trial in trials}  # a sampler may choose the same twice
+    return [trial for trial in once.values() if not beaten(trial)]

@@ -38,12 +38,16 @@ class MetricLog:
         self.sent = time.monotonic()
 
 
-def train_experts(plan: Plan, missing: list[str], registry: Registry, parent: str, view: LiveView) -> dict[str, Exception]:
+def train_experts(
+    plan: Plan, missing: list[str], registry: Registry, parent: str, view: LiveView
+) -> dict[str, Exception]:
     """Train and register the ``missing`` experts; what failed, by task. Interrupted, it marks the open runs KILLED."""
     library = plan.layout.library
     runs = {task: registry.expert_run(library, parent, task, plan.experts[task].job.spec_hash, _params(plan.experts[task]))
             for task in missing}  # fmt: skip
-    view.stage("Stage 1: experts", "expert", {task: expert.job.train.steps for task, expert in plan.experts.items()})
+    view.stage(
+        "Stage 1: experts", "expert", {task: expert.job.train.steps for task, expert in plan.experts.items()}
+    )
     for task in plan.experts.keys() - runs.keys():
         view.state(task, "cached")
     failed: dict[str, Exception] = {}
@@ -62,7 +66,9 @@ def train_experts(plan: Plan, missing: list[str], registry: Registry, parent: st
     return failed
 
 
-def _follow(plan: Plan, units: list[Unit], registry: Registry, runs: dict[str, str], view: LiveView) -> dict[str, Exception]:
+def _follow(
+    plan: Plan, units: list[Unit], registry: Registry, runs: dict[str, str], view: LiveView
+) -> dict[str, Exception]:
     log, failed = MetricLog(registry, dict(runs)), {}
     for news in run_units(units):
         log.flush()
@@ -103,7 +109,9 @@ def _register(plan: Plan, result: ExpertResult, registry: Registry, run: str, vi
     return version
 
 
-def _record_failure(plan: Plan, task: str, error: Exception, registry: Registry, run: str, view: LiveView) -> None:
+def _record_failure(
+    plan: Plan, task: str, error: Exception, registry: Registry, run: str, view: LiveView
+) -> None:
     log = Path(plan.experts[task].job.folder, LOG)
     if log.is_file():
         registry.log_file(run, log)

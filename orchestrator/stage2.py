@@ -13,7 +13,7 @@ from orchestrator.jobs import Unit, run_units
 from orchestrator.live import LiveView
 from orchestrator.plan import Plan
 from orchestrator.plots import plot_confusion
-from orchestrator.registry import Registry, Version
+from orchestrator.registry import Registry, Status, Version
 from workers.feature_store import compute_features, feature_path
 from workers.routed_test import answer_test_split
 from workers.router_job import RouterJob, RouterResult, run_router
@@ -25,11 +25,13 @@ MODEL = "model"  # the folder that is registered; logs stay beside it
 
 def train_router(plan: Plan, registry: Registry, parent: str, view: LiveView) -> Version:
     """Train, test and register the router for the experts that the plan's lock names."""
-    versions = {task: registry.find_expert(plan.layout.library, task, hash_) for task, hash_ in plan.lock.items()}
+    versions = {
+        task: registry.find_expert(plan.layout.library, task, hash_) for task, hash_ in plan.lock.items()
+    }
     folder = plan.work("router", "router", plan.router_hash)
     run = registry.expert_run(plan.layout.library, parent, "router", plan.router_hash,
                               {f"router.{key}": value for key, value in plan.config.router.model_dump().items()})  # fmt: skip
-    status = "KILLED"
+    status: Status = "KILLED"
     try:
         files = _features(plan, folder, view)
         result = _router(plan, files, folder, view)
@@ -52,7 +54,9 @@ def train_router(plan: Plan, registry: Registry, parent: str, view: LiveView) ->
 def _features(plan: Plan, folder: Path, view: LiveView) -> dict[str, str]:
     rows, cache = plan.config.router.rows_per_task, plan.layout.cache
     jobs = {task: expert.job for task, expert in plan.experts.items()}
-    files = {task: feature_path(plan.base, job.data, plan.features, rows, cache) for task, job in jobs.items()}
+    files = {
+        task: feature_path(plan.base, job.data, plan.features, rows, cache) for task, job in jobs.items()
+    }
     view.stage("Stage 2: features of the frozen base", "task", {task: 0 for task in files})
     for task in [task for task, path in files.items() if path.is_file()]:
         view.state(task, "cached")
@@ -64,8 +68,16 @@ def _features(plan: Plan, folder: Path, view: LiveView) -> dict[str, str]:
 def _router(plan: Plan, files: dict[str, str], folder: Path, view: LiveView) -> RouterResult:
     settings = plan.config.router
     view.stage("Stage 2: router", "router", {"router": settings.epochs})
-    job = RouterJob(plan.base, plan.features, files, plan.lock, settings, plan.config.seed, plan.router_hash,
-                    str(folder / MODEL))
+    job = RouterJob(
+        plan.base,
+        plan.features,
+        files,
+        plan.lock,
+        settings,
+        plan.config.seed,
+        plan.router_hash,
+        str(folder / MODEL),
+    )
     return _all([Unit("router", run_router, (job,), folder)], view)["router"]
 
 
@@ -89,9 +101,14 @@ def _test(plan: Plan, result: RouterResult, folder: Path, view: LiveView) -> dic
 
 
 def _register(plan: Plan, evaluation: dict[str, Any], folder: Path, registry: Registry, run: str) -> Version:
-    metrics = {f"routed_accuracy.{task}": test["answered_right"] / test["rows"] for task, test in evaluation["tasks"].items()}
+    metrics = {
+        f"routed_accuracy.{task}": test["answered_right"] / test["rows"]
+        for task, test in evaluation["tasks"].items()
+    }
     metrics |= {"test.routing_accuracy": evaluation["routing_accuracy"]}
-    registry.log_metrics(run, [(key, value, 0, 0) for key, value in (metrics | evaluation["metrics"]).items()])
+    registry.log_metrics(
+        run, [(key, value, 0, 0) for key, value in (metrics | evaluation["metrics"]).items()]
+    )
     for name in (EVALUATION, CONFUSION_PLOT):
         registry.log_file(run, folder / name)
     tags = {"base": f"{plan.base.source}:{plan.base.id}", "base_digest": plan.base.digest, "base_revision": plan.base.revision,

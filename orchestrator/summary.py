@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -22,7 +23,10 @@ def show_summary(plan: Plan, registry: Registry, source: str, console: Console) 
     place = registry.fetch(router)
     evaluation = json.loads((place / EVALUATION).read_text())
     tables = [_experts(plan, registry, evaluation)]
-    places = {"experts and router": f"{plan.config.tracking_uri}  (ttmoe ui)", "routing, confusion": place / CONFUSION_PLOT}
+    places = {
+        "experts and router": f"{plan.config.tracking_uri}  (ttmoe ui)",
+        "routing, confusion": place / CONFUSION_PLOT,
+    }
     if plan.search_hash and (found := registry.search_artifacts(plan.layout.library, plan.search_hash)):
         record = json.loads((found / TRIALS).read_text())
         tables.append(_search(record))
@@ -39,8 +43,9 @@ def show_summary(plan: Plan, registry: Registry, source: str, console: Console) 
 
 
 def _experts(plan: Plan, registry: Registry, evaluation: dict[str, Any]) -> Table:
-    title = f"Library {plan.layout.library} on {plan.base.id}: test accuracy, trainable parameters"
-    table = Table(title=title, title_justify="left")
+    table = Table(box=SIMPLE_HEAD, title=f"Library {plan.layout.library} on {plan.base.id}", title_justify="left",
+                  caption="expert, routed: test accuracy alone and behind the router\n"
+                  "adapter, LoRA-16: trainable parameters on the same maps", caption_justify="left")  # fmt: skip
     table.add_column("task")
     for head in ("classes", "majority", "expert", "routed", "adapter", "LoRA-16"):
         table.add_column(head, justify="right")
@@ -60,7 +65,10 @@ def _experts(plan: Plan, registry: Registry, evaluation: dict[str, Any]) -> Tabl
 
 
 def _search(record: dict[str, Any]) -> Table:
-    table = Table(title=f"Search on {record['task']}: {len(record['trials'])} trials, the Pareto front", title_justify="left")
+    table = Table(
+        box=SIMPLE_HEAD, title=f"Search on {record['task']}: {len(record['trials'])} trials, the Pareto front",
+        title_justify="left",
+    )
     for head in ("rank", "factors", "cores", "parameters", "of LoRA-16", "validation accuracy"):
         table.add_column(head, justify="right")
     for trial in sorted(record["front"], key=lambda trial: trial["parameters"]):
@@ -72,7 +80,9 @@ def _search(record: dict[str, Any]) -> Table:
 
 def _routing(evaluation: dict[str, Any]) -> str:
     rows = sum(test["rows"] for test in evaluation["tasks"].values())
-    return f"Routing accuracy {evaluation['routing_accuracy']:.3f} on {rows:,} mixed test rows, no task named."
+    return (
+        f"Routing accuracy {evaluation['routing_accuracy']:.3f} on {rows:,} mixed test rows, no task named."
+    )
 
 
 def _next(plan: Plan, source: str) -> str:
@@ -91,7 +101,11 @@ def _next(plan: Plan, source: str) -> str:
 def _short(where: Path | str) -> str:
     """A path as seen from here, if it is below."""
     path = Path(where)
-    return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(where)
+    return (
+        str(path.relative_to(Path.cwd()))
+        if path.is_absolute() and path.is_relative_to(Path.cwd())
+        else str(where)
+    )
 
 
 def _as_text(tables: list[Table], evaluation: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from workers.trial import TrialBench
 class Trial(tune.Trainable):
     """One trial a step; the process, and the base in it, serves trial after trial."""
 
-    def setup(self, config: dict[str, Any], plan: Plan, job: ExpertJob) -> None:
+    def setup(self, config: dict[str, Any], plan: Plan, job: ExpertJob) -> None:  # type: ignore[override]
         """Load the base and the task's rows, once for each process."""
         self.plan, self.job = plan, job
         self.model, self.bench = empty_body(plan.base), TrialBench.load(job)
@@ -42,14 +42,22 @@ class Trial(tune.Trainable):
         """See ``save_checkpoint``."""
 
 
-def trial_job(plan: Plan, model: Any, job: ExpertJob, choice: dict[str, Any]) -> tuple[ExpertJob, dict[str, Any]]:
+def trial_job(
+    plan: Plan, model: Any, job: ExpertJob, choice: dict[str, Any]
+) -> tuple[ExpertJob, dict[str, Any]]:
     """The job of one choice, and what is recorded of it."""
     adapter: AdapterSpec = replace(job.adapter, **chosen_adapter(plan_groups(model, job.adapter), choice))
     groups = plan_groups(model, adapter)
     trial = with_adapter(plan, job.task, groups, adapter, job.train)
     shapes = {group.role: str(group.method).removeprefix("tt:") for group in groups}
     cores = sum(map(int, choice["factors"].split("+")))
-    return trial, {"rank": choice["rank"], "cores": cores, "factors": choice["factors"], "shapes": json.dumps(shapes), "spec_hash": trial.spec_hash}
+    return trial, {
+        "rank": choice["rank"],
+        "cores": cores,
+        "factors": choice["factors"],
+        "shapes": json.dumps(shapes),
+        "spec_hash": trial.spec_hash,
+    }
 
 
 class Watch(tune.Callback):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ttmoe.errors import InputError
-from ttmoe.methods import LowRank, Method, TensorTrain
+from ttmoe.methods import LowRank, Method, Start, TensorTrain
 from ttmoe.shapes import TTShape, auto_shape, lora_parameters
 from ttmoe.targets import Site, find_sites
+
+METHODS = ("tt", "lora")
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,7 @@ class AdapterSpec:
 
     ``shape`` is ``auto``, factors such as ``16x24|24x16``, or one of these for each target. ``first_layer`` is the
     depth of the trunk: layers below it are shared and untouched. ``last_layer`` is inclusive; None is the top.
+    Raises InputError for a method that does not exist, no targets, or an alpha or dropout that is no such number.
     """
 
     method: str = "tt"
@@ -31,6 +36,18 @@ class AdapterSpec:
     shape: str | Mapping[str, str] = "auto"
     init: str = "zero"
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        rules = (("method", self.method in METHODS, "tt or lora"), ("targets", bool(self.targets), "one role or more"),
+                 ("alpha", _is_number(self.alpha) and math.isfinite(self.alpha), "a finite number"),
+                 ("dropout", _is_number(self.dropout) and 0 <= self.dropout < 1, "from 0 to below 1"))  # fmt: skip
+        for name, holds, fix in rules:
+            if not holds:
+                raise InputError(f"{name} cannot be {getattr(self, name)!r}", where=f"adapter.{name}", fix=fix)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -61,16 +78,17 @@ def plan_groups(model: nn.Module, spec: AdapterSpec) -> list[Group]:
 def _method(spec: AdapterSpec, role: str, in_features: int, out_features: int) -> Method:
     if spec.method == "lora":
         return LowRank(in_features, out_features, spec.rank)
+    init = cast(Start, spec.init)  # checked there
     text = spec.shape if isinstance(spec.shape, str) else spec.shape.get(role, "auto")
     if text == "auto":
-        return TensorTrain(auto_shape(in_features, out_features, spec.rank), spec.init)
+        return TensorTrain(auto_shape(in_features, out_features, spec.rank), init)
     shape = TTShape.parse(text if "@" in text else f"{text}@{spec.rank}")
     if (shape.in_features, shape.out_features) != (in_features, out_features):
         nearest = auto_shape(in_features, out_features, spec.rank)
         raise InputError(f"shape {text} is for {shape.in_features} to {shape.out_features} features, "
                          f"but {role!r} maps {in_features} to {out_features}",
                          where="adapter.shape", fix=f"a shape that fits: {str(nearest).split('@')[0]}")  # fmt: skip
-    return TensorTrain(shape, spec.init)
+    return TensorTrain(shape, init)
 
 
 def count_parameters(groups: list[Group]) -> int:
@@ -116,7 +134,7 @@ class Adapter(nn.Module):
     def _build(self) -> list[tuple[Tensor, Tensor]]:
         built = []
         for group in self.groups:
-            cores = list(self.cores[group.key])
+            cores = list(cast(nn.ParameterList, self.cores[group.key]))
             with torch.autocast(cores[0].device.type, enabled=False):
                 a, b = group.method.factors(cores)
                 built.append((a, b * group.method.scaling(self.spec.alpha)))

@@ -20,7 +20,7 @@ from ttmoe.disentangled import split_position_bias
 from ttmoe.encoding import pool
 from ttmoe.errors import InputError
 from ttmoe.expert import Expert, Experts
-from ttmoe.head import Head
+from ttmoe.head import Head, standardise_rows
 from ttmoe.layer import AdaptedLinear
 from ttmoe.merging import Merge
 from ttmoe.recomputing import recompute_within
@@ -84,7 +84,7 @@ class Bank(nn.Module):
         for group in expert.adapter.groups:
             for site in group.sites:
                 self._wrap(site.path).parts.setdefault(site.role, site.rows)
-        self.experts[name] = expert
+        self.experts[name] = expert.train(self.model.training)
         return expert
 
     def remove(self, name: str) -> None:
@@ -138,14 +138,14 @@ class Bank(nn.Module):
         features = self.features(inputs, names)
         with torch.autocast(features.device.type, enabled=False):
             if isinstance(names, str):
-                return self.experts[names].head(features)
+                return self.expert(names).head(features)
             order, rows = _distinct(names)
-            heads: list[Head] = [self.experts[name].head for name in order]  # type: ignore[misc]
+            heads = [self.expert(name).head for name in order]
             most = max(head.out_features for head in heads)
             weight = torch.stack([F.pad(h.weight, (0, 0, 0, most - h.out_features)) for h in heads])
             bias = torch.stack([F.pad(h.bias, (0, most - h.out_features), value=float("-inf")) for h in heads])
             index = rows.to(features.device)
-            read = torch.stack([h.standardise(features) for h in heads])[index, torch.arange(len(index))]
+            read = standardise_rows(features, heads, index)
             return torch.bmm(weight[index], read.unsqueeze(-1)).squeeze(-1) + bias[index]
 
     @contextmanager

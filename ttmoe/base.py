@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 # What decides the model's outputs: weights, architecture and tokenizer. Model cards and the like do not.
-_DECIDING = ("*.safetensors", "*.bin", "config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "*.model")
+_DECIDING = (
+    "*.safetensors",
+    "*.bin",
+    "config.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "*.model",
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,9 @@ def load_body(base: Base, device: str | torch.device = "cpu") -> nn.Module:
     """The transformer without a head, in the base's dtype, frozen, in eval mode."""
     import torch
     from transformers import AutoModel
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # a bar for every base that is loaded would drown a log
     # On a CPU, for the short rows of classification, plain attention ran twice as fast as the fused one.
     attention = "eager" if torch.device(device).type == "cpu" else "sdpa"
     model = AutoModel.from_pretrained(base.folder, dtype=getattr(torch, base.dtype), attn_implementation=attention,

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ttmoe.errors import InputError
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -49,7 +51,13 @@ def encode_inputs(tokenizer: Any, inputs: Sequence[Input], max_length: int) -> l
 
 
 def encode(tokenizer: Any, texts: Sequence[str | tuple[str, ...]], max_length: int) -> list[Tokens]:
-    """Token ids of each text or pair, cut at ``max_length`` tokens, not yet padded."""
+    """Token ids of each text or pair, cut at ``max_length`` tokens, not yet padded.
+
+    Raises InputError for a row of no texts or more than two.
+    """
+    wrong = next((text for text in texts if not isinstance(text, str) and len(text) not in (1, 2)), None)
+    if wrong is not None:
+        raise InputError(f"a row has {len(wrong)} texts", where="inputs", fix="give one text, or a pair of texts")
     pairs = [(text, None) if isinstance(text, str) else (text[0], text[1] if len(text) > 1 else None) for text in texts]
     encoded: list[Tokens] = [{}] * len(pairs)
     for paired in (False, True):  # a fast tokenizer takes a batch of texts or a batch of pairs, not both

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from ttmoe.adapter import AdapterSpec, count_parameters
+from ttmoe.adapter import AdapterSpec, Group, count_parameters
 from ttmoe.bank import Bank, Expert
 from ttmoe.errors import InputError
 
@@ -68,7 +68,7 @@ def read_manifest(folder: Path) -> Manifest:
             manifest = Manifest(**{**values, **read})
             _ = manifest.base["digest"], manifest.base["id"], hash(manifest.task)
             return manifest
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, InputError) as error:
         raise InputError(f"no readable expert manifest ({error})", where=str(path),
                          fix="give a folder that holds expert.json and expert.safetensors") from error  # fmt: skip
     raise InputError(f"format {found!r} is not {FORMAT}", where=str(path), fix="use the ttmoe that wrote it")
@@ -108,10 +108,12 @@ def _checked_weights(folder: Path, manifest: Manifest) -> dict[str, torch.Tensor
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"the weights cannot be read ({error})", where=str(path), fix="train the expert again") from error
+        raise InputError(f"the weights cannot be read ({error})", where=str(path),
+                         fix="train the expert again") from error  # fmt: skip
     digest = hashlib.sha256(data).hexdigest()
     if digest != manifest.weights_digest:
-        raise InputError(f"the weights were altered or cut: sha256 {digest[:12]}, recorded {manifest.weights_digest[:12]}",
+        raise InputError(f"the weights were altered or cut: sha256 {digest[:12]}, "
+                         f"recorded {manifest.weights_digest[:12]}",
                          where=str(path), fix="restore the file, or train the expert again")  # fmt: skip
     try:
         return load(data)
@@ -128,10 +130,15 @@ def _filled(expert: Expert, weights: dict[str, torch.Tensor], manifest: Manifest
     wrong = [key for key in mine.keys() | weights.keys()
              if key not in mine or key not in weights or mine[key].shape != weights[key].shape]  # fmt: skip
     if wrong:
-        raise InputError(f"weights that are missing, unknown or of another shape: {', '.join(sorted(wrong))}", where=where)
+        raise InputError(f"weights that are missing, unknown or of another shape: {', '.join(sorted(wrong))}",
+                         where=where, fix="train it again")  # fmt: skip
+    other = [key for key, value in weights.items() if value.dtype != mine[key].dtype]
+    if other:
+        raise InputError(f"weights that are not fp32: {', '.join(sorted(other))}", where=where, fix="train it again")
     broken = [key for key, value in weights.items() if not torch.isfinite(value).all()]
     if broken:
-        raise InputError(f"values that are not finite in {', '.join(sorted(broken))}", where=where, fix="train it again")
+        raise InputError(f"values that are not finite in {', '.join(sorted(broken))}", where=where,
+                         fix="train it again")  # fmt: skip
     with torch.inference_mode(False):
         expert.load_state_dict(weights)
     return expert
@@ -139,10 +146,18 @@ def _filled(expert: Expert, weights: dict[str, torch.Tensor], manifest: Manifest
 
 def _describe(expert: Expert) -> dict[str, Any]:
     return {
-        group.key: {"method": str(group.method), "sites": [site.path for site in group.sites],
+        group.key: {"method": str(group.method), "sites": _site_lists(group),
                     "cores": [list(shape) for shape in group.method.core_shapes]}
         for group in expert.adapter.groups
     }  # fmt: skip
+
+
+def _site_lists(group: Group) -> dict[str, list[int]]:
+    """The layers of every path, in which ``*`` stands for the layer: short, for there may be hundreds."""
+    lists: dict[str, list[int]] = {}
+    for site in group.sites:
+        lists.setdefault(site.path.replace(f".{site.layer}.", ".*.", 1), []).append(site.layer)
+    return lists
 
 
 def _write(path: Path, data: bytes) -> None:

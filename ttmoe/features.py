@@ -38,4 +38,6 @@ def router_features(model: nn.Module, inputs: dict[str, Tensor], spec: FeatureSp
     """Features (rows, layers x width), fp32: each layer's pooled state at unit length, side by side."""
     states = model(**inputs, output_hidden_states=True).hidden_states
     chosen = [states[i] for i in spec.indexes(len(states) - 1)]
-    return torch.cat([F.normalize(pool(s, inputs["attention_mask"], spec.pooling), dim=-1) for s in chosen], dim=-1)
+    return torch.cat(
+        [F.normalize(pool(s, inputs["attention_mask"], spec.pooling), dim=-1) for s in chosen], dim=-1
+    )

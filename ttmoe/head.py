@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ttmoe.dropping import drop_rows
 
 
 class Head(nn.Module):
@@ -13,6 +17,9 @@ class Head(nn.Module):
     ``centre`` (width,) and ``scale`` (one number) make the states of any base comparable, so that one learning rate
     fits them all; the states' directions stay as they are. ``dropout`` acts on the standardised states in training.
     """
+
+    centre: Tensor
+    scale: Tensor
 
     def __init__(self, width: int, classes: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -45,3 +52,13 @@ class Head(nn.Module):
         """Weight and bias of the plain linear map that is this head outside of training."""
         weight = self.weight / self.scale
         return weight, self.bias - weight @ self.centre
+
+
+def standardise_rows(states: Tensor, heads: Sequence[Head], index: Tensor) -> Tensor:
+    """What each row's own head reads of states (rows, width); ``index`` (rows,) says which of the heads that is."""
+    centre, scale = (
+        torch.stack([getattr(head, name) for head in heads])[index] for name in ("centre", "scale")
+    )
+    read = (states - centre) / scale.unsqueeze(-1)
+    rates = [head.dropout if head.training else 0.0 for head in heads]
+    return drop_rows(read, torch.tensor(rates, device=states.device)[index]) if any(rates) else read

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ttmoe.dropping import drop_rows
+
 
 @dataclass
 class Update:
@@ -79,8 +81,8 @@ def low_rank(x: Tensor, update: Update, training: bool) -> Tensor:
         return F.linear(F.linear(x, update.a[0]), update.b[0])
     batch = len(update.rows)
     if x.shape[0] % batch:
-        raise ValueError(f"{x.shape[0]} rows reach an adapted layer in a batch of {batch}: the architecture shares this "
-                         "input between rows, which each need their own expert")  # fmt: skip
+        raise ValueError(f"{x.shape[0]} rows reach an adapted layer in a batch of {batch}: the architecture shares "
+                         "this input between rows, which each need their own expert")  # fmt: skip
     a, bt = update.a, update.b.mT
     if len(a) != batch:  # else each row has an expert of its own, and they stand in order
         a, bt = a.index_select(0, update.rows), bt.index_select(0, update.rows)
@@ -95,8 +97,7 @@ def _drop(x: Tensor, update: Update) -> Tensor:
     """Dropout of x (batch, tokens, in), each row at its expert's rate."""
     if isinstance(update.dropout, float):
         return F.dropout(x, update.dropout) if update.dropout else x
-    keep = (1 - update.dropout[update.rows])[:, None, None]
-    return x * (torch.bernoulli(keep.expand(x.shape)) / keep).to(x.dtype)
+    return drop_rows(x, update.dropout[update.rows])
 
 
 def _add(y: Tensor, delta: Tensor, part: slice | Tensor) -> Tensor:

@@ -36,7 +36,14 @@ class Prediction:
 class RoutedModel:
     """A whole library behind one call. Nothing in it is trainable, and equal inputs give equal answers."""
 
-    def __init__(self, bank: Bank, router: LinearRouter, manifests: dict[str, Manifest], tokenizer: Any, max_length: int) -> None:
+    def __init__(
+        self,
+        bank: Bank,
+        router: LinearRouter,
+        manifests: dict[str, Manifest],
+        tokenizer: Any,
+        max_length: int,
+    ) -> None:
         self.bank, self.router, self.manifests = bank.eval(), router.eval().to(bank.device), manifests
         self.tokenizer, self.max_length = tokenizer, max_length
 

@@ -25,6 +25,9 @@ class LinearRouter(nn.Module):
     training, never at inference, where the same input always meets the same expert.
     """
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, tasks: Sequence[str], width: int, features: FeatureSpec, noise: float = 0.0) -> None:
         super().__init__()
         self.tasks, self.features, self.noise = tuple(tasks), features, noise
@@ -53,7 +56,9 @@ class LinearRouter(nn.Module):
         return [self.tasks[i] for i in shares.argmax(-1).tolist()], shares
 
 
-def save_router(router: LinearRouter, folder: Path, base: dict, lock: dict[str, str], metrics: dict[str, float]) -> dict:
+def save_router(
+    router: LinearRouter, folder: Path, base: dict, lock: dict[str, str], metrics: dict[str, float]
+) -> dict:
     """Write ``router.json`` and ``router.safetensors``. ``lock`` gives each task's expert spec hash."""
     folder.mkdir(parents=True, exist_ok=True)
     data = save({key: value.contiguous() for key, value in router.state_dict().items()})
@@ -69,13 +74,23 @@ def load_router(folder: Path) -> tuple[LinearRouter, dict]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         data = (folder / WEIGHTS).read_bytes()
-    except (OSError, ValueError) as error:
-        raise InputError(f"no readable router ({error})", where=str(folder), fix="run the library again") from error
-    if hashlib.sha256(data).hexdigest() != manifest["weights_digest"]:
-        raise InputError("the router's weights were altered or cut", where=str(folder), fix="run the library again")
-    weights = load(data)
-    layers = manifest["features"]["layers"]
-    features = FeatureSpec(layers if isinstance(layers, str) else tuple(layers), manifest["features"]["pooling"])
-    router = LinearRouter(manifest["tasks"], weights["mean"].numel(), features)
+        if hashlib.sha256(data).hexdigest() != manifest["weights_digest"]:
+            raise InputError(
+                "the router's weights were altered or cut", where=str(folder), fix="run the library again"
+            )
+        weights = load(data)
+        layers = manifest["features"]["layers"]
+        features = FeatureSpec(
+            layers if isinstance(layers, str) else tuple(layers), manifest["features"]["pooling"]
+        )
+        router = LinearRouter(manifest["tasks"], weights["mean"].numel(), features)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"no readable router ({error})", where=str(folder), fix="run the library again"
+        ) from error
+    if not all(torch.isfinite(value).all() for value in weights.values()):
+        raise InputError(
+            "the router's weights are not finite", where=str(folder), fix="run the library again"
+        )
     router.load_state_dict(weights)
     return router.eval(), manifest

@@ -92,7 +92,8 @@ _BERT = ("encoder.layer", _plain(q="attention.self.query", k="attention.self.key
 
 # model_type -> (path of the layer list in the body, role -> (path in the layer, rows of the output))
 ARCHITECTURES: dict[str, tuple[str, dict[str, Place]]] = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2"), _LLAMA),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2"),
+                    _LLAMA),
     "phi3": ("layers", {**_fused("self_attn.qkv_proj", _attention_part), **_plain(o="self_attn.o_proj"),
                         "gate": ("mlp.gate_up_proj", _part(0, 2)), "up": ("mlp.gate_up_proj", _part(1, 2)),
                         **_plain(down="mlp.down_proj")}),
@@ -112,12 +113,17 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Place]]] = {
 }  # fmt: skip
 
 
+def architecture_of(model: nn.Module) -> str:
+    """What transformers calls the model's type."""
+    return model.config.model_type  # type: ignore[union-attr, return-value]
+
+
 def layer_list(model: nn.Module) -> nn.ModuleList:
     """The model's transformer layers, in order.
 
     Raises InputError for an architecture without an entry whose layers cannot be told from its modules.
     """
-    kind = model.config.model_type
+    kind = architecture_of(model)
     if kind in ARCHITECTURES:
         return model.get_submodule(ARCHITECTURES[kind][0])  # type: ignore[return-value]
     depth = getattr(model.config, "num_hidden_layers", None)
@@ -137,13 +143,15 @@ def find_sites(model: nn.Module, targets: Iterable[str], first: int = 0, last: i
     layers = layer_list(model)
     top = len(layers) - 1 if last is None else last
     if not 0 <= first <= top < len(layers):
-        raise InputError(f"layers {first} to {top} are not among the base's {len(layers)} layers (0 to {len(layers) - 1})",
-                         where="adapter.layers", fix=f"write `all`, or a range such as {len(layers) // 2}-")  # fmt: skip
+        raise InputError(f"layers {first} to {top} are not among the base's {len(layers)} layers "
+                         f"(0 to {len(layers) - 1})", where="adapter.layers",
+                         fix=f"write `all`, or a range such as {len(layers) // 2}-")  # fmt: skip
     prefix = next(name for name, module in model.named_modules() if module is layers)
     sites: dict[tuple, Site] = {}
     for target in targets:
         _require_readable(target)
-        found = [site for i in range(first, top + 1) for site in _sites_in(model, layers[i], f"{prefix}.{i}", i, target)]
+        found = [site for i in range(first, top + 1)
+                 for site in _sites_in(model, layers[i], f"{prefix}.{i}", i, target)]  # fmt: skip
         if not found:
             raise _nothing_met(model, layers[first], target)
         for site in found:
@@ -156,11 +164,11 @@ def _require_readable(target: str) -> None:
         re.compile(target)
     except re.error as error:
         raise InputError(f"target {target!r} is not a regular expression ({error})", where="adapter.targets",
-                         fix=f"write a role ({', '.join(ROLES)}) or a path such as mlp\\..*_proj") from error  # fmt: skip
+                         fix=f"write a role ({', '.join(ROLES)}) or a path as in mlp\\..*_proj") from error  # fmt: skip
 
 
 def _sites_in(model: nn.Module, layer: nn.Module, prefix: str, index: int, target: str) -> list[Site]:
-    places = ARCHITECTURES.get(model.config.model_type, ("", {}))[1]
+    places = ARCHITECTURES.get(architecture_of(model), ("", {}))[1]
     if target in places:
         path, rows = places[target]
         module = layer.get_submodule(path)
@@ -182,9 +190,10 @@ def _linear_maps(layer: nn.Module) -> list[tuple[str, tuple[int, int]]]:
 
 
 def _nothing_met(model: nn.Module, layer: nn.Module, target: str) -> InputError:
-    kind = model.config.model_type
+    kind = architecture_of(model)
     names = [name for name, _ in _linear_maps(layer)]
     known = [*ARCHITECTURES.get(kind, ("", {}))[1], *names]
     near = difflib.get_close_matches(target, known, 1)
     return InputError(f"target {target!r} meets no linear map of architecture {kind!r}", where="adapter.targets",
-                      fix=(f"did you mean {near[0]!r}? " if near else "") + f"there are: {', '.join(known)}")  # fmt: skip
+                      fix=(f"did you mean {near[0]!r}? " if near else "")
+                      + f"there are: {', '.join(known)}")  # fmt: skip

@@ -22,12 +22,18 @@ def resolve_base(*, package: str | None = None, path: str | None = None, sha256:
     Raises InputError where it cannot be had.
     """
     if package:
-        source, name, place, version = "package", package.split("==")[0], *_from_package(package, path, sha256, cache)
+        source, name, place, version = (
+            "package",
+            package.split("==")[0],
+            *_from_package(package, path, sha256, cache),
+        )
     elif folder:
         place, version = Path(folder).expanduser().resolve(), ""
         source, name = "folder", place.name
         if not place.exists():
-            raise InputError(f"there is no folder {place}", where="base.folder", fix="give a folder with a model in it")
+            raise InputError(
+                f"there is no folder {place}", where="base.folder", fix="give a folder with a model in it"
+            )
     else:
         source, name, place, version = "hub", str(hub), _from_hub(str(hub), str(revision)), str(revision)
     weights = place if place.suffix == ".gguf" else place / gguf if gguf else None
@@ -58,7 +64,11 @@ def _from_package(requirement: str, path: str | None, sha256: str | None, cache:
 
 def _model_folder(found: importlib.metadata.Distribution) -> str:
     configs = [str(file.parent) for file in found.files or [] if file.name == "config.json"]
-    tops = [folder for folder in configs if any(str(f.parent) == folder and f.suffix == ".safetensors" for f in found.files or [])]
+    tops = [
+        folder
+        for folder in configs
+        if any(str(f.parent) == folder and f.suffix == ".safetensors" for f in found.files or [])
+    ]
     if len(tops) != 1:
         raise InputError(f"package {found.name} holds {len(tops)} models", where="base.package",
                          fix="name the model's place inside the package with base.path")  # fmt: skip
@@ -91,7 +101,11 @@ def _converted(weights: Path, cache: Path) -> Path:
     try:
         _convert(weights, part)
         part.rename(target)
-    except (ValueError, KeyError, NotImplementedError) as error:  # what transformers raises for a file it cannot read
+    except (
+        ValueError,
+        KeyError,
+        NotImplementedError,
+    ) as error:  # what transformers raises for a file it cannot read
         raise InputError(f"{weights} cannot be converted: {error}", where="base.gguf",
                          fix="give a whole GGUF file of an architecture that transformers reads") from error  # fmt: skip
     except OSError:
@@ -108,6 +122,6 @@ def _convert(weights: Path, target: Path) -> None:
     AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name).save_pretrained(target)
     model = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name)
     # transformers takes a GGUF for a quantised model and will not save it; the weights are dequantised by now.
-    model.hf_quantizer = None
+    model.hf_quantizer = None  # type: ignore[assignment]
     del model.config.quantization_config
     model.save_pretrained(target)

@@ -74,7 +74,16 @@ def run_expert(job: ExpertJob, report: Report) -> ExpertResult:
     bank.add(job.task, job.adapter, job.classes, torch.Generator().manual_seed(job.train.seed or 0),
              random_head=job.head == "frozen")  # fmt: skip
     pad_id = pad_id_of(tokenizer)
-    trained = fit(bank, job.task, rows["train"], rows["validation"], job.train, head=job.head, pad_id=pad_id, report=report)
+    trained = fit(
+        bank,
+        job.task,
+        rows["train"],
+        rows["validation"],
+        job.train,
+        head=job.head,
+        pad_id=pad_id,
+        report=report,
+    )
     report(Progress("testing", trained.steps, job.train.steps))
     tested = evaluate(bank, job.task, rows["test"], pad_id)
     metrics = {f"validation.{key}": value for key, value in trained.best.items()}
@@ -88,17 +97,21 @@ def run_expert(job: ExpertJob, report: Report) -> ExpertResult:
 
 def _save_and_verify(job: ExpertJob, bank: Bank, probes: Rows, metrics: dict[str, float], pad_id: int) -> str:
     """Write the files, load them again beside the expert, and compare: count, finiteness, outputs to the last bit."""
-    expert = bank.experts[job.task]
+    expert = bank.expert(job.task)
     folder = Path(job.folder)
     manifest = save_expert(expert, folder, task=job.task, kind=job.data.kind, labels=job.data.label_names,
                            base=job.base.identity(), spec_hash=job.spec_hash, metrics=metrics)  # fmt: skip
     if count_parameters(expert.adapter.groups) != job.parameters:
-        raise VerificationError(f"{job.task}: {manifest.parameters} parameters were trained, {job.parameters} planned")
+        raise VerificationError(
+            f"{job.task}: {manifest.parameters} parameters were trained, {job.parameters} planned"
+        )
     load_expert(bank, folder, job.base.digest, name="reloaded copy")
     items = probes.items[:PROBES]
     before, after = (scores_of(bank, name, items, pad_id) for name in (job.task, "reloaded copy"))
     if not all(torch.equal(a, b) and torch.isfinite(a).all() for a, b in zip(before, after, strict=True)):
-        raise VerificationError(f"{job.task}: the saved expert answers {PROBES} probe rows differently, or not finitely")
+        raise VerificationError(
+            f"{job.task}: the saved expert answers {PROBES} probe rows differently, or not finitely"
+        )
     bank.remove("reloaded copy")
     return manifest.weights_digest
 

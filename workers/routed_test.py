@@ -24,7 +24,9 @@ class RoutedTest:
     answered_right: int
 
 
-def answer_test_split(folder: Path, base: Base, data: Prepared, *, threads: int, device: str, report: Report) -> RoutedTest:
+def answer_test_split(
+    folder: Path, base: Base, data: Prepared, *, threads: int, device: str, report: Report
+) -> RoutedTest:
     """Answer the task's whole test split through the router in ``folder`` and its experts.
 
     An answer counts only if it comes from this task's labels: another expert's label is another question's answer.

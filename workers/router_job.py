@@ -54,14 +54,18 @@ def run_router(job: RouterJob, report: Report) -> RouterResult:
     began = time.monotonic()
     tasks = tuple(job.files)
     loaded = {task: load_features(Path(path)) for task, path in job.files.items()}
-    data = {split: _mixture([loaded[task][split] for task in tasks]) for split in ("train", "validation", "test")}
+    data = {
+        split: _mixture([loaded[task][split] for task in tasks]) for split in ("train", "validation", "test")
+    }
     torch.manual_seed(job.seed)
     router = LinearRouter(tasks, data["train"][0].shape[1], job.features, job.settings.noise)
     router.fit_scale(data["train"][0])
     best = fit_router(router, data["train"], data["validation"], job.settings, report)
     chosen = _choices(router, data["test"][0])
     confusion = torch.zeros(len(tasks), len(tasks), dtype=torch.long)
-    confusion.index_put_((data["test"][1], chosen), torch.ones(len(chosen), dtype=torch.long), accumulate=True)
+    confusion.index_put_(
+        (data["test"][1], chosen), torch.ones(len(chosen), dtype=torch.long), accumulate=True
+    )
     metrics = {"validation.routing_accuracy": best, "seconds.training": time.monotonic() - began,
                "test.routing_accuracy": float((chosen == data["test"][1]).float().mean()),
                "parameters": float(sum(p.numel() for p in router.parameters()))}  # fmt: skip
@@ -99,7 +103,14 @@ def fit_router(router: LinearRouter, train: tuple[Tensor, Tensor], validation: t
         quality = (accuracy, -float(F.cross_entropy(scores, validation[1])))
         if quality > best:
             best, kept = quality, {key: value.clone() for key, value in router.state_dict().items()}
-        report(Progress("training", epoch, settings.epochs, {"train.loss": loss.item(), "validation.accuracy": accuracy}))
+        report(
+            Progress(
+                "training",
+                epoch,
+                settings.epochs,
+                {"train.loss": loss.item(), "validation.accuracy": accuracy},
+            )
+        )
     router.load_state_dict(kept)
     return best[0]
 

@@ -20,7 +20,6 @@ from workers.evaluation import evaluate
 from workers.progress import Progress, Report
 from workers.settings import Train
 
-
 SCALE_ROWS = 256  # rows that tell the head the scale of the base's states
 
 
@@ -38,7 +37,17 @@ class Fit:
     seconds: float
 
 
-def fit(bank: Bank, name: str, train: Rows, validation: Rows, settings: Train, *, head: str, pad_id: int, report: Report) -> Fit:
+def fit(
+    bank: Bank,
+    name: str,
+    train: Rows,
+    validation: Rows,
+    settings: Train,
+    *,
+    head: str,
+    pad_id: int,
+    report: Report,
+) -> Fit:
     """Train expert ``name``; it is left with the weights that did best on ``validation``.
 
     Stops early after ``settings.patience`` evaluations without improvement. Raises DivergedError on a loss that is not
@@ -58,7 +67,9 @@ def fit(bank: Bank, name: str, train: Rows, validation: Rows, settings: Train, *
         loss = _step(bank, name, train, batch, settings, optimizer, pad_id)
         schedule.step()
         if not math.isfinite(loss):
-            raise DivergedError(f"the loss of {name!r} is {loss} at step {step}: lower train.lr (now {settings.lr})")
+            raise DivergedError(
+                f"the loss of {name!r} is {loss} at step {step}: lower train.lr (now {settings.lr})"
+            )
         metrics = {"train.loss": loss}
         if step % settings.eval_every == 0 or step == settings.steps:
             found = evaluate(bank, name, validation, pad_id)
@@ -68,7 +79,11 @@ def fit(bank: Bank, name: str, train: Rows, validation: Rows, settings: Train, *
                 result.best, result.best_step, waited = found, step, 0
                 weights = {key: value.clone() for key, value in expert.state_dict().items()}
         result.steps, result.seconds = step, time.monotonic() - began
-        report(Progress("training", step, settings.steps, metrics, result.seconds / step * (settings.steps - step)))
+        report(
+            Progress(
+                "training", step, settings.steps, metrics, result.seconds / step * (settings.steps - step)
+            )
+        )
         if settings.patience and waited >= settings.patience:
             break
     expert.load_state_dict(weights)
@@ -93,7 +108,9 @@ def learning_rate(step: int, settings: Train) -> float:
     if step < rise:
         return (step + 1) / rise
     done = (step - rise) / max(1, settings.steps - rise)
-    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[settings.schedule]
+    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[
+        settings.schedule
+    ]
 
 
 def expert_loss(scores: list[Tensor], labels: list[int], smoothing: float) -> Tensor:
@@ -116,12 +133,22 @@ def _optimizer(expert: Expert, settings: Train) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, weight_decay=settings.weight_decay, foreach=True)
 
 
-def _step(bank: Bank, name: str, rows: Rows, batch: list[int], settings: Train, optimizer: torch.optim.AdamW, pad_id: int) -> float:
+def _step(
+    bank: Bank,
+    name: str,
+    rows: Rows,
+    batch: list[int],
+    settings: Train,
+    optimizer: torch.optim.AdamW,
+    pad_id: int,
+) -> float:
     scores = score(bank, [rows.items[i] for i in batch], name, pad_id)
     loss = expert_loss(scores, [rows.labels[i] for i in batch], settings.label_smoothing)
     optimizer.zero_grad()
     loss.backward()
     if settings.clip:
-        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], settings.clip)
+        torch.nn.utils.clip_grad_norm_(
+            [p for group in optimizer.param_groups for p in group["params"]], settings.clip
+        )
     optimizer.step()
     return loss.item()

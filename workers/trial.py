@@ -30,7 +30,10 @@ class TrialBench:
         """Set up for the task and base of ``job``."""
         torch.set_num_threads(job.threads)
         bank, tokenizer = Bank(load_body(job.base, job.device), job.base.pooling), load_tokenizer(job.base)
-        rows = {split: tokenise(tokenizer, load_split(job.data, split), job.base.max_length) for split in ("train", "validation")}
+        rows = {
+            split: tokenise(tokenizer, load_split(job.data, split), job.base.max_length)
+            for split in ("train", "validation")
+        }
         return cls(bank, rows, pad_id_of(tokenizer))
 
     def run(self, job: ExpertJob) -> dict[str, float]:

@@ -24,6 +24,7 @@ with warnings.catch_warnings():
     from orchestrator.registry.folders import fetch
     from orchestrator.registry.routers import current_router, find_router, register_router
     from orchestrator.registry.runs import (
+        Status,
         close_stale,
         expert_run,
         finish_run,
@@ -37,7 +38,7 @@ with warnings.catch_warnings():
     from orchestrator.registry.store import Library, Store, libraries, open_store
     from orchestrator.registry.versions import Version, find, promote
 
-__all__ = ["Library", "Registry", "Version"]
+__all__ = ["Library", "Registry", "Status", "Version"]
 
 
 class Registry(Store):

@@ -71,7 +71,7 @@ class TestFirstRun:
         for part in (
             "to do:  2 experts (colours, animals), the router, a search of 2 trials",
             "Library tiny on base",
-            "colours", "animals", "LoRA-16 parameters",
+            "colours", "animals", "LoRA-16",
             "Search on colours: 2 trials",
             "Routing accuracy",
             "confusion.png", "pareto.png",
@@ -114,7 +114,7 @@ class TestFirstRun:
             kind = run.data.tags["ttmoe.kind"]
             if kind in kinds:
                 assert found[run.data.tags["mlflow.parentRunId"]].data.tags["ttmoe.kind"] == kinds[kind]
-        colours = next(run for run in found.values() if run.data.tags.get("ttmoe.task") == "colours")
+        colours = next(run for run in found.values() if run.data.params.get("train.steps") == "60" and run.data.tags["ttmoe.task"] == "colours")
         client = open_registry(root).client
         assert len(client.get_metric_history(colours.info.run_id, "train.loss")) == 60
         assert [m.step for m in client.get_metric_history(colours.info.run_id, "validation.accuracy")] == [20, 40, 60]
@@ -181,33 +181,39 @@ class TestThen:
         assert {path: path.stat().st_mtime_ns for path in (root / "cache").rglob("*") if path.is_file()} == before
 
     def test_back_again_the_earlier_versions_answer(self, home, root):
-        succeeded(ttmoe(home, "run", "tiny.yaml"))
+        done = succeeded(ttmoe(home, "run", "tiny.yaml"))
+        assert "to do:  nothing" in done.out
         assert versions(root) == {"tiny.colours": 1, "tiny.animals": 2, "tiny.router": 2}
+        registry = open_registry(root)
+        assert {v.task: v.version for v in registry.experts("tiny")} == {"colours": 1, "animals": 1}
+        assert registry.router("tiny").version == 1
+
+
+@pytest.fixture(scope="module")
+def stopped(base_folder, tmp_path_factory) -> Path:
+    """The folder of a run that Ctrl-C stopped after its first expert, and what was seen of it."""
+    home = write_library(tmp_path_factory.mktemp("stopped"), base_folder, CONFIG)
+    command = [commands.SCRIPT, "run", "tiny.yaml", "--set", "tasks.animals.train.steps=1000000",
+               "--set", "tasks.animals.train.patience=0"]  # fmt: skip
+    out, mark = home / "out.txt", f"stopped-{home}"
+    with out.open("w") as file:
+        env = commands.environment(TTMOE_TEST=mark, PYTHONUNBUFFERED="1")
+        process = subprocess.Popen(command, cwd=home, stdout=file, stderr=subprocess.STDOUT, env=env, start_new_session=True)
+        try:
+            assert tiny.wait_for(lambda: "colours: registered" in out.read_text(), 120), out.read_text()
+            other = ttmoe(home, "run", "tiny.yaml")  # a second driver meanwhile
+            process.send_signal(signal.SIGINT)
+            (home / "code").write_text(str(process.wait(60)))
+        finally:
+            process.kill()
+            process.wait()
+    (home / "other.txt").write_text(f"{other.code}\n{other.err}")
+    (home / "left.txt").write_text("\n".join(tiny.left_running(mark)))
+    return home
 
 
 class TestCtrlC:
     """Stopped while one expert is registered and the other is being trained."""
-
-    @pytest.fixture(scope="class")
-    def stopped(self, base_folder, tmp_path_factory) -> Path:
-        home = write_library(tmp_path_factory.mktemp("stopped"), base_folder, CONFIG)
-        command = [commands.SCRIPT, "run", "tiny.yaml", "--set", "tasks.animals.train.steps=1000000",
-                   "--set", "tasks.animals.train.patience=0"]  # fmt: skip
-        out, mark = home / "out.txt", f"stopped-{home}"
-        with out.open("w") as file:
-            env = commands.environment(TTMOE_TEST=mark, PYTHONUNBUFFERED="1")
-            process = subprocess.Popen(command, cwd=home, stdout=file, stderr=subprocess.STDOUT, env=env, start_new_session=True)
-            try:
-                assert tiny.wait_for(lambda: "colours: registered" in out.read_text(), 120), out.read_text()
-                self.other = ttmoe(home, "run", "tiny.yaml")  # a second driver meanwhile
-                process.send_signal(signal.SIGINT)
-                (home / "code").write_text(str(process.wait(60)))
-            finally:
-                process.kill()
-                process.wait()
-        (home / "other.txt").write_text(f"{self.other.code}\n{self.other.err}")
-        (home / "left.txt").write_text("\n".join(tiny.left_running(mark)))
-        return home
 
     def test_it_says_so_and_leaves_nothing_running(self, stopped):
         assert (stopped / "code").read_text() == "130"

@@ -40,13 +40,14 @@ ARCHITECTURES = {
     "qwen3": Architecture("Qwen3", {**_DECODER, "head_dim": 8}, True, 16),
     "gemma3_text": Architecture("Gemma3Text", {**_DECODER, "head_dim": 8, "sliding_window": 4}, True, 16),
     "phi3": Architecture("Phi3", _DECODER, True, 16),
-    "gpt2": Architecture("GPT2", dict(vocab_size=VOCABULARY, n_embd=32, n_layer=LAYERS, n_head=4, n_positions=64, n_inner=48,
-                                      resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=1, eos_token_id=2)),
+    "gpt2": Architecture("GPT2", dict(vocab_size=VOCABULARY, n_embd=32, n_layer=LAYERS, n_head=4, n_positions=64,
+                                      n_inner=48, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+                                      bos_token_id=1, eos_token_id=2)),
     "gpt_neox": Architecture("GPTNeoX", {k: v for k, v in _DECODER.items() if k != "num_key_value_heads"}
                              | {"use_parallel_residual": False}),
     "opt": Architecture("OPT", dict(vocab_size=VOCABULARY, hidden_size=32, ffn_dim=48, num_hidden_layers=LAYERS,
-                                    num_attention_heads=4, max_position_embeddings=64, word_embed_proj_dim=32, dropout=0.0,
-                                    pad_token_id=0, bos_token_id=1, eos_token_id=2)),
+                                    num_attention_heads=4, max_position_embeddings=64, word_embed_proj_dim=32,
+                                    dropout=0.0, pad_token_id=0, bos_token_id=1, eos_token_id=2)),
     "bert": Architecture("Bert", _ENCODER),
     "roberta": Architecture("Roberta", _ENCODER),
     "deberta-v2": Architecture("DebertaV2", {**_ENCODER, "relative_attention": True, "pos_att_type": ["p2c", "c2p"],
@@ -89,6 +90,8 @@ def stir(expert: Expert, seed: int = 0, size: float = 0.3) -> Expert:
     with torch.no_grad():
         for parameter in expert.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * size)
+        expert.head.centre.copy_(torch.randn(expert.head.centre.shape, generator=generator) * size)
+        expert.head.scale.fill_(1 + size * seed)
     return expert
 
 

@@ -138,7 +138,7 @@ def test_errors_name_what_is_wrong_and_change_nothing():
         bank(batch(), ["wide", "plain", "wide"])
     with pytest.raises(InputError, match="'rotor' meets no linear map"):
         bank.add("new", AdapterSpec(targets=("gate", "rotor")), 2)
-    with pytest.raises(InputError, match="shape 4x4|4x4@8 is for 16 to 16 features"):
+    with pytest.raises(InputError, match=r"shape 4x4\|4x4 is for 16 to 16 features"):
         bank.add("new", AdapterSpec(targets=("gate",), shape="4x4|4x4"), 2)
     assert list(bank.experts) == list(SPECS)
     assert list(bank._layers) == layers

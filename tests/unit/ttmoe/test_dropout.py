@@ -66,6 +66,21 @@ def test_the_bank_gives_the_rates_on_and_loads_in_the_mode_of_the_base():
     assert (loud[1::2] - quiet[1::2]).abs().amax(1).min() > 1e-3
 
 
+def test_heads_drop_at_their_own_rate():
+    bank = tiny_bank()
+    for i, name in enumerate(("never", "half")):
+        stir(bank.add(name, AdapterSpec(rank=2), 2, torch.Generator()), seed=i).head.dropout = 0.5 * i
+    names = ["never", "half"] * 3
+    with torch.no_grad():
+        quiet = bank(batch(), names)
+        assert torch.equal(bank(batch(), names), quiet)
+        bank.train()
+        torch.manual_seed(1)
+        loud = bank(batch(), names)
+    torch.testing.assert_close(loud[::2], quiet[::2], rtol=1e-6, atol=1e-6)
+    assert (loud[1::2] - quiet[1::2]).abs().amax(1).min() > 1e-3
+
+
 def test_an_input_that_rows_share_is_refused():
     with pytest.raises(ValueError, match="1 rows reach an adapted layer in a batch of 3"):
         low_rank(torch.ones(1, 9, 8), counting(0.0, torch.tensor([0, 1, 2])), training=False)

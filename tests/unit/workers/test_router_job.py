@@ -89,9 +89,9 @@ def test_every_task_has_the_same_weight_whatever_its_size():
     labels = torch.tensor([0] * 400 + [1] * 20)
     router = LinearRouter(("large", "small"), 2, FeatureSpec())
     torch.manual_seed(0)
-    fit_router(router, (points, labels), (points, labels), Router(epochs=3, lr=1e-2), nothing)
+    fit_router(router, (points, labels), (points, labels), Router(epochs=30, lr=3e-2, batch_size=64), nothing)
     bias = router.gate.bias.detach()
-    assert abs(bias[0] - bias[1]) < 0.3  # without weights: about 3 in the end
+    assert abs(bias[0] - bias[1]) < 1  # without weights: log 20, which is 3
 
 
 def test_the_best_epoch_is_kept(monkeypatch):

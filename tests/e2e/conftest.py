@@ -1,0 +1,21 @@
+"""The quickstart, run once for all tests here, on few rows and few steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from commands import Done, ttmoe
+from quickstart import few_steps
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which the commands are typed."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def first(home: Path) -> Done:
+    """The first ``ttmoe run quickstart`` in it."""
+    return ttmoe(home, "run", "quickstart", *few_steps(), timeout=280)

@@ -1,0 +1,149 @@
+"""Every command of the README is run as it stands there; runs of recipes get fewer steps on top."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import signal
+import subprocess
+import urllib.request
+import uuid
+from pathlib import Path
+
+import commands
+import pytest
+import tiny
+from commands import succeeded, ttmoe
+from quickstart import ROOT, few_steps
+
+pytestmark = pytest.mark.e2e
+
+# What this test cannot run, and why it need not: a test elsewhere does, or it is not ours.
+NOT_RUN_HERE = {
+    r"git (clone|pull) .*": "not ours",
+    r"cd .*": "not ours",
+    r"(python3?|pip|\.venv/bin/(python|pip)) .*": "installing is what `make quickstart` and `make test` do",
+    r"(source|\.) .venv/bin/activate": "tests call the script in .venv/bin by its path",
+    r"export \w+=.*": "not ours",
+    r"ttmoe run smollm2( .*)?": "a gigabyte of downloads; the recipe is checked in tests/unit/orchestrator",
+}
+FENCE = re.compile(r"^(\s*)```+ *(\w*)[^\n]*\n(.*?)^\s*```+\s*$", re.MULTILINE | re.DOTALL)
+SHELLS = ("", "sh", "bash", "shell", "console", "text")
+PROGRAMS = r"(ttmoe|make|git|cd|pip|python3?|source|export|\.venv/bin/\w+)( |$)"
+
+
+def code_lines(text: str) -> list[str]:
+    """The lines of fenced blocks that a shell could read, and of blocks indented by four blanks, in order."""
+    found: list[tuple[int, str]] = []
+    for fence in FENCE.finditer(text):
+        if fence[2] in SHELLS:
+            found += [(fence.start(), line.strip()) for line in fence[3].replace("\\\n", " ").splitlines()]
+    rest = FENCE.sub(lambda fence: re.sub(r"[^\n]", "", fence[0]).ljust(len(fence[0])), text)
+    for line in re.finditer(r"^(?: {4}|\t)((?:.*\\\n)*.*)$", rest, re.MULTILINE):
+        found.append((line.start(), line[1].replace("\\\n", " ").strip()))
+    return [line for _, line in sorted(found, key=lambda each: each[0])]
+
+
+def readme_commands(text: str) -> list[str]:
+    """The command lines among the code, without prompts and comments."""
+    lines = [re.sub(r"^\$ ", "", line) for line in code_lines(text)]
+    shown = [line for line in lines if re.match(PROGRAMS, line)]
+    return [shlex.join(shlex.split(line, comments=True)) for line in shown]
+
+
+COMMANDS = readme_commands((ROOT / "README.md").read_text())
+
+
+def test_commands_are_found_wherever_they_stand():
+    text = """
+        See `ttmoe ui`.
+
+            make quickstart     # installs
+            $ ttmoe predict "two words" \\
+                --root there
+
+        ```sh
+        ttmoe run quickstart
+        library quickstart on a base
+        ```
+        ```python
+        make = 1
+        ```
+        """
+    found = readme_commands(re.sub(r"^ {8}", "", text, flags=re.MULTILINE))
+    assert found == ["make quickstart", "ttmoe predict 'two words' --root there", "ttmoe run quickstart"]
+
+
+def test_the_readme_begins_with_the_two_commands():
+    assert {"make quickstart", "make test"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
+def test_a_command_of_the_readme(command, home, first):
+    """In the order of the README, all in the folder of the first run."""
+    succeeded(first)
+    if any(re.fullmatch(pattern, command) for pattern in NOT_RUN_HERE):
+        return
+    program, *arguments = shlex.split(command)
+    if program == "make":
+        check_make(arguments)
+    elif program == "ttmoe" and arguments[:1] == ["ui"]:
+        check_ui(home, arguments)
+    elif program == "ttmoe":
+        succeeded(ttmoe(home, *arguments, *fewer(home, arguments)))
+    else:
+        pytest.fail(f"no test runs `{command}`: teach this one to, or say in NOT_RUN_HERE why it need not")
+
+
+def fewer(home: Path, arguments: list[str]) -> list[str]:
+    """What keeps a run short. The data that a starter config asks for is put where it says."""
+    if arguments[:1] != ["run"] or "--help" in arguments:
+        return []
+    if arguments[1] == "quickstart":
+        changed = [word for word in arguments if re.fullmatch(r"tasks\.\w+\.train\.steps=\d+", word)]
+        return [*few_steps(), *(word for key in changed for word in ("--set", f"{key.split('=')[0]}=10"))]
+    config = home / arguments[1]
+    assert config.is_file(), f"{config.name} is in no earlier command of the README"
+    for name in re.findall(r"path: (\S+\.jsonl)", config.read_text()):
+        tiny.write_texts(config.parent / name, tiny.ANIMALS, "south")
+    return ["--set", "train.steps=10", "--set", "router.epochs=3"]
+
+
+def check_make(targets: list[str]) -> None:
+    """The target is there and its commands can be told; what they are is run by the tests of this tier."""
+    done = subprocess.run(["make", "-n", *targets], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    last = {"quickstart": "ttmoe run quickstart", "test": "python -m pytest"}
+    for target in targets:
+        assert last.get(target, "") in done.stdout.splitlines()[-1]
+
+
+def check_ui(home: Path, arguments: list[str]) -> None:
+    """It serves this store's pages until Ctrl-C."""
+    from orchestrator.ui import free_port
+
+    mark = f"ui-{uuid.uuid4()}"
+    if "--port" not in arguments:
+        arguments = [*arguments, "--port", str(free_port(5800))]
+    port = arguments[arguments.index("--port") + 1]
+    with (home / "ui.txt").open("w") as out:
+        env = commands.environment(TTMOE_TEST=mark, PYTHONUNBUFFERED="1")
+        server = subprocess.Popen([commands.SCRIPT, *arguments], cwd=home, env=env, stdout=out, stderr=out)
+        try:
+            said = lambda: (home / "ui.txt").read_text()  # noqa: E731
+            assert tiny.wait_for(lambda: "MLflow UI: http" in said() or server.poll() is not None, 120)
+            assert server.poll() is None, said()
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=30) as answer:
+                assert answer.status == 200
+            server.send_signal(signal.SIGINT)
+            assert server.wait(60) == 0
+        finally:
+            server.kill()
+            server.wait()
+    assert tiny.left_running(mark) == []
+
+
+def test_the_script_that_ci_calls_runs_the_readmes_test_command():
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "make test" in script.splitlines()
+    assert "make test" in COMMANDS

@@ -1,0 +1,128 @@
+"""The routed model: from a folder to answers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from library import KINDS, base_of, save_library
+
+from ttmoe.encoding import Choice
+from ttmoe.errors import InputError
+from ttmoe.routed import RoutedModel
+
+TEXTS = ["red north1", "cat south2 dog", "north3", "blue south1 cat south9", "green green", "dog", "south4 north4 red"]
+ROWS = [*TEXTS, ("red north1", "cat"), ("south1", "north2"), Choice("red", ("cat", "dog", "north1 north2")), ("alone",)]
+
+
+@pytest.fixture(scope="module")
+def base(base_folder):
+    return base_of(base_folder)
+
+
+@pytest.fixture(scope="module")
+def folder(base, tmp_path_factory):
+    return save_library(tmp_path_factory.mktemp("library"), base)
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+@pytest.fixture
+def routed(folder, base):
+    return RoutedModel.load(folder, base)
+
+
+def same(some, others):
+    """Equal answers; confidences may differ in the last digits, as batches differ."""
+    for a, b in zip(some, others, strict=True):
+        assert (a.task, a.label) == (b.task, b.label)
+        assert (a.confidence, a.routing) == pytest.approx((b.confidence, b.routing), abs=1e-5)
+
+
+def test_answers_are_whole_and_several_experts_answer(routed):
+    answers = routed.predict(ROWS)
+    assert len(answers) == len(ROWS)
+    assert len({a.task for a in answers}) == 3
+    for answer in answers:
+        assert 0 < answer.confidence <= 1
+        assert 1 / 3 <= answer.routing <= 1
+        if KINDS[answer.task][0] != "choice":
+            assert answer.label in KINDS[answer.task][1]
+
+
+def test_equal_inputs_give_equal_answers(routed, folder, base):
+    answers = routed.predict(ROWS)
+    assert routed.predict(ROWS) == answers
+    assert RoutedModel.load(folder, base).predict(ROWS) == answers
+
+
+@pytest.mark.parametrize("size", [1, 2, 64])
+def test_the_batch_does_not_matter(routed, size):
+    same(routed.predict(ROWS[::-1], size)[::-1], routed.predict(ROWS))
+
+
+def test_a_row_is_answered_by_the_expert_that_was_picked(routed):
+    for text, answer in zip(TEXTS, routed.predict(TEXTS), strict=True):
+        inputs = dict(routed.tokenizer(text, return_tensors="pt"))
+        shares = routed.bank(inputs, answer.task)[0].softmax(-1)
+        if KINDS[answer.task][0] != "choice":
+            assert answer.label == KINDS[answer.task][1][int(shares.argmax())]
+            assert answer.confidence == pytest.approx(shares.max().item(), abs=1e-5)
+
+
+def test_a_choice_is_answered_with_the_option(routed):
+    with torch.no_grad():
+        routed.router.gate.weight.zero_()
+        routed.router.gate.bias.copy_(torch.tensor([0.0, 0.0, 9.0]))
+    options = ("cat", "dog", "north1 north2")
+    answer, plain = routed.predict([Choice("red", options), "red"])
+    assert (answer.task, plain.task, plain.label) == ("which", "which", "")
+    pairs = [dict(routed.tokenizer("red", option, return_tensors="pt")) for option in options]
+    scores = [routed.bank(pair, "which")[0, 0] for pair in pairs]
+    assert answer.label == str(int(torch.stack(scores).argmax()))
+    assert answer.confidence == pytest.approx(torch.stack(scores).softmax(0).max().item(), abs=1e-5)
+
+
+def test_router_scores_that_are_not_finite_still_give_an_answer(routed):
+    with torch.no_grad():
+        routed.router.gate.weight[0].fill_(torch.nan)
+    for answer in routed.predict(ROWS):
+        assert answer.task != "colours"
+        assert 0 < answer.confidence <= 1
+        assert 0 < answer.routing <= 1
+    with torch.no_grad():
+        routed.router.gate.weight.fill_(torch.nan)
+    assert {(a.task, round(a.routing, 5)) for a in routed.predict(ROWS)} == {("colours", 0.33333)}
+
+
+def test_empty_inputs(routed):
+    assert routed.predict([]) == []
+    with pytest.raises(InputError, match="an empty text"):
+        routed.predict(["red", " "])
+
+
+def edit(path, change):
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def test_a_stale_lock(copy, base):
+    edit(copy / "router.json", lambda m: m["lock"].update(animals="another-hash"))
+    with pytest.raises(InputError, match=r"expert 'animals' is animals-hash, .* trained for another-hash") as caught:
+        RoutedModel.load(copy, base)
+    assert "stale" in caught.value.fix
+
+
+def test_an_expert_that_is_missing_or_of_another_base(copy, base):
+    edit(copy / "experts" / "which" / "expert.json", lambda m: m["base"].update(digest="0" * 64))
+    with pytest.raises(InputError, match="'which' was trained on base tiny"):
+        RoutedModel.load(copy, base)
+    shutil.rmtree(copy / "experts" / "which")
+    with pytest.raises(InputError, match="no readable expert manifest"):
+        RoutedModel.load(copy, base)
