@@ -48,10 +48,6 @@ class Head(nn.Module):
         """What the linear map reads."""
         return F.dropout((states - self.centre) / self.scale, self.dropout, self.training)
 
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the plain linear map that is this head outside of training."""
-        weight = self.weight / self.scale
-        return weight, self.bias - weight @ self.centre
 
 
 def standardise_rows(states: Tensor, heads: Sequence[Head], index: Tensor) -> Tensor:

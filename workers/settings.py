@@ -58,9 +58,9 @@ class Router(BaseModel):
     pooling: Pooling = Field(
         default="auto", description="How token states become one vector; auto is the base's."
     )
-    rows_per_task: Count = Field(default=2000, description="Training rows taken from each task, at most.")
-    epochs: Count = Field(default=30, description="Passes over these rows.")
-    lr: Positive = Field(default=1e-2, description="Learning rate.")
-    weight_decay: NotNegative = Field(default=1e-4, description="Decoupled weight decay.")
-    noise: NotNegative = Field(default=0.0, description="Deviation of the noise on the scores in training.")
+    rows_per_task: Count = Field(default=5000, description="Training rows taken from each task, at most.")
+    epochs: Count = Field(default=20, description="Passes over these rows.")
+    lr: Positive = Field(default=1e-3, description="Learning rate.")
+    weight_decay: NotNegative = Field(default=0.1, description="Decoupled weight decay.")
+    noise: NotNegative = Field(default=0.5, description="Deviation of the noise on the scores in training.")
     batch_size: Count = Field(default=256, description="Rows in a step.")

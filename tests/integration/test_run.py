@@ -38,7 +38,7 @@ tasks:
     label: {column: label, names: {cat: a cat, dog: a dog}}
 router: {batch_size: 32}
 """
-SEARCH = "search: {task: colours, trials: 2, ranks: [2, 4], cores: [4, 4], steps: 10}\n"
+SEARCH = "search: {task: colours, trials: 2, ranks: [1, 2, 4, 8], cores: [4, 6], steps: 10}\n"
 
 
 def write_library(folder: Path, base_folder: Path, config: str) -> Path:

@@ -1,10 +1,11 @@
+import itertools
 import random
 
 import pytest
-from torch import nn
+from transformers import BertConfig, BertModel
 
 from orchestrator.config import Search
-from orchestrator.search_space import SHAPES_PER_FORM, chosen_adapter, pareto_front, search_space
+from orchestrator.search_space import chosen_adapter, even_shape, pareto_front, search_space
 from ttmoe.adapter import AdapterSpec, Group, plan_groups
 from ttmoe.errors import InputError
 from ttmoe.methods import LowRank
@@ -19,32 +20,56 @@ def search(**more):
     return Search(task="t", **more)
 
 
-def test_the_space_names_ranks_and_shapes_that_fit():
-    space = search_space([group("q", 384, 384), group("v", 384, 128)], search(ranks=(2, 8), cores=(4, 5)))
-    assert list(space) == ["rank", "shape.q", "shape.v"]
-    assert space["rank"] == [2, 8]
-    for role, size in (("q", (384, 384)), ("v", (384, 128))):
-        shapes = [TTShape.parse(f"{text}@2") for text in space[f"shape.{role}"]]
-        assert {(shape.in_features, shape.out_features) for shape in shapes} == {size}
-        assert all(4 <= len(shape.inputs) + len(shape.outputs) <= 5 for shape in shapes)
-        forms = [(len(shape.inputs), len(shape.outputs)) for shape in shapes]
-        assert max(forms.count(form) for form in forms) <= SHAPES_PER_FORM
-        assert {(2, 2), (2, 3), (3, 2)} <= set(forms)
-        assert len(set(space[f"shape.{role}"])) == len(shapes)
+def test_the_space_names_ranks_and_forms_that_fit_every_map():
+    space = search_space([group("q", 384, 384), group("v", 384, 128)], search(ranks=(2, 8), cores=(4, 6)))
+    assert space == {"rank": [2, 8], "factors": ["2+2", "2+3", "3+2", "3+3"]}
+    assert search_space([group("q", 384, 384), group("v", 384, 15)], search(cores=(4, 6)))["factors"] == ["2+2", "3+2"]
 
 
-def test_the_space_does_not_depend_on_the_order_in_which_shapes_are_found():
-    groups = [group("q", 384, 384)]
-    space = search_space(groups, search())
-    assert space == search_space(groups, search())
-    assert space["shape.q"] == sorted(space["shape.q"])
+def test_the_most_even_shape_of_a_form():
+    assert even_shape(group("q", 64, 64), 2, 2) == "8x8|8x8"
+    assert even_shape(group("q", 64, 15), 3, 2) == "4x4x4|3x5"
+    assert even_shape(group("q", 64, 15), 2, 3) is None
+    shape = TTShape.parse(f"{even_shape(group('q', 384, 1536), 3, 3)}@4")
+    assert (shape.in_features, shape.out_features) == (384, 1536)
 
 
-def test_a_width_without_such_a_shape_is_refused():
+def test_maps_without_a_common_form_are_refused():
+    with pytest.raises(InputError) as caught:
+        search_space([group("q", 64, 64), group("v", 7, 7)], search(cores=(4, 6)))
+    assert caught.value.where == "search.cores"
+    assert caught.value.what == "no form with 4 to 6 cores fits maps of 64 to 64, 7 to 7 features"
+    assert caught.value.fix
+
+
+def test_a_choice_becomes_an_adapter_that_can_be_planned():
+    config = BertConfig(hidden_size=48, num_hidden_layers=1, num_attention_heads=2, vocab_size=5, intermediate_size=64)
+    body, spec = BertModel(config), AdapterSpec(targets=("q", "up"))
+    groups = plan_groups(body, spec)
+    space = search_space(groups, search(ranks=(2, 4)))
+    for rank, factors in itertools.product(space["rank"], space["factors"]):
+        chosen = chosen_adapter(groups, {"rank": rank, "factors": factors})
+        shapes = {g.role: g.method.shape for g in plan_groups(body, AdapterSpec(targets=spec.targets, **chosen))}
+        assert set(shapes) == {"q", "up"}
+        for shape in shapes.values():
+            assert f"{len(shape.inputs)}+{len(shape.outputs)}" == factors
+            assert shape.rank == rank
+
+
+def trials(*pairs):
+    return [{"accuracy": a, "parameters": p, "spec_hash": str(i)} for i, (a, p) in enumerate(pairs)]
+
+
+@pytest.mark.parametrize(("form", "shape"), [((2, 2), "24x16|16x24"), ((3, 2), "8x8x6|16x24")])
+def test_the_most_even_shape_of_a_form(form, shape):
+    assert even_shape(group("q", 384, 384), *form) == shape
+
+
+def test_a_width_without_such_a_form_is_refused():
     with pytest.raises(InputError) as caught:
         search_space([group("q", 7, 7)], search(cores=(4, 6)))
     assert caught.value.where == "search.cores"
-    assert caught.value.what == "no shape of 7 to 7 features has 4 to 6 cores"
+    assert caught.value.what == "no form with 4 to 6 cores fits maps of 7 to 7 features"
     assert caught.value.fix
 
 
@@ -59,17 +84,20 @@ def test_a_choice_becomes_an_adapter_that_can_be_planned():
 
     body = Body().inner
     spec = AdapterSpec(targets=("q", "up"))
-    space = search_space(plan_groups(body, spec), search(ranks=(2, 4)))
+    groups = plan_groups(body, spec)
+    space = search_space(groups, search(ranks=(2, 4)))
     draw = random.Random(0)
     for _ in range(5):
         choice = {name: draw.choice(options) for name, options in space.items()}
-        planned = plan_groups(body, AdapterSpec(targets=spec.targets, **chosen_adapter(choice)))
-        found = {g.role: str(g.method).removeprefix("tt:") for g in planned}
-        assert found == {role: f"{choice[f'shape.{role}']}@{choice['rank']}" for role in ("q", "up")}
+        planned = plan_groups(body, AdapterSpec(targets=spec.targets, **chosen_adapter(groups, choice)))
+        inputs, outputs = map(int, choice["factors"].split("+"))
+        for planned_group in planned:
+            shape = TTShape.parse(str(planned_group.method).removeprefix("tt:"))
+            assert (len(shape.inputs), len(shape.outputs), shape.rank) == (inputs, outputs, choice["rank"])
 
 
 def trials(*pairs):
-    return [{"accuracy": accuracy, "parameters": parameters} for accuracy, parameters in pairs]
+    return [{"accuracy": a, "parameters": p, "spec_hash": str(i)} for i, (a, p) in enumerate(pairs)]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +113,13 @@ def trials(*pairs):
     ],
 )
 def test_the_front(points, front):
-    assert pareto_front(trials(*points)) == trials(*front)
+    found = pareto_front(trials(*points))
+    assert [(trial["accuracy"], trial["parameters"]) for trial in found] == front
+
+
+def test_a_choice_that_was_tried_twice_stands_in_the_front_once():
+    twice = [{"accuracy": 0.9, "parameters": 5, "spec_hash": "same"}] * 2
+    assert pareto_front(twice) == twice[:1]
 
 
 def test_no_trial_beats_one_of_the_front_and_each_other_one_is_beaten():
@@ -95,7 +129,7 @@ def test_no_trial_beats_one_of_the_front_and_each_other_one_is_beaten():
 
     def beats(a, b):
         no_worse = a["accuracy"] >= b["accuracy"] and a["parameters"] <= b["parameters"]
-        return no_worse and a != b
+        return no_worse and (a["accuracy"], a["parameters"]) != (b["accuracy"], b["parameters"])
 
     for point in points:
         assert any(beats(other, point) for other in front) != (point in front)

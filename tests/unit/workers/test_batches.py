@@ -1,4 +1,4 @@
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 
@@ -50,7 +50,7 @@ def test_rows_of_a_batch_are_of_like_length(rows):
 
 def test_short_and_long_batches_are_mixed(rows):
     longest = [max(rows.items[i].length for i in b) for b in epoch(training_batches(rows, 16, 0), rows, 16)]
-    rises = sum(one < other for one, other in zip(longest, longest[1:], strict=False))
+    rises = sum(one < other for one, other in pairwise(longest))
     assert 20 < rises < 43  # of 62; about 50 within sorted chunks
 
 

@@ -115,7 +115,7 @@ def test_the_result_is_written_last(job, tmp_path, monkeypatch):
 )
 def test_a_save_that_lost_something_is_noticed(job, tmp_path, monkeypatch, change):
     tampering(monkeypatch, change)
-    with pytest.raises(Exception, match="colours|finite") as caught:
+    with pytest.raises(Exception, match=r"colours|finite") as caught:
         run_expert(job, nothing)
     assert type(caught.value).__name__ in ("VerificationError", "InputError")
     assert finished_result(tmp_path / "expert", job.spec_hash) is None

@@ -101,7 +101,13 @@ def test_the_best_epoch_is_kept(monkeypatch):
     labels = (points[:, 0] + 0.8 * torch.randn(200, generator=draw) > 0).long()
     router, seen = LinearRouter(("x", "y"), 4, FeatureSpec()), []
     settings = Router(epochs=12, lr=3.0, batch_size=16)
-    best = fit_router(router, (points, labels), (points[:60], labels[:60]), settings, lambda p: seen.append(p.metrics["validation.accuracy"]))
+    torch.manual_seed(2)
+    validation = points[:60], labels[:60]
+
+    def listen(progress):
+        seen.append(progress.metrics["validation.accuracy"])
+
+    best = fit_router(router, (points, labels), validation, settings, listen)
     assert len(set(seen)) > 2
     assert seen[-1] < max(seen) == pytest.approx(best)
     with torch.no_grad():
