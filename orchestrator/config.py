@@ -58,9 +58,7 @@ class TaskEntry(Task):
 
     model_config = STRICT
     train: Overriding[Train] = Field(default_factory=Train, description="This task's own training settings.")
-    adapter: Overriding[Adapter] = Field(
-        default_factory=Adapter, description="This task's own adapter settings."
-    )
+    adapter: Overriding[Adapter] = Field(default_factory=Adapter, description="This task's own adapter settings.")
     head: Head | None = Field(default=None, description="This task's head, where it differs.")
 
 

@@ -28,9 +28,7 @@ class Problem:
     key: str = ""
 
 
-def explain(
-    error: ValidationError, document: Document, data: Any, overrides: Mapping[Path, str]
-) -> InputError:
+def explain(error: ValidationError, document: Document, data: Any, overrides: Mapping[Path, str]) -> InputError:
     """One InputError that lists all problems of ``error``, in the file's order.
 
     ``data`` is what was validated: the document's data after ``overrides``, which map a path to the text of

@@ -29,9 +29,7 @@ class BaseSource(BaseModel):
     revision: str | None = Field(default=None, description="The hub's commit or tag; required with hub.")
     gguf: str | None = Field(default=None, description="The GGUF file in that place; converted once.")
     dtype: Dtype = Field(default="auto", description="The base's number format.")
-    max_length: Count = Field(
-        default=128, description="Tokens of an input that are read; the rest is cut off."
-    )
+    max_length: Count = Field(default=128, description="Tokens of an input that are read; the rest is cut off.")
     pooling: Pooling = Field(default="auto", description="Token states to one vector; auto asks the base.")
 
     @property
@@ -43,9 +41,7 @@ class BaseSource(BaseModel):
     @classmethod
     def _check_digest(cls, digest: str | None) -> str | None:
         if digest is not None and not re.fullmatch(r"[0-9a-f]{64}", digest):
-            raise fault(
-                "a sha256 has 64 hexadecimal digits (0-9, a-f)", fix="copy what `sha256sum FILE` prints"
-            )
+            raise fault("a sha256 has 64 hexadecimal digits (0-9, a-f)", fix="copy what `sha256sum FILE` prints")
         return digest
 
     @model_validator(mode="after")
@@ -81,18 +77,12 @@ class Adapter(BaseModel):
     """What an expert adds to the base's linear maps."""
 
     model_config = STRICT
-    method: Literal["tt", "lora"] = Field(
-        default="tt", description="Factors as tensor trains (tt), or plain (lora)."
-    )
-    targets: tuple[str, ...] = Field(
-        default=("q", "v"), min_length=1, description="q k v o up gate down, or patterns."
-    )
+    method: Literal["tt", "lora"] = Field(default="tt", description="Factors as tensor trains (tt), or plain (lora).")
+    targets: tuple[str, ...] = Field(default=("q", "v"), min_length=1, description="q k v o up gate down, or patterns.")
     layers: str = Field(default="all", description="all, 4- (4 to the top) or 2-5; those below are shared.")
     rank: Count = Field(default=8, description="The inner rank: the middle bond, and LoRA's r.")
     alpha: Positive = Field(default=8.0, description="The scale of the update.")
-    shape: str | dict[str, str] = Field(
-        default="auto", description="auto, 16x24|24x16, or one of these a target."
-    )
+    shape: str | dict[str, str] = Field(default="auto", description="auto, 16x24|24x16, or one of these a target.")
     dropout: Share = Field(default=0.0, description="Share of the inputs dropped in training.")
     init: Literal["zero", "paper"] = Field(default="zero", description="From no update, or as the paper.")
 
@@ -121,9 +111,7 @@ class Adapter(BaseModel):
             try:
                 re.compile(target)
             except re.error as error:
-                raise fault(
-                    f"not a pattern: {error}", key=(str(place),), fix="write a role such as q"
-                ) from None
+                raise fault(f"not a pattern: {error}", key=(str(place),), fix="write a role such as q") from None
         return targets
 
     @field_validator("shape")

@@ -16,13 +16,18 @@ def list_experts(root: Path, library: str | None, console: Console) -> None:
     registry, name = open_library(root, library)
     table = Table(box=SIMPLE_HEAD, title=f"Library {name}", title_justify="left")
     for head in ("expert", "v", "aliases", "accuracy", "parameters", "method", "spec"):
-        table.add_column(
-            head, justify="right" if head in ("accuracy", "parameters") else "left", overflow="fold"
-        )
+        table.add_column(head, justify="right" if head in ("accuracy", "parameters") else "left", overflow="fold")
     for version in registry.experts(name):
         tags = version.tags
-        table.add_row(version.task, str(version.version), " ".join(version.aliases), f"{version.metrics['test.accuracy']:.3f}",
-                      f"{int(tags['parameters']):,}", f"{tags['method']} rank {tags['rank']}", version.spec_hash[:8])  # fmt: skip
+        table.add_row(
+            version.task,
+            str(version.version),
+            " ".join(version.aliases),
+            f"{version.metrics['test.accuracy']:.3f}",
+            f"{int(tags['parameters']):,}",
+            f"{tags['method']} rank {tags['rank']}",
+            version.spec_hash[:8],
+        )
     console.print(table)
     if router := registry.router(name):
         accuracy = router.metrics["test.routing_accuracy"]

@@ -25,8 +25,11 @@ def library_lock(home: Path) -> Iterator[None]:
     except BlockingIOError:
         holder = os.read(file, 32).decode().strip()
         os.close(file)
-        raise InputError(f"another run of this library is under way (process {holder})", where=str(path),
-                         fix="wait for it to end, or stop it; what it has finished is kept") from None  # fmt: skip
+        raise InputError(
+            f"another run of this library is under way (process {holder})",
+            where=str(path),
+            fix="wait for it to end, or stop it; what it has finished is kept",
+        ) from None
     os.truncate(file, 0)
     os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
     try:

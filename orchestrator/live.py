@@ -115,7 +115,8 @@ class LiveView:
         ended = sum(row.state in ENDED for row in self.rows.values())
         passed = time.monotonic() - self.began
         table = Table(
-            box=SIMPLE_HEAD, title=f"{self.title}  ·  {ended} of {len(self.rows)} done  ·  {passed:.0f} s",
+            box=SIMPLE_HEAD,
+            title=f"{self.title}  ·  {ended} of {len(self.rows)} done  ·  {passed:.0f} s",
             title_justify="left",
         )
         for head in (self.noun, "state", "step", "loss", "accuracy", "left"):

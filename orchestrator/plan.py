@@ -69,14 +69,18 @@ def make_plan(config: Config) -> Plan:
     features = FeatureSpec(config.router.layers, pooling)
     features.indexes(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
     lock = {task: expert.job.spec_hash for task, expert in experts.items()}
-    router = {"recipe": ROUTER_RECIPE, "lock": lock, "seed": config.seed, "features": asdict(features),
-              "settings": config.router.model_dump(), "base": base.identity()}  # fmt: skip
+    router = {
+        "recipe": ROUTER_RECIPE,
+        "lock": lock,
+        "seed": config.seed,
+        "features": asdict(features),
+        "settings": config.router.model_dump(),
+        "base": base.identity(),
+    }
     return Plan(config, layout, base, features, experts, spec_hash(router), _search_hash(config, experts))
 
 
-def plan_expert(
-    config: Config, name: str, base: Base, model: nn.Module, layout: Layout, device: str
-) -> ExpertPlan:
+def plan_expert(config: Config, name: str, base: Base, model: nn.Module, layout: Layout, device: str) -> ExpertPlan:
     """The plan of one task's expert."""
     data = prepare(name, config.tasks[name], layout.cache)
     adapter = adapter_spec(config.task_adapter(name))
@@ -89,9 +93,19 @@ def plan_expert(
     shapes = {group.role: str(group.method) for group in groups}
     spec = expert_spec(base, adapter, shapes, data, train, head)
     hash_ = spec_hash(spec)
-    job = ExpertJob(name, base, data, adapter, head, train, hash_, count_parameters(groups),
-                    str(layout.work("experts", name, hash_)), threads=max(1, int(config.resources.cpus_per_expert)),
-                    device=device)  # fmt: skip
+    job = ExpertJob(
+        name,
+        base,
+        data,
+        adapter,
+        head,
+        train,
+        hash_,
+        count_parameters(groups),
+        str(layout.work("experts", name, hash_)),
+        threads=max(1, int(config.resources.cpus_per_expert)),
+        device=device,
+    )
     return ExpertPlan(job, spec, shapes, count_lora(groups))
 
 
@@ -99,14 +113,29 @@ def expert_spec(
     base: Base, adapter: AdapterSpec, shapes: dict[str, str], data: Prepared, train: Train, head: str
 ) -> dict[str, Any]:
     """Everything that decides an expert's weights. ``shapes`` holds what ``auto`` came to."""
-    return {"recipe": EXPERT_RECIPE, "base": base.identity(), "adapter": {**asdict(adapter), "shape": shapes},
-            "data": data.fingerprint, "train": train.model_dump(), "head": head}  # fmt: skip
+    return {
+        "recipe": EXPERT_RECIPE,
+        "base": base.identity(),
+        "adapter": {**asdict(adapter), "shape": shapes},
+        "data": data.fingerprint,
+        "train": train.model_dump(),
+        "head": head,
+    }
 
 
 def adapter_spec(adapter: Adapter) -> AdapterSpec:
     """The config's section as the model takes it."""
-    return AdapterSpec(adapter.method, adapter.targets, adapter.first, adapter.last, adapter.rank, adapter.alpha,
-                       adapter.shape, adapter.init, adapter.dropout)  # fmt: skip
+    return AdapterSpec(
+        adapter.method,
+        adapter.targets,
+        adapter.first,
+        adapter.last,
+        adapter.rank,
+        adapter.alpha,
+        adapter.shape,
+        adapter.init,
+        adapter.dropout,
+    )
 
 
 def with_adapter(plan: Plan, name: str, groups: list[Group], adapter: AdapterSpec, train: Train) -> ExpertJob:

@@ -12,7 +12,7 @@ mpl.rcParams["font.size"] = 9
 
 
 def plot_confusion(counts: Sequence[Sequence[int]], tasks: Sequence[str], path: Path) -> None:
-    """Which expert the router chose (columns) for the test rows of each task (rows), shares in colour, counts in words."""
+    """Which expert the router chose (columns) for the test rows of each task (rows): shares as colour, and counts."""
     size = max(4.0, 0.7 * len(tasks) + 2.5)
     figure = Figure(figsize=(size, size * 0.85), layout="constrained")
     axes = figure.subplots()
@@ -50,8 +50,13 @@ def plot_pareto(trials: Sequence[dict], front: Sequence[dict], path: Path, title
         zorder=3,
     )
     for trial in best:
-        axes.annotate(f"rank {trial['rank']}, {trial['factors']}", (trial["parameters"], trial["accuracy"]),
-                      xytext=(6, -12), textcoords="offset points", fontsize=8)  # fmt: skip
+        axes.annotate(
+            f"rank {trial['rank']}, {trial['factors']}",
+            (trial["parameters"], trial["accuracy"]),
+            xytext=(6, -12),
+            textcoords="offset points",
+            fontsize=8,
+        )
     axes.set_xscale("log")
     axes.set(xlabel="adapter parameters", ylabel="validation accuracy", title=title)
     axes.margins(x=0.15, y=0.15)

@@ -23,18 +23,14 @@ def predict_texts(root: Path, library: str | None, texts: Sequence[str], console
     registry, name = open_library(root, library)
     router = registry.router(name)
     if router is None:
-        raise InputError(
-            f"library {name!r} has no router yet", where=str(root), fix="let its run come to its end"
-        )
+        raise InputError(f"library {name!r} has no router yet", where=str(root), fix="let its run come to its end")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the base lies in a folder; nothing is to be asked of a hub
     from orchestrator.pyfunc import load_folder
 
     model = load_folder(registry.fetch(router)).model
     table = Table(box=SIMPLE_HEAD)
     for head in ("text", "task", "label", "confidence", "routing"):
-        table.add_column(
-            head, justify="right" if head in ("confidence", "routing") else "left", overflow="fold"
-        )
+        table.add_column(head, justify="right" if head in ("confidence", "routing") else "left", overflow="fold")
     for text, answer in zip(texts, model.predict(list(texts)), strict=True):
         table.add_row(
             escape(text),

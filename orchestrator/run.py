@@ -58,9 +58,7 @@ def run_library(loaded: Loaded, console: Console) -> None:
 def find_missing(plan: Plan, registry: Registry) -> Missing:
     """Hold the plan against the registry: work is known by its spec hash."""
     library = plan.layout.library
-    experts = [
-        task for task, hash_ in plan.lock.items() if registry.find_expert(library, task, hash_) is None
-    ]
+    experts = [task for task, hash_ in plan.lock.items() if registry.find_expert(library, task, hash_) is None]
     router = bool(experts) or registry.find_router(library, plan.router_hash) is None
     search = plan.search_hash is not None and registry.search_artifacts(library, plan.search_hash) is None
     return Missing(experts, router, search)
@@ -87,9 +85,7 @@ def _announce(plan: Plan, missing: Missing, console: Console) -> None:
     cached = [task for task in plan.experts if task not in missing.experts]
     todo = [f"{len(missing.experts)} experts ({', '.join(missing.experts)})"] if missing.experts else []
     todo += ["the router"] if missing.router else []
-    todo += (
-        [f"a search of {plan.config.search.trials} trials"] if missing.search and plan.config.search else []
-    )
+    todo += [f"a search of {plan.config.search.trials} trials"] if missing.search and plan.config.search else []
     base = f"{plan.base.id} ({plan.base.dtype}, sha256 {plan.base.digest[:12]})"
     console.print(f"library {plan.layout.library} on {base}", highlight=False, soft_wrap=True)
     if cached:
@@ -98,9 +94,13 @@ def _announce(plan: Plan, missing: Missing, console: Console) -> None:
 
 
 def _work(plan: Plan, missing: Missing, registry: Registry, loaded: Loaded, console: Console) -> None:
-    run = registry.start_run(plan.layout.library, f"run {datetime.now():%Y-%m-%d %H:%M:%S}", _code_version(),
-                             resolved_yaml(plan.config), {"lock": plan.lock, "router": plan.router_hash,
-                             "experts": missing.experts, "search": missing.search})  # fmt: skip
+    run = registry.start_run(
+        plan.layout.library,
+        f"run {datetime.now():%Y-%m-%d %H:%M:%S}",
+        _code_version(),
+        resolved_yaml(plan.config),
+        {"lock": plan.lock, "router": plan.router_hash, "experts": missing.experts, "search": missing.search},
+    )
     status: Status = "KILLED"
     try:
         with ray_session(), LiveView(console) as view:
@@ -131,9 +131,11 @@ def _failure(plan: Plan, failed: dict[str, Exception]) -> InputError:
     kept = [task for task in plan.experts if task not in failed]
     causes = "; ".join(f"{task}: {type(error).__name__}: {error}" for task, error in failed.items())
     logs = ", ".join(str(Path(plan.experts[task].job.folder, "log.txt")) for task in failed)
-    return InputError(f"{len(failed)} of {len(plan.experts)} experts failed ({causes}); the router needs them all",
-                      where=f"library {plan.layout.library}",
-                      fix=f"see {logs}; type the command again to train what is missing (kept: {', '.join(kept) or 'none'})")  # fmt: skip
+    return InputError(
+        f"{len(failed)} of {len(plan.experts)} experts failed ({causes}); the router needs them all",
+        where=f"library {plan.layout.library}",
+        fix=f"see {logs}; type the command again to train what is missing (kept: {', '.join(kept) or 'none'})",
+    )
 
 
 def _summary(plan: Plan, registry: Registry, loaded: Loaded, console: Console) -> str:

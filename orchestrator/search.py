@@ -28,14 +28,25 @@ def run_search(plan: Plan, registry: Registry, view: LiveView) -> None:
     assert search is not None
     job = replace(plan.experts[search.task].job, train=plan.config.search_train())
     groups, space = planned_space(plan)
-    run = registry.start_run(plan.layout.library, f"search {search.task}", {"spec_hash": plan.search_hash, "task": search.task},
-                             json.dumps(search.model_dump(), indent=1), {"space": space}, search=True)  # fmt: skip
+    run = registry.start_run(
+        plan.layout.library,
+        f"search {search.task}",
+        {"spec_hash": plan.search_hash, "task": search.task},
+        json.dumps(search.model_dump(), indent=1),
+        {"space": space},
+        search=True,
+    )
     status: Status = "KILLED"
     try:
         view.stage(f"Search: ranks and shapes for {search.task}", "trial", {})
         trials = _tune(plan, job, space, view)
-        record = {"task": search.task, "trials": trials, "front": pareto_front(trials), "space": space,
-                  "lora16_parameters": count_lora(groups)}  # fmt: skip
+        record = {
+            "task": search.task,
+            "trials": trials,
+            "front": pareto_front(trials),
+            "space": space,
+            "lora16_parameters": count_lora(groups),
+        }
         _record(plan, record, registry, run)
         status = "FINISHED"
     except Exception:
@@ -57,20 +68,14 @@ def _record(plan: Plan, record: dict[str, Any], registry: Registry, run: str) ->
     folder = plan.work("search", record["task"], str(plan.search_hash))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / TRIALS).write_text(json.dumps(record, indent=1))
-    plot_pareto(
-        record["trials"], record["front"], folder / PARETO_PLOT, f"Ranks and shapes for {record['task']}"
-    )
+    plot_pareto(record["trials"], record["front"], folder / PARETO_PLOT, f"Ranks and shapes for {record['task']}")
     for name in (TRIALS, PARETO_PLOT):
         registry.log_file(run, folder / name)
     for trial in record["trials"]:
         params = {key: trial[key] for key in ("rank", "factors", "shapes")}
-        child = registry.expert_run(
-            plan.layout.library, run, record["task"], trial["spec_hash"], params, search=True
-        )
+        child = registry.expert_run(plan.layout.library, run, record["task"], trial["spec_hash"], params, search=True)
         now = int(time.time() * 1000)
-        registry.log_metrics(
-            child, [(key, trial[key], 0, now) for key in MEASURED]
-        )
+        registry.log_metrics(child, [(key, trial[key], 0, now) for key in MEASURED])
         registry.finish_run(child, "FINISHED")
 
 
@@ -88,8 +93,9 @@ def _tune(plan: Plan, job: ExpertJob, space: dict[str, list[Any]], view: LiveVie
     sampler = optuna.samplers.TPESampler(
         seed=search.seed, n_startup_trials=max(4, search.trials // 3), constant_liar=True
     )
-    chooser: Any = OptunaSearch(space=partial(_suggest, space), sampler=sampler,
-                                metric=["accuracy", "parameters"], mode=["max", "min"])  # fmt: skip
+    chooser: Any = OptunaSearch(
+        space=partial(_suggest, space), sampler=sampler, metric=["accuracy", "parameters"], mode=["max", "min"]
+    )
     if search.max_parallel:
         chooser = ConcurrencyLimiter(chooser, search.max_parallel)
     trainable = tune.with_resources(
@@ -100,9 +106,14 @@ def _tune(plan: Plan, job: ExpertJob, space: dict[str, list[Any]], view: LiveVie
     tuner = tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(search_alg=chooser, num_samples=search.trials, reuse_actors=True),
-        run_config=tune.RunConfig(name="tune", storage_path=str(folder), verbose=0, callbacks=[Watch(view)],
-                                  failure_config=tune.FailureConfig(max_failures=1)),
-    )  # fmt: skip
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(folder),
+            verbose=0,
+            callbacks=[Watch(view)],
+            failure_config=tune.FailureConfig(max_failures=1),
+        ),
+    )
     results = tuner.fit()
     if results.errors:
         raise results.errors[0]

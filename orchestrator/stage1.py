@@ -43,11 +43,11 @@ def train_experts(
 ) -> dict[str, Exception]:
     """Train and register the ``missing`` experts; what failed, by task. Interrupted, it marks the open runs KILLED."""
     library = plan.layout.library
-    runs = {task: registry.expert_run(library, parent, task, plan.experts[task].job.spec_hash, _params(plan.experts[task]))
-            for task in missing}  # fmt: skip
-    view.stage(
-        "Stage 1: experts", "expert", {task: expert.job.train.steps for task, expert in plan.experts.items()}
-    )
+    runs = {
+        task: registry.expert_run(library, parent, task, plan.experts[task].job.spec_hash, _params(plan.experts[task]))
+        for task in missing
+    }
+    view.stage("Stage 1: experts", "expert", {task: expert.job.train.steps for task, expert in plan.experts.items()})
     for task in plan.experts.keys() - runs.keys():
         view.state(task, "cached")
     failed: dict[str, Exception] = {}
@@ -95,23 +95,33 @@ def _unit(plan: Plan, task: str) -> Unit:
 
 def _register(plan: Plan, result: ExpertResult, registry: Registry, run: str, view: LiveView) -> Version:
     expert, folder = plan.experts[result.task], Path(result.folder)
-    registry.log_metrics(run, [(key, value, 0, int(time.time() * 1000)) for key, value in result.metrics.items()
-                               if not key.startswith("validation.")])  # fmt: skip
+    registry.log_metrics(
+        run,
+        [
+            (key, value, 0, int(time.time() * 1000))
+            for key, value in result.metrics.items()
+            if not key.startswith("validation.")
+        ],
+    )
     if (folder / LOG).is_file():
         registry.log_file(run, folder / LOG)
     accuracy = result.metrics["test.accuracy"]
     version = registry.register_expert(
-        plan.layout.library, result.task, result.spec_hash, folder, run, _tags(expert, result), metrics=result.metrics,
+        plan.layout.library,
+        result.task,
+        result.spec_hash,
+        folder,
+        run,
+        _tags(expert, result),
+        metrics=result.metrics,
         description=f"{expert.job.adapter.method} adapter for {result.task}: test accuracy {accuracy:.3f}",
-    )  # fmt: skip
+    )
     registry.finish_run(run, "FINISHED")
     view.state(result.task, "registered", f"v{version.version}", {"test.accuracy": accuracy})
     return version
 
 
-def _record_failure(
-    plan: Plan, task: str, error: Exception, registry: Registry, run: str, view: LiveView
-) -> None:
+def _record_failure(plan: Plan, task: str, error: Exception, registry: Registry, run: str, view: LiveView) -> None:
     log = Path(plan.experts[task].job.folder, LOG)
     if log.is_file():
         registry.log_file(run, log)
@@ -123,18 +133,31 @@ def _params(expert: ExpertPlan) -> dict[str, object]:
     job = expert.job
     params = {f"train.{key}": value for key, value in job.train.model_dump().items()}
     params |= {f"shape.{role}": shape for role, shape in expert.shapes.items()}
-    return params | {"adapter.method": job.adapter.method, "adapter.rank": job.adapter.rank, "head": job.head,
-                     "adapter.alpha": job.adapter.alpha, "adapter.targets": ",".join(job.adapter.targets),
-                     "adapter.first_layer": job.adapter.first_layer, "parameters": job.parameters,
-                     "base": job.base.id, "rows.train": sum(job.data.counts["train"].values())}  # fmt: skip
+    return params | {
+        "adapter.method": job.adapter.method,
+        "adapter.rank": job.adapter.rank,
+        "head": job.head,
+        "adapter.alpha": job.adapter.alpha,
+        "adapter.targets": ",".join(job.adapter.targets),
+        "adapter.first_layer": job.adapter.first_layer,
+        "parameters": job.parameters,
+        "base": job.base.id,
+        "rows.train": sum(job.data.counts["train"].values()),
+    }
 
 
 def _tags(expert: ExpertPlan, result: ExpertResult) -> dict[str, object]:
     base, adapter = expert.job.base, expert.job.adapter
     return {
-        "base": f"{base.source}:{base.id}", "base_revision": base.revision, "base_digest": base.digest,
-        "method": adapter.method, "rank": adapter.rank, "shape": "; ".join(f"{k}={v}" for k, v in expert.shapes.items()),
-        "parameters": result.parameters, "lora16_parameters": expert.lora_parameters,
-        "data_fingerprint": expert.job.data.fingerprint, "weights_digest": result.weights_digest,
+        "base": f"{base.source}:{base.id}",
+        "base_revision": base.revision,
+        "base_digest": base.digest,
+        "method": adapter.method,
+        "rank": adapter.rank,
+        "shape": "; ".join(f"{k}={v}" for k, v in expert.shapes.items()),
+        "parameters": result.parameters,
+        "lora16_parameters": expert.lora_parameters,
+        "data_fingerprint": expert.job.data.fingerprint,
+        "weights_digest": result.weights_digest,
         "metric": f"test.accuracy={result.metrics['test.accuracy']:.4f}",
-    }  # fmt: skip
+    }

@@ -25,12 +25,15 @@ MODEL = "model"  # the folder that is registered; logs stay beside it
 
 def train_router(plan: Plan, registry: Registry, parent: str, view: LiveView) -> Version:
     """Train, test and register the router for the experts that the plan's lock names."""
-    versions = {
-        task: registry.find_expert(plan.layout.library, task, hash_) for task, hash_ in plan.lock.items()
-    }
+    versions = {task: registry.find_expert(plan.layout.library, task, hash_) for task, hash_ in plan.lock.items()}
     folder = plan.work("router", "router", plan.router_hash)
-    run = registry.expert_run(plan.layout.library, parent, "router", plan.router_hash,
-                              {f"router.{key}": value for key, value in plan.config.router.model_dump().items()})  # fmt: skip
+    run = registry.expert_run(
+        plan.layout.library,
+        parent,
+        "router",
+        plan.router_hash,
+        {f"router.{key}": value for key, value in plan.config.router.model_dump().items()},
+    )
     status: Status = "KILLED"
     try:
         files = _features(plan, folder, view)
@@ -54,14 +57,24 @@ def train_router(plan: Plan, registry: Registry, parent: str, view: LiveView) ->
 def _features(plan: Plan, folder: Path, view: LiveView) -> dict[str, str]:
     rows, cache = plan.config.router.rows_per_task, plan.layout.cache
     jobs = {task: expert.job for task, expert in plan.experts.items()}
-    files = {
-        task: feature_path(plan.base, job.data, plan.features, rows, cache) for task, job in jobs.items()
-    }
+    files = {task: feature_path(plan.base, job.data, plan.features, rows, cache) for task, job in jobs.items()}
     view.stage("Stage 2: features of the frozen base", "task", {task: 0 for task in files})
     for task in [task for task, path in files.items() if path.is_file()]:
         view.state(task, "cached")
-    _all([_unit(plan, task, compute_features, (plan.base, jobs[task].data, plan.features, rows, cache), folder / "features" / task)
-          for task, path in files.items() if not path.is_file()], view)  # fmt: skip
+    _all(
+        [
+            _unit(
+                plan,
+                task,
+                compute_features,
+                (plan.base, jobs[task].data, plan.features, rows, cache),
+                folder / "features" / task,
+            )
+            for task, path in files.items()
+            if not path.is_file()
+        ],
+        view,
+    )
     return {task: str(path) for task, path in files.items()}
 
 
@@ -85,8 +98,13 @@ def _test(plan: Plan, result: RouterResult, folder: Path, view: LiveView) -> dic
     """Answer every test row through the router; writes and returns the evaluation."""
     view.stage("Stage 2: the routed model on the mixed test rows", "task", {task: 0 for task in plan.experts})
     model = folder / MODEL
-    tests = _all([_unit(plan, task, answer_test_split, (model, plan.base, expert.job.data), folder / "test" / task)
-                  for task, expert in plan.experts.items()], view)  # fmt: skip
+    tests = _all(
+        [
+            _unit(plan, task, answer_test_split, (model, plan.base, expert.job.data), folder / "test" / task)
+            for task, expert in plan.experts.items()
+        ],
+        view,
+    )
     rows = sum(test.rows for test in tests.values())
     evaluation = {
         "tasks": {task: asdict(tests[task]) for task in plan.experts},
@@ -102,19 +120,30 @@ def _test(plan: Plan, result: RouterResult, folder: Path, view: LiveView) -> dic
 
 def _register(plan: Plan, evaluation: dict[str, Any], folder: Path, registry: Registry, run: str) -> Version:
     metrics = {
-        f"routed_accuracy.{task}": test["answered_right"] / test["rows"]
-        for task, test in evaluation["tasks"].items()
+        f"routed_accuracy.{task}": test["answered_right"] / test["rows"] for task, test in evaluation["tasks"].items()
     }
     metrics |= {"test.routing_accuracy": evaluation["routing_accuracy"]}
-    registry.log_metrics(
-        run, [(key, value, 0, 0) for key, value in (metrics | evaluation["metrics"]).items()]
-    )
+    registry.log_metrics(run, [(key, value, 0, 0) for key, value in (metrics | evaluation["metrics"]).items()])
     for name in (EVALUATION, CONFUSION_PLOT):
         registry.log_file(run, folder / name)
-    tags = {"base": f"{plan.base.source}:{plan.base.id}", "base_digest": plan.base.digest, "base_revision": plan.base.revision,
-            "features": str(plan.features.layers), "metric": f"test.routing_accuracy={evaluation['routing_accuracy']:.4f}"}  # fmt: skip
-    return registry.register_router(plan.layout.library, plan.router_hash, folder, plan.lock, run, tags, metrics=metrics,
-                                    base_folder=Path(plan.base.folder), promote=True)  # fmt: skip
+    tags = {
+        "base": f"{plan.base.source}:{plan.base.id}",
+        "base_digest": plan.base.digest,
+        "base_revision": plan.base.revision,
+        "features": str(plan.features.layers),
+        "metric": f"test.routing_accuracy={evaluation['routing_accuracy']:.4f}",
+    }
+    return registry.register_router(
+        plan.layout.library,
+        plan.router_hash,
+        folder,
+        plan.lock,
+        run,
+        tags,
+        metrics=metrics,
+        base_folder=Path(plan.base.folder),
+        promote=True,
+    )
 
 
 def _unit(plan: Plan, task: str, run: Callable[..., Any], args: tuple, folder: Path) -> Unit:

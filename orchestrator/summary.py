@@ -23,7 +23,7 @@ def show_summary(plan: Plan, registry: Registry, source: str, console: Console) 
     place = registry.fetch(router)
     evaluation = json.loads((place / EVALUATION).read_text())
     tables = [_experts(plan, registry, evaluation)]
-    places = {
+    places: dict[str, Path | str] = {
         "experts and router": f"{plan.config.tracking_uri}  (ttmoe ui)",
         "routing, confusion": place / CONFUSION_PLOT,
     }
@@ -43,9 +43,14 @@ def show_summary(plan: Plan, registry: Registry, source: str, console: Console) 
 
 
 def _experts(plan: Plan, registry: Registry, evaluation: dict[str, Any]) -> Table:
-    table = Table(box=SIMPLE_HEAD, title=f"Library {plan.layout.library} on {plan.base.id}", title_justify="left",
-                  caption="expert, routed: test accuracy alone and behind the router\n"
-                  "adapter, LoRA-16: trainable parameters on the same maps", caption_justify="left")  # fmt: skip
+    table = Table(
+        box=SIMPLE_HEAD,
+        title=f"Library {plan.layout.library} on {plan.base.id}",
+        title_justify="left",
+        caption="expert, routed: test accuracy alone and behind the router\n"
+        "adapter, LoRA-16: trainable parameters on the same maps",
+        caption_justify="left",
+    )
     table.add_column("task")
     for head in ("classes", "majority", "expert", "routed", "adapter", "LoRA-16"):
         table.add_column(head, justify="right")
@@ -57,8 +62,14 @@ def _experts(plan: Plan, registry: Registry, evaluation: dict[str, Any]) -> Tabl
         accuracies = version.metrics["test.accuracy"], test["answered_right"] / test["rows"]
         totals = [total + value for total, value in zip(totals, accuracies, strict=True)]
         data = expert.job.data
-        table.add_row(task, str(len(data.label_names)), f"{data.majority:.3f}", *(f"{value:.3f}" for value in accuracies),
-                      f"{expert.job.parameters:,}", f"{expert.lora_parameters:,}")  # fmt: skip
+        table.add_row(
+            task,
+            str(len(data.label_names)),
+            f"{data.majority:.3f}",
+            *(f"{value:.3f}" for value in accuracies),
+            f"{expert.job.parameters:,}",
+            f"{expert.lora_parameters:,}",
+        )
     table.add_section()
     table.add_row("mean", "", "", *(f"{total / len(plan.experts):.3f}" for total in totals), "", "")
     return table
@@ -66,23 +77,28 @@ def _experts(plan: Plan, registry: Registry, evaluation: dict[str, Any]) -> Tabl
 
 def _search(record: dict[str, Any]) -> Table:
     table = Table(
-        box=SIMPLE_HEAD, title=f"Search on {record['task']}: {len(record['trials'])} trials, the Pareto front",
+        box=SIMPLE_HEAD,
+        title=f"Search on {record['task']}: {len(record['trials'])} trials, the Pareto front",
         title_justify="left",
     )
     for head in ("rank", "factors", "cores", "parameters", "of LoRA-16", "validation accuracy"):
         table.add_column(head, justify="right")
     for trial in sorted(record["front"], key=lambda trial: trial["parameters"]):
         share = trial["parameters"] / record["lora16_parameters"]
-        table.add_row(str(trial["rank"]), trial["factors"], str(trial["cores"]), f"{trial['parameters']:,.0f}",
-                      f"{share:.1%}", f"{trial['accuracy']:.3f}")  # fmt: skip
+        table.add_row(
+            str(trial["rank"]),
+            trial["factors"],
+            str(trial["cores"]),
+            f"{trial['parameters']:,.0f}",
+            f"{share:.1%}",
+            f"{trial['accuracy']:.3f}",
+        )
     return table
 
 
 def _routing(evaluation: dict[str, Any]) -> str:
     rows = sum(test["rows"] for test in evaluation["tasks"].values())
-    return (
-        f"Routing accuracy {evaluation['routing_accuracy']:.3f} on {rows:,} mixed test rows, no task named."
-    )
+    return f"Routing accuracy {evaluation['routing_accuracy']:.3f} on {rows:,} mixed test rows, no task named."
 
 
 def _next(plan: Plan, source: str) -> str:
@@ -101,11 +117,7 @@ def _next(plan: Plan, source: str) -> str:
 def _short(where: Path | str) -> str:
     """A path as seen from here, if it is below."""
     path = Path(where)
-    return (
-        str(path.relative_to(Path.cwd()))
-        if path.is_absolute() and path.is_relative_to(Path.cwd())
-        else str(where)
-    )
+    return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(where)
 
 
 def _as_text(tables: list[Table], evaluation: dict[str, Any]) -> str:

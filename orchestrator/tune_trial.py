@@ -42,9 +42,7 @@ class Trial(tune.Trainable):
         """See ``save_checkpoint``."""
 
 
-def trial_job(
-    plan: Plan, model: Any, job: ExpertJob, choice: dict[str, Any]
-) -> tuple[ExpertJob, dict[str, Any]]:
+def trial_job(plan: Plan, model: Any, job: ExpertJob, choice: dict[str, Any]) -> tuple[ExpertJob, dict[str, Any]]:
     """The job of one choice, and what is recorded of it."""
     adapter: AdapterSpec = replace(job.adapter, **chosen_adapter(plan_groups(model, job.adapter), choice))
     groups = plan_groups(model, adapter)

@@ -52,9 +52,7 @@ def open_ui(root: Path, uri: str, port: int, console: Console) -> None:
             _wait_healthy(server, port, root / "ui.log")
             console.print(f"MLflow UI: http://{_HOST}:{port}/#/models  (Ctrl-C ends it)")
             if server.wait() != 0:
-                raise InputError(
-                    f"the MLflow server ended with code {server.returncode}", where=str(root / "ui.log")
-                )
+                raise InputError(f"the MLflow server ended with code {server.returncode}", where=str(root / "ui.log"))
         except KeyboardInterrupt:
             pass
         finally:
@@ -146,9 +144,7 @@ def _stop_signals() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {
-        number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    }
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:

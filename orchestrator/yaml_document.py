@@ -16,9 +16,7 @@ import yaml
 from ttmoe.errors import InputError
 
 _TAG = "tag:yaml.org,2002:"
-_FLOAT = re.compile(
-    r"([-+]?(\.\d+|\d+\.\d*|\d+(?=[eE]))([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
-)
+_FLOAT = re.compile(r"([-+]?(\.\d+|\d+\.\d*|\d+(?=[eE]))([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$")
 _RESOLVERS = [
     ("bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
     ("int", re.compile(r"[-+]?(0|[1-9]\d*)$"), list("-+0123456789")),

@@ -113,6 +113,11 @@ class Adapter(nn.Module):
         self.cores = nn.ModuleDict({g.key: nn.ParameterList(_start(g, generator)) for g in groups})
         self._built: tuple[list[tuple[Tensor, int]], list[tuple[Tensor, Tensor]]] | None = None
 
+    @property
+    def lowest(self) -> int:
+        """The lowest layer that it acts on: a trunk may end there."""
+        return min(site.layer for group in self.groups for site in group.sites)
+
     def factors(self) -> list[tuple[Tensor, Tensor]]:
         """For each group A (sites, r, in) and B (sites, out, r), fp32, the scale already in B.
 

@@ -13,18 +13,18 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ttmoe.adapter import Adapter, AdapterSpec, Group, plan_groups
 from ttmoe.disentangled import split_position_bias
 from ttmoe.encoding import pool
 from ttmoe.errors import InputError
 from ttmoe.expert import Expert, Experts
-from ttmoe.head import Head, standardise_rows
+from ttmoe.head import Head, score_rows
 from ttmoe.layer import AdaptedLinear
 from ttmoe.merging import Merge
 from ttmoe.recomputing import recompute_within
 from ttmoe.stacking import Updates, updates_for
+from ttmoe.trunk import Trunk
 
 
 class Bank(nn.Module):
@@ -43,6 +43,7 @@ class Bank(nn.Module):
         self._plans: dict[str, list[Group]] = {}
         self._updates: Updates = {}
         self._merge: Merge | None = None
+        self._trunks: dict[int, Trunk] = {}
 
     @property
     def width(self) -> int:
@@ -124,29 +125,54 @@ class Bank(nn.Module):
         self._merge.undo()
         self._merge = None
 
-    def features(self, inputs: dict[str, Tensor], names: Sequence[str] | str) -> Tensor:
-        """Pooled top states (rows, width), fp32, each row through the expert named for it (one name: all rows)."""
+    def trunk(self, depth: int) -> Trunk:
+        """The bare base cut at ``depth``, whose states ``features`` and ``forward`` can start from.
+
+        Take states outside of ``active``. Raises InputError for a depth the base does not have, or where an expert is
+        merged into a layer below it.
+        """
+        if self._merge and self.expert(self._merge.name).adapter.lowest < depth:
+            raise InputError(f"expert {self._merge.name!r} is merged below layer {depth}: the trunk is not the base's",
+                             where="bank", fix="unmerge first")  # fmt: skip
+        if depth not in self._trunks:
+            self._trunks[depth] = Trunk(self.model, depth)
+        return self._trunks[depth]
+
+    def features(self, inputs: dict[str, Tensor], names: Sequence[str] | str, *, states: Tensor | None = None,
+                 depth: int = 0) -> Tensor:  # fmt: skip
+        """Pooled top states (rows, width), fp32, each row through the expert named for it (one name: all rows).
+
+        With ``states``, which the trunk of ``depth`` gave for these inputs, only the layers above it are worked out;
+        the experts must adapt none below.
+        """
         rows = len(inputs["attention_mask"])
         if not isinstance(names, str) and len(names) != rows:
             raise InputError(f"{len(names)} names for {rows} rows", where="bank", fix="name one expert for each row")
+        if states is not None:
+            self._require_above(depth, names)
         with self.active(names):
-            states = self.model(**inputs).last_hidden_state
-        return pool(states, inputs["attention_mask"], self.pooling)
+            top = self.model(**inputs).last_hidden_state if states is None else self.trunk(depth).above(states, inputs)
+        return pool(top, inputs["attention_mask"], self.pooling)
 
-    def forward(self, inputs: dict[str, Tensor], names: Sequence[str] | str) -> Tensor:
-        """Scores (rows, most classes of any expert in the batch), fp32; columns that an expert lacks are -inf."""
-        features = self.features(inputs, names)
+    def forward(self, inputs: dict[str, Tensor], names: Sequence[str] | str, *, states: Tensor | None = None,
+                depth: int = 0) -> Tensor:  # fmt: skip
+        """Scores (rows, most classes of any expert in the batch), fp32; columns that an expert lacks are -inf.
+
+        ``states`` and ``depth`` as in ``features``.
+        """
+        features = self.features(inputs, names, states=states, depth=depth)
         with torch.autocast(features.device.type, enabled=False):
             if isinstance(names, str):
                 return self.expert(names).head(features)
             order, rows = _distinct(names)
-            heads = [self.expert(name).head for name in order]
-            most = max(head.out_features for head in heads)
-            weight = torch.stack([F.pad(h.weight, (0, 0, 0, most - h.out_features)) for h in heads])
-            bias = torch.stack([F.pad(h.bias, (0, most - h.out_features), value=float("-inf")) for h in heads])
-            index = rows.to(features.device)
-            read = standardise_rows(features, heads, index)
-            return torch.bmm(weight[index], read.unsqueeze(-1)).squeeze(-1) + bias[index]
+            return score_rows(features, [self.expert(name).head for name in order], rows.to(features.device))
+
+    def _require_above(self, depth: int, names: Sequence[str] | str) -> None:
+        for name in {names} if isinstance(names, str) else set(names):
+            lowest = self.expert(name).adapter.lowest
+            if lowest < depth:
+                raise InputError(f"expert {name!r} adapts layer {lowest}, which is below the trunk's top, {depth}",
+                                 where="bank", fix=f"take the trunk's states at depth {lowest} or lower")  # fmt: skip
 
     @contextmanager
     def active(self, names: Sequence[str] | str) -> Iterator[None]:

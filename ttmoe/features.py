@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +38,9 @@ class FeatureSpec:
 def router_features(model: nn.Module, inputs: dict[str, Tensor], spec: FeatureSpec) -> Tensor:
     """Features (rows, layers x width), fp32: each layer's pooled state at unit length, side by side."""
     states = model(**inputs, output_hidden_states=True).hidden_states
-    chosen = [states[i] for i in spec.indexes(len(states) - 1)]
-    return torch.cat(
-        [F.normalize(pool(s, inputs["attention_mask"], spec.pooling), dim=-1) for s in chosen], dim=-1
-    )
+    return read_features([states[i] for i in spec.indexes(len(states) - 1)], inputs["attention_mask"], spec)
+
+
+def read_features(states: Sequence[Tensor], mask: Tensor, spec: FeatureSpec) -> Tensor:
+    """The same from the chosen hidden states (rows, tokens, width), such as a trunk's."""
+    return torch.cat([F.normalize(pool(s, mask, spec.pooling), dim=-1) for s in states], dim=-1)

@@ -58,3 +58,12 @@ def standardise_rows(states: Tensor, heads: Sequence[Head], index: Tensor) -> Te
     read = (states - centre) / scale.unsqueeze(-1)
     rates = [head.dropout if head.training else 0.0 for head in heads]
     return drop_rows(read, torch.tensor(rates, device=states.device)[index]) if any(rates) else read
+
+
+def score_rows(states: Tensor, heads: Sequence[Head], index: Tensor) -> Tensor:
+    """Each row of states (rows, width) through its own head: (rows, most classes), -inf where a head has no class."""
+    most = max(head.out_features for head in heads)
+    weight = torch.stack([F.pad(h.weight, (0, 0, 0, most - h.out_features)) for h in heads])
+    bias = torch.stack([F.pad(h.bias, (0, most - h.out_features), value=float("-inf")) for h in heads])
+    read = standardise_rows(states, heads, index)
+    return torch.bmm(weight[index], read.unsqueeze(-1)).squeeze(-1) + bias[index]

@@ -13,10 +13,21 @@ from ttmoe.errors import InputError
 from workers.wheels import wheel_folder, wheel_member
 
 
-def resolve_base(*, package: str | None = None, path: str | None = None, sha256: str | None = None,
-                 folder: str | None = None, hub: str | None = None, revision: str | None = None,
-                 gguf: str | None = None, dtype: str = "auto", max_length: int = 128, pooling: str = "auto",
-                 cache: Path, device: str = "cpu") -> Base:  # fmt: skip
+def resolve_base(
+    *,
+    package: str | None = None,
+    path: str | None = None,
+    sha256: str | None = None,
+    folder: str | None = None,
+    hub: str | None = None,
+    revision: str | None = None,
+    gguf: str | None = None,
+    dtype: str = "auto",
+    max_length: int = 128,
+    pooling: str = "auto",
+    cache: Path,
+    device: str = "cpu",
+) -> Base:
     """Bring the base to a local folder (downloading or converting it once into ``cache``) and name it.
 
     Raises InputError where it cannot be had.
@@ -31,16 +42,22 @@ def resolve_base(*, package: str | None = None, path: str | None = None, sha256:
         place, version = Path(folder).expanduser().resolve(), ""
         source, name = "folder", place.name
         if not place.exists():
-            raise InputError(
-                f"there is no folder {place}", where="base.folder", fix="give a folder with a model in it"
-            )
+            raise InputError(f"there is no folder {place}", where="base.folder", fix="give a folder with a model in it")
     else:
         source, name, place, version = "hub", str(hub), _from_hub(str(hub), str(revision)), str(revision)
     weights = place if place.suffix == ".gguf" else place / gguf if gguf else None
     if weights:
         place = _converted(weights, cache)
-    return Base(source, name, version, digest_folder(place), str(place), choose_dtype(dtype, device),
-                max_length, choose_pooling(pooling, place))  # fmt: skip
+    return Base(
+        source,
+        name,
+        version,
+        digest_folder(place),
+        str(place),
+        choose_dtype(dtype, device),
+        max_length,
+        choose_pooling(pooling, place),
+    )
 
 
 def _from_package(requirement: str, path: str | None, sha256: str | None, cache: Path) -> tuple[Path, str]:
@@ -56,8 +73,11 @@ def _from_package(requirement: str, path: str | None, sha256: str | None, cache:
         if place.exists():
             return place, found.version
     if not inside:
-        raise InputError(f"package {name} is not installed", where="base.package",
-                         fix=f"pip install {requirement}, or give base.path, the model's place inside its wheel")  # fmt: skip
+        raise InputError(
+            f"package {name} is not installed",
+            where="base.package",
+            fix=f"pip install {requirement}, or give base.path, the model's place inside its wheel",
+        )
     take = wheel_member if Path(inside).suffix else wheel_folder
     return take(requirement, sha256, inside, cache), version
 
@@ -70,8 +90,11 @@ def _model_folder(found: importlib.metadata.Distribution) -> str:
         if any(str(f.parent) == folder and f.suffix == ".safetensors" for f in found.files or [])
     ]
     if len(tops) != 1:
-        raise InputError(f"package {found.name} holds {len(tops)} models", where="base.package",
-                         fix="name the model's place inside the package with base.path")  # fmt: skip
+        raise InputError(
+            f"package {found.name} holds {len(tops)} models",
+            where="base.package",
+            fix="name the model's place inside the package with base.path",
+        )
     return tops[0]
 
 
@@ -83,8 +106,11 @@ def _from_hub(hub: str, revision: str) -> Path:
     try:
         return Path(snapshot_download(hub, revision=revision, allow_patterns=wanted))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise InputError(f"base {hub} at {revision} cannot be had: {error}", where="base.hub",
-                         fix="check the id, the revision, the network and your access; or download it and give base.folder") from error  # fmt: skip
+        raise InputError(
+            f"base {hub} at {revision} cannot be had: {error}",
+            where="base.hub",
+            fix="check the id, the revision, the network and your access; or download it and give base.folder",
+        ) from error
 
 
 def _converted(weights: Path, cache: Path) -> Path:
@@ -106,8 +132,11 @@ def _converted(weights: Path, cache: Path) -> Path:
         KeyError,
         NotImplementedError,
     ) as error:  # what transformers raises for a file it cannot read
-        raise InputError(f"{weights} cannot be converted: {error}", where="base.gguf",
-                         fix="give a whole GGUF file of an architecture that transformers reads") from error  # fmt: skip
+        raise InputError(
+            f"{weights} cannot be converted: {error}",
+            where="base.gguf",
+            fix="give a whole GGUF file of an architecture that transformers reads",
+        ) from error
     except OSError:
         if not (target / "config.json").is_file():  # otherwise another process was faster
             raise

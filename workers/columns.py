@@ -70,9 +70,7 @@ class ChoiceColumns(BaseModel):
 
     model_config = STRICT
     text: str = Field(description="The question.")
-    choices: str | tuple[str, ...] = Field(
-        description="A column that holds a list, or a column for each option."
-    )
+    choices: str | tuple[str, ...] = Field(description="A column that holds a list, or a column for each option.")
 
 
 class Label(BaseModel):
@@ -114,17 +112,13 @@ class Filter(BaseModel):
     not_in: Texts | None = Field(default=None, description="Leave these values out.")
     above: float | None = Field(default=None, description="Keep numbers above this.")
     below: float | None = Field(default=None, description="Keep numbers below this.")
-    matches: Regex | None = Field(
-        default=None, description="Keep values in which this regular expression is found."
-    )
+    matches: Regex | None = Field(default=None, description="Keep values in which this regular expression is found.")
 
     @model_validator(mode="after")
     def _check(self) -> Filter:
         ranged = self.above is not None or self.below is not None
         if ranged + sum(value is not None for value in (self.one_of, self.not_in, self.matches)) != 1:
-            raise fault(
-                "a filter asks one thing of its column", fix="give in, not_in, above and/or below, or matches"
-            )
+            raise fault("a filter asks one thing of its column", fix="give in, not_in, above and/or below, or matches")
         return self
 
 
@@ -133,6 +127,4 @@ class Group(BaseModel):
 
     model_config = STRICT
     column: str = Field(description="The column that tells the group.")
-    pattern: Regex | None = Field(
-        default=None, description="The part that counts: group 1, or the whole match."
-    )
+    pattern: Regex | None = Field(default=None, description="The part that counts: group 1, or the whole match.")

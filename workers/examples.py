@@ -65,9 +65,7 @@ def _text_columns(task: Task) -> dict[str, str]:
 
 
 def _texts(row: Row, task: Task, where: str, number: int) -> tuple[str, ...]:
-    return tuple(
-        _text(row, path, f"{where}.columns.{key}", number) for key, path in _text_columns(task).items()
-    )
+    return tuple(_text(row, path, f"{where}.columns.{key}", number) for key, path in _text_columns(task).items())
 
 
 def _text(row: Row, column: str, where: str, number: int) -> str:

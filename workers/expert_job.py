@@ -69,10 +69,17 @@ def run_expert(job: ExpertJob, report: Report) -> ExpertResult:
     report(Progress("loading", 0, job.train.steps))
     began = time.monotonic()
     bank, tokenizer = Bank(load_body(job.base, job.device), job.base.pooling), load_tokenizer(job.base)
-    rows = {split: tokenise(tokenizer, load_split(job.data, split), job.base.max_length)
-            for split in ("train", "validation", "test")}  # fmt: skip
-    bank.add(job.task, job.adapter, job.classes, torch.Generator().manual_seed(job.train.seed or 0),
-             random_head=job.head == "frozen")  # fmt: skip
+    rows = {
+        split: tokenise(tokenizer, load_split(job.data, split), job.base.max_length)
+        for split in ("train", "validation", "test")
+    }
+    bank.add(
+        job.task,
+        job.adapter,
+        job.classes,
+        torch.Generator().manual_seed(job.train.seed or 0),
+        random_head=job.head == "frozen",
+    )
     pad_id = pad_id_of(tokenizer)
     trained = fit(
         bank,
@@ -99,12 +106,18 @@ def _save_and_verify(job: ExpertJob, bank: Bank, probes: Rows, metrics: dict[str
     """Write the files, load them again beside the expert, and compare: count, finiteness, outputs to the last bit."""
     expert = bank.expert(job.task)
     folder = Path(job.folder)
-    manifest = save_expert(expert, folder, task=job.task, kind=job.data.kind, labels=job.data.label_names,
-                           base=job.base.identity(), spec_hash=job.spec_hash, metrics=metrics)  # fmt: skip
+    manifest = save_expert(
+        expert,
+        folder,
+        task=job.task,
+        kind=job.data.kind,
+        labels=job.data.label_names,
+        base=job.base.identity(),
+        spec_hash=job.spec_hash,
+        metrics=metrics,
+    )
     if count_parameters(expert.adapter.groups) != job.parameters:
-        raise VerificationError(
-            f"{job.task}: {manifest.parameters} parameters were trained, {job.parameters} planned"
-        )
+        raise VerificationError(f"{job.task}: {manifest.parameters} parameters were trained, {job.parameters} planned")
     load_expert(bank, folder, job.base.digest, name="reloaded copy")
     items = probes.items[:PROBES]
     before, after = (scores_of(bank, name, items, pad_id) for name in (job.task, "reloaded copy"))

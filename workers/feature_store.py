@@ -27,8 +27,9 @@ def feature_path(base: Base, data: Prepared, spec: FeatureSpec, rows: int, cache
     return cache / "features" / f"{data.name}-{hashlib.sha256(decides.encode()).hexdigest()[:16]}.safetensors"
 
 
-def compute_features(base: Base, data: Prepared, spec: FeatureSpec, rows: int, cache: Path, *, threads: int, device: str,
-                     report: Report) -> Path:  # fmt: skip
+def compute_features(
+    base: Base, data: Prepared, spec: FeatureSpec, rows: int, cache: Path, *, threads: int, device: str, report: Report
+) -> Path:
     """Write each split's features (rows, width), at most ``rows`` of the training split; nothing if they are there."""
     path = feature_path(base, data, spec, rows, cache)
     if path.is_file():

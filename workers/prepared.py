@@ -171,9 +171,7 @@ def _write(folder: Path, splits: Splits, meta: dict[str, Any]) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
     try:
         for split_name, examples in splits.items():
-            columns = {
-                key: pyarrow.array([getattr(e, key) for e in examples], kind) for key, kind in kinds.items()
-            }
+            columns = {key: pyarrow.array([getattr(e, key) for e in examples], kind) for key, kind in kinds.items()}
             pyarrow.parquet.write_table(pyarrow.table(columns), scratch / f"{split_name}.parquet")
         (scratch / "meta.json").write_text(json.dumps(meta, indent=1))
         scratch.chmod(0o755)  # mkdtemp's folder is its owner's alone; a cache may be shared

@@ -39,6 +39,8 @@ def answer_test_split(
         report(Progress("routed test", len(answers), len(examples)))
     names = [str(i) for i in range(1000)] if data.kind == "choice" else data.label_names
     own = [answer.task == data.name for answer in answers]
-    right = [mine and answer.label == names[example.label]
-             for mine, answer, example in zip(own, answers, examples, strict=True)]  # fmt: skip
+    right = [
+        mine and answer.label == names[example.label]
+        for mine, answer, example in zip(own, answers, examples, strict=True)
+    ]
     return RoutedTest(data.name, len(examples), sum(own), sum(right))

@@ -39,7 +39,7 @@ class RouterJob:
 
 @dataclass(frozen=True)
 class RouterResult:
-    """``confusion`` counts the mixed test rows: a row a true task, a column a chosen one, both in the order of ``tasks``."""
+    """``confusion`` counts the mixed test rows: true tasks down, chosen ones across, both in the order of ``tasks``."""
 
     tasks: tuple[str, ...]
     metrics: dict[str, float]
@@ -54,29 +54,33 @@ def run_router(job: RouterJob, report: Report) -> RouterResult:
     began = time.monotonic()
     tasks = tuple(job.files)
     loaded = {task: load_features(Path(path)) for task, path in job.files.items()}
-    data = {
-        split: _mixture([loaded[task][split] for task in tasks]) for split in ("train", "validation", "test")
-    }
+    data = {split: _mixture([loaded[task][split] for task in tasks]) for split in ("train", "validation", "test")}
     torch.manual_seed(job.seed)
     router = LinearRouter(tasks, data["train"][0].shape[1], job.features, job.settings.noise)
     router.fit_scale(data["train"][0])
     best = fit_router(router, data["train"], data["validation"], job.settings, report)
     chosen = _choices(router, data["test"][0])
     confusion = torch.zeros(len(tasks), len(tasks), dtype=torch.long)
-    confusion.index_put_(
-        (data["test"][1], chosen), torch.ones(len(chosen), dtype=torch.long), accumulate=True
-    )
-    metrics = {"validation.routing_accuracy": best, "seconds.training": time.monotonic() - began,
-               "test.routing_accuracy": float((chosen == data["test"][1]).float().mean()),
-               "parameters": float(sum(p.numel() for p in router.parameters()))}  # fmt: skip
+    confusion.index_put_((data["test"][1], chosen), torch.ones(len(chosen), dtype=torch.long), accumulate=True)
+    metrics = {
+        "validation.routing_accuracy": best,
+        "seconds.training": time.monotonic() - began,
+        "test.routing_accuracy": float((chosen == data["test"][1]).float().mean()),
+        "parameters": float(sum(p.numel() for p in router.parameters())),
+    }
     save_router(router, Path(job.folder), job.base.identity(), job.lock, metrics)
     result = RouterResult(tasks, metrics, confusion.tolist(), job.spec_hash, job.folder)
     Path(job.folder, RESULT).write_text(json.dumps(asdict(result), indent=1))
     return result
 
 
-def fit_router(router: LinearRouter, train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor], settings: Router,
-               report: Report) -> float:  # fmt: skip
+def fit_router(
+    router: LinearRouter,
+    train: tuple[Tensor, Tensor],
+    validation: tuple[Tensor, Tensor],
+    settings: Router,
+    report: Report,
+) -> float:
     """Supervised training on (features, task indexes), every task with the same weight; keeps the best epoch.
 
     Returns the validation accuracy. Ties go to the lower validation loss.

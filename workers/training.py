@@ -67,9 +67,7 @@ def fit(
         loss = _step(bank, name, train, batch, settings, optimizer, pad_id)
         schedule.step()
         if not math.isfinite(loss):
-            raise DivergedError(
-                f"the loss of {name!r} is {loss} at step {step}: lower train.lr (now {settings.lr})"
-            )
+            raise DivergedError(f"the loss of {name!r} is {loss} at step {step}: lower train.lr (now {settings.lr})")
         metrics = {"train.loss": loss}
         if step % settings.eval_every == 0 or step == settings.steps:
             found = evaluate(bank, name, validation, pad_id)
@@ -79,11 +77,7 @@ def fit(
                 result.best, result.best_step, waited = found, step, 0
                 weights = {key: value.clone() for key, value in expert.state_dict().items()}
         result.steps, result.seconds = step, time.monotonic() - began
-        report(
-            Progress(
-                "training", step, settings.steps, metrics, result.seconds / step * (settings.steps - step)
-            )
-        )
+        report(Progress("training", step, settings.steps, metrics, result.seconds / step * (settings.steps - step)))
         if settings.patience and waited >= settings.patience:
             break
     expert.load_state_dict(weights)
@@ -108,9 +102,7 @@ def learning_rate(step: int, settings: Train) -> float:
     if step < rise:
         return (step + 1) / rise
     done = (step - rise) / max(1, settings.steps - rise)
-    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[
-        settings.schedule
-    ]
+    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[settings.schedule]
 
 
 def expert_loss(scores: list[Tensor], labels: list[int], smoothing: float) -> Tensor:
@@ -147,8 +139,6 @@ def _step(
     optimizer.zero_grad()
     loss.backward()
     if settings.clip:
-        torch.nn.utils.clip_grad_norm_(
-            [p for group in optimizer.param_groups for p in group["params"]], settings.clip
-        )
+        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], settings.clip)
     optimizer.step()
     return loss.item()

@@ -37,13 +37,26 @@ class TrialBench:
         return cls(bank, rows, pad_id_of(tokenizer))
 
     def run(self, job: ExpertJob) -> dict[str, float]:
-        """Train the expert of ``job``; its best validation ``accuracy`` and ``loss``, ``parameters`` and ``seconds``."""
+        """Train the expert of ``job``; its best validation ``accuracy`` and ``loss``, its size and ``seconds``."""
         began = time.monotonic()
-        self.bank.add("trial", job.adapter, job.classes, torch.Generator().manual_seed(job.train.seed or 0),
-                      random_head=job.head == "frozen")  # fmt: skip
+        self.bank.add(
+            "trial",
+            job.adapter,
+            job.classes,
+            torch.Generator().manual_seed(job.train.seed or 0),
+            random_head=job.head == "frozen",
+        )
         try:
-            found = fit(self.bank, "trial", self.rows["train"], self.rows["validation"], job.train, head=job.head,
-                        pad_id=self.pad_id, report=_nobody)  # fmt: skip
+            found = fit(
+                self.bank,
+                "trial",
+                self.rows["train"],
+                self.rows["validation"],
+                job.train,
+                head=job.head,
+                pad_id=self.pad_id,
+                report=_nobody,
+            )
         finally:
             self.bank.remove("trial")
         return {**found.best, "parameters": float(job.parameters), "seconds": time.monotonic() - began}

@@ -49,11 +49,7 @@ def _taken(requirement: str, sha256: str | None, inside: str, cache: Path, *, wh
     wheels = cache / "wheels"
     known = sha256 or _digest_on_record(wheels, requirement)
     # A folder is kept under a hash of its own: folder a, made for a/b, must not pass for all of a.
-    kept = (
-        Path("folders", _short_hash(inside), PurePosixPath(inside).name)
-        if whole_folder
-        else Path("files", inside)
-    )
+    kept = Path("folders", _short_hash(inside), PurePosixPath(inside).name) if whole_folder else Path("files", inside)
     if known and _is_inner(inside):
         target = wheels / known / kept
         if target.is_dir() if whole_folder else target.is_file():

@@ -39,8 +39,11 @@ def open_sqlite(path: Path, artifact_root: Path, connect: Callable[[], MlflowCli
             with _lock(path):
                 _make_or_upgrade(path, artifact_root, head)
         except OSError as error:
-            raise InputError(f"the registry cannot be made at {path} ({error})", where="storage.root",
-                             fix="choose a folder that can be written") from error  # fmt: skip
+            raise InputError(
+                f"the registry cannot be made at {path} ({error})",
+                where="storage.root",
+                fix="choose a folder that can be written",
+            ) from error
     return connect()
 
 
@@ -78,8 +81,11 @@ def _on_network(path: Path) -> bool:
 def _upgrade(path: Path, found: str) -> None:
     """Bring an older MLflow's file up to date, keeping a copy of it: migrations are not transactional."""
     if not _knows(found):
-        raise InputError(f"{path} was written by a newer MLflow (schema {found})", where="storage.root",
-                         fix="upgrade mlflow, or choose another storage.root")  # fmt: skip
+        raise InputError(
+            f"{path} was written by a newer MLflow (schema {found})",
+            where="storage.root",
+            fix="upgrade mlflow, or choose another storage.root",
+        )
     backup = path.with_name(f"{path.name}.{found}.bak")
     with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(backup)) as target:
         source.backup(target)
@@ -103,8 +109,11 @@ def _revision(path: Path) -> str | None:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
             return database.execute("SELECT version_num FROM alembic_version").fetchone()[0]
     except (sqlite3.DatabaseError, TypeError) as error:
-        raise InputError(f"{path} is not an MLflow store ({error})", where="storage.root",
-                         fix="move it away, or choose another storage.root") from error  # fmt: skip
+        raise InputError(
+            f"{path} is not an MLflow store ({error})",
+            where="storage.root",
+            fix="move it away, or choose another storage.root",
+        ) from error
 
 
 @contextmanager

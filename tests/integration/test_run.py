@@ -114,7 +114,8 @@ class TestFirstRun:
             kind = run.data.tags["ttmoe.kind"]
             if kind in kinds:
                 assert found[run.data.tags["mlflow.parentRunId"]].data.tags["ttmoe.kind"] == kinds[kind]
-        colours = next(run for run in found.values() if run.data.params.get("train.steps") == "60" and run.data.tags["ttmoe.task"] == "colours")
+        experts = [run for run in found.values() if run.data.tags["ttmoe.kind"] == "expert"]
+        colours = next(run for run in experts if run.data.tags["ttmoe.task"] == "colours")
         client = open_registry(root).client
         assert len(client.get_metric_history(colours.info.run_id, "train.loss")) == 60
         assert [m.step for m in client.get_metric_history(colours.info.run_id, "validation.accuracy")] == [20, 40, 60]
@@ -198,7 +199,7 @@ def stopped(base_folder, tmp_path_factory) -> Path:
     out, mark = home / "out.txt", f"stopped-{home}"
     with out.open("w") as file:
         env = commands.environment(TTMOE_TEST=mark, PYTHONUNBUFFERED="1")
-        process = subprocess.Popen(command, cwd=home, stdout=file, stderr=subprocess.STDOUT, env=env, start_new_session=True)
+        process = subprocess.Popen(command, cwd=home, stdout=file, stderr=subprocess.STDOUT, env=env)
         try:
             assert tiny.wait_for(lambda: "colours: registered" in out.read_text(), 120), out.read_text()
             other = ttmoe(home, "run", "tiny.yaml")  # a second driver meanwhile

@@ -60,46 +60,6 @@ def trials(*pairs):
     return [{"accuracy": a, "parameters": p, "spec_hash": str(i)} for i, (a, p) in enumerate(pairs)]
 
 
-@pytest.mark.parametrize(("form", "shape"), [((2, 2), "24x16|16x24"), ((3, 2), "8x8x6|16x24")])
-def test_the_most_even_shape_of_a_form(form, shape):
-    assert even_shape(group("q", 384, 384), *form) == shape
-
-
-def test_a_width_without_such_a_form_is_refused():
-    with pytest.raises(InputError) as caught:
-        search_space([group("q", 7, 7)], search(cores=(4, 6)))
-    assert caught.value.where == "search.cores"
-    assert caught.value.what == "no form with 4 to 6 cores fits maps of 7 to 7 features"
-    assert caught.value.fix
-
-
-def test_a_choice_becomes_an_adapter_that_can_be_planned():
-    class Body(nn.Module):
-        def __init__(self):
-            super().__init__()
-            from transformers import BertConfig, BertModel
-
-            config = BertConfig(hidden_size=48, num_hidden_layers=1, num_attention_heads=2, vocab_size=5)
-            self.inner = BertModel(config)
-
-    body = Body().inner
-    spec = AdapterSpec(targets=("q", "up"))
-    groups = plan_groups(body, spec)
-    space = search_space(groups, search(ranks=(2, 4)))
-    draw = random.Random(0)
-    for _ in range(5):
-        choice = {name: draw.choice(options) for name, options in space.items()}
-        planned = plan_groups(body, AdapterSpec(targets=spec.targets, **chosen_adapter(groups, choice)))
-        inputs, outputs = map(int, choice["factors"].split("+"))
-        for planned_group in planned:
-            shape = TTShape.parse(str(planned_group.method).removeprefix("tt:"))
-            assert (len(shape.inputs), len(shape.outputs), shape.rank) == (inputs, outputs, choice["rank"])
-
-
-def trials(*pairs):
-    return [{"accuracy": a, "parameters": p, "spec_hash": str(i)} for i, (a, p) in enumerate(pairs)]
-
-
 @pytest.mark.parametrize(
     ("points", "front"),
     [

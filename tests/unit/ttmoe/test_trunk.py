@@ -1,0 +1,190 @@
+"""The trunk and what is above it are the whole forward, to the last bit, on every architecture."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from architectures import LAYERS, NAMES, batch, stir, tiny_bank, tiny_model
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from ttmoe.adapter import AdapterSpec
+from ttmoe.errors import InputError
+from ttmoe.features import FeatureSpec, read_features, router_features
+from ttmoe.trunk import Trunk
+
+NAMED = ["one", "two", "one", "two", "two", "one"]
+
+
+def bank_above(name, depth, **settings):
+    """Two experts that act from ``depth`` up."""
+    bank = tiny_bank(name, **settings)
+    specs = (AdapterSpec(rank=3, alpha=1.0, targets=("q", "v", "down"), first_layer=depth),
+             AdapterSpec(method="lora", rank=4, alpha=2.0, targets=("k", "o"), first_layer=LAYERS - 1))  # fmt: skip
+    for i, spec in enumerate(specs):
+        stir(bank.add(("one", "two")[i], spec, i + 2, torch.Generator()), seed=i)
+    return bank
+
+
+def state_of(model):
+    """What a pass must leave as it was."""
+    return [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in vars(m))
+            for m in model.modules()]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_both_halves_are_the_bare_base_at_every_depth(name):
+    model, inputs = tiny_model(name), batch()
+    whole = model(**inputs, output_hidden_states=True)
+    before = state_of(model)
+    for depth in range(LAYERS + 1):
+        trunk = Trunk(model, depth)
+        states = trunk.states(inputs)
+        assert torch.equal(Trunk(model, depth).above(states, inputs), whole.last_hidden_state)
+        seen = trunk.hidden_states(inputs)
+        assert len(seen) == depth + 1
+        assert torch.equal(seen[-1], states)
+        for i, kept in enumerate(seen[:LAYERS]):
+            assert torch.equal(kept, whole.hidden_states[i])
+        assert torch.equal(trunk.above(states, inputs), whole.last_hidden_state)
+        other = trunk.above(states + torch.randn(states.shape), inputs)  # the states are what it goes by
+        assert not torch.allclose(other, whole.last_hidden_state, atol=1e-2)
+        assert state_of(model) == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("training", [False, True])
+def test_experts_above_the_cut_answer_and_learn_the_same(name, training):
+    inputs = batch()
+    for depth in range(LAYERS):
+        bank = bank_above(name, depth).train(training)
+        runs = []
+        for kept in (None, bank.trunk(depth).states(inputs)):
+            bank.zero_grad()
+            scores = bank(inputs, NAMED, states=kept, depth=depth)
+            F.cross_entropy(scores, torch.ones(len(scores), dtype=torch.long)).backward()
+            runs.append((scores.detach(), {key: p.grad for key, p in bank.experts.named_parameters()}))
+        assert kept.grad_fn is None
+        assert torch.equal(runs[0][0], runs[1][0])
+        assert all(torch.equal(gradient, runs[1][1][key]) for key, gradient in runs[0][1].items())
+        assert all(gradient.abs().max() > 0 for gradient in runs[0][1].values())
+        assert all(p.grad is None for p in bank.model.parameters())
+        assert bank.training is training
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpointing_above_the_cut(name):
+    bank, inputs = bank_above(name, 1).train(), batch()
+    bank(inputs, NAMED).logsumexp(-1).sum().backward()
+    plain = {key: p.grad for key, p in bank.experts.named_parameters()}
+    bank.zero_grad()
+    bank.model.activation_checkpointing_enable({"use_reentrant": False})
+    states = bank.trunk(1).states(inputs)
+    bank(inputs, NAMED, states=states, depth=1).logsumexp(-1).sum().backward()
+    for key, parameter in bank.experts.named_parameters():
+        torch.testing.assert_close(parameter.grad, plain[key], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_states_kept_row_by_row_serve_in_other_batches(name):
+    bank, long, depth = bank_above(name, 2), batch(tokens=9, rows=6), 2
+    kept = []
+    for i, row in enumerate(long["attention_mask"]):
+        ends = int(row.sum()) + i % 2  # some kept with padding of their own
+        alone = {key: value[i : i + 1, :ends] for key, value in long.items()}
+        kept.append(bank.trunk(depth).states(alone)[0, : int(row.sum())])
+    picked = [4, 0, 3, 5]
+    states = pad_sequence([kept[i] for i in picked], batch_first=True)
+    inputs = {key: value[picked, : states.shape[1]] for key, value in long.items()}
+    mask = inputs["attention_mask"].bool()
+    torch.testing.assert_close(states[mask], bank.trunk(depth).states(inputs)[mask], rtol=1e-5, atol=1e-5)
+    names = ["one", "two", "two", "one"]
+    torch.testing.assert_close(bank.features(inputs, names, states=states, depth=depth),
+                               bank.features(inputs, names), rtol=1e-5, atol=1e-5)  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [{"conv_kernel_size": 3}, {"z_steps": 0}])
+@torch.no_grad()
+def test_deberta_convolves_what_its_first_layer_gives(settings):
+    model, inputs = tiny_model("deberta-v2", **settings), batch()
+    whole = model(**inputs, output_hidden_states=True)
+    for depth in range(LAYERS + 1):
+        trunk = Trunk(model, depth)
+        assert torch.equal(trunk.above(trunk.states(inputs), inputs), whole.last_hidden_state)
+        assert all(map(torch.equal, trunk.hidden_states(inputs), whole.hidden_states[: depth + 1]))
+
+
+def test_states_hold_no_dropout_and_what_is_above_has_it():
+    bank = bank_above("bert", 1, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5).train()
+    inputs, trunk = batch(), bank.trunk(1)
+    assert torch.equal(trunk.states(inputs), trunk.states(inputs))
+    assert torch.equal(trunk.states(inputs), bank.eval().trunk(1).states(inputs))
+    states = trunk.states(inputs)
+    assert not torch.equal(*(bank.train()(inputs, "one", states=states, depth=1) for _ in range(2)))
+
+
+@torch.no_grad()
+def test_an_exception_leaves_the_model_as_it_was():
+    bank, inputs = bank_above("llama", 2).train(), batch()
+    before, states = state_of(bank.model), bank.trunk(2).states(inputs)
+    answer = bank(inputs, NAMED)
+    for layer in (0, 2):
+        def fail(module, args):
+            raise ZeroDivisionError
+
+        hook = bank._layers[f"layers.{max(layer, 2)}.mlp.down_proj"].register_forward_pre_hook(fail)
+        lower = bank.model.layers[0].mlp.register_forward_pre_hook(fail)
+        with pytest.raises(ZeroDivisionError):
+            bank(inputs, NAMED, states=states, depth=2)
+        with pytest.raises(ZeroDivisionError):
+            bank.trunk(2).states(inputs)
+        hook.remove()
+        lower.remove()
+        assert state_of(bank.model) == before
+    bank.model.layers[0].forward = kept = bank.model.layers[0].forward  # as accelerate does
+    bank(inputs, NAMED, states=states, depth=2)
+    assert vars(bank.model.layers[0])["forward"] is kept
+    assert torch.equal(bank(inputs, NAMED), answer)
+
+
+@torch.no_grad()
+def test_the_layers_below_are_not_worked_out():
+    bank, inputs = bank_above("llama", 2), batch()
+    states, calls = bank.trunk(2).states(inputs), []
+    for i, layer in enumerate(bank.model.layers):
+        layer.mlp.register_forward_hook(lambda *_, i=i: calls.append(i))
+    bank(inputs, "one", states=states, depth=2)  # the first time it asks one layer what it returns
+    bank(inputs, "one", states=states, depth=2)
+    assert calls == [0, 2, 2]
+    bank.trunk(1).states(inputs)
+    assert calls == [0, 2, 2, 0]
+
+
+@torch.no_grad()
+def test_the_router_reads_the_trunks_own_pass():
+    bank, inputs, spec = bank_above("llama", 2), batch(), FeatureSpec((0, 2))
+    seen = bank.trunk(2).hidden_states(inputs)
+    features = read_features([seen[i] for i in spec.layers], inputs["attention_mask"], spec)
+    assert torch.equal(features, router_features(bank.model, inputs, spec))
+    assert torch.equal(bank(inputs, NAMED, states=seen[-1], depth=2), bank(inputs, NAMED))
+
+
+def test_what_cannot_be_cut_says_so():
+    bank, inputs = bank_above("llama", 1), batch()
+    with pytest.raises(InputError, match="a trunk of 4 layers is not in a base of 3"):
+        bank.trunk(4)
+    with pytest.raises(InputError, match="a trunk of -1 layers"):
+        Trunk(bank.model, -1)
+    states = bank.trunk(2).states(inputs)
+    with pytest.raises(InputError, match="expert 'one' adapts layer 1, which is below the trunk's top, 2"):
+        bank(inputs, NAMED, states=states, depth=2)
+    with pytest.raises(InputError, match="no expert named 'three'"):
+        bank(inputs, "three", states=states, depth=2)
+    with pytest.raises(InputError, match=r"states of \(6, 6\) rows and tokens for inputs of \(6, 7\)"):
+        bank(inputs, "two", states=states[:, :6], depth=2)
+    bank.merge("one")
+    with pytest.raises(InputError, match="'one' is merged below layer 2"):
+        bank.trunk(2)
+    assert torch.equal(bank(inputs, "one", states=bank.trunk(1).states(inputs), depth=1), bank(inputs, "one"))
