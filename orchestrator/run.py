@@ -15,7 +15,7 @@ from orchestrator.library_lock import library_lock
 from orchestrator.live import LiveView
 from orchestrator.loading import Loaded, resolved_yaml
 from orchestrator.plan import Plan, make_plan
-from orchestrator.registry import Registry, Status
+from orchestrator.registry import Registry
 from orchestrator.registry.versions import CHAMPION
 from ttmoe.errors import InputError
 
@@ -101,17 +101,12 @@ def _work(plan: Plan, missing: Missing, registry: Registry, loaded: Loaded, cons
         resolved_yaml(plan.config),
         {"lock": plan.lock, "router": plan.router_hash, "experts": missing.experts, "search": missing.search},
     )
-    status: Status = "KILLED"
-    try:
+    with registry.ending(run):
         with ray_session(), LiveView(console) as view:
             _stages(plan, missing, registry, run, view)
         registry.log_text(run, _summary(plan, registry, loaded, console), "report.txt")
-        status = "FINISHED"
-    except Exception:
-        status = "FAILED"
-        raise
-    finally:
-        registry.finish_run(run, status)
+        for plot in _plots(plan, registry):
+            registry.log_file(run, plot)
 
 
 def _stages(plan: Plan, missing: Missing, registry: Registry, run: str, view: LiveView) -> None:
@@ -142,6 +137,12 @@ def _summary(plan: Plan, registry: Registry, loaded: Loaded, console: Console) -
     from orchestrator.summary import show_summary
 
     return show_summary(plan, registry, loaded.source_name, console)
+
+
+def _plots(plan: Plan, registry: Registry) -> list[Path]:
+    from orchestrator.summary import plots
+
+    return list(plots(plan, registry).values())
 
 
 def _code_version() -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.live import LiveView
 from orchestrator.plan import Plan
 from orchestrator.plots import plot_pareto
-from orchestrator.registry import Registry, Status
+from orchestrator.registry import Registry
 from orchestrator.search_space import pareto_front, search_space
 from ttmoe.adapter import Group, count_lora, plan_groups
 from ttmoe.base import empty_body
@@ -36,8 +36,7 @@ def run_search(plan: Plan, registry: Registry, view: LiveView) -> None:
         {"space": space},
         search=True,
     )
-    status: Status = "KILLED"
-    try:
+    with registry.ending(run):
         view.stage(f"Search: ranks and shapes for {search.task}", "trial", {})
         trials = _tune(plan, job, space, view)
         record = {
@@ -48,12 +47,6 @@ def run_search(plan: Plan, registry: Registry, view: LiveView) -> None:
             "lora16_parameters": count_lora(groups),
         }
         _record(plan, record, registry, run)
-        status = "FINISHED"
-    except Exception:
-        status = "FAILED"
-        raise
-    finally:
-        registry.finish_run(run, status)
 
 
 def planned_space(plan: Plan) -> tuple[list[Group], dict[str, list[Any]]]:

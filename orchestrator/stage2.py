@@ -13,7 +13,7 @@ from orchestrator.jobs import Unit, run_units
 from orchestrator.live import LiveView
 from orchestrator.plan import Plan
 from orchestrator.plots import plot_confusion
-from orchestrator.registry import Registry, Status, Version
+from orchestrator.registry import Registry, Version
 from workers.feature_store import compute_features, feature_path
 from workers.routed_test import answer_test_split
 from workers.router_job import RouterJob, RouterResult, run_router
@@ -34,8 +34,7 @@ def train_router(plan: Plan, registry: Registry, parent: str, view: LiveView) ->
         plan.router_hash,
         {f"router.{key}": value for key, value in plan.config.router.model_dump().items()},
     )
-    status: Status = "KILLED"
-    try:
+    with registry.ending(run):
         files = _features(plan, folder, view)
         result = _router(plan, files, folder, view)
         model = Path(result.folder)
@@ -45,13 +44,7 @@ def train_router(plan: Plan, registry: Registry, parent: str, view: LiveView) ->
         registered = _register(plan, evaluation, model, registry, run)
         for version in versions.values():
             registry.promote(version)  # type: ignore[arg-type]
-        status = "FINISHED"
         return registered
-    except Exception:
-        status = "FAILED"
-        raise
-    finally:
-        registry.finish_run(run, status)
 
 
 def _features(plan: Plan, folder: Path, view: LiveView) -> dict[str, str]:

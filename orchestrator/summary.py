@@ -15,23 +15,18 @@ from orchestrator.registry import Registry
 from orchestrator.search import PARETO_PLOT, TRIALS
 from orchestrator.stage2 import CONFUSION_PLOT, EVALUATION
 
+CONFUSION, PARETO = "routing, confusion", "search, Pareto front"
+
 
 def show_summary(plan: Plan, registry: Registry, source: str, console: Console) -> str:
     """Print the tables, the places and the next commands; returns the tables as plain text for the record."""
-    router = registry.find_router(plan.layout.library, plan.router_hash)
-    assert router is not None
-    place = registry.fetch(router)
-    evaluation = json.loads((place / EVALUATION).read_text())
+    pictures = plots(plan, registry)
+    evaluation = json.loads(pictures[CONFUSION].with_name(EVALUATION).read_text())
     tables = [_experts(plan, registry, evaluation)]
-    places: dict[str, Path | str] = {
-        "experts and router": f"{plan.config.tracking_uri}  (ttmoe ui)",
-        "routing, confusion": place / CONFUSION_PLOT,
-    }
-    if plan.search_hash and (found := registry.search_artifacts(plan.layout.library, plan.search_hash)):
-        record = json.loads((found / TRIALS).read_text())
-        tables.append(_search(record))
-        places["search, Pareto front"] = found / PARETO_PLOT
-    places["logs and files"] = plan.layout.home
+    if PARETO in pictures:
+        tables.append(_search(json.loads(pictures[PARETO].with_name(TRIALS).read_text())))
+    store = f"{plan.config.tracking_uri}  (ttmoe ui)"
+    places: dict[str, Path | str] = {"experts and router": store, **pictures, "logs and files": plan.layout.home}
     for table in tables:
         console.print(table)
     console.print(_routing(evaluation))
@@ -40,6 +35,15 @@ def show_summary(plan: Plan, registry: Registry, source: str, console: Console) 
         console.print(f"  {name:<22} {_short(where)}", soft_wrap=True, highlight=False, markup=False)
     console.print(_next(plan, source), soft_wrap=True, highlight=False, markup=False)
     return _as_text(tables, evaluation)
+
+
+def plots(plan: Plan, registry: Registry) -> dict[str, Path]:
+    """The plots of a finished library, by what they show; their data lie beside them."""
+    router = registry.find_router(plan.layout.library, plan.router_hash)
+    assert router is not None
+    found = {CONFUSION: registry.fetch(router) / CONFUSION_PLOT}
+    search = plan.search_hash and registry.search_artifacts(plan.layout.library, plan.search_hash)
+    return found | ({PARETO: search / PARETO_PLOT} if search else {})
 
 
 def _experts(plan: Plan, registry: Registry, evaluation: dict[str, Any]) -> Table:

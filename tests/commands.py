@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -47,6 +48,13 @@ def succeeded(done: Done) -> Done:
     assert "Traceback" not in done.err
     assert "Warning" not in done.out + done.err
     return done
+
+
+def cells(out: str, first: str) -> list[str]:
+    """The cells of the one row, of the tables in ``out``, that begins with ``first``."""
+    rows = [re.split(r"\s{2,}|\s*│\s*", line.strip(" │")) for line in out.splitlines()]
+    (row,) = [row for row in rows if row[0] == first and len(row) > 1]
+    return row
 
 
 def open_registry(root: Path) -> Any:

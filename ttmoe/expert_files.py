@@ -51,8 +51,8 @@ def save_expert(expert: Expert, folder: Path, *, task: str, kind: str, labels: t
     groups = expert.adapter.groups
     manifest = Manifest(task, kind, labels, base, expert.adapter.spec, _describe(expert), count_parameters(groups),
                         spec_hash, hashlib.sha256(data).hexdigest(), metrics)  # fmt: skip
-    _write(folder / WEIGHTS, data)
-    _write(folder / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True).encode())
+    write_whole(folder / WEIGHTS, data)
+    write_whole(folder / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True).encode())
     return manifest
 
 
@@ -160,7 +160,7 @@ def _site_lists(group: Group) -> dict[str, list[int]]:
     return lists
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Whole or not at all: a crash leaves the old file or none."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     with part.open("wb") as file:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ttmoe.dropping import drop_rows
+from ttmoe.fused import fusible, linear_and_update
 
 
 @dataclass
@@ -24,6 +25,11 @@ class Update:
     b: Tensor
     rows: Tensor | None
     dropout: float | Tensor = 0.0
+
+    @property
+    def drops(self) -> bool:
+        """Whether there is dropout in training."""
+        return not isinstance(self.dropout, float) or self.dropout > 0
 
     def only(self, expert: int) -> Update:
         """The same for one of the stacked experts alone."""
@@ -57,6 +63,11 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (batch, ..., in) -> (batch, ..., out)."""
+        if len(self.updates) == 1:
+            (role, update), = self.updates.items()
+            part = self.parts[role]
+            if isinstance(part, slice) and not (self.training and update.drops) and fusible(self.inner, x):
+                return linear_and_update(x, self.inner, *rows_factors(x, update), part)  # type: ignore[arg-type]
         y = self.inner(x)
         for role, update in self.updates.items():
             y = _add(y, low_rank(x, update, self.training), self._part(role, y.device))
@@ -79,18 +90,28 @@ def low_rank(x: Tensor, update: Update, training: bool) -> Tensor:
         if training and update.dropout:
             x = F.dropout(x, float(update.dropout))
         return F.linear(F.linear(x, update.a[0]), update.b[0])
-    batch = len(update.rows)
-    if x.shape[0] % batch:
-        raise ValueError(f"{x.shape[0]} rows reach an adapted layer in a batch of {batch}: the architecture shares "
-                         "this input between rows, which each need their own expert")  # fmt: skip
-    a, bt = update.a, update.b.mT
-    if len(a) != batch:  # else each row has an expert of its own, and they stand in order
-        a, bt = a.index_select(0, update.rows), bt.index_select(0, update.rows)
+    a, bt = rows_factors(x, update)
     # Some architectures flatten (batch, tokens) before a projection; the rows of the batch stay in order.
-    rows = x.reshape(batch, -1, x.shape[-1])
+    rows = x.reshape(len(a), -1, x.shape[-1])
     if training:
         rows = _drop(rows, update)
     return torch.bmm(torch.bmm(rows, a.mT), bt).reshape(*x.shape[:-1], bt.shape[-1])
+
+
+def rows_factors(x: Tensor, update: Update) -> tuple[Tensor, Tensor]:
+    """A (n, r, in) and B transposed (n, r, out): one for all rows of x, or one for each row of the batch.
+
+    Raises ValueError for a mixed batch whose rows cannot be told apart in ``x``.
+    """
+    a, bt, index = update.a, update.b.mT, update.rows
+    if index is None:
+        return a, bt
+    if x.shape[0] % len(index):
+        raise ValueError(f"{x.shape[0]} rows reach an adapted layer in a batch of {len(index)}: the architecture "
+                         "shares this input between rows, which each need their own expert")  # fmt: skip
+    if len(a) == len(index):  # each row has an expert of its own, and they stand in order
+        return a, bt
+    return a.index_select(0, index), bt.index_select(0, index)
 
 
 def _drop(x: Tensor, update: Update) -> Tensor:

@@ -134,6 +134,18 @@ def layer_list(model: nn.Module) -> nn.ModuleList:
     return lists[0]  # type: ignore[return-value]
 
 
+def layer_path(model: nn.Module) -> str:
+    """The path of the layer list in the model. Raises InputError as ``layer_list`` does."""
+    layers = layer_list(model)
+    return next(name for name, module in model.named_modules() if module is layers)
+
+
+def role_of(model: nn.Module, path: str) -> str | None:
+    """The role that the whole map at ``path`` in a layer plays, if it is one."""
+    places = ARCHITECTURES.get(architecture_of(model), ("", {}))[1]
+    return next((role for role, (where, rows) in places.items() if where == path and rows is _whole), None)
+
+
 def find_sites(model: nn.Module, targets: Iterable[str], first: int = 0, last: int | None = None) -> list[Site]:
     """All sites of ``targets`` in layers ``first`` to ``last`` (inclusive), layer by layer.
 
@@ -146,7 +158,7 @@ def find_sites(model: nn.Module, targets: Iterable[str], first: int = 0, last: i
         raise InputError(f"layers {first} to {top} are not among the base's {len(layers)} layers "
                          f"(0 to {len(layers) - 1})", where="adapter.layers",
                          fix=f"write `all`, or a range such as {len(layers) // 2}-")  # fmt: skip
-    prefix = next(name for name, module in model.named_modules() if module is layers)
+    prefix = layer_path(model)
     sites: dict[tuple, Site] = {}
     for target in targets:
         _require_readable(target)

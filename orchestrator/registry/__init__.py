@@ -24,8 +24,8 @@ with warnings.catch_warnings():
     from orchestrator.registry.folders import fetch
     from orchestrator.registry.routers import current_router, find_router, register_router
     from orchestrator.registry.runs import (
-        Status,
         close_stale,
+        ending,
         expert_run,
         finish_run,
         log_file,
@@ -38,7 +38,7 @@ with warnings.catch_warnings():
     from orchestrator.registry.store import Library, Store, libraries, open_store
     from orchestrator.registry.versions import Version, find, promote
 
-__all__ = ["Library", "Registry", "Status", "Version"]
+__all__ = ["Library", "Registry", "Version"]
 
 
 class Registry(Store):
@@ -59,6 +59,7 @@ class Registry(Store):
     log_text = log_text
     log_file = log_file
     finish_run = finish_run
+    ending = ending
     close_stale = close_stale
 
     register_expert = register_expert

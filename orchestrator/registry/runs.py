@@ -5,7 +5,8 @@ from __future__ import annotations
 import getpass
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,6 +106,20 @@ def log_file(store: Store, run_id: str, path: Path, folder: str = "") -> None:
 def finish_run(store: Store, run_id: str, status: Status) -> None:
     """End a run."""
     store.client.set_terminated(run_id, status)
+
+
+@contextmanager
+def ending(store: Store, run_id: str) -> Iterator[None]:
+    """End the run with this context: FINISHED, FAILED after an error, KILLED when it is interrupted."""
+    status: Status = "KILLED"
+    try:
+        yield
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        finish_run(store, run_id, status)
 
 
 def close_stale(store: Store, library: str) -> int:

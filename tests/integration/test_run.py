@@ -13,7 +13,7 @@ import commands
 import pytest
 import tiny
 import yaml
-from commands import Done, open_registry, runs, statuses, succeeded, ttmoe, versions
+from commands import Done, cells, open_registry, runs, statuses, succeeded, ttmoe, versions
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
@@ -152,20 +152,16 @@ class TestThen:
         done = succeeded(ttmoe(home, "experts", "ls"))
         assert "Library tiny" in done.out
         for task in ("animals", "colours"):
-            (line,) = [line for line in done.out.splitlines() if f" {task} " in line]
-            assert "v1" in line
-            assert "candidate, champion" in line
+            assert cells(done.out, task)[1:3] == ["1", "candidate champion"]
         assert "router v1: routing accuracy" in done.out
 
     def test_predict(self, home):
         texts = ["north3 red north7", "dog south1 south2", "[/b] south4 cat"]
         done = succeeded(ttmoe(home, "predict", *texts))
-        lines = [line for line in done.out.splitlines() if "│" in line]
         for text, task, label in zip(texts, ("colours", "animals", "animals"), ("red", "a dog", "a cat"), strict=True):
-            (line,) = [line for line in lines if text in line]
-            cells = [cell.strip() for cell in line.strip("│").split("│")]
-            assert cells[1:3] == [task, label]
-            assert 0.5 < float(cells[3]) <= 1
+            row = cells(done.out, text)
+            assert row[1:3] == [task, label]
+            assert 0.5 < float(row[3]) <= 1
 
     def test_one_changed_task_redoes_that_expert_and_the_router_alone(self, home, root):
         before = {path: path.stat().st_mtime_ns for path in (root / "cache").rglob("*") if path.is_file()}
