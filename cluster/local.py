@@ -15,6 +15,8 @@ SETTINGS = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's new reporter prints boxes even when it is told to be quiet
 }
+for _name, _value in SETTINGS.items():  # at import: whoever imports Ray imports this module first
+    os.environ.setdefault(_name, _value)
 
 
 @contextmanager
@@ -24,8 +26,6 @@ def ray_session() -> Iterator[None]:
     ``RAY_ADDRESS`` names a running cluster; without it one is started for all cores of this machine, and every process
     of it ends with the context.
     """
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():

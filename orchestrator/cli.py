@@ -40,7 +40,7 @@ def _answering(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except InputError as error:
             typer.echo(_layout(error), err=True)
-            raise typer.Exit(2) from None
+            raise typer.Exit(error.code) from None
         except KeyboardInterrupt:
             typer.echo("stopped; type the command again to continue", err=True)
             raise typer.Exit(130) from None

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cluster.local  # noqa: F401
+
+# isort: split
+# Ray reads its settings from the environment when it is imported, so it comes after them.
 import ray
 
 from workers.progress import Progress

@@ -17,7 +17,7 @@ from orchestrator.loading import Loaded, resolved_yaml
 from orchestrator.plan import Plan, make_plan
 from orchestrator.registry import Registry
 from orchestrator.registry.versions import CHAMPION
-from ttmoe.errors import InputError
+from ttmoe.errors import WorkFailedError
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Missing:
 def run_library(loaded: Loaded, console: Console) -> None:
     """Plan, run what is missing, and show the library. Typed again after any end, it continues.
 
-    Raises InputError before any work for what cannot work, and after the work for experts that failed.
+    Raises InputError before any work for what cannot work, and WorkFailedError after it for experts that failed.
     """
     with console.status("planning: base, data, adapters"):
         plan = make_plan(loaded.config)
@@ -122,11 +122,11 @@ def _stages(plan: Plan, missing: Missing, registry: Registry, run: str, view: Li
         run_search(plan, registry, view)
 
 
-def _failure(plan: Plan, failed: dict[str, Exception]) -> InputError:
+def _failure(plan: Plan, failed: dict[str, Exception]) -> WorkFailedError:
     kept = [task for task in plan.experts if task not in failed]
     causes = "; ".join(f"{task}: {type(error).__name__}: {error}" for task, error in failed.items())
     logs = ", ".join(str(Path(plan.experts[task].job.folder, "log.txt")) for task in failed)
-    return InputError(
+    return WorkFailedError(
         f"{len(failed)} of {len(plan.experts)} experts failed ({causes}); the router needs them all",
         where=f"library {plan.layout.library}",
         fix=f"see {logs}; type the command again to train what is missing (kept: {', '.join(kept) or 'none'})",

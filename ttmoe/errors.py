@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The exceptions that a user is meant to read."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ class InputError(Exception):
     to do. The command line prints the three and no traceback.
     """
 
+    code = 2
+    """What the command line exits with."""
+
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
         self.what, self.where, self.fix = what, where, fix
         super().__init__(what, where, fix)
@@ -19,6 +22,12 @@ class InputError(Exception):
 
     def __reduce__(self) -> tuple:
         return _rebuild, (type(self), self.what, self.where, self.fix)
+
+
+class WorkFailedError(InputError):
+    """Work was started and a part of it failed; the rest is kept. Said in the same three parts."""
+
+    code = 1
 
 
 def _rebuild(kind: type[InputError], what: str, where: str, fix: str) -> InputError:

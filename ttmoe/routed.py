@@ -59,7 +59,8 @@ class RoutedModel:
         for task, spec_hash in manifest["lock"].items():
             experts[task] = load_expert(bank, folder / "experts" / task, base.digest)
             if experts[task].spec_hash != spec_hash:
-                raise InputError(f"expert {task!r} is {experts[task].spec_hash[:12]}, the router was trained for {spec_hash[:12]}",
+                raise InputError(f"expert {task!r} is {experts[task].spec_hash[:12]}, "
+                                 f"the router was trained for {spec_hash[:12]}",
                                  where=str(folder), fix="run the library again: the router is stale")  # fmt: skip
         return cls(bank, router, experts, load_tokenizer(base), base.max_length)
 

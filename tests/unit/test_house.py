@@ -92,7 +92,10 @@ def test_a_line_that_runs_back_would_be_found(tmp_path: Path) -> None:
 
 def test_the_import_names_resolve_to_this_tree(tmp_path: Path) -> None:
     """They are generic words; another distribution could bring packages of the same names."""
-    code = "import cluster, orchestrator, ttmoe, workers\nfor m in (cluster, orchestrator, ttmoe, workers): print(m.__file__)"
+    code = (
+        "import cluster, orchestrator, ttmoe, workers\n"
+        "for m in (cluster, orchestrator, ttmoe, workers): print(m.__file__)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     names = ("cluster", "orchestrator", "ttmoe", "workers")
     assert done.stdout.split() == [str(ROOT / name / "__init__.py") for name in names]

@@ -32,7 +32,8 @@ def config(base_folder, data, tmp_path):
         tasks = {name: tiny.text_task(path) for name, path in data.items()}
         for name, more in sections.pop("tasks", {}).items():
             tasks[name] = tasks[name] | more
-        whole = {"library": "tiny", "base": {"folder": str(base_folder), "dtype": "float32"}, "adapter": {"rank": 4}, "tasks": tasks,
+        base = {"folder": str(base_folder), "dtype": "float32"}
+        whole = {"library": "tiny", "base": base, "adapter": {"rank": 4}, "tasks": tasks,
                  "train": {"steps": 40}, "search": {"task": "colours", "trials": 2, "steps": 10},
                  "storage": {"root": str(tmp_path / "runs")}}  # fmt: skip
         return Config.model_validate(whole | sections)
