@@ -32,6 +32,9 @@ class Bank(nn.Module):
 
     ``model`` is a transformers body (``AutoModel``); its parameters are frozen here. ``pooling`` is ``mean`` or
     ``last``. Experts are added and removed at run time; no other expert's output changes by a bit.
+
+    To compile, compile the base (``bank.model.compile()``): experts of one form then share its graphs, one for a batch
+    of one expert and one for a mixed batch. A compiled bank is right too, but each new list of names is a new graph.
     """
 
     def __init__(self, model: nn.Module, pooling: str) -> None:

@@ -28,11 +28,11 @@ def updates_for(adapters: Sequence[Adapter], rows: Tensor | None, layers: Mappin
     for place, adapter in enumerate(adapters):
         for group, (a, b) in zip(adapter.groups, adapter.factors(), strict=True):
             kind = (group.role, group.method.in_features, group.method.out_features)
-            kinds.setdefault(kind, []).append((place, group, a, b, adapter.spec.dropout))
+            dtype = layers[group.sites[0].path].weight.dtype  # cast first: less is moved in stacking
+            kinds.setdefault(kind, []).append((place, group, a.to(dtype), b.to(dtype), adapter.spec.dropout))
     updates: Updates = {}
     for (role, _, _), entries in kinds.items():
         sites = _sites(entries)
-        dtype = layers[sites[0].path].weight.dtype
         if len(adapters) == 1:
             a, bt = entries[0][2].unsqueeze(1), entries[0][3].mT.unsqueeze(1)
         else:
@@ -40,7 +40,7 @@ def updates_for(adapters: Sequence[Adapter], rows: Tensor | None, layers: Mappin
         dropout = _dropout(entries, len(adapters), a.device)
         # B is kept as the transposed view of (r, out): products with it are quicker so. And unbinding, unlike
         # indexing, has one backward for all layers.
-        for site, a_here, bt_here in zip(sites, a.to(dtype).unbind(), bt.to(dtype).unbind(), strict=True):
+        for site, a_here, bt_here in zip(sites, a.unbind(), bt.unbind(), strict=True):
             updates.setdefault(site.path, {})[role] = Update(a_here, bt_here.mT, rows, dropout)
     return updates
 

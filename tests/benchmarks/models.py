@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tests.benchmarks.machine import ROOT
 from ttmoe.adapter import AdapterSpec
-from ttmoe.bank import Bank
+from ttmoe.bank import Bank, Expert
 from ttmoe.base import Base, choose_dtype, load_body
 from workers.bases import resolve_base
 
@@ -32,6 +32,15 @@ def body(dtype: str = "auto") -> nn.Module:
 
 def bank(dtype: str = "auto") -> Bank:
     return Bank(body(dtype), "last")
+
+
+def drawn_expert(bank: Bank, classes: int, seed: int) -> Expert:
+    """An expert of its own values, as a trained one has; drawing its start (by QR) would take longer than the rows."""
+    expert = bank.draft(SPEC, classes).requires_grad_(False)
+    draw = torch.Generator().manual_seed(seed)
+    for p in expert.parameters():
+        p.normal_(std=0.05, generator=draw)
+    return expert
 
 
 def peft_lora(model: nn.Module, names: list[str], *, fp32: bool = True) -> nn.Module:

@@ -21,7 +21,7 @@ ROWS, TOKENS, CLASSES = 16, 64, 4
 
 
 def run() -> Iterator[Finding]:
-    for dtype, seconds in dict.fromkeys([(choose_dtype("auto"), 75.0), ("float32", 60.0)]):
+    for dtype, seconds in dict.fromkeys([(choose_dtype("auto"), 60.0), ("float32", 40.0)]):
         names = ["ours", "peft", "bare", *(["peft, adapters in bf16"] if dtype == "bfloat16" else [])]
         times = interleave({name: SUBJECTS[name](dtype) for name in names}, seconds=seconds, rounds=(5, 40), warm=2)
         what = f"training step, SmolLM2, {ROWS} x {TOKENS} tokens, q and v of 30 layers, TT rank 8, {dtype}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the table. ``ratio`` is ours to the peer's or the limit's; ``met`` is None for a line that has no goal."""
+    """One line of the table. ``ratio`` is ours to the other's; ``met`` is None for a line without a goal."""
 
     what: str
     ours: str
@@ -40,4 +40,5 @@ def plain(findings: Sequence[Finding]) -> str:
     """The same in columns, for a terminal."""
     rows = [list(HEADS), *map(cells, findings)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADS))]
-    return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)

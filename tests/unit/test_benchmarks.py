@@ -1,0 +1,41 @@
+"""The benchmarks' own code: every row can be found, and findings become a table. Nothing is timed here."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch")
+
+from tests.benchmarks.__main__ import ROWS, page, row
+from tests.benchmarks.measuring import Times, interleave
+from tests.benchmarks.table import Finding, at_most, markdown, plain
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_can_be_found(name: str) -> None:
+    assert callable(row(name))
+
+
+def test_a_table_says_whether_goals_are_met() -> None:
+    findings = [Finding("a|b", "1 s", "2 s", *at_most(0.5, 1.0)), Finding("c", "3 s", "2 s", *at_most(1.5, 1.0))]
+    lines = markdown(findings).splitlines()
+    assert lines[2] == "| a\\|b | 1 s | 2 s | 0.50 | ≤ 1.00 | yes |"
+    assert lines[3].endswith("| **no** |")
+    assert len(plain(findings).splitlines()) == 3
+    assert markdown(findings) in page(findings, ["a machine"], 60.0)
+
+
+def test_a_ratio_is_judged_as_it_is_printed() -> None:
+    assert at_most(1.004, 1.0) == ("1.00", "≤ 1.00", True)
+    assert at_most(1.006, 1.0) == ("1.01", "≤ 1.00", False)
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    times = Times({"a": [1.0, 10.0, 2.0], "b": [2.0, 20.0, 4.0]})
+    assert times.ratio("a", "b") == 0.5
+
+
+def test_subjects_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, seconds=0, rounds=(2, 2), warm=1)
+    assert "".join(order) == "ab" + "ab" + "ba"

@@ -1,0 +1,76 @@
+"""Four experts trained at once in mixed batches are the four that are trained alone, from the same seeds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from architectures import batch, tiny_bank
+from torch.nn import functional as F
+
+from ttmoe.adapter import AdapterSpec
+
+SPECS = {
+    "tt": AdapterSpec(rank=3, alpha=2.0, targets=("q", "v")),
+    "paper": AdapterSpec(rank=4, alpha=2.0, targets=("q", "down"), init="paper"),
+    "lora": AdapterSpec(method="lora", rank=4, alpha=8.0, targets=("k", "o")),
+    "upper": AdapterSpec(rank=2, alpha=2.0, targets=("v", "up"), first_layer=1),
+}
+STEPS, ROWS_EACH = 20, 3
+MIXED = list(SPECS) * ROWS_EACH  # row i goes through expert i modulo 4
+
+
+def bank_of(name, experts):
+    bank = tiny_bank(name)
+    for expert in experts:
+        generator = torch.Generator().manual_seed(list(SPECS).index(expert))
+        bank.add(expert, SPECS[expert], 2 + list(SPECS).index(expert), generator, random_head=True)
+    return bank.train()
+
+
+def rows_of(step, expert):
+    """An expert's own rows of a step: the same in a mixed batch as alone."""
+    inputs = batch(rows=len(MIXED), seed=step)
+    where = [i for i, name in enumerate(MIXED) if name == expert]
+    labels = torch.randint(2, (len(MIXED),), generator=torch.Generator().manual_seed(step))
+    return where, {key: value[where] for key, value in inputs.items()}, labels[where]
+
+
+def train(bank, loss_of):
+    optimizer = torch.optim.AdamW(bank.experts.parameters(), lr=5e-3)
+    losses = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss = loss_of(step)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "gpt2"])
+def test_training_four_together_is_training_each_alone(name):
+    together = bank_of(name, SPECS)
+    start = {key: value.clone() for key, value in together.experts.state_dict().items()}
+
+    def mixed_loss(step):
+        scores, total = together(batch(rows=len(MIXED), seed=step), MIXED), torch.zeros(())
+        for expert in SPECS:
+            where, _, labels = rows_of(step, expert)
+            total = total + F.cross_entropy(scores[where], labels)  # its mean: as if nobody else were there
+        return total
+
+    losses, alone_losses = train(together, mixed_loss), []
+    for expert in SPECS:
+        alone = bank_of(name, [expert])
+
+        def own_loss(step, expert=expert, alone=alone):
+            _, inputs, labels = rows_of(step, expert)
+            return F.cross_entropy(alone(inputs, expert), labels)
+
+        alone_losses.append(train(alone, own_loss))
+        for key, value in alone.experts[expert].state_dict().items():
+            mine = together.experts[expert].state_dict()[key]
+            torch.testing.assert_close(mine, value, rtol=1e-5, atol=1e-5)
+            if "cores" in key:
+                assert (value - start[f"{expert}.{key}"]).abs().max() > 1e-2  # it did learn
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(alone_losses).sum(0), rtol=1e-5, atol=1e-4)

@@ -1,0 +1,34 @@
+"""The public names in one place, from which ``ttmoe`` takes them when the first of them is used."""
+
+from __future__ import annotations
+
+from ttmoe.adapter import AdapterSpec
+from ttmoe.bank import Bank
+from ttmoe.base import Base, load_body, load_tokenizer
+from ttmoe.encoding import Choice
+from ttmoe.errors import InputError
+from ttmoe.expert_files import load_expert, save_expert
+from ttmoe.interchange import export_lora, import_lora
+from ttmoe.routed import Prediction, RoutedModel
+from ttmoe.shapes import TTShape
+from ttmoe.text_bank import TextBank
+from ttmoe.trunk import Trunk
+
+__all__ = [
+    "AdapterSpec",
+    "Bank",
+    "Base",
+    "Choice",
+    "InputError",
+    "Prediction",
+    "RoutedModel",
+    "TTShape",
+    "TextBank",
+    "Trunk",
+    "export_lora",
+    "import_lora",
+    "load_body",
+    "load_expert",
+    "load_tokenizer",
+    "save_expert",
+]
