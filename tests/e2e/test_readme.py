@@ -26,7 +26,7 @@ NOT_RUN_HERE = {
     r"(python3?|pip|\.venv/bin/(python|pip)) .*": "installing is what `make quickstart` and `make test` do",
     r"(source|\.) .venv/bin/activate": "tests call the script in .venv/bin by its path",
     r"export \w+=.*": "not ours",
-    r"ttmoe run smollm2( .*)?": "a gigabyte of downloads; the recipe is checked in tests/unit/orchestrator",
+    r"ttmoe run smollm2( .*)?": "many minutes on two cores; the recipe is checked in tests/unit/orchestrator",
 }
 FENCE = re.compile(r"^(\s*)```+ *(\w*)[^\n]*\n(.*?)^\s*```+\s*$", re.MULTILINE | re.DOTALL)
 SHELLS = ("", "sh", "bash", "shell", "console", "text")
@@ -150,3 +150,10 @@ def test_the_script_that_ci_calls_runs_the_readmes_test_command():
     script = (ROOT / ".ci" / "run").read_text()
     assert "make test" in script.splitlines()
     assert "make test" in COMMANDS
+
+
+def test_the_python_of_the_readme_runs(base_folder, capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert "path/to/base" in block
+    exec(block.replace("path/to/base", str(base_folder)), {})
+    assert capsys.readouterr().out.strip() in ("['glad']", "['sad']")
