@@ -120,15 +120,20 @@ class _logged:
             os.close(kept)
 
 
-def run_units(units: list[Unit], *, every: float = 0.25) -> Iterator[News | None]:
-    """Run all units, as many at a time as Ray has room for; yields their news, and None when there is none yet.
+def run_units(units: list[Unit], *, at_once: int | None = None, every: float = 0.25) -> Iterator[News | None]:
+    """Run all units; yields their news, and None when there is none yet.
 
-    A unit that fails does not disturb the others: its news carries the error.
+    As many run at a time as Ray has room for, and no more than ``at_once``. A unit that fails does not disturb
+    the others: its news carries the error.
     """
     board = Board.remote()  # type: ignore[attr-defined]
-    refs = {_run.options(num_cpus=u.cpus, num_gpus=u.gpus, name=u.key).remote(u, board): u for u in units}
+    waiting = list(reversed(units))
+    refs: dict[Any, Unit] = {}
     try:
-        while refs:
+        while waiting or refs:
+            while waiting and len(refs) < (at_once or len(units)):
+                unit = waiting.pop()
+                refs[_run.options(num_cpus=unit.cpus, num_gpus=unit.gpus, name=unit.key).remote(unit, board)] = unit
             ready, _ = ray.wait(list(refs), num_returns=len(refs), timeout=every)
             yield from _heard(ray.get(board.take.remote()))
             for ref in ready:

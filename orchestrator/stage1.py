@@ -70,7 +70,7 @@ def _follow(
     plan: Plan, units: list[Unit], registry: Registry, runs: dict[str, str], view: LiveView
 ) -> dict[str, Exception]:
     log, failed = MetricLog(registry, dict(runs)), {}
-    for news in run_units(units):
+    for news in run_units(units, at_once=plan.config.resources.max_parallel):
         log.flush()
         if news is None:
             continue

@@ -55,6 +55,7 @@ def _features(plan: Plan, folder: Path, view: LiveView) -> dict[str, str]:
     for task in [task for task, path in files.items() if path.is_file()]:
         view.state(task, "cached")
     _all(
+        plan,
         [
             _unit(
                 plan,
@@ -84,7 +85,7 @@ def _router(plan: Plan, files: dict[str, str], folder: Path, view: LiveView) -> 
         plan.router_hash,
         str(folder / MODEL),
     )
-    return _all([Unit("router", run_router, (job,), folder)], view)["router"]
+    return _all(plan, [Unit("router", run_router, (job,), folder)], view)["router"]
 
 
 def _test(plan: Plan, result: RouterResult, folder: Path, view: LiveView) -> dict[str, Any]:
@@ -92,6 +93,7 @@ def _test(plan: Plan, result: RouterResult, folder: Path, view: LiveView) -> dic
     view.stage("Stage 2: the routed model on the mixed test rows", "task", {task: 0 for task in plan.experts})
     model = folder / MODEL
     tests = _all(
+        plan,
         [
             _unit(plan, task, answer_test_split, (model, plan.base, expert.job.data), folder / "test" / task)
             for task, expert in plan.experts.items()
@@ -146,10 +148,10 @@ def _unit(plan: Plan, task: str, run: Callable[..., Any], args: tuple, folder: P
     return Unit(task, run, args, folder, resources.cpus_per_expert, resources.gpus, options)
 
 
-def _all(units: list[Unit], view: LiveView) -> dict[str, Any]:
+def _all(plan: Plan, units: list[Unit], view: LiveView) -> dict[str, Any]:
     """The results of units that must all succeed; raises the first error."""
     results: dict[str, Any] = {}
-    for news in run_units(units):
+    for news in run_units(units, at_once=plan.config.resources.max_parallel):
         if news is None:
             continue
         for _, progress in news.progress:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
+from itertools import pairwise
 
 import pytest
 import tiny
@@ -77,6 +78,18 @@ def test_more_units_than_room_are_run_in_turn(ray, tmp_path):
     units = [Unit(str(i), work, (i,), tmp_path / str(i), cpus=1) for i in range(7)]
     last, _ = run(units)
     assert {key: news.result for key, news in last.items()} == {str(i): i * i for i in range(7)}
+
+
+def test_no_more_units_than_asked_for_run_at_once(ray, tmp_path):
+    def work(report):
+        began = time.time()
+        time.sleep(0.3)
+        return began, time.time()
+
+    units = [Unit(str(i), work, (), tmp_path / str(i), cpus=0.1) for i in range(4)]
+    spans = sorted(news.result for news in run_units(units, at_once=1) if news and news.done)
+    assert len(spans) == 4
+    assert all(ended <= began for (_, ended), (began, _) in pairwise(spans))
 
 
 def test_progress_comes_while_it_runs_in_order_and_whole(ray, tmp_path):
