@@ -43,6 +43,14 @@ def _code() -> str:
 
 
 def peak_bytes() -> int:
-    """The most memory this process held at once (ru_maxrss)."""
+    """The most memory this process held at once, since it became this program.
+
+    Linux's ru_maxrss survives exec: a child of a large process starts with its parent's peak. VmHWM does not.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    for line in lines:
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -65,7 +65,7 @@ def _every_expert(name: str, build: Callable[[Path], Callable[[], object]]) -> F
         try:
             routed = build(Path(folder))
         except Exception as error:  # a peer that does not run is a finding, not a failure of ours
-            return Finding(what, "", f"not run: {type(error).__name__}: {str(error)[:80]}", "")
+            return Finding(what, "", f"not run, {type(error).__name__}: {str(error).splitlines()[0][:80]}", "")
         base, inputs = models.body().eval(), models.batch(32, TOKENS)
         bare = torch.inference_mode()(lambda: base(**inputs))
         times = interleave({"routed": torch.inference_mode()(routed), "bare": bare}, seconds=8, rounds=(3, 10))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 pytest.importorskip("torch")
 
 from tests.benchmarks.__main__ import ROWS, page, row
+from tests.benchmarks.machine import ROOT
 from tests.benchmarks.measuring import Times, interleave
 from tests.benchmarks.table import Finding, at_most, markdown, plain
 
@@ -39,3 +43,17 @@ def test_subjects_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, seconds=0, rounds=(2, 2), warm=1)
     assert "".join(order) == "ab" + "ab" + "ba"
+
+
+def test_a_childs_peak_is_its_own() -> None:
+    """Linux gives a child its parent's ru_maxrss, which once made every subject of the memory row look alike."""
+    code = (
+        "from tests.benchmarks.machine import peak_bytes; before = peak_bytes(); "
+        "x = bytearray(2**28); print(before, peak_bytes())"
+    )
+    large = bytearray(2**30)
+    large[::4096] = b"x" * len(large[::4096])
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before < len(large)
+    assert after - before > 2**27
