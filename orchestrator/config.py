@@ -92,7 +92,17 @@ class Resources(BaseModel):
     model_config = STRICT
     cpus_per_expert: Positive = Field(default=1.0, description="Processor cores.")
     gpus_per_expert: Literal["auto"] | NotNegative = Field(default=0.0, description="GPUs, or auto.")
-    max_parallel: Count | None = Field(default=None, description="Experts at a time; else all that fit.")
+    max_parallel: Count | None = Field(default=None, description="Jobs at a time; else all that fit.")
+    experts_per_job: Literal["auto"] | Count = Field(
+        default="auto", description="Experts that one job trains together on its base; auto is 1 without a GPU."
+    )
+    autoscaling: bool = Field(default=False, description="Wait for nodes that are not there yet; needs max_parallel.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Resources:
+        if self.autoscaling and not self.max_parallel:
+            raise fault("a cluster that grows has no end", key=("autoscaling",), fix="say `max_parallel`: jobs at a time")
+        return self
 
     @property
     def gpus(self) -> float:
@@ -104,12 +114,26 @@ class Resources(BaseModel):
         return float(torch.cuda.is_available())
 
 
+class Failures(BaseModel):
+    """What is done about work that fails. A lost node is always replaced; a full memory is tried once more, halved."""
+
+    model_config = STRICT
+    retries: int = Field(default=3, ge=0, description="Retries after the system failed: a dead process, a lost disk.")
+    code_retries: int = Field(default=0, ge=0, description="Retries after the code or the data failed.")
+    stop_after: int = Field(default=3, ge=0, description="Stop when the first N experts fail alike; 0 never does.")
+    stall_minutes: Positive = Field(default=15.0, description="Without a sign of life for so long, a job is replaced.")
+    tracking_minutes: Positive = Field(default=30.0, description="How long to wait for an MLflow server that is away.")
+
+
 class Storage(BaseModel):
     """Where a run writes."""
 
     model_config = STRICT
     root: str = Field(default="runs", description="The folder of all output, seen from where you type.")
     cache: str | None = Field(default=None, description="What can be made again; by default <root>/cache.")
+    trunk_gb: NotNegative = Field(
+        default=20.0, description="Disk for cached trunk states, in GB; 0 computes them in every step."
+    )
 
 
 class Tracking(BaseModel):
@@ -133,6 +157,7 @@ class Config(BaseModel):
     router: Router = Field(default_factory=Router, description="How the router is made.")
     search: Search | None = Field(default=None, description="A search over ranks and shapes.")
     resources: Resources = Field(default_factory=Resources, description="What one expert reserves.")
+    failures: Failures = Field(default_factory=Failures, description="What is done about work that fails.")
     storage: Storage = Field(default_factory=Storage, description="Where a run writes.")
     tracking: Tracking = Field(default_factory=Tracking, description="The MLflow store.")
 

@@ -16,7 +16,7 @@ from ttmoe.features import FeatureSpec
 from workers.bases import resolve_base
 from workers.expert_job import ExpertJob
 from workers.prepared import Prepared, prepare
-from workers.settings import Train
+from workers.settings import MEMORY_ONLY, Train
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,7 +74,7 @@ def make_plan(config: Config) -> Plan:
         "lock": lock,
         "seed": config.seed,
         "features": asdict(features),
-        "settings": config.router.model_dump(),
+        "settings": config.router.model_dump(exclude={"require"}),
         "base": base.identity(),
     }
     return Plan(config, layout, base, features, experts, spec_hash(router), _search_hash(config, experts))
@@ -118,7 +118,7 @@ def expert_spec(
         "base": base.identity(),
         "adapter": {**asdict(adapter), "shape": shapes},
         "data": data.fingerprint,
-        "train": train.model_dump(),
+        "train": train.model_dump(exclude=MEMORY_ONLY),
         "head": head,
     }
 

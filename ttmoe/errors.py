@@ -30,5 +30,11 @@ class WorkFailedError(InputError):
     code = 1
 
 
+class InfeasibleError(InputError):
+    """What was asked for fits nowhere: waiting would never end. Said in the same three parts."""
+
+    code = 3
+
+
 def _rebuild(kind: type[InputError], what: str, where: str, fix: str) -> InputError:
     return kind(what, where=where, fix=fix)

@@ -8,13 +8,17 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Progress:
-    """One report: ``state`` in words, how many of ``steps`` are done, the metrics measured now, seconds left."""
+    """One report: ``state`` in words, how many of ``steps`` are done, the metrics measured now, seconds left.
+
+    ``key`` names the piece of work where one process reports for several.
+    """
 
     state: str
     step: int = 0
     steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     left: float | None = None
+    key: str = ""
 
 
 class Report(Protocol):

@@ -15,12 +15,23 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Pooling = Literal["auto", "mean", "last"]
 
 
+# They change how much memory a training takes, not what it learns: no part of an expert's identity.
+MEMORY_ONLY = frozenset({"micro_batch", "checkpointing"})
+
+
 class Train(BaseModel):
     """How an expert is trained."""
 
     model_config = STRICT
     steps: Count = Field(default=300, description="Optimiser steps, at most.")
     batch_size: Count = Field(default=32, description="Rows in a step.")
+    batch_tokens: Count | None = Field(
+        default=None, description="Padded tokens in a step instead: short rows come in larger batches."
+    )
+    micro_batch: Count | None = Field(
+        default=None, description="Rows that go through the model at once; gradients add up over a step's rows."
+    )
+    checkpointing: bool = Field(default=False, description="Recompute layers in the backward pass to save memory.")
     lr: Positive = Field(default=5e-3, description="Learning rate of the adapter.")
     head_lr: Positive = Field(default=1e-3, description="Learning rate of the head.")
     weight_decay: NotNegative = Field(default=0.0, description="Decoupled weight decay.")
@@ -52,3 +63,7 @@ class Router(BaseModel):
     weight_decay: NotNegative = Field(default=0.1, description="Decoupled weight decay.")
     noise: NotNegative = Field(default=0.5, description="Deviation of the noise on the scores in training.")
     batch_size: Count = Field(default=256, description="Rows in a step.")
+    require: Literal["all"] | Annotated[float, Field(gt=0, le=1)] | tuple[str, ...] = Field(
+        default="all",
+        description="Experts that must be there before it is trained: all, a share of them, or these tasks.",
+    )
