@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,17 +23,18 @@ class Need:
 
 @dataclass(frozen=True)
 class Node:
-    """What one machine has in all."""
+    """What one machine has in all; ``gpu_memory`` is the bytes of each of its GPUs, 0 where they are not known."""
 
     name: str
     cpus: float
     gpus: float
     memory: int
+    gpu_memory: int = 0
 
 
 def places(node: Node, need: Need) -> int:
     """How many such jobs the node holds at a time."""
-    return min(_places_by(node, need).values())
+    return int(min(sys.maxsize, *_places_by(node, need).values()))
 
 
 def jobs_at_once(nodes: Sequence[Node], need: Need, at_most: int | None = None) -> int:
@@ -50,7 +52,10 @@ def scarce(nodes: Sequence[Node], need: Need) -> str:
     return min(totals, key=lambda name: totals[name])
 
 
-def require_fits(nodes: Sequence[Node], need: Need, what: str) -> None:
+ADD_A_NODE = "ask for less, or add such a node (resources.autoscaling waits for one)"
+
+
+def require_fits(nodes: Sequence[Node], need: Need, what: str, fix: str = ADD_A_NODE) -> None:
     """Raise InfeasibleError where no node holds one such job."""
     if any(places(node, need) for node in nodes):
         return
@@ -59,7 +64,7 @@ def require_fits(nodes: Sequence[Node], need: Need, what: str) -> None:
     raise InfeasibleError(
         f"{what} asks for {_shown(need)}, and {has}",
         where="resources",
-        fix="ask for less, or add such a node (resources.autoscaling waits for one)",
+        fix=fix,
     )
 
 
@@ -81,5 +86,7 @@ def _gpu_places(has: float, wants: float) -> float:
 
 
 def _shown(need: Need) -> str:
-    parts = [f"{need.cpus:g} CPUs", f"{need.gpus:g} GPUs"] + ([f"{need.memory / GB:.1f} GB of memory"] if need.memory else [])
+    parts = [f"{need.cpus:g} CPUs", f"{need.gpus:g} GPUs"] + (
+        [f"{need.memory / GB:.1f} GB of memory"] if need.memory else []
+    )
     return ", ".join(parts)

@@ -24,11 +24,16 @@ def _group(text: str) -> typer.Typer:
 
 
 app = _group("Train, register and route libraries of TT-LoRA experts over one frozen language model.")
-experts = _group("Look at the experts of a library.")
+experts = _group("The experts of a library: look, verify, promote, remove, take out and bring in.")
 app.add_typer(experts, name="experts")
 
 Root = Annotated[Path, typer.Option(help="The folder that runs write under (storage.root).")]
 Library = Annotated[str | None, typer.Option(help="The library; by default the only or the most recent one.")]
+Expert = Annotated[str, typer.Argument(help="A task; TASK@v3 and TASK@candidate name a version of it.")]
+Number = Annotated[
+    int | None, typer.Option("--version", help="The version; by default the champion, or the candidate.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _answering(command: Callable[P, R]) -> Callable[P, R]:
@@ -108,15 +113,154 @@ def run(
     run_library(loaded, Console())
 
 
+@app.command()
+@_answering
+def plan(
+    config: Annotated[str, typer.Argument(help="A packaged recipe (quickstart, smollm2) or a config file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: train.steps=100.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What a run would do and why, what it takes, and whether it fits (else exit code 3)."""
+    from orchestrator.loading import load_config
+
+    loaded = load_config(config, overrides or [])
+    from rich.console import Console
+
+    from orchestrator.show_plan import show_plan
+
+    show_plan(loaded, Console(), as_json)
+
+
+@app.command()
+@_answering
+def status(
+    library: Library = None,
+    root: Root = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, for a program to read.")] = False,
+) -> None:
+    """How far the newest run has come; from any shell, while it goes on or after."""
+    from rich.console import Console
+
+    from orchestrator.status import show_status
+
+    show_status(root, library, Console(), as_json=as_json)
+
+
 @experts.command("ls")
 @_answering
-def experts_ls(library: Library = None, root: Root = Path("runs")) -> None:
-    """List the experts, their versions and how good they are."""
+def experts_ls(
+    library: Library = None,
+    root: Root = Path("runs"),
+    every: Annotated[bool, typer.Option("--all", help="All versions, not the current ones alone.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the experts, their versions and how good they are, and whether the router is theirs."""
     from rich.console import Console
 
     from orchestrator.experts import list_experts
 
-    list_experts(root, library, Console())
+    list_experts(root, library, every, as_json, Console())
+
+
+@experts.command("show")
+@_answering
+def experts_show(
+    task: Expert, version: Number = None, library: Library = None, root: Root = Path("runs"), as_json: Json = False
+) -> None:
+    """All that the registry knows of one expert."""
+    from rich.console import Console
+
+    from orchestrator.expert_commands.showing import show_expert
+
+    show_expert(root, library, task, version, as_json, Console())
+
+
+@experts.command("verify")
+@_answering
+def experts_verify(
+    tasks: Annotated[list[str] | None, typer.Argument(help="Tasks (TASK, TASK@v3); by default all.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All versions, not the current ones alone.")] = False,
+    library: Library = None,
+    root: Root = Path("runs"),
+) -> None:
+    """Load the experts from the registry and check that they are whole and answer as they should."""
+    from rich.console import Console
+
+    from orchestrator.expert_commands.verifying import verify_experts
+
+    verify_experts(root, library, tasks or [], every, Console())
+
+
+@experts.command("promote")
+@_answering
+def experts_promote(task: Expert, version: Number = None, library: Library = None, root: Root = Path("runs")) -> None:
+    """Make a version its task's champion (by default the candidate)."""
+    from rich.console import Console
+
+    from orchestrator.experts import promote_expert
+
+    promote_expert(root, library, task, version, Console())
+
+
+@experts.command("rm")
+@_answering
+def experts_rm(
+    task: Expert,
+    version: Annotated[int | None, typer.Option("--version", help="This version; by default all of them.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Even what the router answers with.")] = False,
+    library: Library = None,
+    root: Root = Path("runs"),
+) -> None:
+    """Remove an expert, its runs and its work folders; the next run of its config trains it again."""
+    from rich.console import Console
+
+    from orchestrator.expert_commands.removing import remove_expert
+
+    remove_expert(root, library, task, version, yes, force, Console())
+
+
+@experts.command("export")
+@_answering
+def experts_export(
+    task: Expert,
+    folder: Annotated[Path, typer.Argument(help="The folder to write.")],
+    form: Annotated[str, typer.Option("--format", help="peft (a LoRA adapter) or ttmoe (its own files).")] = "peft",
+    version: Number = None,
+    force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
+    library: Library = None,
+    root: Root = Path("runs"),
+) -> None:
+    """Write an expert as a standard LoRA adapter, or as its own files."""
+    from rich.console import Console
+
+    from orchestrator.expert_commands.exporting import export_expert
+
+    export_expert(root, library, task, version, folder, form, force, Console())
+
+
+@experts.command("import")
+@_answering
+def experts_import(
+    folder: Annotated[Path, typer.Argument(help="A ttmoe expert, or a PEFT LoRA adapter.")],
+    task: Annotated[str, typer.Option("--task", help="The task it becomes the expert of.")],
+    labels: Annotated[
+        str | None, typer.Option("--labels", help="a,b: the head's outputs in order; by default as the folder says.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="text or pair; by default as the folder says, else text.")
+    ] = None,
+    library: Library = None,
+    root: Root = Path("runs"),
+) -> None:
+    """Register an expert that was made elsewhere, as a candidate."""
+    from rich.console import Console
+
+    from orchestrator.expert_commands.importing import import_expert
+
+    import_expert(root, library, folder, task, labels, kind, Console())
 
 
 @app.command()

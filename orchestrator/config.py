@@ -7,6 +7,7 @@ all others are made here, so that they are answered within a second.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -51,6 +52,11 @@ TaskName = Annotated[str, AfterValidator(_task_name)]
 def _merged(whole: Part, part: Part) -> Part:
     """``whole`` with the fields that ``part`` was given: both are validated, no check spans fields."""
     return whole.model_copy(update={key: getattr(part, key) for key in part.model_fields_set})
+
+
+def _near(name: str, tasks: Iterable[str]) -> str:
+    near = get_close_matches(name, tasks, 1)
+    return f"did you mean `{near[0]}`?" if near else f"tasks: {', '.join(tasks)}"
 
 
 class TaskEntry(Task):
@@ -101,7 +107,9 @@ class Resources(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Resources:
         if self.autoscaling and not self.max_parallel:
-            raise fault("a cluster that grows has no end", key=("autoscaling",), fix="say `max_parallel`: jobs at a time")
+            raise fault(
+                "a cluster that grows has no end", key=("autoscaling",), fix="say `max_parallel`: jobs at a time"
+            )
         return self
 
     @property
@@ -171,9 +179,11 @@ class Config(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Config:
         if self.search and self.search.task not in self.tasks:
-            near = get_close_matches(self.search.task, self.tasks, 1)
-            hint = f"did you mean `{near[0]}`?" if near else f"tasks: {', '.join(self.tasks)}"
-            raise fault(f"there is no task {self.search.task!r}", key=("search", "task"), fix=hint)
+            fix = _near(self.search.task, self.tasks)
+            raise fault(f"there is no task {self.search.task!r}", key=("search", "task"), fix=fix)
+        for name in self.router.require if isinstance(self.router.require, tuple) else ():
+            if name not in self.tasks:
+                raise fault(f"there is no task {name!r}", key=("router", "require"), fix=_near(name, self.tasks))
         self._check_shaped_roles(self.adapter, ())
         for name, entry in self.tasks.items():
             if "shape" in entry.adapter.model_fields_set:

@@ -1,39 +1,116 @@
-"""``ttmoe experts``: what the registry holds of a library."""
+"""``ttmoe experts ls`` and ``promote``: what the registry holds of a library, and which versions answer."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.expert_commands.choosing import choose_version, label_of
+from orchestrator.expert_commands.routing import RETRAIN, Routing, routing_of
 from orchestrator.library import open_library
+from orchestrator.registry import Version
+from orchestrator.registry.versions import CANDIDATE
+
+HEADS = ("expert", "v", "aliases", "accuracy", "parameters", "method", "spec", "origin", "routed")
 
 
-def list_experts(root: Path, library: str | None, console: Console) -> None:
-    """Print a line for each expert, and the router's."""
+def list_experts(root: Path, library: str | None, every: bool, as_json: bool, console: Console) -> None:
+    """Print a line for each expert (with ``every``, for each version), and the router's.
+
+    Reading costs two queries, however many experts there are, and two for the router.
+    """
     registry, name = open_library(root, library)
-    table = Table(box=SIMPLE_HEAD, title=f"Library {name}", title_justify="left")
-    for head in ("expert", "v", "aliases", "accuracy", "parameters", "method", "spec"):
-        table.add_column(head, justify="right" if head in ("accuracy", "parameters") else "left", overflow="fold")
-    for version in registry.experts(name):
-        tags = version.tags
-        table.add_row(
-            version.task,
-            str(version.version),
-            " ".join(version.aliases),
-            f"{version.metrics['test.accuracy']:.3f}",
-            f"{int(tags['parameters']):,}",
-            f"{tags['method']} rank {tags['rank']}",
-            version.spec_hash[:8],
+    versions = registry.experts(name, every=every)
+    routing = routing_of(registry, name, versions)
+    rows = [_row(version, routing) for version in versions]
+    if as_json:
+        console.out(
+            json.dumps({"library": name, "experts": rows, "router": _router(routing)}, indent=1), highlight=False
         )
-    console.print(table)
-    if router := registry.router(name):
-        accuracy = router.metrics["test.routing_accuracy"]
+        return
+    console.print(_table(name, rows))
+    console.print(_line(routing), highlight=False, markup=False, soft_wrap=True)
+
+
+def promote_expert(root: Path, library: str | None, name: str, number: int | None, console: Console) -> None:
+    """Make a version (where none is said, the candidate) its task's champion, and say what that does to the router.
+
+    A later ``ttmoe run`` makes the versions that its config asks for the champions again.
+    """
+    registry, found = open_library(root, library)
+    version = choose_version(registry, found, name, number, aliases=(CANDIDATE,))
+    registry.promote(version)
+    console.print(f"{label_of(version)} is the champion", highlight=False)
+    routing = routing_of(registry, found, registry.experts(found))
+    if routing and not routing.names(version):
+        knows = "another version of it" if version.task in routing.lock else "nothing of it"
         console.print(
-            f"router v{router.version}: routing accuracy {accuracy:.3f}, spec {router.spec_hash[:12]}",
+            f"the router is stale: v{routing.router.version} was trained for {knows}; {RETRAIN}",
             highlight=False,
+            soft_wrap=True,
         )
-    else:
-        console.print("no router yet: the run has not come to its end")
+
+
+def _row(version: Version, routing: Routing | None) -> dict[str, Any]:
+    tags = version.tags
+    return {
+        "expert": version.task,
+        "version": version.version,
+        "aliases": list(version.aliases),
+        "accuracy": version.metrics.get("test.accuracy"),
+        "parameters": int(tags.get("parameters", 0)),
+        "method": tags.get("method"),
+        "rank": tags.get("rank"),
+        "spec_hash": version.spec_hash,
+        "origin": tags.get("origin", "trained"),
+        "routed": routing is not None and routing.names(version),
+        "registered": version.created.isoformat(timespec="seconds"),
+    }
+
+
+def _table(name: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, title=f"Library {name}", title_justify="left")
+    for head in HEADS:
+        table.add_column(head, justify="right" if head in ("accuracy", "parameters") else "left", overflow="fold")
+    for row in rows:
+        table.add_row(
+            row["expert"],
+            str(row["version"]),
+            " ".join(row["aliases"]),
+            "-" if row["accuracy"] is None else f"{row['accuracy']:.3f}",
+            f"{row['parameters']:,}",
+            f"{row['method']} rank {row['rank']}",
+            row["spec_hash"][:8],
+            row["origin"],
+            "yes" if row["routed"] else "no",
+        )
+    return table
+
+
+def _router(routing: Routing | None) -> dict[str, Any] | None:
+    if routing is None:
+        return None
+    return {
+        "version": routing.router.version,
+        "routing_accuracy": routing.router.metrics.get("test.routing_accuracy"),
+        "spec_hash": routing.router.spec_hash,
+        "stale": routing.stale,
+        "other": list(routing.other),
+        "unknown": list(routing.unknown),
+        "gone": list(routing.gone),
+    }
+
+
+def _line(routing: Routing | None) -> str:
+    if routing is None:
+        return "no router yet: the run has not come to its end"
+    router, state = routing.router, routing.describe()
+    accuracy = router.metrics.get("test.routing_accuracy")
+    measured = "not measured" if accuracy is None else f"{accuracy:.3f}"
+    line = f"router v{router.version}: routing accuracy {measured}, spec {router.spec_hash[:12]}"
+    return f"{line}\n{state}" if state else line

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.capacity import GB
 from orchestrator.config import Adapter, Config
 from orchestrator.layout import Layout
 from orchestrator.spec import EXPERT_RECIPE, ROUTER_RECIPE, SEARCH_RECIPE, spec_hash
@@ -34,20 +36,37 @@ class ExpertPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a config asks for. ``router_hash`` follows from the experts' hashes: any change makes the router stale."""
+    """What a config asks for."""
 
     config: Config
     layout: Layout
     base: Base
     features: FeatureSpec
     experts: dict[str, ExpertPlan]
-    router_hash: str
     search_hash: str | None
 
     @property
     def lock(self) -> dict[str, str]:
         """Task -> expert spec hash."""
         return {task: expert.job.spec_hash for task, expert in self.experts.items()}
+
+    @property
+    def router_hash(self) -> str:
+        """The router's identity. It follows from the experts': any change to one makes the router stale."""
+        return spec_hash(
+            {
+                "recipe": ROUTER_RECIPE,
+                "lock": self.lock,
+                "seed": self.config.seed,
+                "features": asdict(self.features),
+                "settings": self.config.router.model_dump(exclude={"require"}),
+                "base": self.base.identity(),
+            }
+        )
+
+    def only(self, tasks: Collection[str]) -> Plan:
+        """The plan of a library of these tasks alone: what its router is trained for where others are missing."""
+        return replace(self, experts={task: expert for task, expert in self.experts.items() if task in tasks})
 
     def work(self, kind: str, name: str, hash_: str) -> Path:
         """The folder of one piece of work."""
@@ -68,16 +87,7 @@ def make_plan(config: Config) -> Plan:
     pooling = base.pooling if config.router.pooling == "auto" else config.router.pooling
     features = FeatureSpec(config.router.layers, pooling)
     features.indexes(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
-    lock = {task: expert.job.spec_hash for task, expert in experts.items()}
-    router = {
-        "recipe": ROUTER_RECIPE,
-        "lock": lock,
-        "seed": config.seed,
-        "features": asdict(features),
-        "settings": config.router.model_dump(exclude={"require"}),
-        "base": base.identity(),
-    }
-    return Plan(config, layout, base, features, experts, spec_hash(router), _search_hash(config, experts))
+    return Plan(config, layout, base, features, experts, _search_hash(config, experts))
 
 
 def plan_expert(config: Config, name: str, base: Base, model: nn.Module, layout: Layout, device: str) -> ExpertPlan:
@@ -105,6 +115,8 @@ def plan_expert(config: Config, name: str, base: Base, model: nn.Module, layout:
         str(layout.work("experts", name, hash_)),
         threads=max(1, int(config.resources.cpus_per_expert)),
         device=device,
+        cache=str(layout.cache),
+        trunk_bytes=int(config.storage.trunk_gb * GB),
     )
     return ExpertPlan(job, spec, shapes, count_lora(groups))
 

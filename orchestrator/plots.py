@@ -10,18 +10,26 @@ from matplotlib.figure import Figure
 
 mpl.rcParams["font.size"] = 9
 
+READABLE = 25  # tasks whose names and counts can be read in one picture
+LARGEST = 20.0  # inches of a side, whatever the number of tasks
+
 
 def plot_confusion(counts: Sequence[Sequence[int]], tasks: Sequence[str], path: Path) -> None:
-    """Which expert the router chose (columns) for the test rows of each task (rows): shares as colour, and counts."""
-    size = max(4.0, 0.7 * len(tasks) + 2.5)
+    """Which expert the router chose (columns) for the test rows of each task (rows): shares as colour, and counts.
+
+    Of many tasks every so many-th has its name, and the counts are left to the numbers that lie beside the picture.
+    """
+    size = min(LARGEST, max(4.0, 0.7 * len(tasks) + 2.5))
     figure = Figure(figsize=(size, size * 0.85), layout="constrained")
     axes = figure.subplots()
-    shares = [[cell / max(1, sum(row)) for cell in row] for row in counts]
+    shares = [[cell / total for cell in row] for row, total in ((row, max(1, sum(row))) for row in counts)]
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(tasks)), tasks, rotation=30, ha="right")
-    axes.set_yticks(range(len(tasks)), tasks)
+    named = range(0, len(tasks), -(-len(tasks) // (2 * READABLE)))
+    slant = {"rotation": 30, "ha": "right"} if len(tasks) <= READABLE else {"rotation": 90}
+    axes.set_xticks(named, [tasks[i] for i in named], **slant)
+    axes.set_yticks(named, [tasks[i] for i in named])
     axes.set(xlabel="chosen expert", ylabel="task of the row", title="Routing of the mixed test rows")
-    for i, row in enumerate(counts):
+    for i, row in enumerate(counts if len(tasks) <= READABLE else []):
         for j, count in enumerate(row):
             colour = "white" if shares[i][j] > 0.5 else "black"
             axes.text(j, i, str(count), ha="center", va="center", color=colour)

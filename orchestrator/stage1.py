@@ -1,163 +1,271 @@
-"""Stage 1: one unit of work for each expert that is not registered yet, in parallel; each is registered as it ends."""
+"""Stage 1: every expert that is not registered yet is trained in a unit of work, and registered as it ends."""
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
-from orchestrator.jobs import LOG, Unit, run_units
+from orchestrator.expert_record import run_params, version_tags
+from orchestrator.failure_policy import hopeless
+from orchestrator.incidents import Incident
 from orchestrator.live import LiveView
-from orchestrator.plan import ExpertPlan, Plan
-from orchestrator.registry import Registry, Version
-from workers.expert_job import ExpertResult, finished_result, run_expert
+from orchestrator.plan import Plan
+from orchestrator.recorder import Done, Recorder
+from orchestrator.registry import Registry, Version, is_away
+from orchestrator.report import Usage
+from orchestrator.units import LOG, News, Runner, Unit, run_together
+from ttmoe.errors import WorkFailedError
+from workers.expert_job import ExpertJob, ExpertResult, finished_result, run_experts
+from workers.failure import Failure, failure_of
 from workers.progress import Progress
 
+STAGE = "Stage 1: experts"
 BETWEEN_LOGS = 5.0  # seconds between writes of metrics to the tracking store
+MetricRow = tuple[str, float, int, int]
 
 
-class MetricLog:
-    """Metrics on their way to the tracking store, in bundles."""
+@dataclass
+class Trained:
+    """What came of the stage: versions and failures by task, and all that went wrong on the way.
 
-    def __init__(self, registry: Registry, runs: dict[str, str]) -> None:
-        self.registry, self.runs = registry, runs
-        self.waiting: dict[str, list[tuple[str, float, int, int]]] = {}
-        self.sent = time.monotonic()
+    ``stopped`` is the failure that the first experts had in common; ``workers`` counts the processes.
+    """
 
-    def add(self, key: str, when: float, progress: Progress) -> None:
-        """Keep a report's metrics."""
-        rows = [(name, value, progress.step, int(when * 1000)) for name, value in progress.metrics.items()]
-        self.waiting.setdefault(key, []).extend(rows)
+    versions: dict[str, Version] = field(default_factory=dict)
+    failed: dict[str, Failure] = field(default_factory=dict)
+    incidents: list[Incident] = field(default_factory=list)
+    stopped: Failure | None = None
+    workers: int = 0
+    results: list[ExpertResult] = field(default_factory=list)
 
-    def flush(self, key: str | None = None, *, force: bool = False) -> None:
-        """Send what waits, of one run or of all, if it is time."""
-        if not force and time.monotonic() - self.sent < BETWEEN_LOGS:
-            return
-        for name in [key] if key else list(self.waiting):
-            if rows := self.waiting.pop(name, []):
-                self.registry.log_metrics(self.runs[name], rows)
-        self.sent = time.monotonic()
+    @property
+    def usage(self) -> Usage:
+        """What the work took."""
+        shares = [
+            result.metrics["tokens.real_share"] for result in self.results if result.metrics.get("tokens.real_share")
+        ]
+        loads = sum(int(result.metrics.get("base_loads", 0)) for result in self.results)
+        return Usage(loads, self.workers, fmean(shares) if shares else None)
 
 
 def train_experts(
-    plan: Plan, missing: list[str], registry: Registry, parent: str, view: LiveView
-) -> dict[str, Exception]:
-    """Train and register the ``missing`` experts; what failed, by task. Interrupted, it marks the open runs KILLED."""
-    library = plan.layout.library
-    runs = {
-        task: registry.expert_run(library, parent, task, plan.experts[task].job.spec_hash, _params(plan.experts[task]))
-        for task in missing
-    }
-    view.stage("Stage 1: experts", "expert", {task: expert.job.train.steps for task, expert in plan.experts.items()})
-    for task in plan.experts.keys() - runs.keys():
+    plan: Plan,
+    missing: Sequence[str],
+    registry: Registry,
+    parent: str,
+    runner: Runner,
+    view: LiveView,
+    together: int,
+    found: Trained,
+) -> None:
+    """Train and register the ``missing`` experts, ``together`` of them in a job; fills ``found`` as it goes.
+
+    An expert's failure leaves the others alone; where the first ones fail alike, the rest is not tried. Interrupted, it
+    marks the open runs KILLED. Raises WorkFailedError where the store was away for too long; nothing finished is lost.
+    """
+    view.stage(STAGE, "expert", {task: expert.job.train.steps for task, expert in plan.experts.items()})
+    for task in plan.experts.keys() - set(missing):
         view.state(task, "cached")
-    failed: dict[str, Exception] = {}
-    try:
-        units = []
-        for task in missing:
-            job = plan.experts[task].job
-            if result := finished_result(Path(job.folder), job.spec_hash):
-                _register(plan, result, registry, runs.pop(task), view)
-            else:
-                units.append(_unit(plan, task))
-        failed = _follow(plan, units, registry, runs, view)
-    finally:
-        for task, run in runs.items():
-            registry.finish_run(run, "FAILED" if task in failed else "KILLED")
-    return failed
+    with Recorder(is_away, plan.config.failures.tracking_minutes * 60) as recorder:
+        desk = _Desk(plan, registry, parent, recorder, view, found)
+        try:
+            jobs = {task: plan.experts[task].job for task in missing}
+            for task, job in list(jobs.items()):
+                if result := finished_result(Path(job.folder), job.spec_hash):
+                    desk.register(task, result)
+                    del jobs[task]
+            with closing(_running(runner, jobs, together)) as running:
+                for news in running:
+                    desk.take(news)
+                    if found.stopped:
+                        break
+            desk.wait()
+        finally:
+            desk.close()
 
 
-def _follow(
-    plan: Plan, units: list[Unit], registry: Registry, runs: dict[str, str], view: LiveView
-) -> dict[str, Exception]:
-    log, failed = MetricLog(registry, dict(runs)), {}
-    for news in run_units(units, at_once=plan.config.resources.max_parallel):
-        log.flush()
+def units_of(jobs: dict[str, ExpertJob], together: int) -> list[Unit]:
+    """The jobs in units of at most ``together`` with the same trunk, the longest first, so that none starts late."""
+    by_depth: dict[int, list[tuple[str, ExpertJob]]] = {}
+    for task, job in sorted(jobs.items(), key=lambda each: -each[1].train.steps * each[1].train.batch_size):
+        by_depth.setdefault(job.adapter.first_layer, []).append((task, job))
+    packs = [dict(line[i : i + together]) for line in by_depth.values() for i in range(0, len(line), together)]
+    logs = [Path(next(iter(pack.values())).folder, LOG) for pack in packs]
+    return [Unit(partial(run_together, run_experts), pack, log) for pack, log in zip(packs, logs, strict=True)]
+
+
+def halved(job: ExpertJob) -> ExpertJob | None:
+    """The same job with half as many rows in the model at once; None where that is one already."""
+    rows = job.train.micro_batch or job.train.batch_size
+    if rows == 1:
+        return None
+    return replace(job, train=job.train.model_copy(update={"micro_batch": math.ceil(rows / 2)}))
+
+
+def _running(runner: Runner, jobs: dict[str, ExpertJob], together: int) -> Generator[News | None, None, None]:
+    if jobs:
+        yield from runner.run(units_of(jobs, together), halved)
+
+
+class _Desk:
+    """Takes the news of the experts and passes them on: to the registry, to the view, and into what was found."""
+
+    def __init__(
+        self, plan: Plan, registry: Registry, parent: str, recorder: Recorder, view: LiveView, found: Trained
+    ) -> None:
+        self.plan, self.registry, self.parent = plan, registry, parent
+        self.recorder, self.view, self.found = recorder, view, found
+        self.runs: dict[str, str] = {}  # only the recorder's thread writes here
+        self.open: set[str] = set()
+        self.ended: list[Failure | None] = []
+        self.metrics: dict[str, list[MetricRow]] = {}
+        self.logged, self.warned = time.monotonic(), False
+
+    def take(self, news: News | None) -> None:
+        """One piece of news; None is a moment to look after the record."""
+        self._log_metrics()
+        self._heard()
         if news is None:
-            continue
+            return
+        if news.progress and news.key not in self.open:
+            self.open.add(news.key)
+            self.recorder.add(f"begin {news.key}", partial(self._run, news.key))
         for when, progress in news.progress:
-            log.add(news.key, when, progress)
-            view.progress(news.key, progress)
-        if news.done:
-            log.flush(news.key, force=True)
-            if news.error is None:
-                _register(plan, news.result, registry, runs.pop(news.key), view)
-            else:
-                failed[news.key] = news.error
-                _record_failure(plan, news.key, news.error, registry, runs[news.key], view)
-    log.flush(force=True)
-    return failed
+            self.metrics.setdefault(news.key, []).extend(_rows(when, progress))
+            self.view.progress(news.key, progress)
+        if news.failure:
+            self._failed(news)
+        elif news.done:
+            self.ended.append(None)
+            self.register(news.key, news.result)
+
+    def register(self, task: str, result: ExpertResult) -> None:
+        """Have a finished expert registered."""
+        self._log_metrics(task)
+        self.open.discard(task)
+        self.found.results.append(result)
+        self.view.state(task, "registering")
+        self.recorder.add(f"register {task}", partial(self._register, task, result))
+
+    def wait(self) -> None:
+        """Until all is recorded. Raises WorkFailedError where that was not to be."""
+        self._log_metrics()
+        while self.recorder.waiting:
+            self._heard()
+            time.sleep(0.05)
+        self._heard()
+        if self.recorder.given_up:
+            minutes = self.plan.config.failures.tracking_minutes
+            raise WorkFailedError(
+                f"the MLflow store has not answered for {minutes:g} minutes ({self.recorder.given_up})",
+                where=self.plan.config.tracking_uri,
+                fix="when it is back, type the command again: finished experts are kept, and are then registered",
+            )
+
+    def close(self) -> None:
+        """End the runs of what was not finished."""
+        for task in self.open:
+            self.view.state(task, "stopped")
+            self.recorder.add(f"stop {task}", partial(self._end, task, "KILLED"))
+
+    def _failed(self, news: News) -> None:
+        failure = news.failure
+        assert failure is not None
+        self.found.incidents.append(Incident(time.time(), STAGE, news.key, news.attempt, failure, news.action))
+        line = str(failure).splitlines()[0]
+        if not news.done:
+            self.view.state(news.key, "retrying", f"attempt {news.attempt + 1}, {news.action}: {line}")
+            return
+        self._fail(news.key, failure)
+        self.ended.append(failure)
+        self.found.stopped = self.found.stopped or hopeless(self.ended, self.plan.config.failures)
+
+    def _fail(self, task: str, failure: Failure) -> None:
+        self.found.failed[task] = failure
+        self.open.discard(task)
+        self.view.state(task, "failed", str(failure).splitlines()[0])
+        self.recorder.add(f"fail {task}", partial(self._end, task, "FAILED", failure))
+
+    def _heard(self) -> None:
+        """What the recorder has done, and whether it can."""
+        for done in self.recorder.done():
+            self._recorded(done)
+        if self.recorder.away_since and not self.warned:
+            self.view.say("the MLflow store does not answer; work goes on, and what is found waits to be recorded")
+        self.warned = self.recorder.away_since is not None
+
+    def _recorded(self, done: Done) -> None:
+        deed, _, task = done.key.partition(" ")
+        if isinstance(done.value, Version):
+            self.found.versions[task] = done.value
+            accuracy = done.value.metrics["test.accuracy"]
+            self.view.state(task, "registered", f"v{done.value.version}", {"test.accuracy": accuracy})
+        elif done.error and deed == "register":
+            failure = failure_of(done.error)
+            action = "kept on disk; registered by the next run"
+            self.found.incidents.append(Incident(time.time(), STAGE, task, 1, failure, action))
+            self.found.failed[task] = failure
+            self.view.state(task, "failed", f"not registered: {str(failure).splitlines()[0]}")
+        elif done.error and not is_away(done.error):
+            self.view.say(f"the record of {task} is incomplete: {done.error}")
+
+    def _log_metrics(self, task: str | None = None) -> None:
+        """Send what waits, of one run or, when it is time, of all."""
+        if task is None and time.monotonic() - self.logged < BETWEEN_LOGS:
+            return
+        for name in [task] if task else list(self.metrics):
+            if rows := self.metrics.pop(name, []):
+                self.recorder.add(f"measure {name}", partial(self._measure, name, rows))
+        if task is None:
+            self.logged = time.monotonic()
+
+    # Below: deeds of the recorder's thread. Each may be done twice.
+
+    def _run(self, task: str) -> str:
+        if task not in self.runs:
+            expert = self.plan.experts[task]
+            self.runs[task] = self.registry.expert_run(
+                self.plan.layout.library, self.parent, task, expert.job.spec_hash, run_params(expert)
+            )
+        return self.runs[task]
+
+    def _measure(self, task: str, rows: list[MetricRow]) -> None:
+        self.registry.log_metrics(self._run(task), rows)
+
+    def _register(self, task: str, result: ExpertResult) -> Version:
+        expert, folder, run = self.plan.experts[task], Path(result.folder), self._run(task)
+        now = int(time.time() * 1000)
+        last = [(key, value, 0, now) for key, value in result.metrics.items() if not key.startswith("validation.")]
+        self.registry.log_metrics(run, last)
+        accuracy = result.metrics["test.accuracy"]
+        version = self.registry.register_expert(
+            self.plan.layout.library,
+            task,
+            result.spec_hash,
+            folder,
+            run,
+            version_tags(expert, result),
+            metrics=result.metrics,
+            description=f"{expert.job.adapter.method} adapter for {task}: test accuracy {accuracy:.3f}",
+        )
+        self._end(task, "FINISHED")
+        return version
+
+    def _end(self, task: str, status: Any, failure: Failure | None = None) -> None:
+        run, log = self._run(task), Path(self.plan.experts[task].job.folder, LOG)
+        if log.is_file():
+            self.registry.log_file(run, log)
+        if failure:
+            self.registry.tag_run(run, {"error": str(failure)[:2000]})
+        self.registry.finish_run(run, status)
 
 
-def _unit(plan: Plan, task: str) -> Unit:
-    job, resources = plan.experts[task].job, plan.config.resources
-    return Unit(task, run_expert, (job,), Path(job.folder), resources.cpus_per_expert, resources.gpus)
-
-
-def _register(plan: Plan, result: ExpertResult, registry: Registry, run: str, view: LiveView) -> Version:
-    expert, folder = plan.experts[result.task], Path(result.folder)
-    registry.log_metrics(
-        run,
-        [
-            (key, value, 0, int(time.time() * 1000))
-            for key, value in result.metrics.items()
-            if not key.startswith("validation.")
-        ],
-    )
-    if (folder / LOG).is_file():
-        registry.log_file(run, folder / LOG)
-    accuracy = result.metrics["test.accuracy"]
-    version = registry.register_expert(
-        plan.layout.library,
-        result.task,
-        result.spec_hash,
-        folder,
-        run,
-        _tags(expert, result),
-        metrics=result.metrics,
-        description=f"{expert.job.adapter.method} adapter for {result.task}: test accuracy {accuracy:.3f}",
-    )
-    registry.finish_run(run, "FINISHED")
-    view.state(result.task, "registered", f"v{version.version}", {"test.accuracy": accuracy})
-    return version
-
-
-def _record_failure(plan: Plan, task: str, error: Exception, registry: Registry, run: str, view: LiveView) -> None:
-    log = Path(plan.experts[task].job.folder, LOG)
-    if log.is_file():
-        registry.log_file(run, log)
-    registry.tag_run(run, {"error": f"{type(error).__name__}: {error}"[:2000]})
-    view.state(task, "failed", f"{str(error).splitlines()[0] if str(error) else type(error).__name__}")
-
-
-def _params(expert: ExpertPlan) -> dict[str, object]:
-    job = expert.job
-    params = {f"train.{key}": value for key, value in job.train.model_dump().items()}
-    params |= {f"shape.{role}": shape for role, shape in expert.shapes.items()}
-    return params | {
-        "adapter.method": job.adapter.method,
-        "adapter.rank": job.adapter.rank,
-        "head": job.head,
-        "adapter.alpha": job.adapter.alpha,
-        "adapter.targets": ",".join(job.adapter.targets),
-        "adapter.first_layer": job.adapter.first_layer,
-        "parameters": job.parameters,
-        "base": job.base.id,
-        "rows.train": sum(job.data.counts["train"].values()),
-    }
-
-
-def _tags(expert: ExpertPlan, result: ExpertResult) -> dict[str, object]:
-    base, adapter = expert.job.base, expert.job.adapter
-    return {
-        "base": f"{base.source}:{base.id}",
-        "base_revision": base.revision,
-        "base_digest": base.digest,
-        "method": adapter.method,
-        "rank": adapter.rank,
-        "shape": "; ".join(f"{k}={v}" for k, v in expert.shapes.items()),
-        "parameters": result.parameters,
-        "lora16_parameters": expert.lora_parameters,
-        "data_fingerprint": expert.job.data.fingerprint,
-        "weights_digest": result.weights_digest,
-        "metric": f"test.accuracy={result.metrics['test.accuracy']:.4f}",
-    }
+def _rows(when: float, progress: Progress) -> list[MetricRow]:
+    return [(name, value, progress.step, int(when * 1000)) for name, value in progress.metrics.items()]

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from orchestrator.jobs import Unit, run_units
+from orchestrator.expert_record import json_tag
 from orchestrator.live import LiveView
 from orchestrator.plan import Plan
 from orchestrator.plots import plot_confusion
 from orchestrator.registry import Registry, Version
+from orchestrator.units import Runner, Unit
+from ttmoe.errors import WorkFailedError
 from workers.feature_store import compute_features, feature_path
 from workers.routed_test import answer_test_split
 from workers.router_job import RouterJob, RouterResult, run_router
@@ -23,8 +26,11 @@ CONFUSION_PLOT = "confusion.png"
 MODEL = "model"  # the folder that is registered; logs stay beside it
 
 
-def train_router(plan: Plan, registry: Registry, parent: str, view: LiveView) -> Version:
-    """Train, test and register the router for the experts that the plan's lock names."""
+def train_router(plan: Plan, registry: Registry, parent: str, runner: Runner, view: LiveView) -> Version:
+    """Train, test and register the router for the experts that the plan's lock names.
+
+    Raises WorkFailedError where a part of it failed for good.
+    """
     versions = {task: registry.find_expert(plan.layout.library, task, hash_) for task, hash_ in plan.lock.items()}
     folder = plan.work("router", "router", plan.router_hash)
     run = registry.expert_run(
@@ -35,19 +41,19 @@ def train_router(plan: Plan, registry: Registry, parent: str, view: LiveView) ->
         {f"router.{key}": value for key, value in plan.config.router.model_dump().items()},
     )
     with registry.ending(run):
-        files = _features(plan, folder, view)
-        result = _router(plan, files, folder, view)
+        files = _features(plan, folder, runner, view)
+        result = _router(plan, files, folder, runner, view)
         model = Path(result.folder)
         for task, version in versions.items():
             shutil.copytree(registry.fetch(version), model / "experts" / task, dirs_exist_ok=True)  # type: ignore[arg-type]
-        evaluation = _test(plan, result, folder, view)
+        evaluation = _test(plan, result, folder, runner, view)
         registered = _register(plan, evaluation, model, registry, run)
         for version in versions.values():
             registry.promote(version)  # type: ignore[arg-type]
         return registered
 
 
-def _features(plan: Plan, folder: Path, view: LiveView) -> dict[str, str]:
+def _features(plan: Plan, folder: Path, runner: Runner, view: LiveView) -> dict[str, str]:
     rows, cache = plan.config.router.rows_per_task, plan.layout.cache
     jobs = {task: expert.job for task, expert in plan.experts.items()}
     files = {task: feature_path(plan.base, job.data, plan.features, rows, cache) for task, job in jobs.items()}
@@ -55,7 +61,7 @@ def _features(plan: Plan, folder: Path, view: LiveView) -> dict[str, str]:
     for task in [task for task, path in files.items() if path.is_file()]:
         view.state(task, "cached")
     _all(
-        plan,
+        runner,
         [
             _unit(
                 plan,
@@ -72,7 +78,7 @@ def _features(plan: Plan, folder: Path, view: LiveView) -> dict[str, str]:
     return {task: str(path) for task, path in files.items()}
 
 
-def _router(plan: Plan, files: dict[str, str], folder: Path, view: LiveView) -> RouterResult:
+def _router(plan: Plan, files: dict[str, str], folder: Path, runner: Runner, view: LiveView) -> RouterResult:
     settings = plan.config.router
     view.stage("Stage 2: router", "router", {"router": settings.epochs})
     job = RouterJob(
@@ -85,15 +91,15 @@ def _router(plan: Plan, files: dict[str, str], folder: Path, view: LiveView) -> 
         plan.router_hash,
         str(folder / MODEL),
     )
-    return _all(plan, [Unit("router", run_router, (job,), folder)], view)["router"]
+    return _all(runner, [Unit.of("router", run_router, (job,), folder)], view)["router"]
 
 
-def _test(plan: Plan, result: RouterResult, folder: Path, view: LiveView) -> dict[str, Any]:
+def _test(plan: Plan, result: RouterResult, folder: Path, runner: Runner, view: LiveView) -> dict[str, Any]:
     """Answer every test row through the router; writes and returns the evaluation."""
     view.stage("Stage 2: the routed model on the mixed test rows", "task", {task: 0 for task in plan.experts})
     model = folder / MODEL
     tests = _all(
-        plan,
+        runner,
         [
             _unit(plan, task, answer_test_split, (model, plan.base, expert.job.data), folder / "test" / task)
             for task, expert in plan.experts.items()
@@ -127,6 +133,7 @@ def _register(plan: Plan, evaluation: dict[str, Any], folder: Path, registry: Re
         "base_revision": plan.base.revision,
         "features": str(plan.features.layers),
         "metric": f"test.routing_accuracy={evaluation['routing_accuracy']:.4f}",
+        **json_tag("lock", plan.lock),
     }
     return registry.register_router(
         plan.layout.library,
@@ -142,24 +149,27 @@ def _register(plan: Plan, evaluation: dict[str, Any], folder: Path, registry: Re
 
 
 def _unit(plan: Plan, task: str, run: Callable[..., Any], args: tuple, folder: Path) -> Unit:
-    """A unit with the same share of the cluster as an expert's training."""
-    job, resources = plan.experts[task].job, plan.config.resources
-    options = (("threads", job.threads), ("device", job.device))
-    return Unit(task, run, args, folder, resources.cpus_per_expert, resources.gpus, options)
+    job = plan.experts[task].job
+    return Unit.of(task, run, args, folder, threads=job.threads, device=job.device)
 
 
-def _all(plan: Plan, units: list[Unit], view: LiveView) -> dict[str, Any]:
-    """The results of units that must all succeed; raises the first error."""
+def _all(runner: Runner, units: list[Unit], view: LiveView) -> dict[str, Any]:
+    """The results of units that must all succeed; raises WorkFailedError for the first that does not."""
     results: dict[str, Any] = {}
-    for news in run_units(units, at_once=plan.config.resources.max_parallel):
-        if news is None:
-            continue
-        for _, progress in news.progress:
-            view.progress(news.key, progress)
-        if news.error is not None:
-            view.state(news.key, "failed", str(news.error))
-            raise news.error
-        if news.done:
-            results[news.key] = news.result
-            view.state(news.key, "done")
+    logs = {key: unit.log for unit in units for key in unit.jobs}
+    with closing(runner.run(units)) as running:
+        for news in running:
+            if news is None:
+                continue
+            for _, progress in news.progress:
+                view.progress(news.key, progress)
+            if news.failure and not news.done:
+                view.state(news.key, "retrying", f"attempt {news.attempt + 1}, {news.action}: {news.failure}")
+            elif news.failure:
+                view.state(news.key, "failed", str(news.failure))
+                fix = f"see {logs[news.key]}; then type the command again: the experts are kept"
+                raise WorkFailedError(f"{news.key}: {news.failure}", where="stage 2", fix=fix)
+            elif news.done:
+                results[news.key] = news.result
+                view.state(news.key, "done")
     return results

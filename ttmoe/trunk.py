@@ -61,6 +61,20 @@ class Trunk:
             return self.model(**inputs).last_hidden_state
 
     @torch.no_grad()
+    def hidden_states_above(self, states: Tensor, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Hidden states ``depth`` to the last, numbered and normed as transformers does, from the trunk's states."""
+        seen: list[Tensor] = [] if self.depth == len(self.layers) else [states]
+
+        def keep(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            seen.append(args[0] if args else kwargs["hidden_states"])
+
+        with ExitStack() as stack:
+            for layer in self.layers[self.depth + 1 :]:
+                stack.callback(layer.register_forward_pre_hook(keep, with_kwargs=True).remove)
+            last = self.above(states, inputs)
+        return (*seen, last)
+
+    @torch.no_grad()
     def _count_results(self, inputs: dict[str, Tensor]) -> int:
         """How many values a layer returns in a tuple; 0 where it returns the states alone.
 

@@ -4,28 +4,40 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ttmoe.bank import Bank
-from ttmoe.encoding import Item
 from ttmoe.scoring import score
-from workers.batches import Rows, evaluation_batches
+from workers.batches import Rows, longest_first, packed
+
+# Padded tokens in a batch. On one core, MiniLM in bf16 reads 13,800 tokens of QNLI a second with 2,048 of them, 14,700
+# with 3,072, 11,000 with 8,192 and 9,100 in batches of 128 rows; of TREC 13,500, 13,100, 9,100 and 12,600.
+TOKENS = 2048
+TOKENS_ON_GPU = 32768  # which a small batch leaves idle
 
 
 @torch.no_grad()
-def scores_of(bank: Bank, name: str, items: list[Item], pad_id: int, size: int = 128) -> list[Tensor]:
-    """Scores of every item through expert ``name``, in order, on the CPU."""
+def scores_of(bank: Bank, name: str, rows: Rows, pad_id: int, tokens: int | None = None) -> list[Tensor]:
+    """Scores of every row through expert ``name``, in order, on the CPU, ``tokens`` padded tokens in a batch."""
+    tokens = tokens or (TOKENS if bank.device.type == "cpu" else TOKENS_ON_GPU)
     found: dict[int, Tensor] = {}
-    for batch in evaluation_batches(items, size):
-        found.update(zip(batch, score(bank, [items[i] for i in batch], name, pad_id), strict=True))
-    return [found[i].cpu() for i in range(len(items))]
+    for batch in packed(rows, longest_first(rows), tokens):
+        items, states = [rows.items[row] for row in batch], rows.gather_states(batch, bank.device)
+        scores = score(bank, items, name, pad_id, states=states, depth=rows.states.depth if rows.states else 0)
+        sizes = [len(s) for s in scores]
+        found.update(zip(batch, torch.cat(scores).cpu().split(sizes), strict=True))  # one wait for the device
+    return [found[row] for row in range(len(rows))]
 
 
+@torch.no_grad()
 def evaluate(bank: Bank, name: str, rows: Rows, pad_id: int) -> dict[str, float]:
     """``accuracy`` and mean ``loss`` of expert ``name``; the bank is left in the mode it was in."""
     training = bank.training
     bank.eval()
-    scores = scores_of(bank, name, rows.items, pad_id)
-    bank.train(training)
-    right = [int(s.argmax()) == label for s, label in zip(scores, rows.labels, strict=True)]
-    losses = [float(-s.log_softmax(-1)[label]) for s, label in zip(scores, rows.labels, strict=True)]
-    return {"accuracy": sum(right) / len(right), "loss": sum(losses) / len(losses)}
+    try:
+        scores = pad_sequence(scores_of(bank, name, rows, pad_id), batch_first=True, padding_value=-torch.inf)
+    finally:
+        bank.train(training)
+    labels = torch.tensor(rows.labels)
+    losses = -scores.log_softmax(-1).gather(1, labels.unsqueeze(1)).double()
+    return {"accuracy": float((scores.argmax(1) == labels).double().mean()), "loss": float(losses.mean())}

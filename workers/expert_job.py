@@ -1,28 +1,35 @@
-"""One expert from start to finish: data, training, files, verification, the test split."""
+"""Experts from start to finish, one or several on one base: data, training, files, verification, the test split."""
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from ttmoe.adapter import AdapterSpec, count_parameters
 from ttmoe.bank import Bank
-from ttmoe.base import Base, load_body, load_tokenizer
-from ttmoe.encoding import pad_id_of
+from ttmoe.base import Base
 from ttmoe.expert_files import load_expert, save_expert
-from workers.batches import Rows, tokenise
+from workers.batches import Rows
+from workers.bench import Bench, base_loads, resident
+from workers.checkpoints import CheckpointFolder
 from workers.evaluation import evaluate, scores_of
-from workers.prepared import Prepared, load_split
+from workers.expert_result import RESULT, ExpertResult, finished_result, write_result
+from workers.failure import Failure, failure_of
+from workers.prepared import Prepared
 from workers.progress import Progress, Report
 from workers.settings import Train
-from workers.training import fit
+from workers.token_store import rows_of
+from workers.trainee import Fit, Trainee
+from workers.training import TrainingFailedError, fit
+from workers.trunk_cache import open_trunk
 
-RESULT = "result.json"
+__all__ = ["RESULT", "ExpertJob", "ExpertResult", "VerificationError", "finished_result", "run_expert", "run_experts"]
 PROBES = 8
+COPY = "reloaded copy"
 
 
 class VerificationError(RuntimeError):
@@ -31,7 +38,11 @@ class VerificationError(RuntimeError):
 
 @dataclass(frozen=True)
 class ExpertJob:
-    """All that decides one expert, and where it is written. ``folder`` gets the two expert files and the result."""
+    """All that decides one expert, and where it is written.
+
+    ``folder`` gets the two expert files, the result and, until it is there, checkpoints. ``cache`` is the root of what
+    jobs share (empty: this job shares nothing); ``trunk_bytes`` is how much of it trunk states may take.
+    """
 
     task: str
     base: Base
@@ -44,104 +55,135 @@ class ExpertJob:
     folder: str
     threads: int = 1
     device: str = "cpu"
+    cache: str = ""
+    trunk_bytes: int = 0
 
     @property
     def classes(self) -> int:
         """The head's number of outputs."""
         return 1 if self.data.kind == "choice" else len(self.data.label_names)
 
+    @property
+    def cache_folder(self) -> Path:
+        """Where tokens and trunk states are kept."""
+        return Path(self.cache or f"{self.folder}.cache")
 
-@dataclass(frozen=True)
-class ExpertResult:
-    """What came of a job: metrics by name (``test.accuracy`` among them), counts and seconds."""
+    @property
+    def checkpoints(self) -> CheckpointFolder:
+        """Where the training stands."""
+        return CheckpointFolder(Path(self.folder, "checkpoints"), self.spec_hash)
 
-    task: str
-    spec_hash: str
-    metrics: dict[str, float]
-    parameters: int
-    weights_digest: str
-    folder: str
+
+def run_experts(jobs: Sequence[ExpertJob], report: Report) -> dict[str, ExpertResult | Failure]:
+    """Train, save, verify and test the experts together; what came of each, by task. Reports carry the task as key.
+
+    All jobs have the same base and device. An expert that is finished already is not trained again, and one that was
+    stopped goes on. An error in one expert's own part is its failure alone; what goes wrong around them (memory, the
+    system) is that of every expert which has not finished.
+    """
+    outcomes: dict[str, ExpertResult | Failure] = {}
+    for job in jobs:
+        if found := finished_result(Path(job.folder), job.spec_hash):
+            outcomes[job.task] = found
+            job.checkpoints.remove()
+    missing = [job for job in jobs if job.task not in outcomes]
+    if missing:
+        try:
+            _run(missing, report, outcomes)
+        except Exception as error:
+            failure = failure_of(error)
+            outcomes |= {job.task: failure for job in missing if job.task not in outcomes}
+    return {job.task: outcomes[job.task] for job in jobs}
 
 
 def run_expert(job: ExpertJob, report: Report) -> ExpertResult:
-    """Train, save, verify and test one expert. Raises what the training raised, or VerificationError."""
-    torch.set_num_threads(job.threads)
-    report(Progress("loading", 0, job.train.steps))
-    began = time.monotonic()
-    bank, tokenizer = Bank(load_body(job.base, job.device), job.base.pooling), load_tokenizer(job.base)
-    rows = {
-        split: tokenise(tokenizer, load_split(job.data, split), job.base.max_length)
-        for split in ("train", "validation", "test")
-    }
-    bank.add(
-        job.task,
-        job.adapter,
-        job.classes,
-        torch.Generator().manual_seed(job.train.seed or 0),
-        random_head=job.head == "frozen",
-    )
-    pad_id = pad_id_of(tokenizer)
-    trained = fit(
-        bank,
-        job.task,
-        rows["train"],
-        rows["validation"],
-        job.train,
-        head=job.head,
-        pad_id=pad_id,
-        report=report,
-    )
-    report(Progress("testing", trained.steps, job.train.steps))
-    tested = evaluate(bank, job.task, rows["test"], pad_id)
-    metrics = {f"validation.{key}": value for key, value in trained.best.items()}
-    metrics |= {f"test.{key}": value for key, value in tested.items()}
-    metrics |= {"steps": trained.steps, "best_step": trained.best_step, "seconds.training": trained.seconds}
-    report(Progress("verifying", trained.steps, job.train.steps))
-    digest = _save_and_verify(job, bank, rows["test"], metrics, pad_id)
+    """The same for one. Raises TrainingFailedError."""
+    found = run_experts((job,), report)[job.task]
+    if isinstance(found, Failure):
+        raise TrainingFailedError(found)
+    return found
+
+
+def _run(jobs: Sequence[ExpertJob], report: Report, outcomes: dict[str, ExpertResult | Failure]) -> None:
+    torch.set_num_threads(jobs[0].threads)
+    for job in jobs:
+        report(Progress("loading", 0, job.train.steps, key=job.task))
+    began, loads = time.monotonic(), base_loads()
+    bench = resident(jobs[0].base, jobs[0].device)
+    loaded = {job.task: float(base_loads() - loads if job is jobs[0] else 0) for job in jobs}
+    with bench.in_use() as bank:
+        trainees = {}
+        for job in jobs:
+            try:
+                trainees[job.task] = trainee_of(job, bench, report)
+            except Exception as error:
+                outcomes[job.task] = failure_of(error)
+        fits = fit(bank, list(trainees.values()), pad_id=bench.pad_id, report=report) if trainees else {}
+        for job in [job for job in jobs if job.task in fits]:
+            try:
+                found = fits[job.task]
+                metrics = {"base_loads": loaded[job.task]}
+                outcomes[job.task] = (
+                    found if isinstance(found, Failure) else _finish(job, bench, found, metrics, began, report)
+                )
+            except Exception as error:
+                outcomes[job.task] = failure_of(error)
+
+
+def trainee_of(job: ExpertJob, bench: Bench, report: Report, *, resumes: bool = True) -> Trainee:
+    """The job's expert, put into the bank, with its rows."""
+    draw = torch.Generator().manual_seed(job.train.seed or 0)
+    bench.bank.add(job.task, job.adapter, job.classes, draw, random_head=job.head == "frozen")
+    train, validation = (open_rows(job, bench, split, report) for split in ("train", "validation"))
+    return Trainee(job.task, train, validation, job.train, job.head, job.checkpoints if resumes else None)
+
+
+def open_rows(job: ExpertJob, bench: Bench, split: str, report: Report) -> Rows:
+    """A split's tokens, and its trunk states where the job keeps them; the job's expert is in the bank."""
+    rows = rows_of(job.base, bench.tokenizer, job.data, split, job.cache_folder)
+    depth = bench.bank.expert(job.task).adapter.lowest
+    if not depth or not job.trunk_bytes:
+        return rows
+
+    def keyed(progress: Progress) -> None:
+        report(replace(progress, key=job.task))
+
+    states = open_trunk(bench.bank, rows, base=job.base, fingerprint=job.data.fingerprint, split=split, depth=depth,
+                        pad_id=bench.pad_id, cache=job.cache_folder, budget=job.trunk_bytes, report=keyed)  # fmt: skip
+    return replace(rows, states=states)
+
+
+def _finish(job: ExpertJob, bench: Bench, found: Fit, metrics: dict[str, float], began: float,
+            report: Report) -> ExpertResult:  # fmt: skip
+    """Test, save, verify; the result comes last, and then there is nothing to resume."""
+    report(Progress("testing", found.steps, job.train.steps, key=job.task))
+    rows = open_rows(job, bench, "test", report)
+    tested = evaluate(bench.bank, job.task, rows, bench.pad_id)
+    metrics |= found.metrics() | {f"test.{key}": value for key, value in tested.items()}
+    report(Progress("verifying", found.steps, job.train.steps, key=job.task))
+    digest = _save_and_verify(job, bench.bank, rows, metrics, bench.pad_id)
     metrics["seconds.job"] = time.monotonic() - began
-    return _write_result(job, metrics, digest)
+    result = ExpertResult(job.task, job.spec_hash, metrics, job.parameters, digest, job.folder)
+    write_result(result)
+    job.checkpoints.remove()
+    return result
 
 
 def _save_and_verify(job: ExpertJob, bank: Bank, probes: Rows, metrics: dict[str, float], pad_id: int) -> str:
     """Write the files, load them again beside the expert, and compare: count, finiteness, outputs to the last bit."""
-    expert = bank.expert(job.task)
-    folder = Path(job.folder)
-    manifest = save_expert(
-        expert,
-        folder,
-        task=job.task,
-        kind=job.data.kind,
-        labels=job.data.label_names,
-        base=job.base.identity(),
-        spec_hash=job.spec_hash,
-        metrics=metrics,
-    )
+    expert, folder = bank.expert(job.task), Path(job.folder)
+    manifest = save_expert(expert, folder, task=job.task, kind=job.data.kind, labels=job.data.label_names,
+                           base=job.base.identity(), spec_hash=job.spec_hash, metrics=metrics)  # fmt: skip
     if count_parameters(expert.adapter.groups) != job.parameters:
         raise VerificationError(f"{job.task}: {manifest.parameters} parameters were trained, {job.parameters} planned")
-    load_expert(bank, folder, job.base.digest, name="reloaded copy")
-    items = probes.items[:PROBES]
-    before, after = (scores_of(bank, name, items, pad_id) for name in (job.task, "reloaded copy"))
+    load_expert(bank, folder, job.base.digest, name=COPY)
+    try:
+        rows = Rows(probes.items[:PROBES], probes.labels[:PROBES])
+        before, after = (scores_of(bank, name, rows, pad_id) for name in (job.task, COPY))
+    finally:
+        bank.remove(COPY)
     if not all(torch.equal(a, b) and torch.isfinite(a).all() for a, b in zip(before, after, strict=True)):
         raise VerificationError(
             f"{job.task}: the saved expert answers {PROBES} probe rows differently, or not finitely"
         )
-    bank.remove("reloaded copy")
     return manifest.weights_digest
-
-
-def _write_result(job: ExpertJob, metrics: dict[str, float], digest: str) -> ExpertResult:
-    """The result is written last and whole: where it is, the expert beside it is verified."""
-    result = ExpertResult(job.task, job.spec_hash, metrics, job.parameters, digest, job.folder)
-    part = Path(job.folder, f".{RESULT}")
-    part.write_text(json.dumps(asdict(result), indent=1))
-    part.replace(Path(job.folder, RESULT))
-    return result
-
-
-def finished_result(folder: Path, spec_hash: str) -> ExpertResult | None:
-    """The result of an earlier run of the same spec that was not registered any more, if there is one."""
-    try:
-        result = ExpertResult(**json.loads((folder / RESULT).read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-    return replace(result, folder=str(folder)) if result.spec_hash == spec_hash else None

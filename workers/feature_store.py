@@ -10,13 +10,18 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional as F
 
-from ttmoe.base import Base, load_body, load_tokenizer
-from ttmoe.encoding import collate, pad_id_of
+from ttmoe.bank import Bank
+from ttmoe.base import Base
+from ttmoe.encoding import collate, pool
 from ttmoe.features import FeatureSpec, router_features
-from workers.batches import evaluation_batches, tokenise
-from workers.prepared import Prepared, load_split
+from workers.batches import evaluation_batches
+from workers.bench import resident
+from workers.prepared import Prepared
 from workers.progress import Progress, Report
+from workers.token_store import rows_of
+from workers.trunk_cache import TrunkStates, find_trunk
 
 SPLITS = ("train", "validation", "test")
 
@@ -28,23 +33,36 @@ def feature_path(base: Base, data: Prepared, spec: FeatureSpec, rows: int, cache
 
 
 def compute_features(
-    base: Base, data: Prepared, spec: FeatureSpec, rows: int, cache: Path, *, threads: int, device: str, report: Report
+    base: Base,
+    data: Prepared,
+    spec: FeatureSpec,
+    rows: int,
+    cache: Path,
+    *,
+    threads: int,
+    device: str,
+    report: Report,
+    depth: int = 0,
 ) -> Path:
-    """Write each split's features (rows, width), at most ``rows`` of the training split; nothing if they are there."""
+    """Write each split's features (rows, width), at most ``rows`` of the training split; nothing if they are there.
+
+    Where the trunk's states at ``depth`` are kept for a split, the base starts from them; they are not made for this.
+    """
     path = feature_path(base, data, spec, rows, cache)
     if path.is_file():
         return path
     torch.set_num_threads(threads)
-    model, tokenizer = load_body(base, device), load_tokenizer(base)
-    splits = {split: load_split(data, split)[: rows if split == "train" else None] for split in SPLITS}
-    total = sum(len(examples) for examples in splits.values())
-    done, features = 0, {}
-    for split, examples in splits.items():
-        items = tokenise(tokenizer, examples, base.max_length).items
-        found: list[Tensor] = [torch.empty(0)] * len(items)
-        for batch in evaluation_batches(items, 64):
-            inputs = collate([items[i].whole for i in batch], pad_id_of(tokenizer), model.device)  # type: ignore[arg-type]
-            for i, row in zip(batch, router_features(model, inputs, spec).cpu(), strict=True):
+    bench, features = resident(base, device), {}
+    splits = {split: rows_of(base, bench.tokenizer, data, split, cache) for split in SPLITS}
+    wanted = {split: min(rows, len(all_)) if split == "train" else len(all_) for split, all_ in splits.items()}
+    done, total = 0, sum(wanted.values())
+    for split, all_ in splits.items():
+        states = find_trunk(all_, base=base, fingerprint=data.fingerprint, split=split, depth=depth,
+                            device=bench.bank.device.type, width=bench.bank.width, cache=cache)  # fmt: skip
+        found: list[Tensor] = [torch.empty(0)] * wanted[split]
+        for batch in evaluation_batches(all_.items[: wanted[split]], 64):
+            inputs = collate([all_.items[i].whole for i in batch], bench.pad_id, bench.bank.device)
+            for i, row in zip(batch, _features(bench.bank, inputs, spec, batch, states).cpu(), strict=True):
                 found[i] = row
             done += len(batch)
             report(Progress("features", done, total))
@@ -56,6 +74,23 @@ def compute_features(
 def load_features(path: Path) -> dict[str, Tensor]:
     """Features (rows, width) by split."""
     return load_file(path)
+
+
+def _features(
+    bank: Bank, inputs: dict[str, Tensor], spec: FeatureSpec, batch: list[int], states: TrunkStates | None
+) -> Tensor:
+    """As ``router_features``, from what the trunk's cache holds of these rows, if that is all that is below."""
+    if not states or not states.pooling:  # nothing is kept, or a choice's options: the router reads wholes
+        return router_features(bank.model, inputs, spec)
+    trunk = bank.trunk(states.depth)
+    indexes = spec.indexes(len(trunk.layers))
+    if min(indexes) < states.depth and states.pooling != spec.pooling:
+        return router_features(bank.model, inputs, spec)
+    pooled = list(states.pooled(batch, bank.device).unbind(1))
+    if max(indexes) >= states.depth:
+        above = trunk.hidden_states_above(states.gather(batch, bank.device), inputs)
+        pooled += [pool(hidden, inputs["attention_mask"], spec.pooling) for hidden in above]
+    return torch.cat([F.normalize(pooled[i], dim=-1) for i in indexes], dim=-1)
 
 
 def _write(path: Path, features: dict[str, Tensor]) -> None:

@@ -1,144 +1,196 @@
-"""The training loop of one expert on a frozen base."""
+"""The training loop: one expert or several at once on a frozen base, each with its own optimizer, data and end."""
 
 from __future__ import annotations
 
-import math
+import logging
 import time
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.optim.lr_scheduler import LambdaLR
 
-from ttmoe.bank import Bank, Expert
-from ttmoe.encoding import collate, pool
-from ttmoe.scoring import score
-from workers.batches import Rows, training_batches
+from ttmoe.bank import Bank
+from workers.checkpoints import Checkpoint, common_point
 from workers.evaluation import evaluate
+from workers.failure import Failure, failure_of
+from workers.gradients import Passed, Share, add_gradients, recomputing
 from workers.progress import Progress, Report
-from workers.settings import Train
+from workers.trainee import Course, Fit, Trainee
 
-SCALE_ROWS = 256  # rows that tell the head the scale of the base's states
-
-
-class DivergedError(RuntimeError):
-    """The loss is not a number any more; training on would only spend time."""
+CHECKPOINT_SECONDS = 30.0  # what a crash may cost, at most, beside the steps since the last evaluation
+_LOG = logging.getLogger("ttmoe")
 
 
-@dataclass
-class Fit:
-    """How a training went: the ``best`` validation metrics, the step they were met at, and the steps taken."""
+class TrainingFailedError(RuntimeError):
+    """A training that others had no part in has failed: ``failure`` says how."""
 
-    best: dict[str, float]
-    best_step: int
-    steps: int
-    seconds: float
+    def __init__(self, failure: Failure) -> None:
+        self.failure = failure
+        super().__init__(str(failure))
 
 
-def fit(
-    bank: Bank,
-    name: str,
-    train: Rows,
-    validation: Rows,
-    settings: Train,
-    *,
-    head: str,
-    pad_id: int,
-    report: Report,
-) -> Fit:
-    """Train expert ``name``; it is left with the weights that did best on ``validation``.
+def fit(bank: Bank, trainees: Sequence[Trainee], *, pad_id: int, report: Report) -> dict[str, Fit | Failure]:
+    """Train the experts of this name in the bank; each is left with the weights that did best on its validation rows.
 
-    Stops early after ``settings.patience`` evaluations without improvement. Raises DivergedError on a loss that is not
-    finite.
+    One stops early after its ``patience`` evaluations without improvement. One that fails by its own fault (its data,
+    a loss that is not finite) drops out, and the others go on; what goes wrong around them all is raised. Reports are
+    each expert's own, under its name. Experts of different trunks share a process, not a pass.
     """
-    expert: Expert = bank.experts[name]  # type: ignore[assignment]
-    expert.head.requires_grad_(head == "trained")
-    expert.head.dropout = settings.head_dropout if head == "trained" else 0.0
-    expert.head.fit_scale(_bare_states(bank, train, pad_id))
-    torch.manual_seed(settings.seed or 0)  # dropout draws from the global generator
-    optimizer = _optimizer(expert, settings)
-    schedule = LambdaLR(optimizer, lambda step: learning_rate(step, settings))
-    batches = training_batches(train, settings.batch_size, settings.seed or 0)
-    result, weights, waited, began = Fit({}, 0, 0, 0.0), {}, 0, time.monotonic()
-    bank.train()
-    for step, batch in enumerate(islice(batches, settings.steps), 1):
-        loss = _step(bank, name, train, batch, settings, optimizer, pad_id)
-        schedule.step()
-        if not math.isfinite(loss):
-            raise DivergedError(f"the loss of {name!r} is {loss} at step {step}: lower train.lr (now {settings.lr})")
-        metrics = {"train.loss": loss}
-        if step % settings.eval_every == 0 or step == settings.steps:
-            found = evaluate(bank, name, validation, pad_id)
-            metrics |= {f"validation.{key}": value for key, value in found.items()}
-            waited += 1
-            if not result.best or _better(found, result.best):
-                result.best, result.best_step, waited = found, step, 0
-                weights = {key: value.clone() for key, value in expert.state_dict().items()}
-        result.steps, result.seconds = step, time.monotonic() - began
-        report(Progress("training", step, settings.steps, metrics, result.seconds / step * (settings.steps - step)))
-        if settings.patience and waited >= settings.patience:
-            break
-    expert.load_state_dict(weights)
+    session = _Session(bank, pad_id, report)
     bank.eval()
-    return result
+    session.open(trainees)
+    with recomputing(bank.model, any(trainee.settings.checkpointing for trainee in trainees)):
+        bank.train()
+        try:
+            while session.active:
+                session.step()
+        finally:
+            bank.eval()
+    return {trainee.name: session.outcomes[trainee.name] for trainee in trainees}
 
 
-@torch.no_grad()
-def _bare_states(bank: Bank, rows: Rows, pad_id: int) -> Tensor:
-    """Pooled states of the first training rows through the bare base."""
-    tokens = [item.options[0] if item.options else item.whole for item in rows.items[:SCALE_ROWS]]
-    parts = []
-    for start in range(0, len(tokens), 64):
-        inputs = collate(tokens[start : start + 64], pad_id, bank.device)
-        parts.append(pool(bank.model(**inputs).last_hidden_state, inputs["attention_mask"], bank.pooling))
-    return torch.cat(parts)
+def fit_one(bank: Bank, trainee: Trainee, *, pad_id: int, report: Report) -> Fit:
+    """The same for one expert alone. Raises TrainingFailedError."""
+    found = fit(bank, [trainee], pad_id=pad_id, report=report)[trainee.name]
+    if isinstance(found, Failure):
+        raise TrainingFailedError(found)
+    return found
 
 
-def learning_rate(step: int, settings: Train) -> float:
-    """The share of the full learning rate at ``step`` (0 is the first): a linear rise, then the schedule's fall."""
-    rise = max(1, round(settings.warmup * settings.steps))
-    if step < rise:
-        return (step + 1) / rise
-    done = (step - rise) / max(1, settings.steps - rise)
-    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[settings.schedule]
+class _Session:
+    """The experts that are in training together, and what has come of the others."""
+
+    def __init__(self, bank: Bank, pad_id: int, report: Report) -> None:
+        self.bank, self.pad_id, self.report = bank, pad_id, report
+        self.active: list[Course] = []
+        self.outcomes: dict[str, Fit | Failure] = {}
+        self.saved = time.monotonic()
+
+    def open(self, trainees: Sequence[Trainee]) -> None:
+        """Set every course to its start, or all to one moment that their checkpoints have in common."""
+        torch.manual_seed(trainees[0].settings.seed or 0)  # dropout draws from the global generator
+        found = [_usable(self.bank, trainee) for trainee in trainees]
+        points = common_point(found)
+        for trainee, point in zip(trainees, points, strict=True):
+            try:
+                self.active.append(Course(self.bank, trainee, self.pad_id, point))
+            except Exception as error:
+                self.outcomes[trainee.name] = failure_of(error)
+        going_on = [point for point in points if point and not point.done]
+        if going_on:
+            _set_random(going_on[0].random, self.bank.device)
+        elif len(trainees) > 1 and not any(points):
+            self._save()  # so that a crash amid their first real save finds a moment in common: this one
+        self._retire()
+
+    def step(self) -> None:
+        """One step of every expert, what is to be measured after it, and checkpoints where they are due."""
+        shares: dict[Course, Share] = {}
+        for course in list(self.active):
+            with self._own(course):
+                shares[course] = course.next_share()
+        passed: dict[Course, Passed] = {}
+        for group in _groups(self.active):
+            passed |= self._backward({course: shares[course] for course in group})
+        for course in list(self.active):
+            with self._own(course):
+                course.step(passed[course])
+        measured = self._measure()
+        for course in self.active:
+            self._report(course, {"train.loss": passed[course].loss, **measured.get(course, {})})
+        if measured or time.monotonic() - self.saved >= CHECKPOINT_SECONDS:
+            self._save()
+        self._retire()
+
+    def _backward(self, shares: dict[Course, Share]) -> dict[Course, Passed]:
+        """Gradients of a mixed batch. Where it cannot be computed, each is tried alone, to tell whose fault it is."""
+        courses = list(shares)
+        sizes = [course.settings.micro_batch for course in courses if course.settings.micro_batch]
+        try:
+            found = add_gradients(self.bank, list(shares.values()), self.pad_id, depth=courses[0].depth,
+                                  at_once=min(sizes, default=None))  # fmt: skip
+            return dict(zip(courses, found, strict=True))
+        except Exception as error:
+            if failure_of(error).kind != "code":
+                raise
+            if len(courses) == 1:
+                self._drop(courses[0], error)
+                return {}
+        found_alone: dict[Course, Passed] = {}
+        for course in courses:
+            course.optimizer.zero_grad()
+            found_alone |= self._backward({course: shares[course]})
+        return found_alone
+
+    def _measure(self) -> dict[Course, dict[str, float]]:
+        """The validation metrics of those whose turn it is."""
+        measured = {}
+        for course in [course for course in self.active if course.evaluates]:
+            with self._own(course):
+                found = evaluate(self.bank, course.trainee.name, course.trainee.validation, self.pad_id)
+                course.judge(found)
+                measured[course] = {f"validation.{key}": value for key, value in found.items()}
+        return measured
+
+    def _report(self, course: Course, metrics: dict[str, float]) -> None:
+        steps = course.settings.steps
+        self.report(Progress("training", course.fit.steps, steps, metrics, course.left, course.trainee.name))
+
+    def _save(self) -> None:
+        """All at once: where each stands then is one moment, from which all can go on together."""
+        random = _random(self.bank.device)
+        for course in self.active:
+            course.tick()
+            course.save(random)
+        self.saved = time.monotonic()
+
+    def _retire(self) -> None:
+        for course in [course for course in self.active if course.ended]:
+            self.active.remove(course)
+            self.outcomes[course.trainee.name] = course.finish()
+
+    @contextmanager
+    def _own(self, course: Course) -> Iterator[None]:
+        """An error in here is this expert's own."""
+        try:
+            yield
+        except Exception as error:
+            self._drop(course, error)
+
+    def _drop(self, course: Course, error: Exception) -> None:
+        self.outcomes[course.trainee.name] = failure_of(error)
+        self.active.remove(course)
 
 
-def expert_loss(scores: list[Tensor], labels: list[int], smoothing: float) -> Tensor:
-    """Mean cross-entropy over rows that may have different numbers of options."""
-    targets = torch.tensor(labels, device=scores[0].device)
-    if len({len(s) for s in scores}) == 1:
-        return F.cross_entropy(torch.stack(scores), targets, label_smoothing=smoothing)
-    each = [F.cross_entropy(s, t, label_smoothing=smoothing) for s, t in zip(scores, targets, strict=True)]
-    return torch.stack(each).mean()
+def _groups(courses: Sequence[Course]) -> list[list[Course]]:
+    """Those that can share a pass: over one trunk, all with states that are kept or all without."""
+
+    def trunk(course: Course) -> tuple[int, bool]:
+        return course.depth, course.trainee.train.states is not None
+
+    return [list(group) for _, group in groupby(sorted(courses, key=trunk), key=trunk)]
 
 
-def _better(new: dict[str, float], old: dict[str, float]) -> bool:
-    return (new["accuracy"], -new["loss"]) > (old["accuracy"], -old["loss"])
+def _usable(bank: Bank, trainee: Trainee) -> list[Checkpoint]:
+    """The checkpoints that fit the expert; other code may have written others under the same spec."""
+    if trainee.checkpoints is None:
+        return []
+    mine = {key: value.shape for key, value in bank.expert(trainee.name).state_dict().items()}
+    found = trainee.checkpoints.found()
+    usable = [c for c in found if {key: value.shape for key, value in c.expert.items()} == mine]
+    if len(usable) < len(found):
+        _LOG.warning("checkpoints passed over: %d of %s do not fit it", len(found) - len(usable), trainee.name)
+    return usable
 
 
-def _optimizer(expert: Expert, settings: Train) -> torch.optim.AdamW:
-    groups = [{"params": list(expert.adapter.parameters()), "lr": settings.lr}]
-    if expert.head.weight.requires_grad:
-        groups.append({"params": list(expert.head.parameters()), "lr": settings.head_lr})
-    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay, foreach=True)
+def _random(device: torch.device) -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
-def _step(
-    bank: Bank,
-    name: str,
-    rows: Rows,
-    batch: list[int],
-    settings: Train,
-    optimizer: torch.optim.AdamW,
-    pad_id: int,
-) -> float:
-    scores = score(bank, [rows.items[i] for i in batch], name, pad_id)
-    loss = expert_loss(scores, [rows.labels[i] for i in batch], settings.label_smoothing)
-    optimizer.zero_grad()
-    loss.backward()
-    if settings.clip:
-        torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], settings.clip)
-    optimizer.step()
-    return loss.item()
+def _set_random(states: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -20,11 +20,21 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 with warnings.catch_warnings():
     # MLflow 3.17 declares its tables with a loader that SQLAlchemy 2.1 deprecates; only its import warns.
     warnings.simplefilter("ignore", DeprecationWarning)
+    from orchestrator.registry.away import is_away
     from orchestrator.registry.experts import list_experts, register_expert
-    from orchestrator.registry.folders import fetch
-    from orchestrator.registry.routers import current_router, find_router, register_router
+    from orchestrator.registry.folders import fetch, read_file
+    from orchestrator.registry.progress import (
+        RunRecord,
+        child_runs,
+        metric_history,
+        newest_run,
+        planned_work,
+        run_record,
+    )
+    from orchestrator.registry.recovery import close_stale
+    from orchestrator.registry.removal import remove_versions
+    from orchestrator.registry.routers import current_router, find_router, list_routers, register_router, router_lock
     from orchestrator.registry.runs import (
-        close_stale,
         ending,
         expert_run,
         finish_run,
@@ -38,7 +48,7 @@ with warnings.catch_warnings():
     from orchestrator.registry.store import Library, Store, libraries, open_store
     from orchestrator.registry.versions import Version, find, promote
 
-__all__ = ["Library", "Registry", "Version"]
+__all__ = ["Library", "Registry", "RunRecord", "Version", "is_away"]
 
 
 class Registry(Store):
@@ -62,6 +72,12 @@ class Registry(Store):
     ending = ending
     close_stale = close_stale
 
+    newest_run = newest_run
+    run_record = run_record
+    child_runs = child_runs
+    planned_work = planned_work
+    metric_history = metric_history
+
     register_expert = register_expert
     find_expert = find
     experts = list_experts
@@ -69,8 +85,12 @@ class Registry(Store):
     register_router = register_router
     find_router = find_router
     router = current_router
+    routers = list_routers
+    router_lock = router_lock
 
     search_artifacts = search_artifacts
 
     promote = promote
+    remove_versions = remove_versions
     fetch = fetch
+    read_file = read_file

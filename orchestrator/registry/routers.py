@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.registry.experts import ROUTER
-from orchestrator.registry.folders import artifact_uri
+from orchestrator.registry.folders import artifact_uri, read_file
 from orchestrator.registry.store import Store
-from orchestrator.registry.versions import CHAMPION, Entry, Version, by_alias, find, register
+from orchestrator.registry.versions import CHAMPION, Entry, Version, by_alias, every_version, find, register
 
+LOCK = "lock.json"
 # Written out, because MLflow would load the model to find them.
 _REQUIREMENTS = ("ttmoe", "torch", "transformers", "safetensors")
 
@@ -60,6 +61,19 @@ def current_router(store: Store, library: str) -> Version | None:
     return by_alias(store, library, ROUTER, CHAMPION)
 
 
+def list_routers(store: Store, library: str) -> list[Version]:
+    """Every version of the library's router, oldest first."""
+    return every_version(store, library, ROUTER)
+
+
+def router_lock(store: Store, router: Version) -> dict[str, str]:
+    """Task -> spec hash of the experts that the router was trained for: from its tag, else from its files."""
+    try:
+        return dict(json.loads(router.tags["lock"]))
+    except (KeyError, ValueError):  # an older version, or more experts than a tag can hold
+        return dict(json.loads(read_file(store, router, LOCK)))
+
+
 def write_model(folder: Path, model: Path, lock: dict[str, Any], base_folder: Path | None) -> None:
     """Write ``model``: MLflow's files for a pyfunc model and, beside them, the router's own."""
     with warnings.catch_warnings():
@@ -81,4 +95,4 @@ def write_model(folder: Path, model: Path, lock: dict[str, Any], base_folder: Pa
         model_config={"base": str(base_folder) if base_folder else ""},
     )
     shutil.copytree(folder, model, dirs_exist_ok=True)
-    (model / "lock.json").write_text(json.dumps(lock, indent=1, sort_keys=True))
+    (model / LOCK).write_text(json.dumps(lock, indent=1, sort_keys=True))

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from mlflow.entities import Metric, Param, Run, RunTag
 
-from orchestrator.registry.store import TAG, Store, check_name, pages, prefixed
+from orchestrator.registry.store import TAG, Store, check_name, prefixed
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 MetricRow = tuple[str, float, int, int]
@@ -42,30 +42,32 @@ def start_run(
 def expert_run(
     store: Store,
     library: str,
-    parent: str,
+    parent: str | None,
     task: str,
     spec_hash: str,
     params: dict[str, Any],
     *,
     search: bool = False,
 ) -> str:
-    """The child run of a spec: the one there is, continued below ``parent``, or a new one; its run id.
+    """The child run of a task's spec: the one there is, continued below ``parent``, or a new one; its run id.
 
     ``search`` makes it a trial in the experiment of the library's searches.
     """
     check_name(spec_hash, "spec hash")
+    check_name(task, "task")
     experiment = store.experiment(library, search=search).experiment_id
-    if not (runs := _of_spec(store, experiment, spec_hash)):
-        tags = {"spec_hash": spec_hash, "task": task, "mlflow.parentRunId": parent}
+    if not (runs := _of_spec(store, experiment, task, spec_hash)):
+        tags = {"spec_hash": spec_hash, "task": task} | ({"mlflow.parentRunId": parent} if parent else {})
         kind = "trial" if search else "expert"
-        store.client.create_run(experiment, run_name=task, tags=_tags(kind, library, tags))
-        runs = _of_spec(store, experiment, spec_hash)
+        runs = [store.client.create_run(experiment, run_name=task, tags=_tags(kind, library, tags))]
+        if store.is_remote:  # the client repeats a request whose answer was lost
+            runs = _of_spec(store, experiment, task, spec_hash)
     run, *doubles = runs
     for double in doubles:  # only a request that was sent twice can make them
         store.client.delete_run(double.info.run_id)
     if run.info.status != "RUNNING":
         store.client.update_run(run.info.run_id, status="RUNNING")
-    if run.data.tags.get("mlflow.parentRunId") != parent:
+    if parent and run.data.tags.get("mlflow.parentRunId") != parent:
         store.client.set_tag(run.info.run_id, "mlflow.parentRunId", parent)
     missing = [Param(key, str(value)) for key, value in params.items() if key not in run.data.params]
     for start in range(0, len(missing), _PARAMS_PER_BATCH):
@@ -122,19 +124,9 @@ def ending(store: Store, run_id: str) -> Iterator[None]:
         finish_run(store, run_id, status)
 
 
-def close_stale(store: Store, library: str) -> int:
-    """Mark as KILLED what dead drivers left RUNNING; how many. Only for the holder of the library's lock."""
-    found = [store.find_experiment(library, search=search) for search in (False, True)]
-    ids = [experiment.experiment_id for experiment in found if experiment]
-    running = "attributes.status = 'RUNNING'"
-    stale = list(pages(lambda token: store.client.search_runs(ids, running, page_token=token))) if ids else []
-    for run in stale:
-        finish_run(store, run.info.run_id, "KILLED")
-    return len(stale)
-
-
-def _of_spec(store: Store, experiment: str, spec_hash: str) -> list[Run]:
-    query = f"tags.`{TAG}spec_hash` = '{spec_hash}'"
+def _of_spec(store: Store, experiment: str, task: str, spec_hash: str) -> list[Run]:
+    # Two tasks may have one spec: the same data under two names. Their files differ, so their runs do.
+    query = f"tags.`{TAG}spec_hash` = '{spec_hash}' and tags.`{TAG}task` = '{task}'"
     return store.client.search_runs([experiment], query, order_by=["attributes.start_time ASC"])
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import urllib.parse
-import urllib.request
 from pathlib import Path
 
+from orchestrator.registry.folders import download, local_folder
 from orchestrator.registry.store import TAG, Store
 
 
@@ -18,11 +17,6 @@ def search_artifacts(store: Store, library: str, spec_hash: str) -> Path | None:
     runs = store.client.search_runs([experiment.experiment_id], query, max_results=1)
     if not runs:
         return None
-    uri = runs[0].info.artifact_uri
-    if uri.startswith("file:"):
-        return Path(urllib.request.url2pathname(urllib.parse.urlparse(uri).path))
-    place = store.artifact_root / "fetched" / runs[0].info.run_id
-    if not place.is_dir():
-        place.mkdir(parents=True)
-        store.client.download_artifacts(runs[0].info.run_id, "", str(place))
-    return place
+    run = runs[0].info
+    place = store.artifact_root / "fetched" / run.run_id
+    return local_folder(run.artifact_uri) or download(store, run.artifact_uri, place, f"search {run.run_id}")

@@ -58,25 +58,34 @@ def register(
 
     Safe to repeat after a crash at any point: a version appears after its files, and with its spec hash.
     """
-    name = model_name(library, task)
-    found = find(store, library, task, spec_hash)
-    if found is None:
-        own = {"library": library, "kind": entry.kind, "task": task}
-        create_once(lambda: store.client.create_registered_model(name, prefixed(own)))
-        numbers = {f"{_METRIC}{key}": repr(float(value)) for key, value in entry.metrics.items()}
-        store.client.create_model_version(
-            name,
-            upload(),
-            entry.run_id,
-            tags=prefixed({**entry.tags, **numbers, **own, "spec_hash": spec_hash}),
-            description=entry.description,
-            await_creation_for=0,
-        )
-        found = _one(store, library, task, spec_hash)
+    versions = _search(store, library, task, spec_hash)
+    aliases = _aliases(store, versions[0].name) if versions else {}
+    if not versions:
+        versions = _create(store, library, task, spec_hash, upload, entry)
+    found = _version(_only(store, versions), aliases)
     wanted = {CANDIDATE, CHAMPION} if promote else {CANDIDATE}
     for alias in sorted(wanted.difference(found.aliases)):
-        store.client.set_registered_model_alias(name, alias, str(found.version))
+        store.client.set_registered_model_alias(found.name, alias, str(found.version))
     return replace(found, aliases=tuple(sorted(wanted.union(found.aliases))))
+
+
+def _create(
+    store: Store, library: str, task: str, spec_hash: str, upload: Callable[[], str], entry: Entry
+) -> list[ModelVersion]:
+    name = model_name(library, task)
+    own = {"library": library, "kind": entry.kind, "task": task}
+    create_once(lambda: store.client.create_registered_model(name, prefixed(own)))
+    numbers = {f"{_METRIC}{key}": repr(float(value)) for key, value in entry.metrics.items()}
+    made = store.client.create_model_version(
+        name,
+        upload(),
+        entry.run_id,
+        tags=prefixed({**entry.tags, **numbers, **own, "spec_hash": spec_hash}),
+        description=entry.description,
+        await_creation_for=0,
+    )
+    # Only a server can have done it twice: its client repeats a request whose answer was lost.
+    return _search(store, library, task, spec_hash) if store.is_remote else [made]
 
 
 def find(store: Store, library: str, task: str, spec_hash: str) -> Version | None:
@@ -121,12 +130,12 @@ def model_name(library: str, task: str) -> str:
     return f"{library}.{task}"
 
 
-def _one(store: Store, library: str, task: str, spec_hash: str) -> Version:
-    """The first version of the spec; later ones, which only a request sent twice can make, are deleted."""
-    first, *doubles = _search(store, library, task, spec_hash)
+def _only(store: Store, versions: list[ModelVersion]) -> ModelVersion:
+    """The first of a spec's versions; later ones, which only a request sent twice can make, are deleted."""
+    first, *doubles = versions
     for double in doubles:
         store.client.delete_model_version(double.name, double.version)
-    return _version(first, {})
+    return first
 
 
 def _search(store: Store, library: str, task: str, spec_hash: str) -> list[ModelVersion]:

@@ -26,6 +26,7 @@ ROWS = {
     "mixed": "mixed:run",
     "loading": "loading:run",
     "together": "together:run",
+    "library": "library:run",
 }
 
 

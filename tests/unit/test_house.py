@@ -20,12 +20,15 @@ MAY_IMPORT = {
     "orchestrator": {"orchestrator", "workers", "ttmoe", "cluster"},
 }
 PLACES = {
-    "ray": ("cluster/", "orchestrator/jobs.py", "orchestrator/search.py", "orchestrator/tune_trial.py"),
+    "ray": ("cluster/", "orchestrator/slots.py", "orchestrator/search.py", "orchestrator/tune_trial.py"),
     "mlflow": ("orchestrator/registry/",),
     "typer": ("orchestrator/cli.py",),
     "rich": ("orchestrator/",),
     "optuna": ("orchestrator/search.py",),
     "matplotlib": ("orchestrator/plots.py",),
+    "jinja2": ("orchestrator/report/",),
+    "requests": ("orchestrator/registry/",),
+    "sqlalchemy": ("orchestrator/registry/",),
     "yaml": ("orchestrator/",),
     "pydantic": ("orchestrator/", "workers/"),
     "pip": (),

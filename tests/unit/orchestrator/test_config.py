@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from orchestrator.config import Config
 from orchestrator.loading import STARTER, load_config, recipe_names, recipe_text, resolved_yaml
+from ttmoe.errors import InputError
 from orchestrator.yaml_document import parse_value
 
 TASKS = {"trec", "sms_spam", "reviews", "sarcasm"}
@@ -203,8 +204,12 @@ def test_the_defaults_that_the_starter_shows_are_the_true_ones(starter: Path) ->
 
 
 def test_every_commented_section_of_the_starter_is_valid(starter: Path) -> None:
+    silent = load(starter)
     uncomment(starter, "# adapter:", None)
     config = load(starter)
+    assert config.failures == silent.failures
+    assert config.failures.model_fields_set == type(config.failures).model_fields.keys()
+    assert config.resources.model_fields_set == type(config.resources).model_fields.keys()
     assert config.search is not None
     assert config.resources.max_parallel == 2
     assert config.tracking_uri == "http://127.0.0.1:5000"
@@ -222,3 +227,20 @@ def test_every_key_has_a_description() -> None:
     seen: set[type] = set()
     assert _undescribed(Config, seen) == []
     assert {model.__name__ for model in seen} >= {"Train", "Router", "TaskEntry", "Source", "Filter"}
+
+
+def test_a_rule_for_the_router_names_tasks_that_are_there(starter: Path) -> None:
+    text = starter.read_text()
+    for rule in ("all", "0.5", "[my_task]"):
+        starter.write_text(f"{text}\nrouter: {{require: {rule}}}\n")
+        load(starter)
+    for rule, said in (("[my_tsk]", "did you mean `my_task`"), ("1.5", "require"), ("most", "require")):
+        starter.write_text(f"{text}\nrouter: {{require: {rule}}}\n")
+        with pytest.raises(InputError, match=said):
+            load(starter)
+
+
+def test_a_cluster_that_grows_says_how_far(starter: Path) -> None:
+    starter.write_text(f"{starter.read_text()}\nresources: {{autoscaling: true}}\n")
+    with pytest.raises(InputError, match="max_parallel"):
+        load(starter)

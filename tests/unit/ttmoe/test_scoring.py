@@ -6,6 +6,7 @@ import pytest
 import torch
 from library import KINDS, base_of, save_library
 
+from ttmoe.adapter import AdapterSpec
 from ttmoe.bank import Bank
 from ttmoe.base import load_body, load_tokenizer
 from ttmoe.encoding import Choice, collate, encode, encode_inputs, pad_id_of, pool
@@ -60,6 +61,29 @@ def test_one_name_for_all_rows(bank, tokenizer):
         each, one = score(bank, items, [name] * len(items), 0), score(bank, items, name, 0)
         assert [s.shape for s in each] == [s.shape for s in one]
         torch.testing.assert_close(torch.cat(each), torch.cat(one), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kept", [True, False])
+def test_scores_from_the_trunk_on(bank, tokenizer, base_folder, kept):
+    """With its states as with those worked out here, options and wholes side by side."""
+    items = encode_inputs(tokenizer, ROWS, 32)
+    upper = AdapterSpec(first_layer=1, init="paper", rank=2)
+    for name, classes in (("one", 3), ("two", 1)):
+        bank.add(name, upper, classes, torch.Generator().manual_seed(classes), random_head=True)
+    names = ["one", "one", "two", "two", "two"]
+    sequences = [tokens for item, name in zip(items, names, strict=True)
+                 for tokens in (item.options if name == "two" and item.options else (item.whole,))]  # fmt: skip
+    states = bank.trunk(1).states(collate(sequences, 0)) if kept else None
+    whole, above = score(bank, items, names, 0), score(bank, items, names, 0, states=states, depth=1)
+    assert all(torch.equal(one, other) for one, other in zip(whole, above, strict=True))
+    if kept:
+        other = score(bank, items, names, 0, states=states + 1.0, depth=1)
+        assert not torch.allclose(torch.cat(other), torch.cat(whole), atol=1e-3)
+    for name in ("one", "two"):
+        bank.remove(name)
+    with pytest.raises(InputError, match="below the trunk's top"):
+        score(bank, items, "colours", 0, states=states, depth=1)
 
 
 def test_nothing_to_score_and_nobody_to_ask(bank, tokenizer):

@@ -54,6 +54,20 @@ def test_both_halves_are_the_bare_base_at_every_depth(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_hidden_states_above_the_cut_are_the_whole_passs(name):
+    model, inputs = tiny_model(name), batch()
+    whole = model(**inputs, output_hidden_states=True).hidden_states
+    before = state_of(model)
+    for depth in range(LAYERS + 1):
+        trunk = Trunk(model, depth)
+        above = trunk.hidden_states_above(trunk.states(inputs), inputs)
+        assert len(above) == LAYERS + 1 - depth
+        assert all(map(torch.equal, above, whole[depth:]))
+        assert state_of(model) == before
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("training", [False, True])
 def test_experts_above_the_cut_answer_and_learn_the_same(name, training):
     inputs = batch()

@@ -3,7 +3,7 @@ from itertools import islice, pairwise
 import pytest
 
 from ttmoe.encoding import Choice, Item
-from workers.batches import Rows, as_input, evaluation_batches, training_batches
+from workers.batches import Rows, as_input, evaluation_batches, longest_first, packed, training_batches
 from workers.examples import Example
 
 
@@ -64,6 +64,68 @@ def test_evaluation_takes_every_row_once_the_longest_first(rows):
 
 def test_no_rows_no_batches():
     assert list(evaluation_batches([], 64)) == []
+
+
+def test_a_start_further_on_is_the_same_order(rows):
+    whole = list(islice(training_batches(rows, 16, seed=3, tokens=300), 400))
+    assert list(islice(training_batches(rows, 16, seed=3, tokens=300), 150, 400)) == whole[150:]
+
+
+def test_without_rows_there_is_no_training():
+    with pytest.raises(ValueError, match="no rows"):
+        next(training_batches(rows_of([]), 8, seed=0))
+
+
+def padded(rows, batch):
+    sequences = sum(rows.starts[i + 1] - rows.starts[i] for i in batch)
+    return sequences * max(rows.lengths[i] for i in batch)
+
+
+def choices(counts):
+    options = [tuple({"input_ids": [0] * (n + i)} for i in range(n)) for n in counts]
+    return Rows([Item({"input_ids": [0] * 99}, each) for each in options], [0] * len(counts))
+
+
+@pytest.mark.parametrize("rows", [rows_of([1 + (7 * i) % 40 for i in range(503)]), choices([2, 3, 4, 5] * 50)])
+@pytest.mark.parametrize("tokens", [30, 256])
+def test_batches_by_tokens_hold_the_budget_and_are_full(rows, tokens):
+    batches, seen, taken = training_batches(rows, 1, seed=0, tokens=tokens), set(), []
+    while len(seen) < len(rows):
+        taken.append(next(batches))
+        assert not seen & set(taken[-1])
+        seen |= set(taken[-1])
+    assert all(padded(rows, batch) <= tokens or len(batch) == 1 for batch in taken)
+    assert any(padded(rows, batch) > tokens for batch in taken) == (tokens == 30)  # rows of 31 to 45 tokens
+    if tokens == 256:
+        assert sum(padded(rows, batch) for batch in taken) > 0.7 * 256 * len(taken)
+
+
+def test_packing_keeps_the_order_and_takes_no_row_that_is_too_long_along():
+    rows = rows_of([3, 3, 3, 50, 2, 2])
+    assert list(packed(rows, range(6), 10)) == [[0, 1, 2], [3], [4, 5]]
+    assert list(packed(rows, [5, 0], 10)) == [[5, 0]]
+    assert list(packed(rows, [], 10)) == []
+    assert longest_first(rows) == [3, 0, 1, 2, 4, 5]
+
+
+def test_sequences_are_counted_over_the_split_options_in_order():
+    mixed = Rows([*choices([2, 3]).items, *rows_of([7]).items, *choices([2]).items], [0] * 4)
+    assert mixed.starts == [0, 2, 5, 6, 8]
+    assert mixed.sequence_numbers([3, 1]) == [6, 7, 2, 3, 4]
+    assert (mixed.lengths, mixed.tokens) == ([3, 5, 7, 3], [5, 12, 7, 5])
+
+
+def test_states_are_asked_for_by_the_numbers_of_sequences():
+    class Kept:
+        depth = 1
+
+        def gather(self, sequences, device):
+            return list(sequences), device
+
+    rows = choices([2, 3])
+    assert rows.gather_states([1], "cpu") is None
+    kept = Rows(rows.items, rows.labels, Kept())
+    assert kept.gather_states([1, 0], "cpu") == ([2, 3, 4, 0, 1], "cpu")
 
 
 def test_what_the_model_reads_of_an_example():

@@ -6,8 +6,9 @@ import torch
 from ttmoe.adapter import AdapterSpec
 from ttmoe.bank import Bank
 from ttmoe.base import load_body, load_tokenizer
-from ttmoe.encoding import pad_id_of
+from ttmoe.encoding import Item, pad_id_of
 from ttmoe.scoring import score
+from workers import evaluation
 from workers.batches import Rows, tokenise
 from workers.evaluation import evaluate, scores_of
 from workers.prepared import load_split
@@ -26,7 +27,7 @@ def test_scores_do_not_depend_on_the_batch(bench):
     bank, rows, pad_id = bench
     with torch.no_grad():
         one = [score(bank.eval(), [item], "x", pad_id)[0] for item in rows.items]
-    for other in (scores_of(bank, "x", rows.items, pad_id, size) for size in (1, 7, 1000)):
+    for other in (scores_of(bank, "x", rows, pad_id, tokens) for tokens in (1, 40, 10_000, None)):
         assert len(other) == len(rows)
         assert torch.allclose(torch.stack(one), torch.stack(other), atol=1e-5)
     assert torch.stack(one).std(0).min() > 1e-3  # rows do differ: another order would show
@@ -34,7 +35,7 @@ def test_scores_do_not_depend_on_the_batch(bench):
 
 def test_accuracy_and_loss_are_those_of_the_scores(bench):
     bank, rows, pad_id = bench
-    scores = torch.stack(scores_of(bank.eval(), "x", rows.items, pad_id))
+    scores = torch.stack(scores_of(bank.eval(), "x", rows, pad_id))
     labels = torch.tensor(rows.labels)
     found = evaluate(bank, "x", rows, pad_id)
     assert found["accuracy"] == pytest.approx((scores.argmax(1) == labels).float().mean().item())
@@ -50,4 +51,33 @@ def test_the_bank_stays_in_its_mode_and_gets_no_gradient(bench, training):
     bank.train(training)
     evaluate(bank, "x", rows, pad_id)
     assert bank.training == training
-    assert not scores_of(bank, "x", rows.items[:2], pad_id)[0].requires_grad
+    assert not scores_of(bank, "x", Rows(rows.items[:2], rows.labels[:2]), pad_id)[0].requires_grad
+
+
+def test_rows_with_different_numbers_of_options(bench):
+    bank, rows, pad_id = bench
+    bank.add("which", AdapterSpec(init="paper", rank=4), 1, torch.Generator().manual_seed(0), random_head=True)
+    whole = [item.whole for item in rows.items]
+    items = [Item(whole[0], tuple(whole[i : i + 2 + i % 3])) for i in range(12)]
+    scores = [score(bank.eval(), [item], "which", pad_id)[0].detach() for item in items]
+    labels = [int(s.argmax()) for s in scores]
+    labels[0] = 1 - labels[0]
+    found = evaluate(bank, "which", Rows(items, labels), pad_id)
+    bank.remove("which")
+    assert {len(s) for s in scores} == {2, 3, 4}
+    assert found["accuracy"] == pytest.approx(11 / 12)
+    losses = [-s.log_softmax(0)[label] for s, label in zip(scores, labels, strict=True)]
+    assert found["loss"] == pytest.approx(float(torch.stack(losses).mean()), abs=1e-5)
+
+
+def test_batches_are_bounded_by_padded_tokens(bench, monkeypatch):
+    bank, rows, pad_id = bench
+    sizes, honest = [], evaluation.score
+
+    def counted(bank, items, *args, **more):
+        sizes.append(len(items) * max(item.length for item in items))
+        return honest(bank, items, *args, **more)
+
+    monkeypatch.setattr(evaluation, "score", counted)
+    scores_of(bank, "x", rows, pad_id, 64)
+    assert max(sizes) <= 64 < 1.5 * min(sizes[:-1])

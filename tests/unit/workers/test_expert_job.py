@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from test_training import InMemory
 
 from ttmoe.adapter import AdapterSpec, count_parameters, plan_groups
 from ttmoe.bank import Bank
 from ttmoe.base import load_body, load_tokenizer
 from ttmoe.encoding import pad_id_of
 from ttmoe.expert_files import load_expert, read_manifest
-from workers import expert_job
+from workers import expert_job, gradients
 from workers.batches import tokenise
+from workers.bench import base_loads, release, resident
 from workers.evaluation import evaluate
-from workers.expert_job import RESULT, ExpertJob, VerificationError, finished_result, run_expert
+from workers.expert_job import RESULT, ExpertJob, finished_result, run_expert, run_experts
+from workers.failure import Failure
 from workers.prepared import load_split
+from workers.progress import Progress
 from workers.settings import Train
+from workers.training import TrainingFailedError
 
 
 @pytest.fixture
@@ -58,6 +64,9 @@ def test_the_files_hold_the_trained_expert(job, base, colours, tmp_path):
     assert result.metrics["test.accuracy"] > 0.95
     assert result.parameters == job.parameters
     assert {"validation.accuracy", "validation.loss", "test.loss", "steps", "best_step"} < result.metrics.keys()
+    assert 0.85 < result.metrics["tokens.real_share"] <= 1
+    assert result.metrics["tokens.per_second"] > 0
+    assert {r.key for r in reports} == {"colours"}
     states = [r.state for r in reports]
     assert list(dict.fromkeys(states)) == ["loading", "training", "testing", "verifying"]
 
@@ -74,14 +83,20 @@ def test_the_files_hold_the_trained_expert(job, base, colours, tmp_path):
 def test_the_test_split_is_not_used_before_training_has_ended(job, monkeypatch):
     seen, honest = [], expert_job.fit
 
-    def fit(bank, name, train, validation, *args, **more):
-        seen.append((len(train), len(validation)))
-        return honest(bank, name, train, validation, *args, **more)
+    def fit(bank, trainees, **more):
+        seen.append("fit")
+        found = honest(bank, trainees, **more)
+        seen.append("fitted")
+        return found
+
+    def rows_of(base, tokenizer, data, split, cache, honest=expert_job.rows_of):
+        seen.append(split)
+        return honest(base, tokenizer, data, split, cache)
 
     monkeypatch.setattr(expert_job, "fit", fit)
+    monkeypatch.setattr(expert_job, "rows_of", rows_of)
     run_expert(job, nothing)
-    counts = job.data.counts
-    assert seen == [(sum(counts["train"].values()), sum(counts["validation"].values()))]
+    assert seen == ["train", "validation", "fit", "fitted", "test"]
 
 
 def test_the_same_job_gives_the_same_weights(job, tmp_path):
@@ -115,21 +130,23 @@ def test_the_result_is_written_last(job, tmp_path, monkeypatch):
 )
 def test_a_save_that_lost_something_is_noticed(job, tmp_path, monkeypatch, change):
     tampering(monkeypatch, change)
-    with pytest.raises(Exception, match=r"colours|finite") as caught:
-        run_expert(job, nothing)
-    assert type(caught.value).__name__ in ("VerificationError", "InputError")
+    found = run_experts((job,), nothing)["colours"]
+    assert isinstance(found, Failure)
+    assert found.error in ("VerificationError", "InputError")
+    assert "colours" in found.message or "finite" in found.message
     assert finished_result(tmp_path / "expert", job.spec_hash) is None
 
 
 def test_another_number_of_parameters_than_planned_is_noticed(job, tmp_path):
-    with pytest.raises(VerificationError, match=rf"{job.parameters} parameters were trained, 7 planned"):
+    with pytest.raises(TrainingFailedError, match=rf"{job.parameters} parameters were trained, 7 planned") as caught:
         run_expert(replace(job, parameters=7), nothing)
+    assert caught.value.failure.error == "VerificationError"
     assert finished_result(tmp_path / "expert", job.spec_hash) is None
 
 
 def test_answers_that_are_not_finite_are_noticed(job, monkeypatch):
     monkeypatch.setattr(expert_job, "scores_of", lambda *_: [torch.tensor([float("inf"), 0.0])])
-    with pytest.raises(VerificationError, match="not finitely"):
+    with pytest.raises(TrainingFailedError, match=r"VerificationError.*not finitely"):
         run_expert(job, nothing)
 
 
@@ -151,11 +168,136 @@ def test_a_choice_has_one_output_and_a_frozen_head_a_random_start(job, colours, 
     assert (job.classes, replace(job, data=replace(colours, kind="choice")).classes) == (3, 1)
     starts, honest = [], expert_job.fit
 
-    def fit(bank, name, *args, **more):
-        starts.append(bank.experts[name].head.weight.abs().max().item())
-        return honest(bank, name, *args, **more)
+    def fit(bank, trainees, **more):
+        starts.append(bank.experts[trainees[0].name].head.weight.abs().max().item())
+        return honest(bank, trainees, **more)
 
     monkeypatch.setattr(expert_job, "fit", fit)
     for head in ("trained", "frozen"):
-        run_expert(replace(job, head=head, train=job.train.model_copy(update={"steps": 1})), nothing)
+        train = job.train.model_copy(update={"steps": 1})
+        run_expert(replace(job, head=head, train=train, folder=f"{job.folder}-{head}"), nothing)
     assert starts[0] == 0 < starts[1]
+
+
+@pytest.fixture
+def jobs(job, animals, tmp_path):
+    other = replace(job, task="animals", data=animals, spec_hash="cd" * 32, folder=str(tmp_path / "animals"))
+    return (job, replace(other, cache=str(tmp_path / "cache")))
+
+
+def test_several_are_trained_at_once_on_one_load_of_the_base(jobs, tmp_path):
+    release()
+    before, reports = base_loads(), []
+    found = run_experts(jobs, reports.append)
+    assert base_loads() == before + 1
+    assert [found[task].metrics["base_loads"] for task in ("colours", "animals")] == [1, 0]
+    for job in jobs:
+        result = found[job.task]
+        assert result.metrics["test.accuracy"] > 0.95
+        assert finished_result(Path(job.folder), job.spec_hash) == result
+        assert not (Path(job.folder) / "checkpoints").exists()
+        states = [r.state for r in reports if r.key == job.task]
+        assert list(dict.fromkeys(states)) == ["loading", "training", "testing", "verifying"]
+    assert not resident(job.base, "cpu").bank.experts
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["tokens"]
+    assert Path(f"{jobs[0].folder}.cache").is_dir()  # which shares nothing
+
+
+def test_a_finished_expert_is_not_trained_again(job, monkeypatch):
+    result = run_expert(job, nothing)
+    (Path(job.folder) / "checkpoints").mkdir()  # stopped just before they were removed
+    monkeypatch.setattr(expert_job, "fit", lambda *_, **__: 1 / 0)
+    reports = []
+    assert run_experts((job,), reports.append) == {"colours": result}
+    assert reports == []
+    assert not (Path(job.folder) / "checkpoints").exists()
+    found = run_experts((replace(job, spec_hash="cd" * 32),), nothing)["colours"]
+    assert (found.error, found.kind) == ("ZeroDivisionError", "code")
+
+
+@pytest.mark.parametrize("name", ["expert.safetensors", "expert.json"])
+def test_a_result_beside_a_damaged_expert_does_not_count(job, name):
+    result = run_expert(job, nothing)
+    path = Path(job.folder) / name
+    data = path.read_bytes()
+    for damaged in (data[:-5], None):
+        path.unlink() if damaged is None else path.write_bytes(damaged)
+        assert finished_result(Path(job.folder), job.spec_hash) is None
+    again = run_expert(job, nothing)
+    assert again.weights_digest == result.weights_digest
+    assert path.exists()
+
+
+@pytest.mark.parametrize("fault", ["data", "adapter", "diverged", "verification"])
+def test_a_fault_of_one_is_nobody_elses(jobs, fault, tmp_path):
+    wrong = {
+        "data": replace(jobs[1], data=replace(jobs[1].data, folder=tmp_path / "nowhere")),
+        "adapter": replace(jobs[1], adapter=AdapterSpec(targets=("nothing",))),
+        "diverged": replace(jobs[1], train=jobs[1].train.model_copy(update={"lr": 1e38, "clip": 0.0})),
+        "verification": replace(jobs[1], parameters=7),
+    }[fault]
+    found = run_experts((wrong, jobs[0]), nothing)
+    assert list(found) == ["animals", "colours"]
+    assert found["animals"].kind == "code"
+    expected = {"data": "InputError", "adapter": "InputError", "diverged": "DivergedError"}
+    assert found["animals"].error == expected.get(fault, "VerificationError")
+    assert found["colours"].metrics["test.accuracy"] > 0.95
+    assert not resident(wrong.base, "cpu").bank.experts
+    again = run_experts((jobs[1], jobs[0]), nothing)  # mended: only the one that failed is trained
+    assert again["colours"] == found["colours"]
+    if fault != "diverged":
+        assert again["animals"].metrics["test.accuracy"] > 0.95
+
+
+@pytest.mark.parametrize(("error", "kind"), [(MemoryError("gone"), "memory"), (OSError(5, "I/O error"), "system")])
+def test_what_goes_wrong_around_them_is_the_failure_of_all_that_are_not_finished(jobs, error, kind, monkeypatch):
+    done = run_expert(jobs[0], nothing)
+    third = replace(jobs[1], task="third", spec_hash="ef" * 32, folder=f"{jobs[1].folder}3")
+    taken, honest = [], gradients.score
+
+    def failing(*args, **more):
+        taken.append(1)
+        if len(taken) > 25:
+            raise error
+        return honest(*args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gradients, "score", failing)
+        found = run_experts((*jobs, third), nothing)
+    assert found["colours"] == done
+    assert found["animals"] == found["third"]
+    assert (found["third"].kind, found["third"].error) == (kind, type(error).__name__)
+    reports = []
+    again = run_experts((*jobs, third), reports.append)
+    assert {r.step for r in reports if r.state == "training"} == set(range(21, 61))  # from the checkpoint on
+    assert again["third"].metrics["test.accuracy"] > 0.95
+
+
+@pytest.mark.parametrize(("first_layer", "budget", "asked"), [(1, 10**9, True), (1, 0, False), (0, 10**9, False)])
+def test_trunk_states_are_opened_where_there_is_a_trunk_and_room(job, monkeypatch, first_layer, budget, asked):
+    seen = []
+
+    def open_trunk(bank, rows, **more):
+        more["report"](Progress("trunk", 1, 2))
+        seen.append((more["split"], more["depth"], more["budget"], more["cache"], more["fingerprint"], more["pad_id"]))
+        return InMemory(bank, rows, more["pad_id"])
+
+    monkeypatch.setattr(expert_job, "open_trunk", open_trunk)
+    spec = AdapterSpec(rank=4, alpha=8.0, first_layer=first_layer)
+    count = count_parameters(plan_groups(load_body(job.base), spec))
+    job, reports = replace(job, adapter=spec, parameters=count, trunk_bytes=budget), []
+    result = run_expert(job, reports.append)
+    splits = ["train", "validation", "test"] if asked else []
+    assert seen == [(s, 1, 10**9, job.cache_folder, job.data.fingerprint, 0) for s in splits]
+    assert result.metrics["test.accuracy"] > 0.9
+    assert len([r for r in reports if (r.state, r.key) == ("trunk", "colours")]) == len(splits)
+
+
+def test_the_cache_of_trunk_states_changes_no_answer(job, tmp_path):
+    spec = AdapterSpec(rank=4, alpha=8.0, first_layer=1)
+    job = replace(job, adapter=spec, parameters=count_parameters(plan_groups(load_body(job.base), spec)))
+    kept = replace(job, trunk_bytes=10**9, folder=f"{job.folder}-kept", cache=str(tmp_path / "cache"))
+    one, other = run_expert(job, nothing), run_expert(kept, nothing)
+    assert (tmp_path / "cache" / "trunk").is_dir()
+    for key in ("validation.accuracy", "validation.loss", "test.accuracy", "test.loss", "best_step"):
+        assert other.metrics[key] == pytest.approx(one.metrics[key], abs=1e-4)

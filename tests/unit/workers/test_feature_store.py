@@ -8,15 +8,37 @@ from ttmoe.base import load_body, load_tokenizer
 from ttmoe.encoding import collate, encode_inputs, pad_id_of
 from ttmoe.features import FeatureSpec, router_features
 from workers import feature_store
-from workers.batches import as_input
-from workers.feature_store import compute_features, feature_path, load_features
+from workers.batches import Rows, as_input
+from workers.bench import resident
+from workers.feature_store import SPLITS, compute_features, feature_path, load_features
 from workers.prepared import load_split
+from workers.token_store import rows_of
+from workers.trunk_cache import open_trunk
 
 SPEC = FeatureSpec("all", "mean")
 
 
-def compute(base, data, cache, rows=50, report=lambda progress: None):
-    return compute_features(base, data, SPEC, rows, cache, threads=1, device="cpu", report=report)
+def compute(base, data, cache, rows=50, report=lambda progress: None, spec=SPEC, depth=0):
+    return compute_features(base, data, spec, rows, cache, threads=1, device="cpu", report=report, depth=depth)
+
+
+def keep_trunk(base, data, cache, depth, splits=SPLITS):
+    """What training leaves behind."""
+    bench = resident(base, "cpu")
+    for split in splits:
+        rows = rows_of(base, bench.tokenizer, data, split, cache)
+        assert open_trunk(bench.bank, rows, base=base, fingerprint=data.fingerprint, split=split, depth=depth,
+                          pad_id=bench.pad_id, cache=cache, budget=10**9, report=lambda progress: None)  # fmt: skip
+
+
+@pytest.fixture
+def layers_run(base):
+    """The numbers of the layers that the resident base ran, in order."""
+    seen, layers = [], resident(base, "cpu").bank.trunk(0).layers
+    hooks = [layer.attention.register_forward_hook(lambda *_, i=i: seen.append(i)) for i, layer in enumerate(layers)]
+    yield seen
+    for hook in hooks:
+        hook.remove()
 
 
 def test_each_row_has_its_own_features_in_order(base, colours, tmp_path):
@@ -42,7 +64,7 @@ def test_nothing_is_computed_twice(base, colours, tmp_path, monkeypatch):
     def load(*_):
         raise AssertionError("the base was loaded again")
 
-    monkeypatch.setattr(feature_store, "load_body", load)
+    monkeypatch.setattr(feature_store, "resident", load)
     assert compute(base, colours, tmp_path) == path
     assert path.stat().st_mtime_ns == written
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # and no scrap is left
@@ -80,3 +102,53 @@ def test_a_write_that_was_stopped_leaves_no_features(base, colours, tmp_path, mo
         with pytest.raises(KeyboardInterrupt):
             compute(base, colours, tmp_path)
     assert load_features(compute(base, colours, tmp_path))["train"].shape[0] == 50
+
+
+@pytest.mark.parametrize("layers", ["all", "last", "embeddings", (2, 0), (1,)])
+@pytest.mark.parametrize("depth", [1, 2])
+def test_features_from_a_kept_trunk_are_the_same(base, colours, tmp_path, layers_run, layers, depth):
+    spec = FeatureSpec(layers, "mean")
+    plain = load_features(compute(base, colours, tmp_path / "plain", spec=spec))
+    keep_trunk(base, colours, tmp_path, depth)
+    layers_run.clear()
+    kept = load_features(compute(base, colours, tmp_path, spec=spec, depth=depth))
+    assert len([layer for layer in layers_run if layer < depth]) <= 1  # a trunk asks one layer, once, what it returns
+    for split in SPLITS:
+        torch.testing.assert_close(kept[split], plain[split], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", [FeatureSpec("all", "last"), FeatureSpec("last", "last")])
+def test_what_is_kept_with_other_pooling_serves_above_only(base, colours, tmp_path, layers_run, spec):
+    plain = load_features(compute(base, colours, tmp_path / "plain", spec=spec))
+    keep_trunk(base, colours, tmp_path, 1)
+    layers_run.clear()
+    kept = load_features(compute(base, colours, tmp_path, spec=spec, depth=1))
+    assert layers_run.count(1) > 1
+    assert layers_run.count(0) <= 1 if spec.layers == "last" else layers_run.count(0) == layers_run.count(1)
+    for split in SPLITS:
+        torch.testing.assert_close(kept[split], plain[split], rtol=0, atol=1e-5)
+
+
+def test_a_split_whose_trunk_is_not_kept_takes_the_whole_way(base, colours, tmp_path, layers_run):
+    plain = load_features(compute(base, colours, tmp_path / "plain"))
+    keep_trunk(base, colours, tmp_path, 1, splits=("train",))
+    made = list((tmp_path / "trunk").glob("[!.]*"))
+    layers_run.clear()
+    kept = load_features(compute(base, colours, tmp_path, depth=1))
+    assert 1 < layers_run.count(0) < layers_run.count(1)
+    for split in SPLITS:
+        torch.testing.assert_close(kept[split], plain[split], rtol=0, atol=1e-5)
+    assert list((tmp_path / "trunk").glob("[!.]*")) == made  # none was made for this
+
+
+def test_of_a_choice_the_router_reads_the_whole(base, colours, tmp_path, monkeypatch):
+    def choices(*args, original=rows_of):
+        rows = original(*args)
+        return Rows([replace(item, options=(item.whole, item.whole)) for item in rows.items], rows.labels)
+
+    plain = load_features(compute(base, colours, tmp_path / "plain"))
+    monkeypatch.setattr(feature_store, "rows_of", choices)
+    monkeypatch.setitem(globals(), "rows_of", choices)
+    keep_trunk(base, colours, tmp_path, 1)
+    kept = load_features(compute(base, colours, tmp_path, depth=1))
+    assert all(torch.equal(kept[split], plain[split]) for split in SPLITS)

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
+from itertools import islice
 
 import pytest
 import tiny
 import torch
+from torch.nn import functional as F
 
+from ttmoe import recomputing
 from ttmoe.adapter import AdapterSpec
 from ttmoe.bank import Bank
 from ttmoe.base import load_body, load_tokenizer
-from ttmoe.encoding import pad_id_of
-from workers import training
-from workers.batches import tokenise
+from ttmoe.encoding import collate, pad_id_of, pool
+from workers import gradients, training
+from workers.batches import tokenise, training_batches
 from workers.evaluation import evaluate
 from workers.examples import Example
+from workers.gradients import expert_loss
 from workers.prepared import load_split
 from workers.settings import Train
-from workers.training import DivergedError, expert_loss, fit, learning_rate
+from workers.trainee import Trainee, learning_rate
+from workers.training import TrainingFailedError, fit_one
 
 SPEC = AdapterSpec(rank=4, alpha=8.0)
 QUICK = Train(steps=60, batch_size=16, eval_every=20, seed=0, lr=1e-2, head_lr=1e-2)
@@ -37,8 +43,10 @@ class Bench:
         self.expert = self.bank.add("x", spec, classes, draw, random_head=head == "frozen")
 
     def fit(self, settings=QUICK):
-        return fit(self.bank, "x", self.rows["train"], self.rows["validation"], settings, head=self.head,
-                   pad_id=self.pad_id, report=self.reports.append)  # fmt: skip
+        return fit_one(self.bank, self.trainee(settings), pad_id=self.pad_id, report=self.reports.append)
+
+    def trainee(self, settings=QUICK):
+        return Trainee("x", self.rows["train"], self.rows["validation"], settings, self.head)
 
     @property
     def losses(self):
@@ -164,9 +172,11 @@ def test_every_step_is_reported(base, text):
 def test_a_loss_that_is_no_number_stops_it(base, text):
     bench = Bench(base, text, 3)
     torch.nn.init.constant_(bench.expert.head.bias, math.nan)
-    with pytest.raises(DivergedError, match=r"'x' is nan at step 1: lower train.lr \(now 0.01\)"):
+    with pytest.raises(TrainingFailedError, match=r"'x' is nan at step 1: lower train.lr \(now 0.01\)") as caught:
         bench.fit()
+    assert caught.value.failure.error == "DivergedError"
     assert bench.reports == []
+    assert all(torch.isfinite(p).all() for p in bench.expert.adapter.parameters())
 
 
 def test_clipping_bounds_the_gradients(base, text, monkeypatch):
@@ -177,6 +187,151 @@ def test_clipping_bounds_the_gradients(base, text, monkeypatch):
     assert seen == [(len(list(bench.expert.parameters())), 0.5)] * 2
     bench.fit(QUICK.model_copy(update={"steps": 2, "clip": 0.0}))
     assert len(seen) == 2
+
+
+def plain_loop(bench, settings):
+    """The losses of a loop as anybody would write it; the expert is left as the last step leaves it."""
+    bank, expert, rows = bench.bank, bench.expert, bench.rows["train"]
+    expert.head.dropout = settings.head_dropout
+    bank.eval()
+    with torch.no_grad():
+        states = []
+        for start in range(0, min(256, len(rows)), 64):
+            inputs = collate([item.whole for item in rows.items[:256][start : start + 64]], bench.pad_id)
+            states.append(pool(bank.model(**inputs).last_hidden_state, inputs["attention_mask"], bank.pooling))
+        expert.head.fit_scale(torch.cat(states))
+    torch.manual_seed(settings.seed)
+    groups = [{"params": list(expert.adapter.parameters()), "lr": settings.lr},
+              {"params": list(expert.head.parameters()), "lr": settings.head_lr}]  # fmt: skip
+    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, settings))
+    bank.train()
+    losses = []
+    batches = islice(training_batches(rows, settings.batch_size, settings.seed), settings.steps)
+    for batch in batches:
+        scores = bank(collate([rows.items[i].whole for i in batch], bench.pad_id), "x")
+        loss = F.cross_entropy(scores, torch.tensor([rows.labels[i] for i in batch]))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(expert.parameters(), settings.clip)
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_one_expert_is_trained_as_by_a_plain_loop_to_the_last_bit(base, text, first):
+    spec = AdapterSpec(rank=4, alpha=8.0, dropout=0.1, first_layer=first)
+    settings = QUICK.model_copy(update={"steps": 25, "eval_every": 25, "weight_decay": 0.1})
+    bench, plain = Bench(base, text, 3, spec=spec), Bench(base, text, 3, spec=spec)
+    bench.fit(settings)
+    assert bench.losses == plain_loop(plain, settings)
+    assert same(state(bench.expert), state(plain.expert))
+
+
+def test_micro_batches_add_up_to_the_gradient_of_the_whole(base, text):
+    settings = QUICK.model_copy(update={"steps": 12, "head_dropout": 0.0})
+    runs = []
+    for micro in (None, 5, 1):  # 5 does not divide 16
+        bench = Bench(base, text, 3)
+        bench.fit(settings.model_copy(update={"micro_batch": micro}))
+        runs.append((torch.tensor(bench.losses), state(bench.expert)))
+    for losses, weights in runs[1:]:
+        torch.testing.assert_close(losses, runs[0][0], rtol=1e-5, atol=1e-5)
+        assert all(torch.allclose(weights[key], runs[0][1][key], atol=1e-4) for key in weights)
+
+
+def test_micro_batches_bound_the_rows_that_go_through_the_model(base, text, monkeypatch):
+    sizes, honest = [], gradients.score
+
+    def counted(bank, items, *args, **more):
+        sizes.append(len(items))
+        return honest(bank, items, *args, **more)
+
+    monkeypatch.setattr(gradients, "score", counted)
+    bench = Bench(base, text, 3)
+    bench.fit(QUICK.model_copy(update={"steps": 2, "micro_batch": 6}))
+    assert sizes == [6, 6, 4] * 2
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_recomputed_layers_change_nothing_and_are_off_afterwards(base, text, monkeypatch, first):
+    spec = AdapterSpec(rank=4, alpha=8.0, dropout=0.1, first_layer=first)
+    seen, honest = [], recomputing._Remembering.__call__
+
+    def counted(*args, **more):
+        seen.append(1)
+        return honest(*args, **more)
+
+    monkeypatch.setattr(recomputing._Remembering, "__call__", counted)
+    runs = []
+    for wanted in (False, True):
+        bench = Bench(base, text, 3, spec=spec)
+        bench.fit(QUICK.model_copy(update={"steps": 8, "checkpointing": wanted}))
+        runs.append((bench.losses, state(bench.expert)))
+        assert bool(seen) == wanted
+        assert not any(getattr(part, "gradient_checkpointing", False) for part in bench.bank.model.modules())
+    assert runs[0][0] == runs[1][0]
+    assert same(runs[0][1], runs[1][1])
+
+
+def test_tokens_are_counted(base, text):
+    bench, settings = Bench(base, text, 3), QUICK.model_copy(update={"steps": 9})
+    found, rows = bench.fit(settings), bench.rows["train"]
+    batches = list(islice(training_batches(rows, 16, 0), 9))
+    real = sum(rows.lengths[i] for batch in batches for i in batch)
+    processed = sum(len(batch) * max(rows.lengths[i] for i in batch) for batch in batches)
+    assert found.tokens == [real, processed]
+    assert found.metrics()["tokens.real_share"] == real / processed > 0.85
+    assert found.metrics()["tokens.per_second"] == pytest.approx(real / found.seconds)
+
+
+def test_batches_by_tokens_train_too(base, text):
+    bench = Bench(base, text, 3)
+    bench.fit(QUICK.model_copy(update={"batch_tokens": 90}))
+    assert bench.accuracy() > 0.95
+
+
+class InMemory:
+    """Trunk states as a test would keep them."""
+
+    def __init__(self, bank, rows, pad_id, depth=1):
+        self.depth, self.asked = depth, 0
+        self.kept = []
+        for item in rows.items:
+            for tokens in item.options or (item.whole,):
+                self.kept.append(bank.trunk(depth).states(collate([tokens], pad_id))[0])
+
+    def gather(self, sequences, device):
+        self.asked += len(sequences)
+        return torch.nn.utils.rnn.pad_sequence([self.kept[i] for i in sequences], batch_first=True)
+
+
+UPPER = AdapterSpec(rank=4, alpha=8.0, first_layer=1)
+
+
+@pytest.mark.parametrize("base_dropout", [0.0, 0.3])
+def test_kept_trunk_states_give_the_losses_of_recomputed_ones(base, text, base_dropout):
+    """Also where the base has dropout: the trunk is without, kept or not."""
+    runs = []
+    for kept in (False, True):
+        bench = Bench(base, text, 3, spec=UPPER)
+        for part in bench.bank.model.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = base_dropout
+        bench.bank.eval()
+        if kept:
+            bench.rows = {split: replace(rows, states=InMemory(bench.bank, rows, bench.pad_id))
+                          for split, rows in bench.rows.items()}  # fmt: skip
+        found = bench.fit(QUICK.model_copy(update={"steps": 20}))
+        runs.append((torch.tensor(bench.losses), found.best, bench.accuracy()))
+    taken = islice(training_batches(bench.rows["train"], 16, 0), 20)
+    assert bench.rows["train"].states.asked == sum(map(len, taken))
+    assert bench.rows["validation"].states.asked == len(bench.rows["validation"])
+    torch.testing.assert_close(runs[1][0], runs[0][0], rtol=0, atol=1e-6)
+    assert runs[1][1] == pytest.approx(runs[0][1], abs=1e-6)
+    assert runs[1][2] == runs[0][2]
 
 
 @pytest.mark.parametrize(

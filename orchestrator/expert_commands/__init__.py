@@ -1,0 +1,1 @@
+"""What ``ttmoe experts`` does, a module for each verb. ``orchestrator/experts.py`` lists and promotes."""

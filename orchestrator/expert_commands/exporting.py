@@ -1,0 +1,72 @@
+"""``ttmoe experts export``: an expert as a folder to take elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator.expert_commands.choosing import choose_version, label_of
+from orchestrator.expert_commands.library_base import base_of
+from orchestrator.expert_commands.probing import ProbeBench
+from orchestrator.library import open_library
+from orchestrator.registry import Registry, Version
+from ttmoe.errors import InputError
+from ttmoe.expert_files import MANIFEST, WEIGHTS, load_expert
+from ttmoe.interchange import export_lora
+from ttmoe.interchange.layout import CONFIG, HEAD
+from ttmoe.interchange.layout import WEIGHTS as LORA_WEIGHTS
+
+WRITTEN = {"ttmoe": (WEIGHTS, MANIFEST), "peft": (HEAD, MANIFEST, LORA_WEIGHTS, CONFIG)}
+
+
+def export_expert(
+    root: Path,
+    library: str | None,
+    name: str,
+    number: int | None,
+    folder: Path,
+    form: str,
+    force: bool,
+    console: Console,
+) -> None:
+    """Write an expert as a standard LoRA adapter (``peft``), or as its own two files (``ttmoe``).
+
+    Raises InputError for a folder that holds something, unless ``force``; files of either form are then replaced,
+    others left alone.
+    """
+    if form not in WRITTEN:
+        raise InputError(f"there is no format {form!r}", where="--format", fix=f"one of {', '.join(WRITTEN)}")
+    registry, found = open_library(root, library)
+    version = choose_version(registry, found, name, number)
+    if folder.exists() and not folder.is_dir():
+        raise InputError("a file has that name", where=str(folder), fix="name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        raise InputError(
+            "the folder is not empty", where=str(folder), fix="name another, or write into it with --force"
+        )
+    write = _write_lora if form == "peft" else _write_expert
+    write(registry, version, folder)
+    console.print(f"{label_of(version)} is in {folder}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _write_lora(registry: Registry, version: Version, folder: Path) -> None:
+    bench = ProbeBench.open(base_of(registry, version))
+    manifest = load_expert(bench.bank, registry.fetch(version), bench.base.digest, name=version.task)
+    _clear(folder)
+    export_lora(bench.bank, version.task, folder, manifest=manifest)
+
+
+def _write_expert(registry: Registry, version: Version, folder: Path) -> None:
+    source = registry.fetch(version)
+    _clear(folder)
+    for name in WRITTEN["ttmoe"]:  # the manifest last: a folder that has one is whole
+        shutil.copyfile(source / name, folder / name)
+
+
+def _clear(folder: Path) -> None:
+    """Without the files of an earlier export: of two forms in one folder nobody could say which one counts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in {name for names in WRITTEN.values() for name in names}:
+        (folder / name).unlink(missing_ok=True)

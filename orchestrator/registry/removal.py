@@ -1,0 +1,54 @@
+"""Removing versions: from the registry for good, their runs so that MLflow can restore them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection
+from typing import Any
+
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from orchestrator.registry.folders import fetched_place
+from orchestrator.registry.store import Store, pages
+from orchestrator.registry.versions import model_name
+
+
+def remove_versions(store: Store, library: str, task: str, numbers: Collection[int]) -> None:
+    """Remove these versions of a task, and the registered model when it keeps none.
+
+    Their runs are deleted unless a version that stays came from them; so the next ``ttmoe run`` finds neither,
+    and trains again. Runs go first: whoever is interrupted still finds the versions, and repeats.
+    """
+    name, client = model_name(library, task), store.client
+    there = list(pages(lambda token: client.search_model_versions(f"name = '{name}'", page_token=token)))
+    gone = [version for version in there if int(version.version) in numbers]
+    for version in gone:
+        _delete_run(store, version, gone)
+        shutil.rmtree(fetched_place(store, name, int(version.version), version.source or ""), ignore_errors=True)
+    if len(gone) == len(there):
+        _if_there(lambda: client.delete_registered_model(name))
+        return
+    for version in gone:
+        client.delete_model_version(name, version.version)
+
+
+def _delete_run(store: Store, version: ModelVersion, gone: list[ModelVersion]) -> None:
+    if not version.run_id:
+        return
+    going = {(each.name, int(each.version)) for each in gone}
+    users = store.client.search_model_versions(f"run_id = '{version.run_id}'")
+    if all((user.name, int(user.version)) in going for user in users):
+        run = _if_there(lambda: store.client.get_run(str(version.run_id)))
+        if run is not None and run.info.lifecycle_stage == "active":
+            store.client.delete_run(version.run_id)
+
+
+def _if_there(call: Callable[[], Any]) -> Any:
+    """What ``call`` gives, or None where MLflow has no such thing (any more)."""
+    try:
+        return call()
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+    return None

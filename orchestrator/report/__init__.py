@@ -1,0 +1,12 @@
+"""The report of a run: collected from the record, written as one HTML page.
+
+``write_report(path, collect(plan, registry, run_id, incidents, usage))`` is its whole surface.
+"""
+
+from __future__ import annotations
+
+from orchestrator.report.collect import collect
+from orchestrator.report.content import Curve, ExpertRow, Report, Routing, Search, Usage
+from orchestrator.report.page import write_report
+
+__all__ = ["Curve", "ExpertRow", "Report", "Routing", "Search", "Usage", "collect", "write_report"]

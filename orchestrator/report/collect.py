@@ -1,0 +1,200 @@
+"""A report's content from the plan and the record."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from orchestrator.incidents import EXPERTS, Incident
+from orchestrator.loading import resolved_yaml
+from orchestrator.plan import ExpertPlan, Plan
+from orchestrator.registry import Registry, RunRecord, Version
+from orchestrator.report.content import Curve, ExpertRow, Points, Report, Routing, Search, Usage
+
+CURVES = 60  # experts whose histories are read, two queries each
+POINTS = 200  # of a curve
+READING = 10.0  # seconds for the histories; the store gives whole ones, and the worst and slowest come first
+_STATES = {"FINISHED": "registered", "FAILED": "failed", "KILLED": "stopped", "RUNNING": "stopped"}
+
+
+def collect(
+    plan: Plan,
+    registry: Registry,
+    run_id: str,
+    incidents: Iterable[Incident] = (),
+    usage: Usage | None = None,
+    *,
+    router_hash: str | None = None,
+    status: str | None = None,
+) -> Report:
+    """The report of a run, whatever came of it.
+
+    ``router_hash`` is the router's where it is not the plan's own, ``status`` what the run is about to end with: until
+    then its record says RUNNING.
+    """
+    library, run, incidents = plan.layout.library, registry.run_record(run_id), tuple(incidents)
+    children = {child.tags.get("task", ""): child for child in registry.child_runs(library, run_id)}
+    versions = {(each.task, each.spec_hash): each for each in registry.experts(library, every=True)}
+    router = registry.find_router(library, router_hash or plan.router_hash)
+    evaluation = _evaluation(registry, router)
+    rows = _rows(plan, versions, children, evaluation, incidents)
+    sources = {row.task: _run_of(row, plan, versions, children) for row in rows}
+    return Report(
+        library=library,
+        status=status or run.status,
+        base=plan.base.id,
+        base_digest=plan.base.digest,
+        version=run.tags.get("version", ""),
+        commit=run.tags.get("mlflow.source.git.commit", ""),
+        began=run.began,
+        seconds=((run.ended or datetime.now(UTC)) - run.began).total_seconds(),
+        experts=rows,
+        curves=_curves(registry, rows, sources),
+        incidents=incidents,
+        routing=_routing(router, evaluation),
+        search=_search(plan, registry),
+        usage=usage or Usage(),
+        config=resolved_yaml(plan.config),
+        facts=_facts(run),
+    )
+
+
+def _rows(
+    plan: Plan,
+    versions: Mapping[tuple[str, str], Version],
+    children: Mapping[str, RunRecord],
+    evaluation: Mapping[str, Any],
+    incidents: Iterable[Incident],
+) -> tuple[ExpertRow, ...]:
+    failures = Counter(incident.key for incident in incidents if incident.stage.startswith(EXPERTS))
+    return tuple(
+        _row(task, expert, versions.get((task, expert.job.spec_hash)), children.get(task), evaluation, failures[task])
+        for task, expert in plan.experts.items()
+    )
+
+
+def _row(
+    task: str,
+    expert: ExpertPlan,
+    version: Version | None,
+    child: RunRecord | None,
+    evaluation: Mapping[str, Any],
+    failures: int,
+) -> ExpertRow:
+    metrics: Mapping[str, float] = version.metrics if version else child.metrics if child else {}
+    state = _state(version, child)
+    test = evaluation.get("tasks", {}).get(task)
+    steps = metrics.get("steps") or (child.steps.get("train.loss") if child else None)
+    ended = state in ("registered", "cached")
+    return ExpertRow(
+        task=task,
+        state=state,
+        version=version.version if version else None,
+        classes=len(expert.job.data.label_names) or None,
+        majority=expert.job.data.majority,
+        accuracy=metrics.get("test.accuracy"),
+        routed=test["answered_right"] / test["rows"] if test and test["rows"] else None,
+        parameters=expert.job.parameters,
+        lora_parameters=expert.lora_parameters,
+        steps=int(steps) if steps else None,
+        seconds=metrics.get("seconds.job", metrics.get("seconds.training")),
+        attempts=failures + 1 if ended else max(1, failures),
+        error=child.tags.get("error", "") if child and not ended else "",
+    )
+
+
+def _state(version: Version | None, child: RunRecord | None) -> str:
+    if version:
+        return "registered" if child else "cached"
+    return _STATES[child.status] if child else "waiting"
+
+
+def _run_of(
+    row: ExpertRow, plan: Plan, versions: Mapping[tuple[str, str], Version], children: Mapping[str, RunRecord]
+) -> str | None:
+    """The run that holds the expert's history: of a cached one, the run that made it."""
+    if row.task in children:
+        return children[row.task].run_id
+    version = versions.get((row.task, plan.experts[row.task].job.spec_hash))
+    return version.run_id if version else None
+
+
+def _curves(registry: Registry, rows: Sequence[ExpertRow], sources: Mapping[str, str | None]) -> tuple[Curve, ...]:
+    found: list[Curve] = []
+    began = time.monotonic()
+    for row in worth_a_curve(rows, CURVES):
+        if time.monotonic() - began > READING:
+            break
+        if run_id := sources[row.task]:
+            loss = thinned(registry.metric_history(run_id, "train.loss"), POINTS, _mean)
+            accuracy = thinned(registry.metric_history(run_id, "validation.accuracy"), POINTS, _last)
+            found += [Curve(row.task, loss, accuracy)] if loss or accuracy else []
+    return tuple(found)
+
+
+def worth_a_curve(rows: Sequence[ExpertRow], count: int) -> list[ExpertRow]:
+    """All of a few; of many, half are the slowest and the worst, the others are spread evenly over the rest."""
+    began = [row for row in rows if row.state != "waiting"]
+    if len(began) <= count:
+        return began
+    worst = sorted(began, key=lambda row: row.accuracy if row.accuracy is not None else 2.0)[: count // 4]
+    slowest = sorted(began, key=lambda row: -(row.seconds or 0))[: count // 4]
+    first = list({row.task: row for row in [*worst, *slowest]}.values())
+    names = {row.task for row in first}
+    rest = [row for row in began if row.task not in names]
+    wanted = count - len(first)
+    return first + [rest[i * len(rest) // wanted] for i in range(wanted)]
+
+
+def thinned(points: Sequence[tuple[int, float]], count: int, choose: Callable[[Sequence[float]], float]) -> Points:
+    """At most ``count`` points: each stands for a stretch of equal length, at its last step."""
+    size = -(-len(points) // count) if points else 1
+    parts = [points[start : start + size] for start in range(0, len(points), size)]
+    return tuple((float(part[-1][0]), choose([value for _, value in part])) for part in parts)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _last(values: Sequence[float]) -> float:
+    return values[-1]
+
+
+def _evaluation(registry: Registry, router: Version | None) -> dict[str, Any]:
+    from orchestrator.stage2 import EVALUATION
+
+    return json.loads(registry.read_file(router, EVALUATION)) if router else {}
+
+
+def _routing(router: Version | None, evaluation: Mapping[str, Any]) -> Routing | None:
+    if router is None:
+        return None
+    return Routing(
+        router.version,
+        evaluation["routing_accuracy"],
+        sum(test["rows"] for test in evaluation["tasks"].values()),
+        tuple(evaluation["confusion_tasks"]),
+        tuple(tuple(row) for row in evaluation["confusion"]),
+    )
+
+
+def _search(plan: Plan, registry: Registry) -> Search | None:
+    from orchestrator.search import TRIALS
+
+    if plan.config.search is None or plan.search_hash is None:
+        return None
+    folder = registry.search_artifacts(plan.layout.library, plan.search_hash)
+    if folder is None:
+        return None
+    record = json.loads((folder / TRIALS).read_text())
+    return Search(record["task"], tuple(record["trials"]), tuple(record["front"]))
+
+
+def _facts(run: RunRecord) -> dict[str, str]:
+    job = run.tags.get("ray_job", "")
+    return {"run": f"{run.name} ({run.run_id})"} | ({"Ray job": job} if job else {})

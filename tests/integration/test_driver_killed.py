@@ -1,0 +1,101 @@
+"""The driver is killed after each of its changes of state in turn, and run again: the registry is as if undisturbed."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import warnings
+from pathlib import Path
+
+import pytest
+import tiny
+from lives import life, registry_content
+
+pytestmark = pytest.mark.integration
+
+CONFIG = """\
+library: tiny
+base: {folder: base, max_length: 32, dtype: float32}
+adapter: {rank: 2}
+train: {steps: 6, batch_size: 8, eval_every: 3}
+tasks:
+  colours:
+    kind: text
+    source: {path: colours.jsonl}
+    columns: {text: text}
+    label: {column: label}
+  animals:
+    kind: text
+    source: {path: animals.jsonl}
+    columns: {text: text}
+    label: {column: label}
+router: {batch_size: 32, epochs: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def start(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which everything is ready and nothing has run; the cache of prepared data is there."""
+    # Imported before the lives are forked: each would pay for it.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's, about type hints of its own
+        import mlflow.pyfunc
+
+    import orchestrator.run  # noqa: F401
+    import orchestrator.stage2  # noqa: F401
+
+    folder = tmp_path_factory.mktemp("killed") / "start"
+    shutil.copytree(base_folder, folder / "base")
+    tiny.write_texts(folder / "colours.jsonl", tiny.COLOURS, "north", 90)
+    tiny.write_texts(folder / "animals.jsonl", tiny.ANIMALS, "south", 90)
+    (folder / "tiny.yaml").write_text(CONFIG)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start: Path) -> tuple[dict, int]:
+    """The registry's content after one life, and the changes that made it."""
+    folder = _fresh(start, "undisturbed")
+    code, changes = life(folder / "tiny.yaml")
+    assert code == 0
+    content = registry_content(folder / "runs")
+    assert set(content["versions"]) == {("tiny.colours", 1), ("tiny.animals", 1), ("tiny.router", 1)}
+    return content, changes
+
+
+def test_a_second_life_changes_nothing(start, undisturbed):
+    folder = start.parent / "undisturbed"
+    code, changes = life(folder / "tiny.yaml")
+    assert (code, changes) == (0, 0)
+    assert registry_content(folder / "runs") == undisturbed[0]
+
+
+def test_killed_after_any_change_the_next_life_ends_as_if_nothing_had_been(start, undisturbed):
+    content, changes = undisturbed
+    assert changes > 40
+    for after in range(1, changes + 1):
+        folder = _fresh(start, f"killed{after}")
+        assert life(folder / "tiny.yaml", after) == (-signal.SIGKILL, after)
+        assert life(folder / "tiny.yaml")[0] == 0, after
+        assert registry_content(folder / "runs") == content, after
+
+
+def test_killed_again_and_again_it_still_comes_to_the_end(start, undisturbed):
+    """Each life is killed after three changes more than nothing; progress is made all the same."""
+    folder = _fresh(start, "again")
+    lives = 0
+    while lives < 60:
+        lives += 1
+        code, _ = life(folder / "tiny.yaml", 12)
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+    assert lives > 3
+    assert registry_content(folder / "runs") == undisturbed[0]
+
+
+def _fresh(start: Path, name: str) -> Path:
+    """A folder of its own for each: a store that this process has read stays open in the children it forks."""
+    folder = start.parent / name
+    shutil.copytree(start, folder)
+    return folder

@@ -1,0 +1,75 @@
+"""A plan of two tasks on the tiny base, and a registry of versions that were never trained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import tiny
+
+from orchestrator.config import Config
+from orchestrator.plan import Plan, make_plan
+from orchestrator.registry import Version
+from ttmoe.errors import InputError
+
+
+def plan_of(base_folder: Path, folder: Path, **sections: Any) -> Plan:
+    """The plan of the tasks colours and animals; ``sections`` replace the config's, ``tasks`` add to the entries."""
+    files = {"colours": (tiny.COLOURS, "north"), "animals": (tiny.ANIMALS, "south")}
+    tasks = {}
+    for name, (words, filler) in files.items():
+        path = folder / f"{name}.jsonl"
+        tasks[name] = tiny.text_task(path if path.exists() else tiny.write_texts(path, words, filler))
+    for name, more in sections.pop("tasks", {}).items():
+        tasks[name] = tasks[name] | more
+    whole = {"library": "tiny", "base": {"folder": str(base_folder), "dtype": "float32", "max_length": 32},
+             "adapter": {"rank": 4}, "tasks": tasks, "train": {"steps": 40},
+             "storage": {"root": str(folder / "runs")}}  # fmt: skip
+    return make_plan(Config.model_validate(whole | sections))
+
+
+def version_of(plan: Plan, task: str, number: int = 1, *, spec_tag: bool = True, **metrics: float) -> Version:
+    """The version that a run of the plan would have registered."""
+    expert = plan.experts[task]
+    tags = {"base_digest": plan.base.digest, "data_fingerprint": expert.job.data.fingerprint,
+            "method": expert.job.adapter.method, "rank": str(expert.job.adapter.rank),
+            "shape": "; ".join(f"{k}={v}" for k, v in expert.shapes.items())}  # fmt: skip
+    if spec_tag:
+        tags["spec"] = json.dumps(expert.spec)
+    return version(task, expert.job.spec_hash, number, tags, {k.replace("_", "."): v for k, v in metrics.items()})
+
+
+def version(task: str, spec_hash: str, number: int, tags: dict[str, str], metrics: dict[str, float]) -> Version:
+    return Version(f"tiny.{task}", number, "tiny", task, spec_hash, tags, metrics, (), "", "", datetime.now(UTC))
+
+
+@dataclass
+class FakeRegistry:
+    """Answers what a standing asks, and counts how often it is asked for experts."""
+
+    versions: list[Version] = field(default_factory=list)
+    champion: Version | None = None
+    lock: dict[str, str] | None = None
+    search: Path | None = None
+    asked: int = 0
+
+    def experts(self, library: str, *, every: bool = False) -> list[Version]:
+        self.asked += 1
+        return self.versions if every else []
+
+    def find_router(self, library: str, spec_hash: str) -> Version | None:
+        return self.champion if self.champion and self.champion.spec_hash == spec_hash else None
+
+    def router(self, library: str) -> Version | None:
+        return self.champion
+
+    def router_lock(self, router: Version) -> dict[str, str]:
+        if self.lock is None:
+            raise InputError("its files are gone")
+        return self.lock
+
+    def search_artifacts(self, library: str, spec_hash: str) -> Path | None:
+        return self.search

@@ -1,0 +1,311 @@
+"""The report: one page that stands alone, whatever the run came to, and what it is collected from."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import pytest
+
+from orchestrator.incidents import Incident, from_json, to_json
+from orchestrator.loading import load_config
+from orchestrator.report import Curve, ExpertRow, Report, Routing, Search, Usage, collect, write_report
+from orchestrator.report.charts import band, confusion, learning, misrouted, quality, smoothed, trials
+from orchestrator.report.collect import CURVES, POINTS, thinned, worth_a_curve
+from orchestrator.report.svg import Scale
+from workers.failure import Failure
+
+EVIL = "<script>alert(1)</script>\"'&"
+
+
+class Seen(HTMLParser):
+    """Tags and attributes of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def count(self, tag):
+        return sum(name == tag for name, _ in self.tags)
+
+
+def row(i, **more):
+    values = dict(version=1, classes=3, majority=0.4, accuracy=0.9 - i / 5000, routed=0.88, parameters=4000 + i)
+    values |= dict(lora_parameters=300_000, steps=300, seconds=40.0 + i % 7)
+    return ExpertRow(**({"task": f"task-{i}", "state": "registered"} | values | more))
+
+
+def curve(i, steps=200):
+    loss = tuple((float(s), 2 * math.exp(-s / 50)) for s in range(1, steps + 1))
+    return Curve(f"task-{i}", loss, tuple((float(s), s / steps) for s in range(50, steps + 1, 50)))
+
+
+def incident(key="task-0", message="no key 'label'", **more):
+    values = dict(when=1.78e9, stage="Stage 1", key=key, attempt=1, failure=Failure("code", "ValueError", message))
+    return Incident(**(values | dict(action="given up: the code or the data failed") | more))
+
+
+def report(count=6, **more):
+    experts = tuple(row(i) for i in range(count))
+    names = tuple(each.task for each in experts)
+    counts = tuple(tuple(50 if i == j else (i + j) % 2 for j in range(count)) for i in range(count))
+    values = dict(
+        library="lib", status="FINISHED", base="a/base", base_digest="d" * 64, version="0.1", commit="c" * 40,
+        began=datetime(2026, 5, 4, tzinfo=UTC), seconds=754.0, experts=experts,
+        curves=tuple(curve(i) for i in range(min(count, CURVES))), incidents=(incident(),),
+        routing=Routing(2, 0.98, 50 * count, names, counts), usage=Usage(4, 2, 0.9), config="library: lib\n",
+    )  # fmt: skip
+    return Report(**(values | more))
+
+
+@pytest.fixture
+def page(tmp_path):
+    def write(content):
+        path = tmp_path / "new" / "report.html"
+        write_report(path, content)
+        assert [each.name for each in path.parent.iterdir()] == ["report.html"]
+        return path.read_text()
+
+    return write
+
+
+def test_the_page_says_what_there_is_and_stands_alone(page):
+    text = page(report(search=Search("task-1", ({"parameters": 9, "accuracy": 0.5, "rank": 2},), ())))
+    for part in (
+        "a/base",
+        "dddddddddddddddd",
+        "cccccccccccc",
+        "13 min",
+        "task-5",
+        "0.880",
+        "1.33%",
+        "90.0%",
+        "4 times",
+    ):
+        assert part in text, part
+    for part in ("ValueError: no key &#39;label&#39;", "given up", "library: lib", "Search on task-1"):
+        assert part in text, part
+    seen = Seen(text)
+    assert not [tag for tag, _ in seen.tags if tag in ("link", "img", "iframe", "object")]
+    assert not [attributes for _, attributes in seen.tags if {"src", "action"} & attributes.keys()]
+    assert {attributes["href"] for tag, attributes in seen.tags if tag == "a"} == {"#incidents"}
+    assert not re.search(r"https?:|url\(|@import", text)
+    assert seen.count("svg") == 6 + 1 + 1 + 1  # curves, quality, routing, search
+
+
+def test_all_text_is_escaped(page):
+    text = page(
+        report(
+            library=EVIL, base=EVIL, config=EVIL, facts={EVIL: EVIL}, version=EVIL, status="FAILED",
+            experts=(row(0, task=EVIL), row(1, task="b", state="failed", error=EVIL)),
+            curves=(Curve(EVIL, ((1.0, 1.0),), ((1.0, 0.5),)),),
+            incidents=(
+                incident(EVIL, EVIL, stage=EVIL, action=EVIL),
+                incident(message=f"{EVIL}\n", failure=Failure("code", EVIL, EVIL, EVIL)),
+            ),
+            routing=Routing(1, 0.5, 9, (EVIL, "b"), ((1, 2), (3, 4))),
+            search=Search(EVIL, ({"parameters": 9, "accuracy": 0.5, "rank": EVIL, "factors": EVIL},), ()),
+        )
+    )  # fmt: skip
+    assert Seen(text).count("script") == 1
+    assert "<script>alert" not in text
+    assert text.count("&lt;script&gt;alert") > 12
+
+
+def test_a_password_in_the_config_stays_out(page):
+    text = page(report(config="tracking:\n  uri: postgresql://me:secret@host/db\n"))
+    assert "secret" not in text
+    assert "postgresql://***@host/db" in text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        report(1),
+        report(routing=None, incidents=(), curves=(), usage=Usage()),
+        report(
+            status="FAILED", routing=None, curves=(),
+            experts=tuple(row(i, state="failed", accuracy=None, routed=None, seconds=None) for i in range(3)),
+        ),
+        report(
+            experts=(ExpertRow("bare", "waiting"), row(1, accuracy=math.nan)),
+            curves=(Curve("bare", ((1.0, math.nan),), ()),),
+        ),
+        report(experts=()),
+    ],
+    ids=["one expert", "no router, nothing failed", "all failed", "nothing known", "no expert"],
+)  # fmt: skip
+def test_whatever_the_run_came_to_there_is_a_page(page, content):
+    text = page(content)
+    assert text.rstrip().endswith("</html>")
+    assert "nan" not in re.sub(r"<[^>]*>", "", text[text.index("<body>") : text.index("<script>")].lower())
+    assert ("not made in this run" in text) == (content.routing is None)
+
+
+def test_a_thousand_experts_make_a_small_page_soon(page):
+    failures = tuple(incident(f"task-{i}", failure=Failure("code", "E", "m", "t" * 9000)) for i in range(1000))
+    content = report(1000, incidents=failures, config="tasks:\n" + "  a: 1\n" * 10_000)
+    began = time.process_time()
+    text = page(content)
+    assert time.process_time() - began < 15
+    assert len(text.encode()) < 3_000_000
+    assert Seen(text).count("svg") == 12 + 2 + 1  # worst and slowest, bands, quality; the routing is a table
+    assert "Most frequent wrong ways" in text
+    assert "800 more" in text
+
+
+@pytest.mark.parametrize(
+    "chart",
+    [
+        learning(curve(0)),
+        learning(Curve("x", (), ())),
+        learning(Curve("x", ((5.0, math.inf), (6.0, 0.0)), ((6.0, 1.0),))),
+        band([curve(i) for i in range(20)], "loss"),
+        band([curve(0), Curve("x", (), ())], "accuracy"),
+        quality([row(0)]),
+        quality([row(i) for i in range(100)]),
+        trials([{"parameters": 5, "accuracy": 0.5}], [{"parameters": 5, "accuracy": 0.5}]),
+        confusion(Routing(1, 1.0, 0, ("a&b", "c"), ((0, 0), (0, 9)))),
+    ],
+)
+def test_every_chart_is_well_formed_and_inside_its_frame(chart):
+    root = ElementTree.fromstring(chart)
+    width, height = map(float, root.get("viewBox").split()[2:])
+    for name, limit in (("cx", width), ("cy", height), ("x", width), ("y", height)):
+        assert all(-1 <= float(each.get(name)) <= limit for each in root.iter() if each.get(name))
+    for line in root.iter("polyline"):
+        pairs = [tuple(map(float, pair.split(","))) for pair in line.get("points").split()]
+        assert all(0 <= x <= width and 0 <= y <= height for x, y in pairs)
+
+
+def test_nothing_to_show_makes_no_chart():
+    assert band([], "loss") == quality([row(0, accuracy=None)]) == trials([], []) == ""
+    many = tuple(map(str, range(40)))
+    assert confusion(Routing(1, 1.0, 9, many, tuple((0,) * 40 for _ in many))) == ""
+
+
+def test_wrong_ways_come_with_their_share():
+    routing = Routing(1, 0.9, 20, ("a", "b"), ((9, 1), (3, 7)))
+    assert misrouted(routing) == [("b", "a", 3, 0.3), ("a", "b", 1, 0.1)]
+
+
+def test_smoothing_starts_at_the_first_value_and_keeps_a_constant():
+    assert smoothed(((1.0, 4.0), (2.0, 4.0))) == ((1.0, pytest.approx(4.0)), (2.0, pytest.approx(4.0)))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log"), [(0, 1, False), (0.71, 0.93, False), (900, 40_000, True), (5, 5, True)]
+)
+def test_ticks_are_few_and_inside(low, high, log):
+    ticks = Scale(low, high, 0, 100, log).ticks(4)
+    assert 1 <= len(ticks) <= 7
+    assert all(low <= tick <= high for tick in ticks)
+
+
+def test_long_curves_are_thinned_and_keep_their_end():
+    points = [(step, float(step)) for step in range(1, 1001)]
+    thin = thinned(points, POINTS, lambda values: sum(values) / len(values))
+    assert len(thin) == POINTS
+    assert (thin[0], thin[-1]) == ((5.0, 3.0), (1000.0, 998.0))
+    assert thinned([], POINTS, sum) == ()
+
+
+def test_of_many_the_worst_and_slowest_have_their_curves():
+    rows = [row(i) for i in range(1000)]
+    rows[17], rows[400] = row(17, accuracy=0.1), row(400, seconds=999.0)
+    rows[3] = row(3, state="waiting")
+    chosen = [each.task for each in worth_a_curve(rows, CURVES)]
+    assert len(set(chosen)) == len(chosen) == CURVES
+    assert {"task-17", "task-400"} <= set(chosen)
+    assert "task-3" not in chosen
+    assert len({name for name in chosen if int(name[5:]) < 500}) > 10
+
+
+def test_incidents_come_back_as_they_were_written():
+    incidents = [incident(), incident(key="", failure=Failure("died", "E", "ü", "trace"))]
+    assert from_json(to_json(incidents)) == incidents
+    assert from_json(to_json([])) == []
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A store after a run of four tasks: made, there before, failed, and never begun; and the run's plan."""
+    from orchestrator.registry import Registry
+
+    root = tmp_path_factory.mktemp("root")
+    registry = Registry.open(f"sqlite:///{root}/mlflow.db", root / "mlartifacts")
+    folder = root / "expert"
+    folder.mkdir()
+    (folder / "expert.json").write_text("{}")
+    metrics = {"test.accuracy": 0.9, "steps": 250.0, "seconds.job": 12.0}
+    old = registry.start_run("lib", "old", {}, "", {})
+    new = registry.start_run("lib", "new", {"version": "0.1", "mlflow.source.git.commit": "ab12"}, "", {})
+    for task, parent in (("cached", old), ("made", new), ("failed", new)):
+        run = registry.expert_run("lib", parent, task, f"{task}1", {})
+        registry.log_metrics(run, [("train.loss", 1 / step, step, step) for step in range(1, 501)])
+        if task == "failed":
+            registry.tag_run(run, {"error": "ValueError: no"})
+            registry.finish_run(run, "FAILED")
+        else:
+            registry.register_expert("lib", task, f"{task}1", folder, run, {}, metrics=metrics)
+            registry.finish_run(run, "FINISHED")
+    data = SimpleNamespace(label_names=("a", "b"), majority=0.5)
+    experts = {
+        task: SimpleNamespace(job=SimpleNamespace(data=data, spec_hash=f"{task}1", parameters=10), lora_parameters=1000)
+        for task in ("made", "cached", "failed", "never")
+    }
+    base, layout = SimpleNamespace(id="base", digest="d1"), SimpleNamespace(library="lib")
+    config = load_config("quickstart", []).config.model_copy(update={"search": None})
+    plan = SimpleNamespace(config=config, layout=layout, base=base, experts=experts, router_hash="r1", search_hash=None)
+    return registry, plan, new
+
+
+@pytest.mark.integration
+def test_a_report_is_collected_from_the_record(recorded, page):
+    registry, plan, run = recorded
+    retried = [incident("made", failure=Failure("died", "E", "gone")), incident("failed"), incident("failed")]
+    found = collect(plan, registry, run, retried, Usage(3, 2), status="FAILED")
+    by_task = {each.task: each for each in found.experts}
+    assert {task: each.state for task, each in by_task.items()} == {
+        "made": "registered", "cached": "cached", "failed": "failed", "never": "waiting",
+    }  # fmt: skip
+    made = by_task["made"]
+    assert (made.version, made.accuracy, made.steps, made.seconds, made.attempts) == (1, 0.9, 250, 12.0, 2)
+    assert (made.classes, made.parameters, made.share, made.routed) == (2, 10, 0.01, None)
+    assert (by_task["failed"].attempts, by_task["failed"].error) == (2, "ValueError: no")
+    assert by_task["failed"].steps == 500
+    assert [each.task for each in found.curves] == ["made", "cached", "failed"]
+    assert len(found.curves[0].loss) == 500 // 3 + 1
+    assert (found.status, found.version, found.commit, found.routing) == ("FAILED", "0.1", "ab12", None)
+    assert "sms_spam" in found.config
+    assert "ValueError: no" in page(found)
+
+
+@pytest.mark.integration
+def test_a_router_brings_its_test(recorded, tmp_path):
+    registry, plan, run = recorded
+    evaluation = {
+        "tasks": {"made": {"rows": 10, "answered_right": 8, "routed_right": 9}},
+        "routing_accuracy": 0.9,
+        "confusion": [[9, 1], [0, 10]],
+        "confusion_tasks": ["made", "cached"],
+    }
+    folder = tmp_path / "router"
+    folder.mkdir()
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    registry.register_router("lib", "r2", folder, {}, run, {})
+    found = collect(plan, registry, run, router_hash="r2")
+    assert found.routing == Routing(1, 0.9, 10, ("made", "cached"), ((9, 1), (0, 10)))
+    assert {each.task: each.routed for each in found.experts}["made"] == 0.8
+    assert replace(found, routing=None) != found

@@ -1,0 +1,170 @@
+"""``ttmoe status``: what the record says of a run, in words that fit the screen."""
+
+from __future__ import annotations
+
+import io
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from orchestrator.cli import app
+from orchestrator.library_lock import library_lock
+from orchestrator.status import ExpertStatus, Status, driver_here, read_status, seconds_left, show_status
+from orchestrator.status_screen import draw_status
+from ttmoe.errors import InputError
+
+NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
+
+
+def made(experts: tuple[ExpertStatus, ...], **more) -> Status:
+    values = dict(
+        library="lib", run="run 1", status="RUNNING", began=NOW - timedelta(minutes=10), ended=None, version="0.1",
+        commit="", experts=experts, cached=0, router="", search=False, driver=77, left=300.0, run_id="abc",
+    )  # fmt: skip
+    return Status(**(values | more))
+
+
+def shown(status: Status) -> str:
+    return draw_status(status, NOW).plain
+
+
+def test_a_few_experts_have_a_line_each():
+    text = shown(
+        made(
+            (
+                ExpertStatus("trec", "training", 120, 300, 0.5, 0.81),
+                ExpertStatus("spam", "waiting"),
+                ExpertStatus("bad", "failed", error="ValueError: \x1b[2Jno rows\nmore"),
+            ),
+            cached=2,
+            search=True,
+            router="under way",
+        )
+    )
+    assert "3 experts to make: 1 training, 1 waiting, 1 failed (2 were there), and a search" in text
+    assert "trec  training    step 120/300        loss 0.500   accuracy 0.810" in text
+    assert "bad: ValueError: [2Jno rows\n" in text
+    assert "10 min ago, experts ready in about 5 min" in text
+    assert "process 77" in text
+    assert text.endswith("router: under way")
+
+
+def test_a_thousand_fit_a_screen():
+    experts = [ExpertStatus(f"t{i}", "registered") for i in range(700)]
+    experts += [ExpertStatus(f"a{i}", "training", i + 1, 300) for i in range(40)]
+    experts += [ExpertStatus(f"f{i}", "failed", error="x") for i in range(60)]
+    experts += [ExpertStatus(f"w{i}", "waiting") for i in range(200)]
+    text = shown(made(tuple(experts)))
+    assert "1000 experts to make: 700 registered, 40 training, 200 waiting, 60 failed" in text
+    assert "… and 20 more under way" in text
+    assert "… and 40 more (`ttmoe status --json`" in text
+    assert len(text.splitlines()) < 55
+
+
+def test_no_driver_here_is_said_in_words_and_only_while_it_matters():
+    assert "no driver on this machine:\n  it runs elsewhere, or it died" in shown(made((), driver=None))
+    ended = shown(made((), driver=None, status="FINISHED", ended=NOW, left=None))
+    assert "driver" not in ended
+    assert "took 10 min" in ended
+
+
+def test_the_driver_is_found_by_its_lock(tmp_path):
+    home = tmp_path / "lib"
+    assert driver_here(home) is None
+    with library_lock(home):
+        assert driver_here(home) == int((home / "driver.lock").read_text())
+    assert driver_here(home) is None
+    with library_lock(home):  # looking took nothing away
+        pass
+
+
+def test_time_left_follows_the_share_that_is_done():
+    half = ExpertStatus("a", "training", 150, 300)
+    assert seconds_left((half, half), 60.0) == 60.0
+    assert seconds_left((ExpertStatus("a", "failed"), ExpertStatus("b", "waiting")), 60.0) == 60.0
+    assert seconds_left((ExpertStatus("a", "waiting"),), 60.0) is None
+    assert seconds_left((), 60.0) is None
+
+
+def test_the_command_hands_on_its_options(monkeypatch):
+    calls = []
+    monkeypatch.setattr("orchestrator.status.show_status", lambda *arguments, **more: calls.append((arguments, more)))
+    assert CliRunner().invoke(app, ["status"]).exit_code == 0
+    assert CliRunner().invoke(app, ["status", "--root", "there", "--library", "mine", "--json"]).exit_code == 0
+    assert [(arguments[:2], more) for arguments, more in calls] == [
+        ((Path("runs"), None), {"as_json": False}),
+        ((Path("there"), "mine"), {"as_json": True}),
+    ]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A store with a run in the middle of its work, and an older one."""
+    from orchestrator.registry import Registry
+
+    root = tmp_path_factory.mktemp("root")
+    registry = Registry.open(f"sqlite:///{root}/mlflow.db", root / "mlartifacts")
+    tasks = ["bad", "done", "resumed", "running", "waiting", "cached"]
+    old = registry.start_run("lib", "old", {}, "a: 1\n", {})
+    resumed = registry.expert_run("lib", old, "resumed", "3" * 8, {"train.steps": 10})
+    registry.log_metrics(resumed, [("train.loss", 0.9, 4, 1000)])
+    registry.finish_run(resumed, "KILLED")
+    registry.finish_run(old, "KILLED")
+    plan = {"lock": dict.fromkeys(tasks, "x"), "experts": tasks[:-1], "search": False}
+    new = registry.start_run("lib", "new", {"version": "0.1"}, "a: 1\n", plan)
+    runs = {
+        task: registry.expert_run("lib", new, task, str(i) * 8, {"train.steps": 10})
+        for i, task in enumerate(tasks[:4], 1)
+    }
+    now = int(datetime.now(UTC).timestamp() * 1000) + 1000
+    registry.log_metrics(runs["bad"], [("train.loss", float("nan"), 3, now)])
+    registry.tag_run(runs["bad"], {"error": "DivergedError: the loss is nan"})
+    registry.finish_run(runs["bad"], "FAILED")
+    registry.log_metrics(runs["done"], [("train.loss", 0.1, 10, now), ("test.accuracy", 0.93, 0, now)])
+    registry.finish_run(runs["done"], "FINISHED")
+    rows = [("train.loss", 1 / step, step, now + step) for step in range(1, 6)]
+    registry.log_metrics(runs["running"], [*rows, ("validation.accuracy", 0.7, 5, now)])
+    router = registry.expert_run("lib", new, "router", "9" * 8, {})
+    registry.finish_run(router, "KILLED")
+    return root, registry, new
+
+
+@pytest.mark.integration
+def test_the_record_tells_each_experts_state(recorded):
+    root, registry, new = recorded
+    status = read_status(registry, "lib", root / "lib")
+    assert (status.run, status.run_id, status.status, status.cached) == ("new", new, "RUNNING", 1)
+    assert (status.driver, status.router, status.search) == (None, "stopped", False)
+    states = {expert.task: expert.state for expert in status.experts}
+    assert states == {
+        "bad": "failed", "done": "registered", "resumed": "waiting", "running": "training", "waiting": "waiting",
+    }  # fmt: skip
+    by_task = {expert.task: expert for expert in status.experts}
+    assert by_task["running"] == ExpertStatus("running", "training", 5, 10, 0.2, 0.7)
+    assert by_task["bad"].error == "DivergedError: the loss is nan"
+    assert by_task["bad"].loss is None
+    assert registry.metric_history(status.run_id, "none") == []
+
+
+@pytest.mark.integration
+def test_json_is_for_programs(recorded, monkeypatch):
+    root, _, _ = recorded
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    console = Console(file=io.StringIO(), width=40)
+    show_status(root, None, console, as_json=True)
+    content = json.loads(console.file.getvalue())
+    assert content["counts"] == {"failed": 1, "registered": 1, "training": 1, "waiting": 2}
+    show_status(root, "lib", console)
+    with pytest.raises(InputError, match="no library 'other'"):
+        show_status(root, "other", console)
+
+
+@pytest.mark.integration
+def test_a_library_without_a_run(recorded, tmp_path: Path):
+    _, registry, _ = recorded
+    with pytest.raises(InputError, match="no run"):
+        read_status(registry, "never", tmp_path)

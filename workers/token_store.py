@@ -1,0 +1,79 @@
+"""Each split tokenised once, and kept under all that decides its tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ttmoe.base import Base
+from ttmoe.encoding import Item, Tokens
+from workers.batches import Rows, tokenise
+from workers.prepared import Prepared, load_split
+from workers.sealed import DamagedError, read_sealed, write_sealed
+
+RECIPE = 1  # raise it when this code would tokenise the same rows differently
+_LOG = logging.getLogger("ttmoe")
+
+
+def token_path(base: Base, data: Prepared, split: str, cache: Path) -> Path:
+    """Where the tokens of a split lie: the name says all that decides them."""
+    decides = f"{RECIPE} {base.digest} {base.max_length} {data.fingerprint}"
+    return cache / "tokens" / f"{data.name}-{hashlib.sha256(decides.encode()).hexdigest()[:16]}-{split}"
+
+
+def rows_of(base: Base, tokenizer: Any, data: Prepared, split: str, cache: Path) -> Rows:
+    """The split's rows, out of the cache or tokenised into it; a damaged file is made again.
+
+    Processes may do the same at once. A cache that cannot be written costs time, not the work.
+    """
+    path = token_path(base, data, split, cache)
+    try:
+        return _unpacked(load(read_sealed(path)))
+    except FileNotFoundError:
+        pass
+    except (DamagedError, OSError) as error:
+        _LOG.warning("tokens are made again: %s", error)
+    rows = tokenise(tokenizer, load_split(data, split), base.max_length)
+    try:
+        write_sealed(path, save(_packed(rows)))
+    except OSError as error:
+        _LOG.warning("tokens are not kept: %s", error)
+    return rows
+
+
+def _packed(rows: Rows) -> dict[str, Tensor]:
+    """Flat int32: the sequences' ``lengths``, each row's number of ``options`` and ``labels``, and every key's tokens.
+
+    A row's sequences are its whole and then its options.
+    """
+    sequences = [tokens for item in rows.items for tokens in (item.whole, *item.options)]
+    flat = {
+        "lengths": [len(tokens["input_ids"]) for tokens in sequences],
+        "options": [len(item.options) for item in rows.items],
+        "labels": rows.labels,
+    }
+    for key in sequences[0] if sequences else ():
+        flat[f"tokens.{key}"] = [number for tokens in sequences for number in tokens[key]]
+    return {key: torch.tensor(values, dtype=torch.int32) for key, values in flat.items()}
+
+
+def _unpacked(tensors: dict[str, Tensor]) -> Rows:
+    flat = {key: value.tolist() for key, value in tensors.items()}
+    rest = _sequences({key.removeprefix("tokens."): v for key, v in flat.items() if "." in key}, flat["lengths"])
+    items = [Item(next(rest), tuple(islice(rest, count))) for count in flat["options"]]
+    return Rows(items, flat["labels"])
+
+
+def _sequences(flat: Tokens, lengths: list[int]) -> Iterator[Tokens]:
+    start = 0
+    for length in lengths:
+        yield {key: values[start : start + length] for key, values in flat.items()}
+        start += length

@@ -1,0 +1,114 @@
+"""What a split's cached trunk holds, decided before anything is computed: which sequences, where, in how many bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from ttmoe.base import Base
+from ttmoe.encoding import Tokens
+from workers.batches import Rows, sequences_of
+
+RECIPE = 1  # raise it when this code would compute or keep the same states differently
+SHARD = 256 * 2**20  # bytes of states in a shard, at most (or one sequence)
+
+
+class Place(NamedTuple):
+    """Where a sequence lies: its shard, its row and its first token in there, and its number of tokens."""
+
+    shard: int
+    row: int
+    token: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All that decides an entry of the cache.
+
+    ``shards`` lists sequence numbers, longest first; ``pooling`` is how the hidden states below ``depth`` are kept
+    besides (empty where they are not); ``index`` is what the entry's index must say, its ``files`` with their bytes.
+    """
+
+    key: str
+    depth: int
+    width: int
+    dtype: torch.dtype
+    pooling: str
+    sequences: list[Tokens]
+    shards: list[list[int]]
+    places: list[Place]
+    index: dict[str, Any]
+
+    @property
+    def files(self) -> dict[str, int]:
+        """Bytes by name of file."""
+        return self.index["files"]  # type: ignore[no-any-return]
+
+
+def trunk_bytes(total_tokens: int, width: int, dtype: torch.dtype) -> int:
+    """Bytes of the states of so many tokens."""
+    return total_tokens * width * dtype.itemsize
+
+
+def trunk_size(base: Base, total_tokens: int, width: int, *, sequences: int = 0, depth: int = 0) -> int:
+    """Bytes on disk of the states of so many tokens.
+
+    For texts and pairs give ``sequences`` and ``depth`` too: of these, the hidden states below are kept, pooled.
+    """
+    return trunk_bytes(total_tokens, width, getattr(torch, base.dtype)) + pooled_bytes(sequences, depth, width)
+
+
+def pooled_bytes(sequences: int, depth: int, width: int) -> int:
+    """Bytes of the pooled hidden states below ``depth`` (fp32) of so many sequences."""
+    return sequences * depth * width * torch.float32.itemsize
+
+
+def lay_out(base: Base, rows: Rows, *, fingerprint: str, split: str, depth: int, device: str, width: int) -> Layout:
+    """The layout of a split's states; ``device`` is the type of device that computes them, which decides rounding."""
+    sequences = [tokens for item in rows.items for tokens in sequences_of(item)]
+    dtype = getattr(torch, base.dtype)
+    pooling = "" if any(item.options for item in rows.items) else base.pooling  # the router reads wholes
+    lengths = [len(tokens["input_ids"]) for tokens in sequences]
+    shards, places = _divide(lengths, SHARD // (width * dtype.itemsize))
+    files = {f"{i}.states": trunk_bytes(sum(lengths[j] for j in shard), width, dtype) for i, shard in enumerate(shards)}
+    if pooling:
+        files |= {f"{i}.pooled": pooled_bytes(len(shard), depth, width) for i, shard in enumerate(shards)}
+    decides = {
+        "recipe": RECIPE, "base": base.digest, "dtype": base.dtype, "max_length": base.max_length, "depth": depth,
+        "device": device, "data": fingerprint, "split": split, "sequences": "whole" if pooling else "options",
+        "pooling": pooling, "shard": SHARD, "tokens": _digest(sequences),
+    }  # fmt: skip
+    key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
+    index = {**decides, "width": width, "count": len(sequences), "files": files}
+    return Layout(key, depth, width, dtype, pooling, sequences, shards, places, index)
+
+
+def _digest(sequences: Sequence[Tokens]) -> str:
+    """Of the token ids themselves: part of a split, or a split tokenised in a new way, has states of its own."""
+    digest = hashlib.sha256()
+    for tokens in sequences:
+        for key, values in tokens.items():
+            digest.update(f"{key} {len(values)} ".encode() + array("q", values).tobytes())
+    return digest.hexdigest()
+
+
+def _divide(lengths: Sequence[int], room: int) -> tuple[list[list[int]], list[Place]]:
+    """Sequences longest first, then by number, in shards of at most ``room`` tokens; and each one's place."""
+    shards: list[list[int]] = []
+    places: dict[int, Place] = {}
+    filled = 0
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if not shards or filled + lengths[i] > room:
+            shards.append([])
+            filled = 0
+        places[i] = Place(len(shards) - 1, len(shards[-1]), filled, lengths[i])
+        shards[-1].append(i)
+        filled += lengths[i]
+    return shards, [places[i] for i in range(len(lengths))]
