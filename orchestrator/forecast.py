@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from orchestrator.capacity import GB, Need, Node, jobs_at_once, require_fits, scarce
 from orchestrator.machines import nodes_here
 from orchestrator.pace import expert_seconds
+from orchestrator.packing import packed
 from orchestrator.plan import Plan
 from orchestrator.standing import Standing
 from orchestrator.trunk_forecast import TrunkForecast, forecast_trunk
@@ -62,7 +64,7 @@ def forecast(plan: Plan, standing: Standing, registry: Registry | None, nodes: S
     need = _need(plan, model, todo or list(plan.experts), together)
     waits = resources.autoscaling and not jobs_at_once(nodes, need)
     at_once = resources.max_parallel if resources.autoscaling else jobs_at_once(nodes, need, resources.max_parallel)
-    packs = _packs(plan, todo, together)
+    packs = packed({task: plan.experts[task].job for task in todo}, together)
     seconds = expert_seconds(plan, standing)
     return Forecast(
         memories(plan, model, plan.experts, 1),
@@ -125,12 +127,16 @@ def _need(plan: Plan, model: nn.Module, tasks: Collection[str], together: int) -
 
 
 def _together(plan: Plan, model: nn.Module, tasks: Sequence[str], nodes: Sequence[Node]) -> int:
-    """Experts in a job: as asked; ``auto`` is one on a CPU, and on a GPU as many as its memory holds."""
+    """Experts in a job: as asked; ``auto`` is one on a CPU, and on a GPU as many as its memory holds.
+
+    But no more than leave every place on the cluster its share.
+    """
     resources = plan.config.resources
     if resources.experts_per_job != "auto":
         return resources.experts_per_job
-    room = _gpu_room(nodes, resources.gpus)
-    for count in range(min(MOST_TOGETHER, len(tasks)) if resources.gpus and room else 1, 1, -1):
+    room, slots = _gpu_room(nodes, resources.gpus), jobs_at_once(nodes, Need(resources.cpus_per_expert, resources.gpus))
+    most = min(MOST_TOGETHER, math.ceil(len(tasks) / max(1, slots)))
+    for count in range(most if resources.gpus and room else 1, 1, -1):
         if max(memory.gpu for memory in memories(plan, model, tasks, count).values()) <= room:
             return count
     return 1
@@ -144,15 +150,6 @@ def _gpu_room(nodes: Sequence[Node], share: float) -> float:
 def _limit(nodes: Sequence[Node], need: Need, at_once: int) -> str:
     """What keeps more jobs from running at a time."""
     return scarce(nodes, need) if nodes and at_once == jobs_at_once(nodes, need) else "max_parallel"
-
-
-def _packs(plan: Plan, tasks: Sequence[str], together: int) -> list[list[str]]:
-    """The tasks in jobs, as stage 1 makes them: of one trunk, the longest first."""
-    jobs = {task: plan.experts[task].job for task in tasks}
-    by_depth: dict[int, list[str]] = {}
-    for task in sorted(tasks, key=lambda task: -jobs[task].train.steps * jobs[task].train.batch_size):
-        by_depth.setdefault(jobs[task].adapter.first_layer, []).append(task)
-    return [line[i : i + together] for line in by_depth.values() for i in range(0, len(line), together)]
 
 
 def _total(packs: list[list[float | None]], at_once: int) -> float | None:

@@ -130,7 +130,7 @@ def expert_spec(
         "base": base.identity(),
         "adapter": {**asdict(adapter), "shape": shapes},
         "data": data.fingerprint,
-        "train": train.model_dump(exclude=MEMORY_ONLY),
+        "train": train.model_dump(exclude=set(MEMORY_ONLY)),
         "head": head,
     }
 

@@ -129,7 +129,7 @@ def _table(plan: Plan, standing: Standing, outlook: Forecast) -> Table:
     table = Table(box=SIMPLE_HEAD, title=_counts(standing), title_justify="left")
     table.add_column("task", overflow="fold", max_width=20)
     table.add_column("state", no_wrap=True)
-    for head in ("trained", "LoRA-16", "memory", "time"):
+    for head in ("adapter", "LoRA-16", "memory", "time"):
         table.add_column(head, justify="right", no_wrap=True)
     table.add_column("why", overflow="fold")
     for task in _shown(standing):
@@ -162,7 +162,7 @@ def _left_out(plan: Plan, standing: Standing) -> list[str]:
     lines = [f"... and {' and '.join(parts)}"] if parts else []
     parameters = sum(expert.job.parameters for expert in plan.experts.values())
     lora = sum(expert.lora_parameters for expert in plan.experts.values())
-    lines.append(f"parameters {parameters:,} in all, heads not counted; LoRA of rank 16 there: {lora:,}")
+    lines.append(f"parameters {parameters:,} in all, heads not counted; of LoRA-16 {lora:,}")
     if standing.orphaned:
         few, rest = ", ".join(standing.orphaned[:10]), len(standing.orphaned) - 10
         names = few + (f" and {rest} more" if rest > 0 else "")

@@ -16,6 +16,7 @@ from orchestrator.expert_record import run_params, version_tags
 from orchestrator.failure_policy import hopeless
 from orchestrator.incidents import Incident
 from orchestrator.live import LiveView
+from orchestrator.packing import packed
 from orchestrator.plan import Plan
 from orchestrator.recorder import Done, Recorder
 from orchestrator.registry import Registry, Version, is_away
@@ -92,11 +93,8 @@ def train_experts(
 
 
 def units_of(jobs: dict[str, ExpertJob], together: int) -> list[Unit]:
-    """The jobs in units of at most ``together`` with the same trunk, the longest first, so that none starts late."""
-    by_depth: dict[int, list[tuple[str, ExpertJob]]] = {}
-    for task, job in sorted(jobs.items(), key=lambda each: -each[1].train.steps * each[1].train.batch_size):
-        by_depth.setdefault(job.adapter.first_layer, []).append((task, job))
-    packs = [dict(line[i : i + together]) for line in by_depth.values() for i in range(0, len(line), together)]
+    """A unit for each pack of jobs; its log lies with the first expert."""
+    packs = packed(jobs, together)
     logs = [Path(next(iter(pack.values())).folder, LOG) for pack in packs]
     return [Unit(partial(run_together, run_experts), pack, log) for pack, log in zip(packs, logs, strict=True)]
 

@@ -69,6 +69,7 @@ def _features(plan: Plan, folder: Path, runner: Runner, view: LiveView) -> dict[
                 compute_features,
                 (plan.base, jobs[task].data, plan.features, rows, cache),
                 folder / "features" / task,
+                depth=jobs[task].adapter.first_layer,
             )
             for task, path in files.items()
             if not path.is_file()
@@ -148,9 +149,9 @@ def _register(plan: Plan, evaluation: dict[str, Any], folder: Path, registry: Re
     )
 
 
-def _unit(plan: Plan, task: str, run: Callable[..., Any], args: tuple, folder: Path) -> Unit:
+def _unit(plan: Plan, task: str, run: Callable[..., Any], args: tuple, folder: Path, **options: Any) -> Unit:
     job = plan.experts[task].job
-    return Unit.of(task, run, args, folder, threads=job.threads, device=job.device)
+    return Unit.of(task, run, args, folder, threads=job.threads, device=job.device, **options)
 
 
 def _all(runner: Runner, units: list[Unit], view: LiveView) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -17,8 +19,13 @@ TOKENS_ON_GPU = 32768  # which a small batch leaves idle
 
 
 @torch.no_grad()
-def scores_of(bank: Bank, name: str, rows: Rows, pad_id: int, tokens: int | None = None) -> list[Tensor]:
-    """Scores of every row through expert ``name``, in order, on the CPU, ``tokens`` padded tokens in a batch."""
+def scores_of(
+    bank: Bank, name: str, rows: Rows, pad_id: int, tokens: int | None = None, pulse: Callable[[], None] | None = None
+) -> list[Tensor]:
+    """Scores of every row through expert ``name``, in order, on the CPU, ``tokens`` padded tokens in a batch.
+
+    ``pulse`` is called after each batch: a sign of life, where a split is large.
+    """
     tokens = tokens or (TOKENS if bank.device.type == "cpu" else TOKENS_ON_GPU)
     found: dict[int, Tensor] = {}
     for batch in packed(rows, longest_first(rows), tokens):
@@ -26,16 +33,22 @@ def scores_of(bank: Bank, name: str, rows: Rows, pad_id: int, tokens: int | None
         scores = score(bank, items, name, pad_id, states=states, depth=rows.states.depth if rows.states else 0)
         sizes = [len(s) for s in scores]
         found.update(zip(batch, torch.cat(scores).cpu().split(sizes), strict=True))  # one wait for the device
+        if pulse:
+            pulse()
     return [found[row] for row in range(len(rows))]
 
 
 @torch.no_grad()
-def evaluate(bank: Bank, name: str, rows: Rows, pad_id: int) -> dict[str, float]:
-    """``accuracy`` and mean ``loss`` of expert ``name``; the bank is left in the mode it was in."""
+def evaluate(
+    bank: Bank, name: str, rows: Rows, pad_id: int, pulse: Callable[[], None] | None = None
+) -> dict[str, float]:
+    """``accuracy`` and mean ``loss`` of expert ``name``; the bank is left in the mode it was in. ``pulse`` as above."""
     training = bank.training
     bank.eval()
     try:
-        scores = pad_sequence(scores_of(bank, name, rows, pad_id), batch_first=True, padding_value=-torch.inf)
+        scores = pad_sequence(
+            scores_of(bank, name, rows, pad_id, pulse=pulse), batch_first=True, padding_value=-torch.inf
+        )
     finally:
         bank.train(training)
     labels = torch.tensor(rows.labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -156,9 +157,10 @@ def open_rows(job: ExpertJob, bench: Bench, split: str, report: Report) -> Rows:
 def _finish(job: ExpertJob, bench: Bench, found: Fit, metrics: dict[str, float], began: float,
             report: Report) -> ExpertResult:  # fmt: skip
     """Test, save, verify; the result comes last, and then there is nothing to resume."""
-    report(Progress("testing", found.steps, job.train.steps, key=job.task))
+    testing = partial(report, Progress("testing", found.steps, job.train.steps, key=job.task))
+    testing()
     rows = open_rows(job, bench, "test", report)
-    tested = evaluate(bench.bank, job.task, rows, bench.pad_id)
+    tested = evaluate(bench.bank, job.task, rows, bench.pad_id, testing)
     metrics |= found.metrics() | {f"test.{key}": value for key, value in tested.items()}
     report(Progress("verifying", found.steps, job.train.steps, key=job.task))
     digest = _save_and_verify(job, bench.bank, rows, metrics, bench.pad_id)

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -129,7 +130,8 @@ class _Session:
         measured = {}
         for course in [course for course in self.active if course.evaluates]:
             with self._own(course):
-                found = evaluate(self.bank, course.trainee.name, course.trainee.validation, self.pad_id)
+                name, rows, pulse = course.trainee.name, course.trainee.validation, partial(self._report, course, {})
+                found = evaluate(self.bank, name, rows, self.pad_id, pulse)
                 course.judge(found)
                 measured[course] = {f"validation.{key}": value for key, value in found.items()}
         return measured

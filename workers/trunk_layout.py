@@ -94,8 +94,8 @@ def _digest(sequences: Sequence[Tokens]) -> str:
     """Of the token ids themselves: part of a split, or a split tokenised in a new way, has states of its own."""
     digest = hashlib.sha256()
     for tokens in sequences:
-        for key, values in tokens.items():
-            digest.update(f"{key} {len(values)} ".encode() + array("q", values).tobytes())
+        for key in sorted(tokens):  # tokens out of a file come in any order
+            digest.update(f"{key} {len(tokens[key])} ".encode() + array("q", tokens[key]).tobytes())
     return digest.hexdigest()
 
 

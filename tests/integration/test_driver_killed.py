@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from commands import open_registry
 from lives import life, registry_content
 
 pytestmark = pytest.mark.integration
@@ -49,6 +50,7 @@ def start(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.write_texts(folder / "colours.jsonl", tiny.COLOURS, "north", 90)
     tiny.write_texts(folder / "animals.jsonl", tiny.ANIMALS, "south", 90)
     (folder / "tiny.yaml").write_text(CONFIG)
+    open_registry(folder / "runs")  # its tables take seconds to make; that this is whole or not is tested elsewhere
     return folder
 
 

@@ -64,12 +64,13 @@ def test_experts_in_a_job_are_as_asked(planned):
 
 
 def test_auto_packs_a_gpu_as_far_as_its_memory_goes(on_gpu):
-    assert outlook(on_gpu(), [GPU]).experts_per_job == 2  # all there are
+    assert outlook(on_gpu(), [GPU]).experts_per_job == 1  # two experts, and two GPUs that would both be busy
+    assert outlook(on_gpu(), [replace(GPU, gpus=1)]).experts_per_job == 2  # all there are
     one = max(memory.gpu for memory in outlook(on_gpu(), [GPU]).memory.values())
-    full = replace(GPU, gpu_memory=int(one * 1.01 / module.GPU_SHARE))
+    full = replace(GPU, gpus=1, gpu_memory=int(one * 1.01 / module.GPU_SHARE))
     assert outlook(on_gpu(), [full]).experts_per_job == 1
     assert outlook(on_gpu(gpus_per_expert=0.5), [replace(full, gpu_memory=full.gpu_memory * 2)]).experts_per_job == 1
-    assert outlook(on_gpu(), [replace(GPU, gpu_memory=0)]).experts_per_job == 1  # not known
+    assert outlook(on_gpu(), [replace(GPU, gpus=1, gpu_memory=0)]).experts_per_job == 1  # not known
     assert outlook(on_gpu(experts_per_job=5), [full]).experts_per_job == 5
 
 

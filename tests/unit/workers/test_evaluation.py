@@ -81,3 +81,10 @@ def test_batches_are_bounded_by_padded_tokens(bench, monkeypatch):
     monkeypatch.setattr(evaluation, "score", counted)
     scores_of(bank, "x", rows, pad_id, 64)
     assert max(sizes) <= 64 < 1.5 * min(sizes[:-1])
+
+
+def test_each_batch_is_a_sign_of_life(bench):
+    bank, rows, pad_id = bench
+    pulses = []
+    scores_of(bank, "x", rows, pad_id, 64, pulse=lambda: pulses.append(1))
+    assert len(pulses) > len(rows) * min(rows.lengths) / 64

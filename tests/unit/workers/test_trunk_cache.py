@@ -188,6 +188,8 @@ def test_whatever_decides_the_states_is_in_the_key(base, rows, choices):
               key(rows=Rows(rows.items[::-1], rows.labels))]  # fmt: skip
     assert len({key(), *others}) == 1 + len(others)
     assert key(replace(base, folder="/elsewhere", id="other")) == key()
+    turned = [replace(item, whole=dict(reversed(item.whole.items()))) for item in rows.items]
+    assert key(rows=Rows(turned, [1] * len(rows))) == key()
 
 
 def test_the_size_is_known_beforehand(opened, base, rows, tmp_path):
