@@ -17,6 +17,7 @@ from orchestrator.registry import Version
 from orchestrator.registry.versions import CANDIDATE
 
 HEADS = ("expert", "v", "aliases", "accuracy", "parameters", "method", "spec", "origin", "routed")
+WIDE = 200  # characters
 
 
 def list_experts(root: Path, library: str | None, every: bool, as_json: bool, console: Console) -> None:
@@ -33,6 +34,8 @@ def list_experts(root: Path, library: str | None, every: bool, as_json: bool, co
             json.dumps({"library": name, "experts": rows, "router": _router(routing)}, indent=1), highlight=False
         )
         return
+    if not console.is_terminal:  # a line stays a line for grep and the like
+        console.width = max(console.width, WIDE)
     console.print(_table(name, rows))
     console.print(_line(routing), highlight=False, markup=False, soft_wrap=True)
 

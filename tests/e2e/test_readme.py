@@ -98,7 +98,7 @@ def test_a_command_of_the_readme(command, home, first):
 
 def fewer(home: Path, arguments: list[str]) -> list[str]:
     """What keeps a run short. The data that a starter config asks for is put where it says."""
-    if arguments[:1] != ["run"] or "--help" in arguments:
+    if arguments[0] not in ("run", "plan") or "--help" in arguments:
         return []
     if arguments[1] == "quickstart":
         changed = [word for word in arguments if re.fullmatch(r"tasks\.\w+\.train\.steps=\d+", word)]

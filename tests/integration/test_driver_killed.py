@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import signal
 import warnings
@@ -40,11 +41,8 @@ def start(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Imported before the lives are forked: each would pay for it.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's, about type hints of its own
-        import mlflow.pyfunc
-
-    import orchestrator.run  # noqa: F401
-    import orchestrator.stage2  # noqa: F401
-
+        for name in ("mlflow.pyfunc", "orchestrator.run", "orchestrator.stage2", "orchestrator.report"):
+            importlib.import_module(name)
     folder = tmp_path_factory.mktemp("killed") / "start"
     shutil.copytree(base_folder, folder / "base")
     tiny.write_texts(folder / "colours.jsonl", tiny.COLOURS, "north", 90)

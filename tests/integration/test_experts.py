@@ -164,6 +164,13 @@ class TestLs:
         assert "router v1: routing accuracy 0.900" in out
         assert "STALE" not in out
 
+    def test_into_a_pipe_an_expert_is_one_line(self, home):
+        home.register("colours", files="newer", hash_="dd44")
+        result = CliRunner().invoke(app, ["experts", "ls", "--root", str(home.root)], env={"COLUMNS": "40"})
+        (row,) = [line for line in result.stdout.splitlines() if "colours" in line]
+        assert row.split()[:2] == ["colours", "1"]
+        assert row.split()[-2:] == ["trained", "yes"]
+
     def test_all_versions_and_a_stale_router(self, home):
         home.register("colours", files="newer", hash_="dd44")
         assert cells(home.done("ls"), "colours")[1] == "1"  # the champion

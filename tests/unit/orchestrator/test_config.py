@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 from orchestrator.config import Config
 from orchestrator.loading import STARTER, load_config, recipe_names, recipe_text, resolved_yaml
-from ttmoe.errors import InputError
 from orchestrator.yaml_document import parse_value
+from ttmoe.errors import InputError
 
 TASKS = {"trec", "sms_spam", "reviews", "sarcasm"}
 CONFIG = """\
