@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from orchestrator.capacity import Need, Node, jobs_at_once
+from orchestrator.capacity import Need, Node, jobs_at_once, require_fits
 from orchestrator.failure_policy import GiveUp, Limits, Retry, decide, said
 from orchestrator.slots import Slot, Started, failure_from, kill, new_board, nodes_up, start_slot, take, waited
 from orchestrator.units import News, Unit
@@ -47,6 +47,9 @@ class Crew:
     _stillborn: int = 0
 
     def __enter__(self) -> Crew:
+        """Raises InfeasibleError where no node of the cluster could ever hold a job."""
+        if not self.grows:
+            require_fits(nodes_up(), self.need, "a job")
         self._board = new_board()
         return self
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 15.0  # seconds between tries while the store is away
+_QUIET = 10.0  # seconds without an answer after which the store seems to be away
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Recorder:
         self.is_away, self.patience = is_away, patience
         self.away_since: float | None = None  # on the monotonic clock
         self.given_up: Exception | None = None
+        self._asked: float | None = None  # when the deed in hand was tried last
         self._deeds: queue.Queue[Deed | None] = queue.Queue()
         self._done: queue.Queue[Done] = queue.Queue()
         self._open, self._lock = 0, threading.Lock()
@@ -51,18 +53,26 @@ class Recorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        """Leave when all is done. After an interruption not even then, if the store is away: the rest is lost."""
+        """Leave when all is done; after an interruption, also where the store is away: the rest is lost."""
         self._deeds.put(None)
         while self._thread.is_alive():
             self._thread.join(0.2)
-            if kind is not None and self.away_since is not None:
+            if kind is not None and self.is_quiet:
                 self._stop.set()
+                if self.away_since is None:
+                    return  # it waits for an answer; the thread ends with the process
 
     def add(self, key: str, do: Callable[[], Any]) -> None:
         """Put a deed at the end of the line."""
         with self._lock:
             self._open += 1
         self._deeds.put(Deed(key, do))
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether the store is away, or is about to be found so: it has not answered the deed in hand for a while."""
+        asked = self._asked
+        return self.away_since is not None or (asked is not None and time.monotonic() - asked > _QUIET)
 
     @property
     def waiting(self) -> int:
@@ -90,15 +100,17 @@ class Recorder:
             if self.given_up:
                 return Done(deed.key, error=self.given_up)
             try:
+                self._asked = time.monotonic()
                 value = deed.do()
             except Exception as error:
+                self._asked = None
                 if not self.is_away(error):
                     return Done(deed.key, error=error)
                 self._missed(error)
                 self._stop.wait(wait)
                 wait = min(2 * wait, _LONGEST_WAIT)
             else:
-                self.away_since = None
+                self.away_since = self._asked = None
                 return Done(deed.key, value)
 
     def _missed(self, error: Exception) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version as installed
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,7 +50,9 @@ def run_library(loaded: Loaded, console: Console) -> None:
     """
     with console.status("planning: base, data, adapters"):
         plan = make_plan(loaded.config)
-        registry = Registry.open(loaded.config.tracking_uri, plan.layout.artifacts)
+        registry = Registry.open(loaded.config.tracking_uri, plan.layout.artifacts).waiting(
+            loaded.config.failures.tracking_minutes * 60, partial(console.print, soft_wrap=True)
+        )
     with library_lock(plan.layout.home):
         registry.close_stale(plan.layout.library)
         standing = hold(plan, registry)
@@ -131,7 +134,7 @@ def _work(
             raise
         finally:
             if status != "KILLED":  # whoever stops a run does not wait for its report
-                _record(plan, trained, registry, run, status, console)
+                _record(plan, trained, registry.at_once, run, status, console)
 
 
 def _stages(work: Work, trained: Trained) -> Plan:
@@ -145,7 +148,7 @@ def _stages(work: Work, trained: Trained) -> Plan:
     ) as crew:
         if standing.todo:
             train_experts(
-                plan, standing.todo, registry, work.run, crew, work.view, work.outlook.experts_per_job, trained
+                plan, standing.todo, registry.at_once, work.run, crew, work.view, work.outlook.experts_per_job, trained
             )
         trained.workers = crew.started
         library = plan.only(plan.experts.keys() - trained.failed.keys())
@@ -155,6 +158,8 @@ def _stages(work: Work, trained: Trained) -> Plan:
             from orchestrator.stage2 import train_router
 
             train_router(library, registry, work.run, crew, work.view)
+        else:
+            _promote(library, registry)
     if standing.search and standing.search.state != "cached":
         from orchestrator.search import run_search
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 import traceback
@@ -179,9 +180,21 @@ def failure_from(error: BaseException, node: str | None) -> Failure:
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return Failure("memory", "OutOfMemoryError", message, str(error))
     gone = isinstance(error, ray.exceptions.NodeDiedError) or getattr(error, "preempted", False)
-    if gone or node not in {each["NodeID"] for each in ray.nodes() if each["Alive"]}:
+    if gone or not _answers(node):
         return Failure("lost", "NodeLost", f"node {(node or '')[:8]} left the cluster", str(error))
     return Failure("died", type(error).__name__, message, str(error))
+
+
+def _answers(node: str | None) -> bool:
+    """Whether a node is there. Ray itself misses a node only seconds after its processes, so the node is asked."""
+    for each in ray.nodes():
+        if each["NodeID"] == node and each["Alive"]:
+            try:
+                socket.create_connection((each["NodeManagerAddress"], each["NodeManagerPort"]), timeout=2).close()
+            except OSError:
+                return False
+            return True
+    return False
 
 
 def new_board() -> Any:

@@ -19,10 +19,9 @@ from orchestrator.live import LiveView
 from orchestrator.packing import packed
 from orchestrator.plan import Plan
 from orchestrator.recorder import Done, Recorder
-from orchestrator.registry import Registry, Version, is_away
+from orchestrator.registry import Registry, Version, is_away, stayed_away
 from orchestrator.report import Usage
 from orchestrator.units import LOG, News, Runner, Unit, run_together
-from ttmoe.errors import WorkFailedError
 from workers.expert_job import ExpertJob, ExpertResult, finished_result, run_experts
 from workers.failure import Failure, failure_of
 from workers.progress import Progress
@@ -160,12 +159,7 @@ class _Desk:
             time.sleep(0.05)
         self._heard()
         if self.recorder.given_up:
-            minutes = self.plan.config.failures.tracking_minutes
-            raise WorkFailedError(
-                f"the MLflow store has not answered for {minutes:g} minutes ({self.recorder.given_up})",
-                where=self.plan.config.tracking_uri,
-                fix="when it is back, type the command again: finished experts are kept, and are then registered",
-            )
+            raise stayed_away(self.plan.config.tracking_uri, self.recorder.patience, self.recorder.given_up)
 
     def close(self) -> None:
         """End the runs of what was not finished."""
@@ -195,9 +189,9 @@ class _Desk:
         """What the recorder has done, and whether it can."""
         for done in self.recorder.done():
             self._recorded(done)
-        if self.recorder.away_since and not self.warned:
+        if self.recorder.is_quiet and not self.warned:
             self.view.say("the MLflow store does not answer; work goes on, and what is found waits to be recorded")
-        self.warned = self.recorder.away_since is not None
+        self.warned = self.recorder.is_quiet
 
     def _recorded(self, done: Done) -> None:
         deed, _, task = done.key.partition(" ")

@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
+import re
 import signal
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,26 @@ def life(config: Path, die_after: int | None = None) -> tuple[int, int]:
     return os.waitstatus_to_exitcode(status), counter.stat().st_size
 
 
+def side_by_side(check: Callable[[int], None], numbers: Iterable[int]) -> list[str]:
+    """``check`` for each number, in as many children as there are cores; what went wrong, as tracebacks."""
+    children, pids = os.cpu_count() or 1, []
+    with tempfile.TemporaryDirectory() as scratch:
+        for i in range(children):
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    for number in list(numbers)[i::children]:
+                        check(number)
+                except BaseException:
+                    Path(scratch, str(i)).write_text(traceback.format_exc())
+                finally:
+                    os._exit(0)
+            pids.append(pid)
+        for pid in pids:
+            os.waitpid(pid, 0)
+        return [path.read_text() for path in Path(scratch).iterdir()]
+
+
 def _live(config: Path, counter: Path, die_after: int | None) -> int:
     import orchestrator.crew
     import orchestrator.run
@@ -114,7 +136,7 @@ def registry_content(root: Path) -> dict[str, Any]:
     registry = open_registry(root)
     versions = {}
     for version in registry.client.search_model_versions(max_results=1000):
-        own = {key: value for key, value in version.tags.items() if "seconds" not in key and "per_second" not in key}
+        own = {key: value for key, value in version.tags.items() if not re.search("second|base_loads", key)}
         folder = registry.artifact_root / Path(version.source.removeprefix("file://")).relative_to(registry.artifact_root)
         versions[version.name, version.version] = own, _files(folder), version.status
     aliases = {model.name: dict(model.aliases) for model in registry.client.search_registered_models()}

@@ -8,13 +8,20 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 # Read by MLflow at import. Unless told not to, it reports home, prints addresses and draws bars.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+# A server that is away shall be noticed: MLflow's client would try for four minutes, and wait two for each answer. One
+# repetition is for a connection that the server closed while it was idle; beyond that, waiting is the driver's affair.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
 with warnings.catch_warnings():
@@ -23,6 +30,7 @@ with warnings.catch_warnings():
     from orchestrator.registry.away import is_away
     from orchestrator.registry.experts import list_experts, register_expert
     from orchestrator.registry.folders import fetch, read_file
+    from orchestrator.registry.patience import PatientStore, ending, patient, stayed_away
     from orchestrator.registry.progress import (
         RunRecord,
         child_runs,
@@ -35,7 +43,6 @@ with warnings.catch_warnings():
     from orchestrator.registry.removal import remove_versions
     from orchestrator.registry.routers import current_router, find_router, list_routers, register_router, router_lock
     from orchestrator.registry.runs import (
-        ending,
         expert_run,
         finish_run,
         log_file,
@@ -45,13 +52,13 @@ with warnings.catch_warnings():
         tag_run,
     )
     from orchestrator.registry.searches import search_artifacts
-    from orchestrator.registry.store import Library, Store, libraries, open_store
+    from orchestrator.registry.store import Library, libraries, open_store
     from orchestrator.registry.versions import Version, find, promote
 
-__all__ = ["Library", "Registry", "RunRecord", "Version", "is_away"]
+__all__ = ["Library", "Registry", "RunRecord", "Version", "is_away", "stayed_away"]
 
 
-class Registry(Store):
+class Registry(PatientStore):
     """An open store with everything that can be done to it. Every method may be repeated after a crash."""
 
     @classmethod
@@ -60,37 +67,46 @@ class Registry(Store):
         store = open_store(uri, artifact_root)
         return cls(store.client, store.uri, store.artifact_root)
 
-    libraries = libraries
+    def waiting(self, seconds: float, say: Callable[[str], Any]) -> Registry:
+        """The same store, waited for whenever it is away, for so long: then WorkFailedError. ``say`` tells of it."""
+        return replace(self, patience=seconds, say=say)
 
-    start_run = start_run
-    expert_run = expert_run
-    log_metrics = log_metrics
-    tag_run = tag_run
-    log_text = log_text
-    log_file = log_file
-    finish_run = finish_run
+    @property
+    def at_once(self) -> Registry:
+        """The same store, not waited for."""
+        return replace(self, patience=0.0)
+
+    libraries = patient(libraries)
+
+    start_run = patient(start_run)
+    expert_run = patient(expert_run)
+    log_metrics = patient(log_metrics)
+    tag_run = patient(tag_run)
+    log_text = patient(log_text)
+    log_file = patient(log_file)
+    finish_run = patient(finish_run)
     ending = ending
-    close_stale = close_stale
+    close_stale = patient(close_stale)
 
-    newest_run = newest_run
-    run_record = run_record
-    child_runs = child_runs
-    planned_work = planned_work
-    metric_history = metric_history
+    newest_run = patient(newest_run)
+    run_record = patient(run_record)
+    child_runs = patient(child_runs)
+    planned_work = patient(planned_work)
+    metric_history = patient(metric_history)
 
-    register_expert = register_expert
-    find_expert = find
-    experts = list_experts
+    register_expert = patient(register_expert)
+    find_expert = patient(find)
+    experts = patient(list_experts)
 
-    register_router = register_router
-    find_router = find_router
-    router = current_router
-    routers = list_routers
-    router_lock = router_lock
+    register_router = patient(register_router)
+    find_router = patient(find_router)
+    router = patient(current_router)
+    routers = patient(list_routers)
+    router_lock = patient(router_lock)
 
-    search_artifacts = search_artifacts
+    search_artifacts = patient(search_artifacts)
 
-    promote = promote
-    remove_versions = remove_versions
-    fetch = fetch
-    read_file = read_file
+    promote = patient(promote)
+    remove_versions = patient(remove_versions)
+    fetch = patient(fetch)
+    read_file = patient(read_file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import requests
 from mlflow.exceptions import MlflowException
+from requests.exceptions import ChunkedEncodingError
 from sqlalchemy.exc import OperationalError
 
 # What MLflow says where no answer came at all, or the server could not give one now.
@@ -26,7 +27,7 @@ _TEXTS = (
 def is_away(error: BaseException | None) -> bool:
     """Whether the same request may succeed later, unchanged."""
     while error is not None:
-        if isinstance(error, (requests.ConnectionError, requests.Timeout)):
+        if isinstance(error, (requests.ConnectionError, requests.Timeout, ChunkedEncodingError)):
             return True
         if isinstance(error, MlflowException) and error.error_code in _CODES:
             return True

@@ -27,6 +27,7 @@ ROWS = {
     "loading": "loading:run",
     "together": "together:run",
     "library": "library:run",
+    "many": "many:run",
 }
 
 

@@ -19,7 +19,7 @@ from orchestrator.config import Failures
 from orchestrator.crew import Crew
 from orchestrator.failure_policy import Retry
 from orchestrator.units import LOG, Unit
-from ttmoe.errors import InputError
+from ttmoe.errors import InfeasibleError, InputError
 from workers.failure import Failure
 from workers.progress import Progress
 
@@ -109,6 +109,11 @@ def test_processes_are_kept_from_unit_to_unit_and_from_stage_to_stage(ray, tmp_p
             assert {key: news.result[0] for key, news in last.items()} == {str(i): i * i for i in range(7)}
             pids |= {news.result[1] for news in last.values()}
         assert runner.started == len(pids) <= os.cpu_count()
+
+
+def test_what_fits_on_no_node_is_refused_at_once(ray):
+    with pytest.raises(InfeasibleError, match="asks for 1 CPUs, 0 GPUs, 1000000.0 GB"):
+        Crew(Need(1, 0, 10**15), Failures()).__enter__()
 
 
 def test_no_more_units_than_asked_for_run_at_once(ray, tmp_path):

@@ -1,0 +1,427 @@
+"""Things break while a library is made, by the command that users type and on a real Ray: the end is always the same.
+
+That is the registry's content, weights to the last bit, compared with a run that nothing disturbed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import tiny
+from commands import SCRIPT, environment, open_registry, runs, statuses, succeeded, ttmoe, versions
+from lives import registry_content
+
+pytestmark = pytest.mark.integration
+
+STEPS, EVERY = 200, 10  # a checkpoint with each evaluation
+WORDS = {
+    "colours": (tiny.COLOURS, "north"),
+    "animals": (tiny.ANIMALS, "south"),
+    "both": ((*tiny.COLOURS, *tiny.ANIMALS), "north"),
+}
+# The learning rates are low, so that the last weights are the best ones: they depend on every step.
+CONFIG = f"""\
+library: tiny
+base: {{folder: base, max_length: 32, dtype: float32}}
+adapter: {{rank: 2}}
+train: {{steps: {STEPS}, batch_size: 8, eval_every: {EVERY}, patience: 0, lr: 1e-3, head_lr: 1e-3}}
+router: {{batch_size: 32, epochs: 2}}
+tasks:
+"""
+DIVERGES = ("lr=1e38", "clip=0")
+# Read by every process of a command that is told of a disk. A slow one takes its time for checkpoints, so that a
+# training can be met on its way; on a full one, no file of one expert can be opened for writing, except its log.
+DISK = """\
+import errno, os, sys, time
+def _disk(event, arguments):
+    if event != "open" or not isinstance(arguments[0], (str, bytes)) or not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+        return
+    path = os.fsdecode(arguments[0])
+    if os.environ.get("TTMOE_TEST_DISK") == "slow" and "/checkpoints/" in path:
+        time.sleep(0.3)
+    elif os.environ.get("TTMOE_TEST_DISK") == "full" and "/experts/both-" in path and not path.endswith("/log.txt"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+sys.addaudithook(_disk)
+"""
+
+
+@pytest.fixture(scope="module")
+def start(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which everything is ready and nothing has run."""
+    folder = tmp_path_factory.mktemp("reliability") / "start"
+    shutil.copytree(base_folder, folder / "base")
+    for task, (words, filler) in WORDS.items():
+        tiny.write_texts(folder / f"{task}.jsonl", words, filler, 150)
+    (folder / "tiny.yaml").write_text(CONFIG + "".join(entry(task, task) for task in WORDS))
+    (folder / "hook").mkdir()
+    (folder / "hook" / "sitecustomize.py").write_text(DISK)
+    open_registry(folder / "runs")  # its tables take seconds to make
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fresh(start: Path) -> Callable[[str], Path]:
+    """Makes folders like ``start``, by name."""
+    return lambda name: shutil.copytree(start, start.parent / name)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(fresh: Callable[[str], Path]) -> dict[str, Any]:
+    """The registry's content after a run that nothing disturbed."""
+    home = fresh("undisturbed")
+    succeeded(ttmoe(home, "run", "tiny.yaml"))
+    found = content(home)
+    assert set(found["versions"]) == {(f"tiny.{name}", 1) for name in (*WORDS, "router")}
+    for task in WORDS:
+        own, files, status = found["versions"][f"tiny.{task}", 1]
+        assert int(float(own["ttmoe.metric.best_step"])) > STEPS / 2  # a step that is lost would be seen in the weights
+        assert (len(files), status) == (1, "READY")
+    assert found["work"] == [(name, "FINISHED") for name in ("animals", "both", "colours", "router")]
+    return found
+
+
+def entry(task: str, file: str, more: str = "") -> str:
+    """A task's lines in a config."""
+    return (f"  {task}: {{kind: text, source: {{path: {file}.jsonl}}, columns: {{text: text}}, "
+            f"label: {{column: label}}{more}}}\n")  # fmt: skip
+
+
+def content(home: Path) -> dict[str, Any]:
+    """What the registry below ``home`` holds. Which expert found the base loaded already is chance."""
+    found = registry_content(home / "runs")
+    for own, _, _ in found["versions"].values():
+        own.pop("ttmoe.metric.base_loads", None)
+    return found
+
+
+@dataclass(frozen=True)
+class Life:
+    """A ``ttmoe run`` under way, and what it has said so far."""
+
+    process: subprocess.Popen
+    out: Path
+    mark: str
+
+    @property
+    def text(self) -> str:
+        return self.out.read_text()
+
+    def first_steps(self) -> dict[str, int]:
+        """The first step of each task that was heard of."""
+        found: dict[str, int] = {}
+        for task, step in re.findall(r"^  (\w+): training, step (\d+)/", self.text, re.M):
+            found.setdefault(task, int(step))
+        return found
+
+    def trains(self, steps: int) -> None:
+        """Wait until one of the tasks has taken so many steps in this life."""
+
+        def taken() -> bool:
+            assert self.process.poll() is None, self.text
+            firsts = self.first_steps()
+            heard = re.findall(r"^  (\w+): training, step (\d+)/", self.text, re.M)
+            return any(int(step) - firsts[task] >= steps for task, step in heard)
+
+        assert tiny.wait_for(taken, 90), self.text
+
+    def ends(self) -> int:
+        return self.process.wait(150)
+
+    def left(self) -> list[str]:
+        return tiny.left_running(self.mark)
+
+
+def with_disk(home: Path, kind: str) -> dict[str, str]:
+    """What processes on such a disk have in their environment."""
+    return {"TTMOE_TEST_DISK": kind, "PYTHONPATH": str(home / "hook")}
+
+
+@contextmanager
+def started(home: Path, *arguments: str, disk: str = "slow", **env: str) -> Iterator[Life]:
+    """``ttmoe run tiny.yaml`` on such a disk; whatever of it still runs in the end is ended."""
+    mark, out = f"life-{secrets.token_hex(8)}", home / f"out-{secrets.token_hex(4)}.txt"
+    settings = environment(TTMOE_TEST=mark, PYTHONUNBUFFERED="1", **with_disk(home, disk), **env)
+    with out.open("w") as file:
+        command = [SCRIPT, "run", "tiny.yaml", *arguments]
+        process = subprocess.Popen(command, cwd=home, stdout=file, stderr=subprocess.STDOUT, env=settings)
+    try:
+        yield Life(process, out, mark)
+    finally:
+        for each in marked(mark):
+            each.kill()
+        process.wait()
+
+
+def marked(mark: str, name: str = "") -> list[psutil.Process]:
+    """The processes with this mark in their environment whose command line begins with ``name``."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            line = " ".join(process.cmdline())
+            if process.environ().get("TTMOE_TEST") == mark and line and line.startswith(name):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def checkpoints(home: Path) -> dict[str, list[Path]]:
+    """Those of each task that lie on disk, the newest first."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted((home / "runs" / "tiny" / "experts").glob("*/checkpoints/*.checkpoint"), reverse=True):
+        found.setdefault(path.parent.parent.name.rpartition("-")[0], []).append(path)
+    return found
+
+
+def folder_of(home: Path, task: str) -> Path:
+    (found,) = (home / "runs" / "tiny" / "experts").glob(f"{task}-*")
+    return found
+
+
+def test_workers_that_are_killed_are_replaced(fresh, undisturbed):
+    """Three times, at moments that differ from test to test."""
+    home, seed = fresh("workers"), secrets.randbelow(10**6)
+    draw = random.Random(seed)
+    with started(home) as life:
+        life.trains(EVERY)
+        for _ in range(3):
+            assert not tiny.wait_for(lambda: life.process.poll() is not None, draw.uniform(0.0, 1.5)), life.text
+            assert tiny.wait_for(lambda: bool(marked(life.mark, "ray::_Worker")), 30)
+            draw.choice(marked(life.mark, "ray::_Worker")).kill()
+        assert life.ends() == 0, (seed, life.text)
+        assert life.left() == []
+        assert "tried again in 1 s: its process died" in life.text, seed
+    assert content(home) == undisturbed, seed
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Of a life: how it ended, what it said and left running, where each task began, and where it could have begun."""
+
+    code: int
+    said: str
+    left: list[str]
+    began: dict[str, int]
+    before: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Story:
+    """The lives of one library."""
+
+    home: Path
+    refused: tuple[int, str]
+    cut: tuple[str, Path]
+    lives: list[Seen]
+
+
+@pytest.fixture(scope="module")
+def story(fresh) -> Story:
+    """Two commands start at once; the one that works is killed outright; a checkpoint is cut; the next one is killed
+    outright, the next gets Ctrl-C, and the last comes to the end."""
+    home = fresh("story")
+    lives = []
+
+    def goes_on(life: Life, before: dict[str, int], end: signal.Signals | None) -> None:
+        if end:
+            life.trains(2 * EVERY)
+            life.process.send_signal(end)
+        code = life.ends()
+        lives.append(Seen(code, life.text, life.left(), life.first_steps(), before))
+
+    def newest() -> dict[str, int]:
+        return {task: int(paths[0].stem) for task, paths in checkpoints(home).items()}
+
+    with started(home) as one, started(home) as two:
+        assert tiny.wait_for(lambda: one.process.poll() != two.process.poll(), 60)
+        other, works = (two, one) if one.process.poll() is None else (one, two)
+        refused = other.ends(), other.text
+        goes_on(works, {}, signal.SIGKILL)
+    before = newest()
+    task, paths = next((task, paths) for task, paths in checkpoints(home).items() if len(paths) > 1)
+    os.truncate(paths[0], paths[0].stat().st_size // 2)
+    before[task] = int(paths[1].stem)
+    with started(home) as life:
+        goes_on(life, before, signal.SIGKILL)
+    before = newest()
+    with started(home) as life:
+        goes_on(life, before, signal.SIGINT)
+    before = newest()
+    with started(home, disk="quick") as life:
+        goes_on(life, before, None)
+    return Story(home, refused, (task, paths[0]), lives)
+
+
+class TestStory:
+    """What can befall one library from its first command to its last."""
+
+    def test_of_two_commands_at_once_one_is_told_so(self, story):
+        code, said = story.refused
+        assert code == 2
+        assert "another run of this library is under way" in " ".join(said.split())
+        assert "Traceback" not in said
+
+    def test_each_life_ends_as_it_was_ended_and_leaves_nothing_running(self, story):
+        assert [life.code for life in story.lives] == [-signal.SIGKILL, -signal.SIGKILL, 130, 0]
+        assert [life.left for life in story.lives] == [[], [], [], []]
+        assert "stopped; type the command again to continue" in story.lives[2].said
+        assert all("Traceback" not in life.said for life in story.lives)
+
+    def test_each_life_goes_on_where_the_last_one_was(self, story):
+        assert story.lives[0].began
+        assert set(story.lives[0].began.values()) == {1}
+        for i, life in enumerate(story.lives[1:]):
+            assert any(task in life.began for task in life.before), i
+            for task in life.before.keys() & life.began.keys():
+                assert life.began[task] == life.before[task] + 1, (i, task)
+
+    def test_a_checkpoint_that_was_cut_is_named_and_the_one_before_it_is_used(self, story):
+        task, path = story.cut
+        assert story.lives[1].began[task] == story.lives[1].before[task] + 1 < int(path.stem)
+        log = (folder_of(story.home, task) / "log.txt").read_text()
+        assert f"checkpoint passed over: {path} was altered or cut" in log.replace(str(path.resolve()), str(path))
+
+    def test_the_registry_is_as_if_nothing_had_been(self, story, undisturbed):
+        assert content(story.home) == undisturbed
+        assert statuses(story.home / "runs")["run", "RUNNING"] == 0
+
+
+@contextmanager
+def two_nodes(**more: str) -> Iterator[tuple[dict[str, str], str, str]]:
+    """A cluster of two nodes on this machine, one core each: what a driver needs in its environment, and the marks of
+    the head's processes and of the other node's."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.2", 0))
+        address = f"127.0.0.2:{found.getsockname()[1]}"
+    auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    marks = [f"{name}-{secrets.token_hex(8)}" for name in ("head", "node")]
+    common = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats"]
+    nodes = [["--head", "--node-ip-address=127.0.0.2", f"--port={address.rpartition(':')[2]}",
+              "--include-dashboard=false"],
+             [f"--address={address}", "--node-ip-address=127.0.0.3"]]  # fmt: skip
+    try:
+        for mark, arguments in zip(marks, nodes, strict=True):
+            command = [SCRIPT.parent / "ray", "start", *arguments, *common]
+            done = subprocess.run(command, env=environment(TTMOE_TEST=mark, **more, **auth),
+                                  capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
+            assert done.returncode == 0, done.stdout + done.stderr
+        yield {**auth, "RAY_ADDRESS": address}, *marks
+    finally:
+        for process in itertools.chain.from_iterable(map(marked, marks)):
+            process.kill()
+
+
+def test_the_jobs_of_a_lost_node_are_done_on_what_is_left(fresh, undisturbed):
+    """It costs them no retry: the run has none to give. The cluster was there before the run, and is there after it."""
+    home = fresh("nodes")
+    with two_nodes(**with_disk(home, "slow")) as (env, head, node), started(home, "--set", "failures.retries=0", **env) as life:
+        life.trains(2 * EVERY)
+        assert [len(marked(mark, "ray::_Worker")) for mark in (head, node)] == [1, 1]
+        for process in marked(node, "raylet") + marked(node):
+            if process.is_running():
+                process.kill()
+        assert life.ends() == 0, life.text
+        assert life.left() == []
+        assert "tried again: its node was lost" in life.text
+        assert tiny.wait_for(lambda: marked(head, "ray::") == [], 20)
+        assert any("gcs_server" in process.name() for process in marked(head))
+    assert content(home) == undisturbed
+
+
+def test_where_the_disk_is_full_one_expert_fails_and_is_made_when_there_is_room(fresh, undisturbed):
+    home = fresh("disk")
+    with started(home, "--set", "failures.retries=0", disk="full") as life:
+        assert life.ends() == 1, life.text
+        assert life.left() == []
+        said = " ".join(life.text.split())
+    assert "1 of 3 experts failed (both: OSError: [Errno 28] No space left on device: " in said
+    assert "the router requires both" in said
+    # The training went on without checkpoints; only the result, which must not be lost, ends it.
+    log = (folder_of(home, "both") / "log.txt").read_text()
+    missed = re.findall(r"the checkpoint of step (\d+) is not kept: .*No space left on device", log)
+    assert [int(step) for step in missed] == list(range(EVERY, STEPS + 1, EVERY))
+    assert versions(home / "runs") == {"tiny.colours": 1, "tiny.animals": 1}
+    (failed,) = (run for run in runs(home / "runs") if run.data.tags.get("ttmoe.task") == "both")
+    assert failed.info.status == "FAILED"
+    assert "No space left on device" in failed.data.tags["ttmoe.error"]
+    done = succeeded(ttmoe(home, "run", "tiny.yaml"))
+    assert "to do:  1 experts (both), the router\n" in done.out
+    assert content(home) == undisturbed
+
+
+def test_the_router_is_made_without_an_expert_that_diverged_and_again_with_it(fresh, undisturbed):
+    home = fresh("diverged")
+    wrong = [word for each in DIVERGES for word in ("--set", f"tasks.both.train.{each}")]
+    done = ttmoe(home, "run", "tiny.yaml", "--set", "router.require=0.5", *wrong)
+    assert (done.code, done.running) == (1, []), done.err
+    said = " ".join(done.err.split())
+    assert "1 of 3 experts failed (both: DivergedError: the loss of 'both' is nan at step" in said
+    assert "the router answers for the other 2" in said
+    assert "Traceback" not in done.err
+    assert versions(home / "runs") == {"tiny.colours": 1, "tiny.animals": 1, "tiny.router": 1}
+    assert statuses(home / "runs") == {("run", "FAILED"): 1, ("expert", "FINISHED"): 3, ("expert", "FAILED"): 1}
+    (failed,) = (run for run in runs(home / "runs") if run.data.tags.get("ttmoe.task") == "both")
+    assert failed.data.tags["ttmoe.error"].startswith("DivergedError: the loss of 'both' is nan")
+    own, _, _ = content(home)["versions"]["tiny.router", 1]
+    assert set(json.loads(own["ttmoe.lock"])) == {"colours", "animals"}
+
+    done = succeeded(ttmoe(home, "run", "tiny.yaml"))
+    assert "cached: colours, animals" in done.out
+    assert "to do:  1 experts (both), the router\n" in done.out
+    now = content(home)
+    assert set(now["versions"]) == set(undisturbed["versions"]) | {("tiny.router", 2)}
+    for task in WORDS:
+        assert now["versions"][f"tiny.{task}", 1] == undisturbed["versions"][f"tiny.{task}", 1]
+    assert now["versions"]["tiny.router", 2] == undisturbed["versions"]["tiny.router", 1]
+    assert now["aliases"]["tiny.router"] == {"candidate": 2, "champion": 2}
+    assert now["running"] == []
+
+
+def test_the_first_experts_fail_alike_and_the_others_are_not_tried(fresh):
+    home = fresh("alike")
+    tasks = [f"{task}{i}" for i in range(3) for task in WORDS]
+    lines = [entry(task, task[:-1], f", train: {{seed: {task[-1]}}}") for task in tasks]
+    (home / "tiny.yaml").write_text(CONFIG + "".join(lines))
+    done = ttmoe(home, "run", "tiny.yaml", *(word for each in DIVERGES for word in ("--set", f"train.{each}")))
+    assert (done.code, done.running) == (1, []), done.err
+    said = " ".join(done.err.split())
+    assert re.search(r"(\d) of 9 experts failed", said)
+    assert "failed alike, so the others were not tried" in said
+    assert said.count("error:") == 1, said
+    assert "Traceback" not in done.err
+    assert versions(home / "runs") == {}
+    tried = {run.data.tags["ttmoe.task"] for run in runs(home / "runs") if run.data.tags["ttmoe.kind"] == "expert"}
+    assert 3 <= len(tried) <= 3 + 2 * (os.cpu_count() or 1)
+    assert statuses(home / "runs")["expert", "RUNNING"] == 0
+
+
+def test_bad_rows_end_it_before_anything_starts(fresh):
+    home = fresh("rows")
+    with (home / "both.jsonl").open("a") as file:
+        file.write('{"text": "a row that is cut\n')
+    done = ttmoe(home, "run", "tiny.yaml")
+    assert (done.code, done.running) == (2, [])
+    said = " ".join(done.err.split())
+    assert "tasks.both.source" in said
+    assert "both.jsonl" in said
+    assert "151" in said  # the line
+    assert "Traceback" not in done.err
+    assert versions(home / "runs") == {}
+    assert runs(home / "runs") == []
+    assert not (home / "runs" / "tiny" / "experts").exists()
