@@ -105,10 +105,12 @@ class Recorder:
             except Exception as error:
                 self._asked = None
                 if not self.is_away(error):
+                    self.away_since = None  # it answers
                     return Done(deed.key, error=error)
                 self._missed(error)
-                self._stop.wait(wait)
-                wait = min(2 * wait, _LONGEST_WAIT)
+                if not self.given_up:
+                    self._stop.wait(wait)
+                    wait = min(2 * wait, _LONGEST_WAIT)
             else:
                 self.away_since = self._asked = None
                 return Done(deed.key, value)

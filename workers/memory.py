@@ -21,7 +21,7 @@ from workers.evaluation import TOKENS, TOKENS_ON_GPU
 from workers.settings import Train
 
 MB = 10**6
-PROCESS = 520 * MB  # torch, transformers and ray at work, on a CPU: 432 MB imported, 531 at its peak (2026-11)
+PROCESS = 560 * MB  # torch, transformers and ray at work, on a CPU: 432 MB imported, 531 to 550 at its peak (2026-11)
 PROCESS_CUDA = 2500 * MB  # the same with CUDA's libraries: customary, not measured
 CONTEXT_CUDA = 500 * MB  # what a process takes of a GPU before its first tensor: customary, not measured
 HELD = {"cpu": 1.5, "cuda": 1.2}  # of what is saved, with what an allocator cannot use again

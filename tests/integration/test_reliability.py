@@ -45,19 +45,20 @@ router: {{batch_size: 32, epochs: 2}}
 tasks:
 """
 DIVERGES = ("lr=1e38", "clip=0")
-# Read by every process of a command that is told of a disk. A slow one takes its time for checkpoints, so that a
-# training can be met on its way; on a full one, no file of one expert can be opened for writing, except its log.
+# Read by every process of a command that is told of a disk: of one that takes so many seconds for a checkpoint, so that
+# a training can be met on its way, or of one where nothing of one expert can be opened for writing, except its log.
 DISK = """\
 import errno, os, sys, time
-def _disk(event, arguments):
+disk = os.environ.get("TTMOE_TEST_DISK", "0")
+def opened(event, arguments):
     if event != "open" or not isinstance(arguments[0], (str, bytes)) or not arguments[2] & (os.O_WRONLY | os.O_RDWR):
         return
     path = os.fsdecode(arguments[0])
-    if os.environ.get("TTMOE_TEST_DISK") == "slow" and "/checkpoints/" in path:
-        time.sleep(0.3)
-    elif os.environ.get("TTMOE_TEST_DISK") == "full" and "/experts/both-" in path and not path.endswith("/log.txt"):
+    if disk != "full":
+        time.sleep(float(disk) * ("/checkpoints/" in path))
+    elif "/experts/animals-" in path and not path.endswith("/log.txt"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
-sys.addaudithook(_disk)
+sys.addaudithook(opened)
 """
 
 
@@ -147,13 +148,13 @@ class Life:
         return tiny.left_running(self.mark)
 
 
-def with_disk(home: Path, kind: str) -> dict[str, str]:
+def with_disk(home: Path, disk: str) -> dict[str, str]:
     """What processes on such a disk have in their environment."""
-    return {"TTMOE_TEST_DISK": kind, "PYTHONPATH": str(home / "hook")}
+    return {"TTMOE_TEST_DISK": disk, "PYTHONPATH": str(home / "hook")}
 
 
 @contextmanager
-def started(home: Path, *arguments: str, disk: str = "slow", **env: str) -> Iterator[Life]:
+def started(home: Path, *arguments: str, disk: str = "0.2", **env: str) -> Iterator[Life]:
     """``ttmoe run tiny.yaml`` on such a disk; whatever of it still runs in the end is ended."""
     mark, out = f"life-{secrets.token_hex(8)}", home / f"out-{secrets.token_hex(4)}.txt"
     settings = environment(TTMOE_TEST=mark, PYTHONUNBUFFERED="1", **with_disk(home, disk), **env)
@@ -235,8 +236,8 @@ class Story:
 def story(fresh) -> Story:
     """Two commands start at once; the one that works is killed outright; a checkpoint is cut; the next one is killed
     outright, the next gets Ctrl-C, and the last comes to the end."""
-    home = fresh("story")
-    lives = []
+    home, lives = fresh("story"), []
+    slow = "0.8"  # for seconds after a driver is killed outright, Ray's processes go on
 
     def goes_on(life: Life, before: dict[str, int], end: signal.Signals | None) -> None:
         if end:
@@ -248,7 +249,7 @@ def story(fresh) -> Story:
     def newest() -> dict[str, int]:
         return {task: int(paths[0].stem) for task, paths in checkpoints(home).items()}
 
-    with started(home) as one, started(home) as two:
+    with started(home, disk=slow) as one, started(home, disk=slow) as two:
         assert tiny.wait_for(lambda: one.process.poll() != two.process.poll(), 60)
         other, works = (two, one) if one.process.poll() is None else (one, two)
         refused = other.ends(), other.text
@@ -257,13 +258,13 @@ def story(fresh) -> Story:
     task, paths = next((task, paths) for task, paths in checkpoints(home).items() if len(paths) > 1)
     os.truncate(paths[0], paths[0].stat().st_size // 2)
     before[task] = int(paths[1].stem)
-    with started(home) as life:
+    with started(home, disk=slow) as life:
         goes_on(life, before, signal.SIGKILL)
     before = newest()
-    with started(home) as life:
+    with started(home, disk=slow) as life:
         goes_on(life, before, signal.SIGINT)
     before = newest()
-    with started(home, disk="quick") as life:
+    with started(home, disk="0") as life:
         goes_on(life, before, None)
     return Story(home, refused, (task, paths[0]), lives)
 
@@ -330,7 +331,8 @@ def two_nodes(**more: str) -> Iterator[tuple[dict[str, str], str, str]]:
 def test_the_jobs_of_a_lost_node_are_done_on_what_is_left(fresh, undisturbed):
     """It costs them no retry: the run has none to give. The cluster was there before the run, and is there after it."""
     home = fresh("nodes")
-    with two_nodes(**with_disk(home, "slow")) as (env, head, node), started(home, "--set", "failures.retries=0", **env) as life:
+    none = ("--set", "failures.retries=0")
+    with two_nodes(**with_disk(home, "0.2")) as (env, head, node), started(home, *none, **env) as life:
         life.trains(2 * EVERY)
         assert [len(marked(mark, "ray::_Worker")) for mark in (head, node)] == [1, 1]
         for process in marked(node, "raylet") + marked(node):
@@ -344,53 +346,57 @@ def test_the_jobs_of_a_lost_node_are_done_on_what_is_left(fresh, undisturbed):
     assert content(home) == undisturbed
 
 
-def test_where_the_disk_is_full_one_expert_fails_and_is_made_when_there_is_room(fresh, undisturbed):
-    home = fresh("disk")
-    with started(home, "--set", "failures.retries=0", disk="full") as life:
-        assert life.ends() == 1, life.text
-        assert life.left() == []
-        said = " ".join(life.text.split())
-    assert "1 of 3 experts failed (both: OSError: [Errno 28] No space left on device: " in said
-    assert "the router requires both" in said
-    # The training went on without checkpoints; only the result, which must not be lost, ends it.
-    log = (folder_of(home, "both") / "log.txt").read_text()
-    missed = re.findall(r"the checkpoint of step (\d+) is not kept: .*No space left on device", log)
-    assert [int(step) for step in missed] == list(range(EVERY, STEPS + 1, EVERY))
-    assert versions(home / "runs") == {"tiny.colours": 1, "tiny.animals": 1}
-    (failed,) = (run for run in runs(home / "runs") if run.data.tags.get("ttmoe.task") == "both")
-    assert failed.info.status == "FAILED"
-    assert "No space left on device" in failed.data.tags["ttmoe.error"]
-    done = succeeded(ttmoe(home, "run", "tiny.yaml"))
-    assert "to do:  1 experts (both), the router\n" in done.out
-    assert content(home) == undisturbed
+class TestTwoFail:
+    """One expert meets a full disk and one diverges; then there is room, and the learning rate is corrected."""
 
+    @pytest.fixture(scope="class")
+    def first(self, fresh) -> tuple[Path, str]:
+        """The folder, and what the run said in which they failed."""
+        home = fresh("failed")
+        wrong = [f"tasks.both.train.{each}" for each in DIVERGES]
+        settings = ["router.require=0.3", "failures.retries=0", *wrong]
+        with started(home, *(f"--set={each}" for each in settings), disk="full") as life:
+            assert life.ends() == 1, life.text
+            assert life.left() == []
+            assert "Traceback" not in life.text
+            return home, " ".join(life.text.split())
 
-def test_the_router_is_made_without_an_expert_that_diverged_and_again_with_it(fresh, undisturbed):
-    home = fresh("diverged")
-    wrong = [word for each in DIVERGES for word in ("--set", f"tasks.both.train.{each}")]
-    done = ttmoe(home, "run", "tiny.yaml", "--set", "router.require=0.5", *wrong)
-    assert (done.code, done.running) == (1, []), done.err
-    said = " ".join(done.err.split())
-    assert "1 of 3 experts failed (both: DivergedError: the loss of 'both' is nan at step" in said
-    assert "the router answers for the other 2" in said
-    assert "Traceback" not in done.err
-    assert versions(home / "runs") == {"tiny.colours": 1, "tiny.animals": 1, "tiny.router": 1}
-    assert statuses(home / "runs") == {("run", "FAILED"): 1, ("expert", "FINISHED"): 3, ("expert", "FAILED"): 1}
-    (failed,) = (run for run in runs(home / "runs") if run.data.tags.get("ttmoe.task") == "both")
-    assert failed.data.tags["ttmoe.error"].startswith("DivergedError: the loss of 'both' is nan")
-    own, _, _ = content(home)["versions"]["tiny.router", 1]
-    assert set(json.loads(own["ttmoe.lock"])) == {"colours", "animals"}
+    def test_both_are_named_and_the_third_is_registered_with_a_router(self, first):
+        home, said = first
+        assert "error: library tiny 2 of 3 experts failed (" in said
+        assert "animals: OSError: [Errno 28] No space left on device: " in said
+        assert "both: DivergedError: the loss of 'both' is nan at step" in said
+        assert "the router answers for the other 1" in said
+        assert versions(home / "runs") == {"tiny.colours": 1, "tiny.router": 1}
+        own, _, _ = content(home)["versions"]["tiny.router", 1]
+        assert set(json.loads(own["ttmoe.lock"])) == {"colours"}
 
-    done = succeeded(ttmoe(home, "run", "tiny.yaml"))
-    assert "cached: colours, animals" in done.out
-    assert "to do:  1 experts (both), the router\n" in done.out
-    now = content(home)
-    assert set(now["versions"]) == set(undisturbed["versions"]) | {("tiny.router", 2)}
-    for task in WORDS:
-        assert now["versions"][f"tiny.{task}", 1] == undisturbed["versions"][f"tiny.{task}", 1]
-    assert now["versions"]["tiny.router", 2] == undisturbed["versions"]["tiny.router", 1]
-    assert now["aliases"]["tiny.router"] == {"candidate": 2, "champion": 2}
-    assert now["running"] == []
+    def test_their_runs_have_failed_and_say_why(self, first):
+        found = {run.data.tags.get("ttmoe.task"): run for run in runs(first[0] / "runs")}
+        assert {task: run.info.status for task, run in found.items()} == {
+            "colours": "FINISHED", "router": "FINISHED", "animals": "FAILED", "both": "FAILED", None: "FAILED",
+        }  # fmt: skip
+        assert found["both"].data.tags["ttmoe.error"].startswith("DivergedError: the loss of 'both' is nan")
+        assert "No space left on device" in found["animals"].data.tags["ttmoe.error"]
+
+    def test_checkpoints_that_cannot_be_written_do_not_end_a_training(self, first):
+        """Only the result does, which must not be lost."""
+        log = (folder_of(first[0], "animals") / "log.txt").read_text()
+        missed = re.findall(r"the checkpoint of step (\d+) is not kept: .*No space left on device", log)
+        assert [int(step) for step in missed] == list(range(EVERY, STEPS + 1, EVERY))
+
+    def test_these_two_and_the_router_are_made_when_the_causes_are_gone(self, first, undisturbed):
+        home, _ = first
+        done = succeeded(ttmoe(home, "run", "tiny.yaml"))
+        assert "cached: colours\n" in done.out
+        assert "to do:  2 experts (animals, both), the router\n" in done.out
+        now = content(home)
+        assert set(now["versions"]) == set(undisturbed["versions"]) | {("tiny.router", 2)}
+        for task in WORDS:
+            assert now["versions"][f"tiny.{task}", 1] == undisturbed["versions"][f"tiny.{task}", 1]
+        assert now["versions"]["tiny.router", 2] == undisturbed["versions"]["tiny.router", 1]
+        assert now["aliases"] == undisturbed["aliases"] | {"tiny.router": {"candidate": 2, "champion": 2}}
+        assert now["running"] == []
 
 
 def test_the_first_experts_fail_alike_and_the_others_are_not_tried(fresh):

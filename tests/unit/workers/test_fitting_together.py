@@ -46,8 +46,13 @@ class Class:
             self.bank.add(name, SPECS[name], len(data.label_names), draw)
             self.trainees[name] = Trainee(name, *rows, SETTINGS[name], "trained")
 
+    def take(self, progress):
+        """Keep a step's report; one without metrics is a sign of life amid an evaluation."""
+        if progress.metrics:
+            self.reports.append(progress)
+
     def fit(self):
-        return fit(self.bank, list(self.trainees.values()), pad_id=self.pad_id, report=self.reports.append)
+        return fit(self.bank, list(self.trainees.values()), pad_id=self.pad_id, report=self.take)
 
     def losses(self, name):
         return torch.tensor([r.metrics["train.loss"] for r in self.reports if r.key == name])
