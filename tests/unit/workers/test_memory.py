@@ -122,9 +122,10 @@ def model_layers(model):
 
 
 CHILD = """
-import json, resource, sys
+import json, sys
 import ray
 from pathlib import Path
+from tests.benchmarks.machine import peak_bytes
 from ttmoe.adapter import AdapterSpec, count_parameters, plan_groups
 from ttmoe.base import empty_body
 from workers.bases import resolve_base
@@ -141,7 +142,7 @@ train = Train(steps=2, batch_size=64, eval_every=2)
 parameters = count_parameters(plan_groups(model, spec))
 job = ExpertJob("t", base, data, spec, "trained", train, "x", parameters, str(folder / "out"))
 run_expert(job, lambda progress: None)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = peak_bytes()
 found = job_memory(model, base, spec, job.classes, train)
 print(json.dumps([found.total, found.total - found.process, peak]))
 """
