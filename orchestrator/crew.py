@@ -75,7 +75,7 @@ class Crew:
                     for key, job in unit.jobs.items():
                         news, again = _judge(unit, key, job, outcome[key], past, self.limits, smaller)
                         if again:
-                            waiting.append(again)
+                            waiting.insert(0, again)  # before what has not begun
                         yield news
                 if not heard:
                     yield None
@@ -127,6 +127,8 @@ class Crew:
 
     def _never_started(self, slot: Slot, error: Any) -> None:
         self._dismiss(slot)
+        if any(each.node for each in self.slots):
+            return  # others are up: it went with its node, or by chance
         self._stillborn += 1
         if self._stillborn >= _STARTS:
             raise WorkFailedError(

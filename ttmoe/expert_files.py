@@ -163,8 +163,11 @@ def _site_lists(group: Group) -> dict[str, list[int]]:
 def write_whole(path: Path, data: bytes) -> None:
     """Whole or not at all: a crash leaves the old file or none."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

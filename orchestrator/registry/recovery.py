@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from orchestrator.registry.runs import finish_run
-from orchestrator.registry.store import Store, pages
+from orchestrator.registry.store import Store, if_there, pages
 from orchestrator.registry.versions import CANDIDATE, Version, by_alias, every_version, promote
 
 
@@ -46,7 +48,7 @@ def _complete(store: Store, versions: list[Version]) -> None:
     """What ``register`` does once a version is made: no second one of its spec, and its alias."""
     first, *doubles = versions
     for double in doubles:
-        store.client.delete_model_version(double.name, str(double.version))
+        if_there(partial(store.client.delete_model_version, double.name, str(double.version)))
     candidate = by_alias(store, first.library, first.task, CANDIDATE)
     if candidate is None or candidate.version < first.version:
         promote(store, first, CANDIDATE)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Collection
+from functools import partial
 
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from orchestrator.registry.folders import fetched_place
-from orchestrator.registry.store import Store, pages
+from orchestrator.registry.store import Store, if_there, pages
 from orchestrator.registry.versions import model_name
 
 
@@ -27,10 +26,10 @@ def remove_versions(store: Store, library: str, task: str, numbers: Collection[i
         _delete_run(store, version, gone)
         shutil.rmtree(fetched_place(store, name, int(version.version), version.source or ""), ignore_errors=True)
     if len(gone) == len(there):
-        _if_there(lambda: client.delete_registered_model(name))
+        if_there(lambda: client.delete_registered_model(name))
         return
     for version in gone:
-        client.delete_model_version(name, version.version)
+        if_there(partial(client.delete_model_version, name, version.version))
 
 
 def _delete_run(store: Store, version: ModelVersion, gone: list[ModelVersion]) -> None:
@@ -39,16 +38,6 @@ def _delete_run(store: Store, version: ModelVersion, gone: list[ModelVersion]) -
     going = {(each.name, int(each.version)) for each in gone}
     users = store.client.search_model_versions(f"run_id = '{version.run_id}'")
     if all((user.name, int(user.version)) in going for user in users):
-        run = _if_there(lambda: store.client.get_run(str(version.run_id)))
+        run = if_there(lambda: store.client.get_run(str(version.run_id)))
         if run is not None and run.info.lifecycle_stage == "active":
             store.client.delete_run(version.run_id)
-
-
-def _if_there(call: Callable[[], Any]) -> Any:
-    """What ``call`` gives, or None where MLflow has no such thing (any more)."""
-    try:
-        return call()
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-    return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +34,13 @@ def start_run(
     """Start the parent run of one ``ttmoe run`` (or search), its config and plan as artifacts; its id."""
     experiment = store.experiment(library, search=search).experiment_id
     kind = "search" if search else "run"
-    run_id = store.client.create_run(experiment, run_name=name, tags=_tags(kind, library, tags)).info.run_id
+    token = uuid.uuid4().hex
+    run = store.client.create_run(experiment, run_name=name, tags=_tags(kind, library, {**tags, "token": token}))
+    if store.is_remote:  # the client repeats a request whose answer was lost
+        for double in store.client.search_runs([experiment], f"tags.`{TAG}token` = '{token}'"):
+            if double.info.run_id != run.info.run_id:
+                store.client.delete_run(double.info.run_id)
+    run_id = run.info.run_id
     log_text(store, run_id, config_text, "config.yaml")
     log_text(store, run_id, json.dumps(plan, indent=1, sort_keys=True), "plan.json")
     return run_id

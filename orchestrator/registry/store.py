@@ -105,6 +105,16 @@ def check_name(name: str, what: str) -> None:
         raise InputError(f"{name!r} cannot name a {what}", where=what, fix="use letters, digits, _ . and -")
 
 
+def if_there(call: Callable[[], Any]) -> Any:
+    """What ``call`` gives, or None where MLflow has no such thing (any more): a deletion may be sent twice."""
+    try:
+        return call()
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+    return None
+
+
 def create_once(create: Callable[[], Any]) -> None:
     """Run ``create``; that the thing is already there is as good."""
     try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from orchestrator.registry.store import TAG, Store, check_name, create_once, moment, pages, prefixed
+from orchestrator.registry.store import TAG, Store, check_name, create_once, if_there, moment, pages, prefixed
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 _METRIC = "metric."
@@ -134,7 +135,7 @@ def _only(store: Store, versions: list[ModelVersion]) -> ModelVersion:
     """The first of a spec's versions; later ones, which only a request sent twice can make, are deleted."""
     first, *doubles = versions
     for double in doubles:
-        store.client.delete_model_version(double.name, double.version)
+        if_there(partial(store.client.delete_model_version, double.name, double.version))
     return first
 
 

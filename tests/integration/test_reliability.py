@@ -346,23 +346,23 @@ def test_the_jobs_of_a_lost_node_are_done_on_what_is_left(fresh, undisturbed):
     assert content(home) == undisturbed
 
 
+@pytest.fixture(scope="module")
+def failed(fresh) -> tuple[Path, str]:
+    """A folder in which one expert met a full disk and one diverged, and what the run said."""
+    home = fresh("failed")
+    settings = ["router.require=0.3", "failures.retries=0", *(f"tasks.both.train.{each}" for each in DIVERGES)]
+    with started(home, *(f"--set={each}" for each in settings), disk="full") as life:
+        assert life.ends() == 1, life.text
+        assert life.left() == []
+        assert "Traceback" not in life.text
+        return home, " ".join(life.text.split())
+
+
 class TestTwoFail:
     """One expert meets a full disk and one diverges; then there is room, and the learning rate is corrected."""
 
-    @pytest.fixture(scope="class")
-    def first(self, fresh) -> tuple[Path, str]:
-        """The folder, and what the run said in which they failed."""
-        home = fresh("failed")
-        wrong = [f"tasks.both.train.{each}" for each in DIVERGES]
-        settings = ["router.require=0.3", "failures.retries=0", *wrong]
-        with started(home, *(f"--set={each}" for each in settings), disk="full") as life:
-            assert life.ends() == 1, life.text
-            assert life.left() == []
-            assert "Traceback" not in life.text
-            return home, " ".join(life.text.split())
-
-    def test_both_are_named_and_the_third_is_registered_with_a_router(self, first):
-        home, said = first
+    def test_both_are_named_and_the_third_is_registered_with_a_router(self, failed):
+        home, said = failed
         assert "error: library tiny 2 of 3 experts failed (" in said
         assert "animals: OSError: [Errno 28] No space left on device: " in said
         assert "both: DivergedError: the loss of 'both' is nan at step" in said
@@ -371,22 +371,22 @@ class TestTwoFail:
         own, _, _ = content(home)["versions"]["tiny.router", 1]
         assert set(json.loads(own["ttmoe.lock"])) == {"colours"}
 
-    def test_their_runs_have_failed_and_say_why(self, first):
-        found = {run.data.tags.get("ttmoe.task"): run for run in runs(first[0] / "runs")}
+    def test_their_runs_have_failed_and_say_why(self, failed):
+        found = {run.data.tags.get("ttmoe.task"): run for run in runs(failed[0] / "runs")}
         assert {task: run.info.status for task, run in found.items()} == {
             "colours": "FINISHED", "router": "FINISHED", "animals": "FAILED", "both": "FAILED", None: "FAILED",
         }  # fmt: skip
         assert found["both"].data.tags["ttmoe.error"].startswith("DivergedError: the loss of 'both' is nan")
         assert "No space left on device" in found["animals"].data.tags["ttmoe.error"]
 
-    def test_checkpoints_that_cannot_be_written_do_not_end_a_training(self, first):
+    def test_checkpoints_that_cannot_be_written_do_not_end_a_training(self, failed):
         """Only the result does, which must not be lost."""
-        log = (folder_of(first[0], "animals") / "log.txt").read_text()
+        log = (folder_of(failed[0], "animals") / "log.txt").read_text()
         missed = re.findall(r"the checkpoint of step (\d+) is not kept: .*No space left on device", log)
         assert [int(step) for step in missed] == list(range(EVERY, STEPS + 1, EVERY))
 
-    def test_these_two_and_the_router_are_made_when_the_causes_are_gone(self, first, undisturbed):
-        home, _ = first
+    def test_these_two_and_the_router_are_made_when_the_causes_are_gone(self, failed, undisturbed):
+        home, _ = failed
         done = succeeded(ttmoe(home, "run", "tiny.yaml"))
         assert "cached: colours\n" in done.out
         assert "to do:  2 experts (animals, both), the router\n" in done.out
