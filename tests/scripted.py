@@ -47,7 +47,7 @@ def write_library(folder: Path, base_folder: Path, count: int) -> Path:
 
 
 def scripted(fates: Mapping[str, str], marks: Path) -> Callable[..., dict[str, Any]]:
-    """What stands in for ``run_experts``. A task's fate is to ``fail``, to ``die`` or to die ``once``; else all is well.
+    """What stands in for ``run_experts``. A task's fate is to ``fail``, ``die`` or die ``once``; else all is well.
 
     Defined inside a function, it travels to the workers by value: they cannot import this file.
     """
@@ -165,11 +165,16 @@ def make_library(path: Path, fates: Mapping[str, str], out: Any = None) -> dict[
     trained = Trained()
     if standing.todo:
         run = registry.start_run(plan.layout.library, "run", {}, "", {"experts": standing.todo})
-        with registry.ending(run), in_place_of_training(fates, path.parent / "marks"), ray_session():
-            with LiveView(Console(file=out or sys.stderr)) as view, Memory() as memory:
-                with Crew(outlook.need, config.failures) as crew:
-                    timed("stage 1", lambda: train_experts(plan, standing.todo, registry, run, crew, view,
-                                                           outlook.experts_per_job, trained))  # fmt: skip
+        with (
+            registry.ending(run),
+            in_place_of_training(fates, path.parent / "marks"),
+            ray_session(),
+            LiveView(Console(file=out or sys.stderr)) as view,
+            Memory() as memory,
+            Crew(outlook.need, config.failures) as crew,
+        ):
+            together = outlook.experts_per_job
+            timed("stage 1", lambda: train_experts(plan, standing.todo, registry, run, crew, view, together, trained))
         took["grown"] = memory.grown
     return took | {"registered": len(trained.versions), "failed": len(trained.failed), "todo": len(standing.todo)}
 

@@ -27,14 +27,13 @@ SCRIPT = Path(sys.executable).parent / "ttmoe"
 def run() -> Iterator[Finding]:
     with tempfile.TemporaryDirectory() as scratch:
         first, again = _make(scratch), _make(scratch)
-        listing = {name: _ttmoe(scratch, *words) for name, words in
-                   {"experts ls": ("experts", "ls"), "status": ("status",), "plan": ("plan", "many.yaml")}.items()}  # fmt: skip
+        reading = {command: _ttmoe(scratch, command) for command in ("experts ls", "status", "plan many.yaml")}
     name = f"{COUNT} scripted experts on SQLite"
     each, megabytes = first["stage 1"] / COUNT, first["grown"] / 1e6
     planning = ("load_config", "make_plan", "open", "hold", "check_feasible", "forecast")
     lost = COUNT - first["registered"] + again["todo"]
     yield Finding(f"{name}: lost", f"{lost:.0f}", f"{first['registered']:.0f} registered", "", "0", lost == 0)
-    yield Finding(f"{name}: wall time of stage 1, an expert", duration(each), f"in all {duration(first['stage 1'])}", "",
+    yield Finding(f"{name}: wall time of stage 1, an expert", duration(each), f"all {duration(first['stage 1'])}", "",
                   f"≤ {AN_EXPERT} s", each <= AN_EXPERT)  # fmt: skip
     yield Finding(f"{name}: memory that the driver gains (RSS)", f"{megabytes:.0f} MB", "", "",
                   f"< {MEMORY} MB", megabytes < MEMORY)  # fmt: skip
@@ -43,7 +42,7 @@ def run() -> Iterator[Finding]:
         longest = sorted(seconds, key=lambda part: -seconds[part])[:3]
         yield Finding(f"{name}: {what}", duration(sum(seconds.values())),
                       ", ".join(f"{part} {duration(seconds[part])}" for part in longest), "")  # fmt: skip
-    said = ", ".join(f"`{command}` {duration(seconds)}" for command, seconds in listing.items())
+    said = ", ".join(f"`{command}` {duration(seconds)}" for command, seconds in reading.items())
     yield Finding(f"{name}: commands that read, start-up included", said, "", "")
 
 
@@ -55,7 +54,7 @@ def _make(folder: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _ttmoe(folder: str, *words: str) -> float:
+def _ttmoe(folder: str, words: str) -> float:
     began = time.perf_counter()
-    subprocess.run([SCRIPT, *words], cwd=folder, capture_output=True, check=True)
+    subprocess.run([SCRIPT, *words.split()], cwd=folder, capture_output=True, check=True)
     return time.perf_counter() - began

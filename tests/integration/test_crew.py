@@ -112,7 +112,7 @@ def test_processes_are_kept_from_unit_to_unit_and_from_stage_to_stage(ray, tmp_p
 
 
 def test_what_fits_on_no_node_is_refused_at_once(ray):
-    with pytest.raises(InfeasibleError, match="asks for 1 CPUs, 0 GPUs, 1000000.0 GB"):
+    with pytest.raises(InfeasibleError, match=r"asks for 1 CPUs, 0 GPUs, 1000000\.0 GB"):
         Crew(Need(1, 0, 10**15), Failures()).__enter__()
 
 

@@ -55,7 +55,7 @@ def check_versions(registry):
 
 
 def check_runs(root, registry):
-    """One run for each expert that was begun; those that were registered have every step's loss and the test's result."""
+    """One run for each expert that was begun; what was registered has its losses and its test result."""
     experts = [run for run in runs(root) if run.data.tags["ttmoe.kind"] == "expert"]
     assert max(Counter(run.data.tags["ttmoe.task"] for run in experts).values()) == 1
     for run in experts:

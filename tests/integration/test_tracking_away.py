@@ -60,8 +60,8 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self.port, self.log = free_port(), (folder / "server.log").open("w")
         self.command = [
-            sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(self.port),
-            "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "artifacts"),
+            sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(self.port), "--backend-store-uri",
+            f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "artifacts"),
         ]  # fmt: skip
 
     def start(self) -> None:
@@ -135,8 +135,9 @@ def run(config: Path, crew: type = InlineCrew, quickly: bool = False) -> tuple[i
         patch.setattr(orchestrator.crew, "Crew", crew)
         patch.setattr(orchestrator.run, "ray_session", nullcontext)
         if quickly:
-            patch.setattr(orchestrator.recorder, "_FIRST_WAIT", 0.02)
-            patch.setattr(orchestrator.registry.patience, "_FIRST_WAIT", 0.02)
+            for module in (orchestrator.recorder, orchestrator.registry.patience):
+                patch.setattr(module, "_FIRST_WAIT", 0.02)
+                patch.setattr(module, "_LONGEST_WAIT", 0.02)
         try:
             orchestrator.run.run_library(load_config(config.name, []), Console(file=out, width=200))
         except InputError as error:
@@ -145,14 +146,14 @@ def run(config: Path, crew: type = InlineCrew, quickly: bool = False) -> tuple[i
 
 
 def after(moment: str, deed: Callable[[], None]) -> type:
-    """A crew that does ``deed`` once, before its first unit whose key is ``moment`` (or any unit where that is empty)."""
+    """A crew that does ``deed`` once, before its first unit with the job ``moment``."""
     done: list[str] = []
 
     class Crew(InlineCrew):
         def run(self, units: Any, smaller: Any = None) -> Iterator[Any]:
             def watched() -> Iterator[Any]:
                 for unit in units:
-                    if not done and (not moment or moment in unit.jobs):
+                    if not done and moment in unit.jobs:
                         done.append(moment)
                         deed()
                     yield unit
@@ -168,13 +169,15 @@ def check_whole(server: Server, library: str, steps: int = STEPS, *, curves: boo
 
     registry = Registry.open(f"http://127.0.0.1:{server.port}", Path("unused"))
     client = registry.client
-    versions = [found for found in client.search_model_versions(max_results=1000) if found.tags["ttmoe.library"] == library]
-    assert sorted((found.tags["ttmoe.task"], int(found.version)) for found in versions) == [
-        ("animals", 1), ("colours", 1), ("router", 1)]  # fmt: skip
+    versions = client.search_model_versions(f"tags.`ttmoe.library` = '{library}'", max_results=1000)
+    assert sorted((found.name, int(found.version)) for found in versions) == [
+        (f"{library}.{name}", 1) for name in ("animals", "colours", "router")
+    ]
     found = all_runs(registry, library)
     assert Counter((tags(run).get("task", ""), run.info.status) for run in found if tags(run)["kind"] == "expert") == {
         ("animals", "FINISHED"): 1, ("colours", "FINISHED"): 1, ("router", "FINISHED"): 1}  # fmt: skip
     assert [run.info.run_name for run in found if run.info.status == "RUNNING"] == []
+    assert [run.info.status for run in found if tags(run)["kind"] == "run"].count("FINISHED") == 1
     for run in found:
         if tags(run).get("task") in ("animals", "colours"):
             history = client.get_metric_history(run.info.run_id, "train.loss")
@@ -205,7 +208,7 @@ def test_a_server_that_is_away_for_a_while_gets_all_and_training_does_not_wait(s
         found.extend(config.parent.glob("runs/while/experts/*/result.json"))
         proxy.restore()
 
-    timer = threading.Timer(12, back)
+    timer = threading.Timer(6, back)
     code, said = run(config, after("animals", lambda: (proxy.cut(), timer.start())))
     assert code == 0, said
     assert len(found) == 2  # both were trained while it was away
@@ -230,18 +233,23 @@ def test_a_server_that_stays_away_ends_the_run_and_what_is_trained_is_registered
     check_whole(server, "stays", curves=False)
 
 
-@pytest.mark.parametrize(("moment", "minutes", "code"), [("router", 5, 0), ("router", 0.02, 1)])
-def test_the_second_stage_waits_too(server, proxy, home, moment, minutes, code):
-    config = write_config(home, proxy, f"stage2-{code}", minutes)
-    timer = threading.Timer(6, proxy.restore)
-    done, said = run(config, after(moment, lambda: (proxy.cut(), timer.start())))
-    assert done == code, said
+def test_the_second_stage_waits_too(server, proxy, home):
+    config = write_config(home, proxy, "stage2")
+    timer = threading.Timer(2.5, proxy.restore)
+    code, said = run(config, after("router", lambda: (proxy.cut(), timer.start())))
+    assert code == 0, said
     assert said.count("does not answer; waiting for it") == 1
-    timer.join()
-    if code:
-        assert "has not answered for 0.02 minutes" in said
-        assert run(config)[0] == 0
-    check_whole(server, f"stage2-{code}")
+    check_whole(server, "stage2")
+
+
+def test_the_second_stage_waits_no_longer_than_it_is_told(server, proxy, home):
+    config = write_config(home, proxy, "stage2-ends", minutes=0.02)
+    code, said = run(config, after("router", proxy.cut))
+    assert code == 1, said
+    assert "has not answered for 0.02 minutes" in said
+    proxy.restore()
+    assert run(config)[0] == 0
+    check_whole(server, "stage2-ends")
 
 
 def test_ctrl_c_does_not_wait_for_a_server_that_is_away(server, proxy, home):
@@ -287,9 +295,6 @@ KINDS = (
     "POST experiments/create", "POST runs/create", "POST runs/log-batch", "POST runs/update",
     "POST registered-models/create", "POST registered-models/alias", "POST model-versions/create", "PUT artifacts",
 )  # fmt: skip
-NOT_YET = "start_run is not idempotent: MLflow's client repeats the request, and the parent run is there twice"
-
-NOR_YET = "a version's deletion is not idempotent: repeated, it raises RESOURCE_DOES_NOT_EXIST"
 
 
 def kind_of(change: str) -> str:
@@ -299,26 +304,29 @@ def kind_of(change: str) -> str:
 
 
 def loser(wanted: Callable[[str, bytes], bool], times: int) -> Callable[[str, bytes], bool]:
-    """Loses the first answers to each request that is wanted; two requests are the same but for their numbers."""
+    """Loses the first answers to each request that is wanted; requests are the same but for numbers and ids."""
     lost: Counter[tuple[str, bytes]] = Counter()
 
     def loses(change: str, body: bytes) -> bool:
-        key = change, re.sub(rb"\d+", b"", body) if change.startswith("POST") else b""
+        name = change.rpartition("/artifacts/")[2]  # without the run, which may be another when it is tried again
+        key = name, re.sub(rb"[0-9a-f]{32}|\d+", b"", body) if change.startswith("POST") else b""
         lost[key] += wanted(change, body)
         return wanted(change, body) and lost[key] <= times
 
     return loses
 
 
-def is_parents(change: str, body: bytes) -> bool:
-    return change.endswith("runs/create") and b'"ttmoe.kind"' in body and b'"expert"' not in body
+def starts_run(change: str, body: bytes) -> bool:
+    """Is it one of the requests of ``start_run``?"""
+    made = change.endswith("runs/create") and b'"ttmoe.kind"' in body and b'"expert"' not in body
+    return made or change.endswith(("/config.yaml", "/plan.json"))
 
 
 # Of two lost answers the first is for MLflow's client, which repeats the request; the second is for us.
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_of_one_kind_get_lost(server, proxy, home, kind):
     library = re.sub(r"\W", "-", kind.lower())
-    proxy.loses = loser(lambda change, body: kind_of(change) == kind and not is_parents(change, body), 2)
+    proxy.loses = loser(lambda change, body: kind_of(change) == kind and not starts_run(change, body), 2)
     code, said = run(write_config(home, proxy, library), quickly=True)
     assert code == 0, said
     assert kind in map(kind_of, proxy.changes)
@@ -327,13 +335,12 @@ def test_answers_of_one_kind_get_lost(server, proxy, home, kind):
 
 
 def test_every_answer_gets_lost_once(server, proxy, home):
-    proxy.loses = loser(lambda change, body: not is_parents(change, body) and not change.endswith("/delete"), 1)
+    proxy.loses = loser(lambda change, body: not starts_run(change, body) and not change.endswith("/delete"), 1)
     code, said = run(write_config(home, proxy, "each"), quickly=True)
     assert code == 0, said
     check_whole(server, "each")
 
 
-@pytest.mark.xfail(reason=NOR_YET, strict=True)
 def test_the_answers_to_a_creation_and_to_its_repair_get_lost(server, proxy, home):
     """A version that was made twice is deleted once, and again by MLflow's client, which finds none."""
     proxy.loses = loser(lambda change, body: "/model-versions/" in change, 1)
@@ -342,12 +349,15 @@ def test_the_answers_to_a_creation_and_to_its_repair_get_lost(server, proxy, hom
     check_whole(server, "repair")
 
 
-@pytest.mark.xfail(reason=NOT_YET, strict=True)
-def test_the_answer_to_the_parents_creation_gets_lost(server, proxy, home):
-    proxy.loses = loser(is_parents, 1)
-    code, said = run(write_config(home, proxy, "parent"), quickly=True)
+TWICE = "where both answers to its creation are lost, start_run is begun anew and leaves the first parent run open"
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.xfail(reason=TWICE, strict=True))])
+def test_the_answers_to_the_start_of_the_run_get_lost(server, proxy, home, times):
+    proxy.loses = loser(starts_run, times)
+    code, said = run(write_config(home, proxy, f"parent{times}"), quickly=True)
     assert code == 0, said
-    check_whole(server, "parent")
+    check_whole(server, f"parent{times}")
 
 
 def test_a_restart_of_the_server_under_a_run_on_ray(server, proxy, home):
