@@ -4,7 +4,7 @@ VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test test-unit style benchmark clean help
+.PHONY: quickstart test test-unit test-thorough style benchmark clean help
 
 help:          ## what there is to make
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+): .*## /  make \1\t/' | expand -t 22
@@ -14,6 +14,9 @@ quickstart: $(VENV)/.quickstart ## install, then train, register, route, search 
 
 test: $(VENV)/.test ## install what tests need and run them all
 	$(VENV)/bin/python -m pytest
+
+test-thorough: $(VENV)/.test ## the same, with a crash at every moment (half an hour)
+	$(VENV)/bin/python -m pytest --thorough
 
 test-unit: $(VENV)/.test ## the tests that take seconds
 	$(VENV)/bin/python -m pytest tests/unit

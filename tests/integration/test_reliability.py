@@ -328,6 +328,7 @@ def two_nodes(**more: str) -> Iterator[tuple[dict[str, str], str, str]]:
             process.kill()
 
 
+@pytest.mark.thorough
 def test_the_jobs_of_a_lost_node_are_done_on_what_is_left(fresh, undisturbed):
     """It costs them no retry: the run has none to give. The cluster was there before the run, and is there after it."""
     home = fresh("nodes")
@@ -358,6 +359,7 @@ def failed(fresh) -> tuple[Path, str]:
         return home, " ".join(life.text.split())
 
 
+@pytest.mark.thorough
 class TestTwoFail:
     """One expert meets a full disk and one diverges; then there is room, and the learning rate is corrected."""
 

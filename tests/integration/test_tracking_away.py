@@ -233,6 +233,7 @@ def test_a_server_that_stays_away_ends_the_run_and_what_is_trained_is_registered
     check_whole(server, "stays", curves=False)
 
 
+@pytest.mark.thorough
 def test_the_second_stage_waits_too(server, proxy, home):
     config = write_config(home, proxy, "stage2")
     timer = threading.Timer(2.5, proxy.restore)
@@ -242,6 +243,7 @@ def test_the_second_stage_waits_too(server, proxy, home):
     check_whole(server, "stage2")
 
 
+@pytest.mark.thorough
 def test_the_second_stage_waits_no_longer_than_it_is_told(server, proxy, home):
     config = write_config(home, proxy, "stage2-ends", minutes=0.02)
     code, said = run(config, after("router", proxy.cut))
@@ -291,6 +293,15 @@ def test_a_server_that_says_nothing_is_noticed_and_not_waited_for_by_who_interru
     silence.set()
 
 
+def test_whatever_a_registry_is_asked_it_can_wait_with_the_answer():
+    from orchestrator.registry import Registry
+
+    own = {"open", "waiting", "at_once", "ending"}
+    deeds = {name: deed for name, deed in vars(Registry).items() if not name.startswith("_") and name not in own}
+    assert len(deeds) > 20
+    assert [name for name, deed in deeds.items() if not hasattr(deed, "__wrapped__")] == []
+
+
 KINDS = (
     "POST experiments/create", "POST runs/create", "POST runs/log-batch", "POST runs/update",
     "POST registered-models/create", "POST registered-models/alias", "POST model-versions/create", "PUT artifacts",
@@ -323,6 +334,7 @@ def starts_run(change: str, body: bytes) -> bool:
 
 
 # Of two lost answers the first is for MLflow's client, which repeats the request; the second is for us.
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 def test_answers_of_one_kind_get_lost(server, proxy, home, kind):
     library = re.sub(r"\W", "-", kind.lower())
@@ -334,6 +346,7 @@ def test_answers_of_one_kind_get_lost(server, proxy, home, kind):
     check_whole(server, library)
 
 
+@pytest.mark.thorough
 def test_every_answer_gets_lost_once(server, proxy, home):
     proxy.loses = loser(lambda change, body: not starts_run(change, body) and not change.endswith("/delete"), 1)
     code, said = run(write_config(home, proxy, "each"), quickly=True)
@@ -352,6 +365,7 @@ def test_the_answers_to_a_creation_and_to_its_repair_get_lost(server, proxy, hom
 TWICE = "where both answers to its creation are lost, start_run is begun anew and leaves the first parent run open"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.xfail(reason=TWICE, strict=True))])
 def test_the_answers_to_the_start_of_the_run_get_lost(server, proxy, home, times):
     proxy.loses = loser(starts_run, times)
@@ -360,6 +374,7 @@ def test_the_answers_to_the_start_of_the_run_get_lost(server, proxy, home, times
     check_whole(server, f"parent{times}")
 
 
+@pytest.mark.thorough
 def test_a_restart_of_the_server_under_a_run_on_ray(server, proxy, home):
     """The whole command on a real Ray; while the server is away, the proxy says 502, as a gateway does."""
     config = write_config(home, proxy, "restarted", steps=200)
