@@ -18,8 +18,8 @@ from orchestrator.stage2 import CONFUSION_PLOT, EVALUATION
 CONFUSION, PARETO = "routing, confusion", "search, Pareto front"
 
 
-def show_summary(plan: Plan, registry: Registry, source: str, console: Console) -> str:
-    """Print the tables, the places and the next commands; returns the tables as plain text for the record."""
+def show_summary(plan: Plan, registry: Registry, source: str, console: Console) -> None:
+    """Print the tables, the places and the next commands."""
     pictures = plots(plan, registry)
     evaluation = json.loads(pictures[CONFUSION].with_name(EVALUATION).read_text())
     tables = [_experts(plan, registry, evaluation)]
@@ -34,7 +34,6 @@ def show_summary(plan: Plan, registry: Registry, source: str, console: Console) 
     for name, where in places.items():
         console.print(f"  {name:<22} {_short(where)}", soft_wrap=True, highlight=False, markup=False)
     console.print(_next(plan, source), soft_wrap=True, highlight=False, markup=False)
-    return _as_text(tables, evaluation)
 
 
 def plots(plan: Plan, registry: Registry) -> dict[str, Path]:
@@ -122,11 +121,3 @@ def _short(where: Path | str) -> str:
     """A path as seen from here, if it is below."""
     path = Path(where)
     return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(where)
-
-
-def _as_text(tables: list[Table], evaluation: dict[str, Any]) -> str:
-    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    for table in tables:
-        console.print(table)
-    console.print(_routing(evaluation))
-    return console.export_text()

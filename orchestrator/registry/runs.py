@@ -6,8 +6,7 @@ import getpass
 import json
 import time
 import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,10 +33,11 @@ def start_run(
     """Start the parent run of one ``ttmoe run`` (or search), its config and plan as artifacts; its id."""
     experiment = store.experiment(library, search=search).experiment_id
     kind = "search" if search else "run"
-    token = uuid.uuid4().hex
-    run = store.client.create_run(experiment, run_name=name, tags=_tags(kind, library, {**tags, "token": token}))
-    if store.is_remote:  # the client repeats a request whose answer was lost
-        for double in store.client.search_runs([experiment], f"tags.`{TAG}token` = '{token}'"):
+    # The client repeats a request whose answer was lost: by its token a double is known.
+    token = {"token": uuid.uuid4().hex} if store.is_remote else {}
+    run = store.client.create_run(experiment, run_name=name, tags=_tags(kind, library, {**tags, **token}))
+    for key, value in token.items():
+        for double in store.client.search_runs([experiment], f"tags.`{TAG}{key}` = '{value}'"):
             if double.info.run_id != run.info.run_id:
                 store.client.delete_run(double.info.run_id)
     run_id = run.info.run_id
@@ -115,20 +115,6 @@ def log_file(store: Store, run_id: str, path: Path, folder: str = "") -> None:
 def finish_run(store: Store, run_id: str, status: Status) -> None:
     """End a run."""
     store.client.set_terminated(run_id, status)
-
-
-@contextmanager
-def ending(store: Store, run_id: str) -> Iterator[None]:
-    """End the run with this context: FINISHED, FAILED after an error, KILLED when it is interrupted."""
-    status: Status = "KILLED"
-    try:
-        yield
-        status = "FINISHED"
-    except Exception:
-        status = "FAILED"
-        raise
-    finally:
-        finish_run(store, run_id, status)
 
 
 def _of_spec(store: Store, experiment: str, task: str, spec_hash: str) -> list[Run]:
