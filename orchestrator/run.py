@@ -173,10 +173,11 @@ def _failure(plan: Plan, trained: Trained, then: str) -> WorkFailedError:
     more = f"; and {len(failed) - 5} more" if len(failed) > 5 else ""
     logs = ", ".join(str(Path(plan.experts[task].job.folder, LOG)) for task, _ in failed[:5])
     rest = f"the first {len(failed)} failed alike, so the others were not tried" if trained.stopped else then
+    kept = list(trained.versions) if trained.stopped else [task for task in plan.experts if task not in trained.failed]
     return WorkFailedError(
         f"{len(failed)} of {len(plan.experts)} experts failed ({causes}{more}); {rest}",
         where=f"library {plan.layout.library}",
-        fix=f"see {logs}; type the command again to train what is missing: what is finished is kept",
+        fix=f"see {logs}; type the command again to train what is missing (kept: {_listed(kept, 5) or 'none'})",
     )
 
 
