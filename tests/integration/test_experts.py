@@ -510,6 +510,7 @@ class TestImport:
         assert len(home.versions()) == 3
 
 
+@pytest.mark.thorough
 def test_what_was_removed_is_trained_again_and_not_found_in_a_work_folder(base_folder, tmp_path):
     """The whole round through the console script: run, rm, run."""
     write_library(tmp_path, base_folder, CONFIG)

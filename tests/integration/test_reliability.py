@@ -269,6 +269,7 @@ def story(fresh) -> Story:
     return Story(home, refused, (task, paths[0]), lives)
 
 
+@pytest.mark.thorough
 class TestStory:
     """What can befall one library from its first command to its last."""
 
