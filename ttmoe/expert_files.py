@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -161,8 +162,8 @@ def _site_lists(group: Group) -> dict[str, list[int]]:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Whole or not at all: a crash leaves the old file or none."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    """Whole or not at all: a crash leaves the old file or none. Processes, of several hosts too, may do it at once."""
+    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         with part.open("wb") as file:
             file.write(data)

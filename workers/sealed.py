@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
 from pathlib import Path
+
+from ttmoe.expert_files import write_whole
 
 
 class DamagedError(Exception):
@@ -18,16 +18,7 @@ def write_sealed(path: Path, data: bytes) -> None:
     Raises OSError as the system does; then nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        with part.open("wb") as file:
-            file.write(hashlib.sha256(data).hexdigest().encode() + b"\n")
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
 
 
 def read_sealed(path: Path) -> bytes:
