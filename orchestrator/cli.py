@@ -266,16 +266,54 @@ def experts_import(
 @app.command()
 @_answering
 def predict(
-    texts: Annotated[list[str], typer.Argument(help="One or more texts.")],
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts; none, or -: lines of standard input.")] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", help="A .jsonl, .csv, .tsv or .parquet file, or a pattern: 'in/*.csv'.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The file to write, likewise; by default lines of JSON are printed.")
+    ] = None,
+    text: Annotated[str | None, typer.Option("--text", help="The text's column; by default text.")] = None,
+    second: Annotated[
+        str | None, typer.Option("--second", help="The second text's column; by default second, if there.")
+    ] = None,
+    choices: Annotated[
+        list[str] | None,
+        typer.Option("--choices", help="The column of lists of options, or one for each option; by default choices."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Lines of JSON in place of the table.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows that are computed together.")] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace earlier answers in --out.")] = False,
+    on_ray: Annotated[
+        bool, typer.Option("--ray", help="Answer on Ray (RAY_ADDRESS: a cluster); --out is a folder of Parquet files.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="With --ray: processes; by default all that fit.")] = None,
+    gpus: Annotated[
+        float | None,
+        typer.Option("--gpus-per-worker", min=0, help="With --ray: of each process; by default 1 where there are any."),
+    ] = None,
     library: Library = None,
     root: Root = Path("runs"),
 ) -> None:
-    """Task, label and confidence for each text, through the router."""
-    from rich.console import Console
+    """Task, label and probabilities for texts, lines or files, through the router.
 
-    from orchestrator.predict import predict_texts
+    Lines of standard input are texts, or objects where they start with {: {"text": ...}, with "second" for a pair or
+    "choices": [...] to choose among. Each is answered by a line of JSON as it comes; blank lines are passed over.
 
-    predict_texts(root, library, texts, Console())
+    A file's columns are text, second and choices (in a table: a JSON list), the last two where a row has them; others
+    are named by options. Every row comes out in its order, with its columns and task, label, confidence, routing and
+    scores added; a column that has such a name, label say, comes out as input_label.
+
+    On a cluster, input, --out, --root and the base lie in a folder that all nodes share.
+    """
+    from orchestrator.predicting.request import Request, answer
+
+    request = Request(
+        tuple(texts or ()), file, out, text, second, tuple(choices or ()), as_json, batch_size, device, force,
+        on_ray, workers, gpus,
+    )  # fmt: skip
+    answer(root, library, request)
 
 
 @app.command()

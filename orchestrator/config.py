@@ -39,8 +39,8 @@ def _slug(name: str) -> str:
 
 
 def _task_name(name: str) -> str:
-    # <library>.router is the router's registered model, <library>.search an experiment.
-    if name in ("router", "search"):
+    # <library>.router is the router's registered model, <library>.search an experiment; `unknown` is an answer.
+    if name in ("router", "search", "unknown"):
         raise fault(f"{name!r} is a name that the library uses itself", fix="choose another name")
     return _slug(name)
 

@@ -15,6 +15,7 @@ from ttmoe.adapter import AdapterSpec, Group, count_lora, count_parameters, plan
 from ttmoe.base import Base, empty_body
 from ttmoe.errors import InputError
 from ttmoe.features import FeatureSpec
+from ttmoe.words import require_words
 from workers.bases import resolve_base
 from workers.expert_job import ExpertJob
 from workers.prepared import Prepared, prepare
@@ -51,6 +52,11 @@ class Plan:
         return {task: expert.job.spec_hash for task, expert in self.experts.items()}
 
     @property
+    def trunk(self) -> int:
+        """The number of layers that no expert adapts."""
+        return _trunk(self.experts)
+
+    @property
     def router_hash(self) -> str:
         """The router's identity. It follows from the experts': any change to one makes the router stale."""
         return spec_hash(
@@ -83,9 +89,10 @@ def make_plan(config: Config) -> Plan:
     device = "cuda" if config.resources.gpus else "cpu"
     base = resolve_base(**config.base.model_dump(), cache=layout.cache, device=device)
     model = empty_body(base)
+    if writing := [name for name, task in config.tasks.items() if task.kind == "generate"]:
+        require_words(model, base.folder, f"tasks.{writing[0]}.kind")
     experts = {name: plan_expert(config, name, base, model, layout, device) for name in config.tasks}
-    pooling = base.pooling if config.router.pooling == "auto" else config.router.pooling
-    features = FeatureSpec(config.router.layers, pooling)
+    features = FeatureSpec(config.router.hidden_states(_trunk(experts)), config.router.pooling)
     features.indexes(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
     return Plan(config, layout, base, features, experts, _search_hash(config, experts))
 
@@ -119,6 +126,10 @@ def plan_expert(config: Config, name: str, base: Base, model: nn.Module, layout:
         trunk_bytes=int(config.storage.trunk_gb * GB),
     )
     return ExpertPlan(job, spec, shapes, count_lora(groups))
+
+
+def _trunk(experts: dict[str, ExpertPlan]) -> int:
+    return min(expert.job.adapter.first_layer for expert in experts.values())
 
 
 def expert_spec(

@@ -15,10 +15,13 @@ from orchestrator.live import LiveView
 from orchestrator.plan import Plan
 from orchestrator.plots import plot_confusion
 from orchestrator.registry import Registry, Version
+from orchestrator.routed_evaluation import evaluate
 from orchestrator.units import Runner, Unit
 from ttmoe.errors import WorkFailedError
-from workers.feature_store import compute_features, feature_path
-from workers.routed_test import answer_test_split
+from workers.depths import MOST as MOST_DEPTHS
+from workers.depths import compare_depths
+from workers.feature_store import compute_features, feature_folder, features_there
+from workers.routed_test import RoutedTest, answer_test_split
 from workers.router_job import RouterJob, RouterResult, run_router
 
 EVALUATION = "evaluation.json"
@@ -42,11 +45,19 @@ def train_router(plan: Plan, registry: Registry, parent: str, runner: Runner, vi
     )
     with registry.ending(run):
         files = _features(plan, folder, runner, view)
-        result = _router(plan, files, folder, runner, view)
+        data = {task: expert.job.data for task, expert in plan.experts.items()}
+        job = RouterJob(plan.base, plan.features, data, files, plan.lock, plan.config.router, plan.config.seed,
+                        plan.router_hash, str(folder / MODEL))  # fmt: skip
+        result = _router(plan, job, folder, runner, view)
         model = Path(result.folder)
         for task, version in versions.items():
             shutil.copytree(registry.fetch(version), model / "experts" / task, dirs_exist_ok=True)  # type: ignore[arg-type]
-        evaluation = _test(plan, result, folder, runner, view)
+        tests = _test(plan, folder, runner, view)
+        depths = _depths(plan, job, folder, runner, view)
+        alone = {task: version.metrics["test.accuracy"] for task, version in versions.items()}  # type: ignore[union-attr]
+        evaluation = evaluate(result, tests, alone, depths)
+        (model / EVALUATION).write_text(json.dumps(evaluation, indent=1))
+        plot_confusion(result.confusion, list(result.tasks), model / CONFUSION_PLOT)
         registered = _register(plan, evaluation, model, registry, run)
         for version in versions.values():
             registry.promote(version)  # type: ignore[arg-type]
@@ -56,9 +67,10 @@ def train_router(plan: Plan, registry: Registry, parent: str, runner: Runner, vi
 def _features(plan: Plan, folder: Path, runner: Runner, view: LiveView) -> dict[str, str]:
     rows, cache = plan.config.router.rows_per_task, plan.layout.cache
     jobs = {task: expert.job for task, expert in plan.experts.items()}
-    files = {task: feature_path(plan.base, job.data, plan.features, rows, cache) for task, job in jobs.items()}
-    view.stage("Stage 2: features of the frozen base", "task", {task: 0 for task in files})
-    for task in [task for task, path in files.items() if path.is_file()]:
+    folders = {task: feature_folder(plan.base, job.data, cache) for task, job in jobs.items()}
+    there = [task for task, path in folders.items() if features_there(path, jobs[task].data, rows)]
+    view.stage("Stage 2: features of the frozen base", "task", {task: 0 for task in folders})
+    for task in there:
         view.state(task, "cached")
     _all(
         runner,
@@ -67,71 +79,52 @@ def _features(plan: Plan, folder: Path, runner: Runner, view: LiveView) -> dict[
                 plan,
                 task,
                 compute_features,
-                (plan.base, jobs[task].data, plan.features, rows, cache),
+                (plan.base, jobs[task].data, rows, cache),
                 folder / "features" / task,
                 depth=jobs[task].adapter.first_layer,
             )
-            for task, path in files.items()
-            if not path.is_file()
+            for task in folders
+            if task not in there
         ],
         view,
     )
-    return {task: str(path) for task, path in files.items()}
+    return {task: str(path) for task, path in folders.items()}
 
 
-def _router(plan: Plan, files: dict[str, str], folder: Path, runner: Runner, view: LiveView) -> RouterResult:
-    settings = plan.config.router
-    view.stage("Stage 2: router", "router", {"router": settings.epochs})
-    job = RouterJob(
-        plan.base,
-        plan.features,
-        files,
-        plan.lock,
-        settings,
-        plan.config.seed,
-        plan.router_hash,
-        str(folder / MODEL),
-    )
+def _router(plan: Plan, job: RouterJob, folder: Path, runner: Runner, view: LiveView) -> RouterResult:
+    view.stage("Stage 2: router", "router", {"router": job.settings.epochs})
     return _all(runner, [Unit.of("router", run_router, (job,), folder)], view)["router"]
 
 
-def _test(plan: Plan, result: RouterResult, folder: Path, runner: Runner, view: LiveView) -> dict[str, Any]:
-    """Answer every test row through the router; writes and returns the evaluation."""
+def _depths(plan: Plan, job: RouterJob, folder: Path, runner: Runner, view: LiveView) -> list[dict[str, Any]]:
+    """Routers that read less of the base; their times are measured while no other unit of the run is at work."""
+    view.stage("Stage 2: routers of less of the base", "depths", {"depths": MOST_DEPTHS})
+    unit = _unit(plan, "depths", compare_depths, (job, folder / MODEL, plan.trunk), folder / "depths")
+    return [asdict(depth) for depth in _all(runner, [unit], view)["depths"]]
+
+
+def _test(plan: Plan, folder: Path, runner: Runner, view: LiveView) -> dict[str, RoutedTest]:
+    """Answer every test row through the router."""
     view.stage("Stage 2: the routed model on the mixed test rows", "task", {task: 0 for task in plan.experts})
-    model = folder / MODEL
-    tests = _all(
-        runner,
-        [
-            _unit(plan, task, answer_test_split, (model, plan.base, expert.job.data), folder / "test" / task)
-            for task, expert in plan.experts.items()
-        ],
-        view,
-    )
-    rows = sum(test.rows for test in tests.values())
-    evaluation = {
-        "tasks": {task: asdict(tests[task]) for task in plan.experts},
-        "routing_accuracy": sum(test.routed_right for test in tests.values()) / rows,
-        "confusion": result.confusion,
-        "confusion_tasks": list(result.tasks),
-        "metrics": result.metrics,
-    }
-    (model / EVALUATION).write_text(json.dumps(evaluation, indent=1))
-    plot_confusion(result.confusion, list(result.tasks), model / CONFUSION_PLOT)
-    return evaluation
+    units = [
+        _unit(plan, task, answer_test_split, (folder / MODEL, plan.base, expert.job.data), folder / "test" / task)
+        for task, expert in plan.experts.items()
+    ]
+    return _all(runner, units, view)
 
 
 def _register(plan: Plan, evaluation: dict[str, Any], folder: Path, registry: Registry, run: str) -> Version:
-    metrics = {
+    metrics = evaluation["metrics"] | {
         f"routed_accuracy.{task}": test["answered_right"] / test["rows"] for task, test in evaluation["tasks"].items()
     }
-    metrics |= {"test.routing_accuracy": evaluation["routing_accuracy"]}
-    registry.log_metrics(run, [(key, value, 0, 0) for key, value in (metrics | evaluation["metrics"]).items()])
+    registry.log_metrics(run, [(key, value, 0, 0) for key, value in metrics.items()])
     for name in (EVALUATION, CONFUSION_PLOT):
         registry.log_file(run, folder / name)
     tags = {
         "base": f"{plan.base.source}:{plan.base.id}",
         "base_digest": plan.base.digest,
         "base_revision": plan.base.revision,
+        "kind": plan.config.router.kind,
         "features": str(plan.features.layers),
         "metric": f"test.routing_accuracy={evaluation['routing_accuracy']:.4f}",
         **json_tag("lock", plan.lock),
@@ -149,9 +142,9 @@ def _register(plan: Plan, evaluation: dict[str, Any], folder: Path, registry: Re
     )
 
 
-def _unit(plan: Plan, task: str, run: Callable[..., Any], args: tuple, folder: Path, **options: Any) -> Unit:
-    job = plan.experts[task].job
-    return Unit.of(task, run, args, folder, threads=job.threads, device=job.device, **options)
+def _unit(plan: Plan, key: str, run: Callable[..., Any], args: tuple, folder: Path, **options: Any) -> Unit:
+    job = next(iter(plan.experts.values())).job  # all have the same resources
+    return Unit.of(key, run, args, folder, threads=job.threads, device=job.device, **options)
 
 
 def _all(runner: Runner, units: list[Unit], view: LiveView) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def _experts(plan: Plan, registry: Registry, evaluation: dict[str, Any]) -> Tabl
         box=SIMPLE_HEAD,
         title=f"Library {plan.layout.library} on {plan.base.id}",
         title_justify="left",
-        caption="expert, routed: test accuracy alone and behind the router\n"
+        caption="expert, routed: test accuracy alone and behind the router (of text: answers met word for word)\n"
         "adapter, LoRA-16: trainable parameters on the same maps",
         caption_justify="left",
     )
@@ -67,7 +67,7 @@ def _experts(plan: Plan, registry: Registry, evaluation: dict[str, Any]) -> Tabl
         data = expert.job.data
         table.add_row(
             task,
-            str(len(data.label_names)),
+            str(len(data.label_names)) if data.label_names else "text",
             f"{data.majority:.3f}",
             *(f"{value:.3f}" for value in accuracies),
             f"{expert.job.parameters:,}",

@@ -40,7 +40,7 @@ def forecast_trunk(plan: Plan, model: nn.Module, tasks: Collection[str]) -> Trun
         data = plan.experts[task].job.data
         if depth:  # tasks of the same data share their states
             tokens, sequences = tokens_of(data, plan.base.max_length)
-            kept = sequences if data.kind != "choice" else 0
+            kept = sequences if data.kind not in ("choice", "generate") else 0
             width = model.config.hidden_size  # type: ignore[union-attr]
             sizes[data.fingerprint, depth] = trunk_size(plan.base, tokens, width, sequences=kept, depth=depth)  # type: ignore[arg-type]
     total = sum(sizes.values())
@@ -57,8 +57,8 @@ def tokens_of(data: Prepared, max_length: int) -> tuple[int, int]:
         rows, options = meta.num_rows, len(data.label_names) if data.kind == "choice" else 1
         columns = [meta.row_group(i).column(j) for i in range(meta.num_row_groups) for j in range(meta.num_columns)]
         size = {name: sum(c.total_uncompressed_size for c in columns if c.path_in_schema.startswith(name))
-                for name in ("texts", "choices")}  # fmt: skip
-        text = size["texts"] * options + (size["choices"] if data.kind == "choice" else 0)
+                for name in ("texts", "choices", "answer")}  # fmt: skip
+        text = size["texts"] * options + size["answer"] + (size["choices"] if data.kind == "choice" else 0)
         tokens += min(rows * options * max_length, text // BYTES_PER_TOKEN + 2 * rows * options)
         sequences += rows * options
     return tokens, sequences

@@ -25,6 +25,7 @@ from ttmoe.merging import Merge
 from ttmoe.recomputing import recompute_within
 from ttmoe.stacking import Updates, updates_for
 from ttmoe.trunk import Trunk
+from ttmoe.words import Words
 
 
 class Bank(nn.Module):
@@ -47,6 +48,7 @@ class Bank(nn.Module):
         self._updates: Updates = {}
         self._merge: Merge | None = None
         self._trunks: dict[int, Trunk] = {}
+        self._words: Words | None = None
 
     @property
     def width(self) -> int:
@@ -58,13 +60,23 @@ class Bank(nn.Module):
         """Where the base lies."""
         return next(self.model.parameters()).device
 
+    @property
+    def words(self) -> Words:
+        """The base's own language head, which all experts that write share; made when it is first asked for.
+
+        Raises InputError for a base that writes no text.
+        """
+        if self._words is None:
+            self._words = Words(self.model)
+        return self._words
+
     def add(self, name: str, spec: AdapterSpec, classes: int, generator: torch.Generator | None = None,
             *, random_head: bool = False) -> Expert:  # fmt: skip
         """A new expert, its cores and head drawn from ``generator`` (without one: unset, to be loaded into).
 
-        ``classes`` is the head's number of outputs (1 for multiple choice: one score an option). It starts at
-        zero, which trains best; a head that will stay frozen needs ``random_head``. Raises InputError for a name that
-        is taken, or an adapter that does not fit the base.
+        ``classes`` is the head's number of outputs (1 for multiple choice: one score an option; 0 for an expert that
+        writes text with the base's own ``words``). It starts at zero, which trains best; a head that will stay frozen
+        needs ``random_head``. Raises InputError for a name that is taken, or an adapter that does not fit the base.
         """
         self.require_free(name)
         return self.attach(name, self.draft(spec, classes, generator, random_head=random_head))
@@ -78,7 +90,7 @@ class Bank(nn.Module):
         with torch.inference_mode(False):
             adapter = Adapter(self._plans[key], spec, generator)
             head = Head(self.width, classes)
-            if random_head:
+            if random_head and classes:
                 nn.init.normal_(head.weight, std=self.width**-0.5, generator=generator)
             return Expert(adapter, head).to(self.device)
 
@@ -141,9 +153,9 @@ class Bank(nn.Module):
             self._trunks[depth] = Trunk(self.model, depth)
         return self._trunks[depth]
 
-    def features(self, inputs: dict[str, Tensor], names: Sequence[str] | str, *, states: Tensor | None = None,
-                 depth: int = 0) -> Tensor:  # fmt: skip
-        """Pooled top states (rows, width), fp32, each row through the expert named for it (one name: all rows).
+    def top(self, inputs: dict[str, Tensor], names: Sequence[str] | str, *, states: Tensor | None = None,
+            depth: int = 0) -> Tensor:  # fmt: skip
+        """The last hidden state (rows, tokens, width), each row through the expert named for it (one name: all rows).
 
         With ``states``, which the trunk of ``depth`` gave for these inputs, only the layers above it are worked out;
         the experts must adapt none below.
@@ -154,16 +166,23 @@ class Bank(nn.Module):
         if states is not None:
             self._require_above(depth, names)
         with self.active(names):
-            top = self.model(**inputs).last_hidden_state if states is None else self.trunk(depth).above(states, inputs)
-        return pool(top, inputs["attention_mask"], self.pooling)
+            return self.model(**inputs).last_hidden_state if states is None else self.trunk(depth).above(states, inputs)
+
+    def features(self, inputs: dict[str, Tensor], names: Sequence[str] | str, *, states: Tensor | None = None,
+                 depth: int = 0) -> Tensor:  # fmt: skip
+        """The same states pooled: (rows, width), fp32."""
+        return pool(self.top(inputs, names, states=states, depth=depth), inputs["attention_mask"], self.pooling)
 
     def forward(self, inputs: dict[str, Tensor], names: Sequence[str] | str, *, states: Tensor | None = None,
                 depth: int = 0) -> Tensor:  # fmt: skip
         """Scores (rows, most classes of any expert in the batch), fp32; columns that an expert lacks are -inf.
 
-        ``states`` and ``depth`` as in ``features``.
+        ``states`` and ``depth`` as in ``top``.
         """
-        features = self.features(inputs, names, states=states, depth=depth)
+        return self.judge(self.features(inputs, names, states=states, depth=depth), names)
+
+    def judge(self, features: Tensor, names: Sequence[str] | str) -> Tensor:
+        """The same scores from pooled states (rows, width): the experts' heads alone."""
         with torch.autocast(features.device.type, enabled=False):
             if isinstance(names, str):
                 return self.expert(names).head(features)

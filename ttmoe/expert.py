@@ -13,6 +13,7 @@ from ttmoe.head import Head
 class Expert(nn.Module):
     """What one task adds to the base: an adapter, and a linear head (width -> classes) on the pooled top states.
 
+    The head of an expert that writes text has no outputs: it speaks with the base's own ``Words``.
     It keeps its precision (fp32) when the bank around it is cast to another dtype.
     """
 

@@ -24,7 +24,10 @@ MANIFEST, WEIGHTS = "expert.json", "expert.safetensors"
 
 @dataclass(frozen=True)
 class Manifest:
-    """What ``expert.json`` says. ``cores`` gives for each group its method and the ordered shapes of its cores."""
+    """What ``expert.json`` says. ``cores`` gives for each group its method and the ordered shapes of its cores.
+
+    Of an expert that writes, ``answer_tokens`` is the longest answer it was trained on, its end included; 0: not known.
+    """
 
     task: str
     kind: str
@@ -37,21 +40,23 @@ class Manifest:
     weights_digest: str
     metrics: dict[str, float] = field(default_factory=dict)
     format: int = FORMAT
+    answer_tokens: int = 0
 
     @property
     def classes(self) -> int:
-        """The head's number of outputs: one score an option in multiple choice."""
+        """The head's number of outputs: one score an option in multiple choice, none where text is written."""
         return 1 if self.kind == "choice" else len(self.labels)
 
 
 def save_expert(expert: Expert, folder: Path, *, task: str, kind: str, labels: tuple[str, ...], base: dict[str, Any],
-                spec_hash: str, metrics: dict[str, float]) -> Manifest:  # fmt: skip
+                spec_hash: str, metrics: dict[str, float], answer_tokens: int = 0) -> Manifest:  # fmt: skip
     """Write the two files into ``folder``; the manifest last, so a folder that has one is whole."""
     folder.mkdir(parents=True, exist_ok=True)
     data = save({name: value.detach().cpu().contiguous() for name, value in expert.state_dict().items()})
     groups = expert.adapter.groups
     manifest = Manifest(task, kind, labels, base, expert.adapter.spec, _describe(expert), count_parameters(groups),
-                        spec_hash, hashlib.sha256(data).hexdigest(), metrics)  # fmt: skip
+                        spec_hash, hashlib.sha256(data).hexdigest(), metrics,
+                        answer_tokens=answer_tokens)  # fmt: skip
     write_whole(folder / WEIGHTS, data)
     write_whole(folder / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True).encode())
     return manifest
@@ -67,7 +72,7 @@ def read_manifest(folder: Path) -> Manifest:
             adapter = {**values["adapter"], "targets": tuple(values["adapter"]["targets"])}
             read = {"labels": tuple(values["labels"]), "adapter": AdapterSpec(**adapter), "base": dict(values["base"])}
             manifest = Manifest(**{**values, **read})
-            _ = manifest.base["digest"], manifest.base["id"], hash(manifest.task)
+            _ = manifest.base["digest"], manifest.base["id"], hash(manifest.task), int(manifest.answer_tokens)
             return manifest
     except (OSError, ValueError, KeyError, TypeError, InputError) as error:
         raise InputError(f"no readable expert manifest ({error})", where=str(path),

@@ -9,19 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ttmoe.encoding import pool
 from ttmoe.errors import InputError
+
+POOLINGS = ("mean", "last")
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """Which hidden states a router reads, and how tokens are pooled.
+    """Which hidden states a router reads, and how tokens are pooled: their ``mean``, the ``last``, or ``both``.
 
     ``layers`` is ``last``, ``embeddings``, ``all``, or hidden-state indexes: 0 is the embeddings, i what layer i gives.
     """
 
     layers: str | tuple[int, ...] = "last"
-    pooling: str = "mean"
+    pooling: str = "both"
 
     def indexes(self, depth: int) -> tuple[int, ...]:
         """The hidden-state indexes on a base of ``depth`` layers. Raises InputError for one that is not there."""
@@ -33,14 +34,32 @@ class FeatureSpec:
                              fix=f"0 is the embeddings, {depth} the last layer")  # fmt: skip
         return tuple(self.layers)
 
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """The poolings that stand side by side."""
+        return POOLINGS if self.pooling == "both" else (self.pooling,)
+
 
 @torch.no_grad()
 def router_features(model: nn.Module, inputs: dict[str, Tensor], spec: FeatureSpec) -> Tensor:
-    """Features (rows, layers x width), fp32: each layer's pooled state at unit length, side by side."""
+    """Features (rows, layers x poolings x width), fp32: each layer's pooled states at unit length, side by side."""
     states = model(**inputs, output_hidden_states=True).hidden_states
-    return read_features([states[i] for i in spec.indexes(len(states) - 1)], inputs["attention_mask"], spec)
+    indexes = spec.indexes(len(states) - 1)
+    return pool_states([states[i] for i in indexes], inputs["attention_mask"], spec.poolings).flatten(1)
 
 
-def read_features(states: Sequence[Tensor], mask: Tensor, spec: FeatureSpec) -> Tensor:
-    """The same from the chosen hidden states (rows, tokens, width), such as a trunk's."""
-    return torch.cat([F.normalize(pool(s, mask, spec.pooling), dim=-1) for s in states], dim=-1)
+@torch.no_grad()
+def pool_states(states: Sequence[Tensor], mask: Tensor, poolings: Sequence[str] = POOLINGS) -> Tensor:
+    """Hidden states (rows, tokens, width), one for each layer, pooled over real tokens, which stand on the left.
+
+    (rows, layers, poolings, width), fp32, at unit length.
+    """
+    layers = torch.stack(list(states), dim=1)
+    found = []
+    for how in poolings:
+        if how == "last":
+            ends = mask.sum(1) - 1
+            found.append(layers[torch.arange(len(layers), device=layers.device), :, ends].float())
+        else:  # the mean's length does not matter here: a sum will do
+            found.append((mask[:, None, None, :].float() @ layers.float()).squeeze(2))
+    return F.normalize(torch.stack(found, dim=2), dim=-1)

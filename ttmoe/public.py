@@ -5,9 +5,10 @@ from __future__ import annotations
 from ttmoe.adapter import AdapterSpec
 from ttmoe.bank import Bank
 from ttmoe.base import Base, load_body, load_tokenizer
-from ttmoe.encoding import Choice
+from ttmoe.encoding import Choice, Completion
 from ttmoe.errors import InputError
 from ttmoe.expert_files import load_expert, save_expert
+from ttmoe.generation import Written, generate
 from ttmoe.interchange import export_lora, import_lora
 from ttmoe.routed import Prediction, RoutedModel
 from ttmoe.shapes import TTShape
@@ -19,13 +20,16 @@ __all__ = [
     "Bank",
     "Base",
     "Choice",
+    "Completion",
     "InputError",
     "Prediction",
     "RoutedModel",
     "TTShape",
     "TextBank",
     "Trunk",
+    "Written",
     "export_lora",
+    "generate",
     "import_lora",
     "load_body",
     "load_expert",

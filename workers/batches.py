@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ttmoe.encoding import Choice, Input, Item, Tokens, encode_inputs
+from ttmoe.encoding import Choice, Completion, Input, Item, Tokens, encode_inputs
 from workers.examples import Example
 
 # Rows are sorted by length within chunks of this many batches: little padding, and batches that still differ. With 32
@@ -67,12 +67,14 @@ class Rows:
 
 
 def sequences_of(item: Item) -> tuple[Tokens, ...]:
-    """What an expert on this kind of row reads: each option of a choice beside the text, or the whole."""
+    """What an expert on this kind of row reads: each option of a choice, a prompt with its answer, or the whole."""
     return item.options or (item.whole,)
 
 
 def as_input(example: Example) -> Input:
-    """What the model reads of an example."""
+    """What the model reads of an example, or learns to write."""
+    if example.answer:
+        return Completion(example.texts[0], example.answer)
     if example.choices:
         return Choice(example.texts[0], example.choices)
     return example.texts[0] if len(example.texts) == 1 else example.texts

@@ -73,6 +73,14 @@ class ChoiceColumns(BaseModel):
     choices: str | tuple[str, ...] = Field(description="A column that holds a list, or a column for each option.")
 
 
+class GenerateColumns(BaseModel):
+    """The columns of a task whose answers are written."""
+
+    model_config = STRICT
+    prompt: str = Field(description="The text that is answered.")
+    answer: str = Field(description="The text that is to be written; it has no label.")
+
+
 class Label(BaseModel):
     """The label's column and what its values mean; without a mapping the sorted distinct values are names."""
 

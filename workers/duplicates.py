@@ -15,6 +15,7 @@ Removed = Counter[str]
 def deduplicate(examples: Iterable[Example]) -> tuple[list[Example], Removed]:
     """One example for each input, with the label of most of its rows; an input whose labels tie is dropped.
 
+    Of written answers the commonest is kept, and of those that tie the smallest: a prompt may have several.
     Groups that share an input become one. The second value counts ``duplicates`` and ``conflicts``.
     """
     by_key: dict[str, list[Example]] = defaultdict(list)
@@ -28,7 +29,9 @@ def deduplicate(examples: Iterable[Example]) -> tuple[list[Example], Removed]:
             removed["conflicts"] += len(rows)
             continue
         # Spellings may differ; the smallest is kept, because the first would depend on the rows' order.
-        unique.append(min((r for r in rows if r.label == ranked[0][0]), key=lambda r: (r.texts, r.choices)))
+        some = [row for row in rows if row.label == ranked[0][0]]
+        answers = Counter(row.answer for row in some)
+        unique.append(min(some, key=lambda r: (-answers[r.answer], r.answer, r.texts, r.choices)))
         removed["duplicates"] += len(rows) - 1
     return unique, removed
 

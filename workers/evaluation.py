@@ -1,4 +1,4 @@
-"""Accuracy of an expert on a split."""
+"""Accuracy of an expert on a split: right labels, right options, or answers that it writes word for word."""
 
 from __future__ import annotations
 
@@ -42,15 +42,22 @@ def scores_of(
 def evaluate(
     bank: Bank, name: str, rows: Rows, pad_id: int, pulse: Callable[[], None] | None = None
 ) -> dict[str, float]:
-    """``accuracy`` and mean ``loss`` of expert ``name``; the bank is left in the mode it was in. ``pulse`` as above."""
+    """``accuracy`` and mean ``loss`` of expert ``name``; the bank is left in the mode it was in. ``pulse`` as above.
+
+    Of an expert that writes, a row is right where every token of its answer is the likeliest behind those before it:
+    that is where greedy decoding would write exactly this answer and end (where two tokens tie, it may take the other).
+    """
     training = bank.training
     bank.eval()
     try:
-        scores = pad_sequence(
-            scores_of(bank, name, rows, pad_id, pulse=pulse), batch_first=True, padding_value=-torch.inf
-        )
+        found = scores_of(bank, name, rows, pad_id, pulse=pulse)
     finally:
         bank.train(training)
+    if found and found[0].ndim == 2:
+        right = [bool((row[:, 0] >= row[:, 1]).all()) for row in found]
+        means = torch.stack([-row[:, 0].double().mean() for row in found])
+        return {"accuracy": sum(right) / len(right), "loss": float(means.mean())}
+    scores = pad_sequence(found, batch_first=True, padding_value=-torch.inf)
     labels = torch.tensor(rows.labels)
     losses = -scores.log_softmax(-1).gather(1, labels.unsqueeze(1)).double()
     return {"accuracy": float((scores.argmax(1) == labels).double().mean()), "loss": float(losses.mean())}

@@ -1,4 +1,4 @@
-"""Rows become examples: texts, options, a label's index and a group, as the task's columns say."""
+"""Rows become examples: texts, options, a label's index or an answer, and a group, as the task's columns say."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ttmoe.errors import InputError
-from workers.columns import ChoiceColumns, PairColumns, as_text
+from workers.columns import ChoiceColumns, GenerateColumns, PairColumns, as_text
 from workers.labels import choice_labels, class_labels, rows_named
 from workers.rows import Row, column_value, passes
 from workers.task import Task
@@ -16,12 +16,16 @@ from workers.task import Task
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One input and its label: one text or two, options in a choice task alone, a group or ""."""
+    """One input and its label: one text or two, options in a choice task alone, a group or "".
+
+    Where text is written the label is 0, and ``answer`` that text; everywhere else it is "".
+    """
 
     texts: tuple[str, ...]
     choices: tuple[str, ...]
     label: int
     group: str
+    answer: str = ""
 
     @property
     def key(self) -> str:
@@ -36,11 +40,13 @@ def to_examples(
     """The examples of the rows that pass the task's filters and ranges, and the label names in order.
 
     ``where_name`` is the task's name, for errors, which count rows from 1 without headers. ``known`` are the
-    label names that another split has set, for a task without a mapping. Raises InputError for an unknown
-    column or label, a label out of range, and an empty text.
+    label names that another split has set, for a task without a mapping; there are none where text is written.
+    Raises InputError for an unknown column or label, a label out of range, and an empty text.
     """
     where = f"tasks.{where_name}"
     kept = [(n, row) for n, row in enumerate(rows, 1) if passes(row, task.where, where, n)]
+    if task.label is None:
+        return _completions(kept, task, where), ()
     values = [(n, column_value(row, task.label.column, f"{where}.label.column", n)) for n, row in kept]
     if task.kind == "choice":
         options = [_choices(row, task, where, n) for n, row in kept]
@@ -57,8 +63,21 @@ def to_examples(
     return examples, names
 
 
+def _completions(kept: Sequence[tuple[int, Row]], task: Task, where: str) -> list[Example]:
+    assert isinstance(task.columns, GenerateColumns)  # the model has checked that columns are of the kind
+    place, column = f"{where}.columns.answer", task.columns.answer
+    examples = [
+        Example(_texts(row, task, where, n), (), 0, _group(row, task, where, n), _text(row, column, place, n))
+        for n, row in kept
+    ]
+    _check_filled(examples, [n for n, _ in kept], task, where)
+    return examples
+
+
 def _text_columns(task: Task) -> dict[str, str]:
     columns = task.columns
+    if isinstance(columns, GenerateColumns):
+        return {"prompt": columns.prompt}
     if isinstance(columns, PairColumns):
         return {"first": columns.first, "second": columns.second}
     return {"text": columns.text}
@@ -115,3 +134,6 @@ def _check_filled(examples: list[Example], numbers: list[int], task: Task, where
             raise InputError(f"{rows_named(empty)} an empty text", where=f"{where}.columns.{key}", fix=fix)
     if empty := [n for e, n in zip(examples, numbers, strict=True) if not all(e.choices)]:
         raise InputError(f"{rows_named(empty)} an empty option", where=f"{where}.columns.choices", fix=fix)
+    answers = [n for e, n in zip(examples, numbers, strict=True) if not e.answer]
+    if answers and isinstance(task.columns, GenerateColumns):
+        raise InputError(f"{rows_named(answers)} an empty answer", where=f"{where}.columns.answer", fix=fix)

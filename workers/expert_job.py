@@ -61,7 +61,7 @@ class ExpertJob:
 
     @property
     def classes(self) -> int:
-        """The head's number of outputs."""
+        """The head's number of outputs; none where text is written."""
         return 1 if self.data.kind == "choice" else len(self.data.label_names)
 
     @property
@@ -124,8 +124,9 @@ def _run(jobs: Sequence[ExpertJob], report: Report, outcomes: dict[str, ExpertRe
             try:
                 found = fits[job.task]
                 metrics = {"base_loads": loaded[job.task]}
+                answer = max((item.answer for item in trainees[job.task].train.items), default=0)
                 outcomes[job.task] = (
-                    found if isinstance(found, Failure) else _finish(job, bench, found, metrics, began, report)
+                    found if isinstance(found, Failure) else _finish(job, bench, found, metrics, began, report, answer)
                 )
             except Exception as error:
                 outcomes[job.task] = failure_of(error)
@@ -155,7 +156,7 @@ def open_rows(job: ExpertJob, bench: Bench, split: str, report: Report) -> Rows:
 
 
 def _finish(job: ExpertJob, bench: Bench, found: Fit, metrics: dict[str, float], began: float,
-            report: Report) -> ExpertResult:  # fmt: skip
+            report: Report, answer_tokens: int) -> ExpertResult:  # fmt: skip
     """Test, save, verify; the result comes last, and then there is nothing to resume."""
     testing = partial(report, Progress("testing", found.steps, job.train.steps, key=job.task))
     testing()
@@ -163,7 +164,7 @@ def _finish(job: ExpertJob, bench: Bench, found: Fit, metrics: dict[str, float],
     tested = evaluate(bench.bank, job.task, rows, bench.pad_id, testing)
     metrics |= found.metrics() | {f"test.{key}": value for key, value in tested.items()}
     report(Progress("verifying", found.steps, job.train.steps, key=job.task))
-    digest = _save_and_verify(job, bench.bank, rows, metrics, bench.pad_id)
+    digest = _save_and_verify(job, bench.bank, rows, metrics, bench.pad_id, answer_tokens)
     metrics["seconds.job"] = time.monotonic() - began
     result = ExpertResult(job.task, job.spec_hash, metrics, job.parameters, digest, job.folder)
     write_result(result)
@@ -171,11 +172,13 @@ def _finish(job: ExpertJob, bench: Bench, found: Fit, metrics: dict[str, float],
     return result
 
 
-def _save_and_verify(job: ExpertJob, bank: Bank, probes: Rows, metrics: dict[str, float], pad_id: int) -> str:
+def _save_and_verify(job: ExpertJob, bank: Bank, probes: Rows, metrics: dict[str, float], pad_id: int,
+                     answer_tokens: int) -> str:  # fmt: skip
     """Write the files, load them again beside the expert, and compare: count, finiteness, outputs to the last bit."""
     expert, folder = bank.expert(job.task), Path(job.folder)
     manifest = save_expert(expert, folder, task=job.task, kind=job.data.kind, labels=job.data.label_names,
-                           base=job.base.identity(), spec_hash=job.spec_hash, metrics=metrics)  # fmt: skip
+                           base=job.base.identity(), spec_hash=job.spec_hash, metrics=metrics,
+                           answer_tokens=answer_tokens)  # fmt: skip
     if count_parameters(expert.adapter.groups) != job.parameters:
         raise VerificationError(f"{job.task}: {manifest.parameters} parameters were trained, {job.parameters} planned")
     load_expert(bank, folder, job.base.digest, name=COPY)

@@ -1,41 +1,61 @@
-"""Router features of a task's rows, computed once and kept under the base's digest and the data's fingerprint."""
+"""Router features of a task's rows: every hidden state of the frozen base, pooled, for every router trained later.
+
+They are computed once for each row and kept under the base's digest and the data's fingerprint, at unit length in half
+precision. All layers are kept, in both poolings, so that every router reads the same files; asked for more rows, only
+those that are not there yet are computed.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import os
-from dataclasses import asdict
+import secrets
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn import functional as F
 
 from ttmoe.bank import Bank
 from ttmoe.base import Base
-from ttmoe.encoding import collate, pool
-from ttmoe.features import FeatureSpec, router_features
-from workers.batches import evaluation_batches
-from workers.bench import resident
-from workers.prepared import Prepared
+from ttmoe.encoding import collate
+from ttmoe.features import POOLINGS, FeatureSpec, pool_states
+from workers.batches import Rows, evaluation_batches, tokenise
+from workers.bench import Bench, resident
+from workers.prepared import Prepared, load_split
 from workers.progress import Progress, Report
+from workers.stripping import stripped
 from workers.token_store import rows_of
 from workers.trunk_cache import TrunkStates, find_trunk
 
-SPLITS = ("train", "validation", "test")
+RECIPE = 2  # raise it when this code would compute or keep the same features differently
+STRIPPED = "stripped"  # test rows without their formatting
+SPLITS = ("train", "validation", "test", STRIPPED)
+STRIPPED_ROWS = 500
+_STATES = "states"
 
 
-def feature_path(base: Base, data: Prepared, spec: FeatureSpec, rows: int, cache: Path) -> Path:
+def feature_folder(base: Base, data: Prepared, cache: Path) -> Path:
     """Where the features of a task lie: the name says all that decides them."""
-    decides = f"{base.digest} {base.dtype} {base.max_length} {data.fingerprint} {asdict(spec)} {rows}"
-    return cache / "features" / f"{data.name}-{hashlib.sha256(decides.encode()).hexdigest()[:16]}.safetensors"
+    decides = f"{RECIPE} {base.digest} {base.dtype} {base.max_length} {data.fingerprint}"
+    return cache / "features" / f"{data.name}-{hashlib.sha256(decides.encode()).hexdigest()[:16]}"
+
+
+def row_counts(data: Prepared, rows: int) -> dict[str, int]:
+    """Rows of each split: all of them, but at most ``rows`` for training, and fewer of those that are stripped."""
+    there = {split: sum(counts.values()) for split, counts in data.counts.items()}
+    return there | {"train": min(rows, there["train"]), STRIPPED: min(STRIPPED_ROWS, there["test"])}
+
+
+def features_there(folder: Path, data: Prepared, rows: int) -> bool:
+    """Whether all that ``compute_features`` would write is there."""
+    return all(_file(folder, split, count) for split, count in row_counts(data, rows).items())
 
 
 def compute_features(
     base: Base,
     data: Prepared,
-    spec: FeatureSpec,
     rows: int,
     cache: Path,
     *,
@@ -44,57 +64,103 @@ def compute_features(
     report: Report,
     depth: int = 0,
 ) -> Path:
-    """Write each split's features (rows, width), at most ``rows`` of the training split; nothing if they are there.
+    """Write what is not there yet of each split's features, at most ``rows`` of the training split; their folder.
 
     Where the trunk's states at ``depth`` are kept for a split, the base starts from them; they are not made for this.
     """
-    path = feature_path(base, data, spec, rows, cache)
-    if path.is_file():
-        return path
+    folder = feature_folder(base, data, cache)
+    lacking = {s: count for s, count in row_counts(data, rows).items() if not _file(folder, s, count)}
+    if not lacking:
+        return folder
     torch.set_num_threads(threads)
-    bench, features = resident(base, device), {}
-    splits = {split: rows_of(base, bench.tokenizer, data, split, cache) for split in SPLITS}
-    wanted = {split: min(rows, len(all_)) if split == "train" else len(all_) for split, all_ in splits.items()}
-    done, total = 0, sum(wanted.values())
-    for split, all_ in splits.items():
+    bench = resident(base, device)
+    done, total = 0, sum(lacking.values())
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in lacking.items():
+        all_ = _rows(base, bench, data, split, cache)
         states = find_trunk(all_, base=base, fingerprint=data.fingerprint, split=split, depth=depth,
                             device=bench.bank.device.type, width=bench.bank.width, cache=cache)  # fmt: skip
-        found: list[Tensor] = [torch.empty(0)] * wanted[split]
-        for batch in evaluation_batches(all_.items[: wanted[split]], 64):
-            inputs = collate([all_.items[i].whole for i in batch], bench.pad_id, bench.bank.device)
-            for i, row in zip(batch, _features(bench.bank, inputs, spec, batch, states).cpu(), strict=True):
-                found[i] = row
+        kept = _longest(folder, split)
+        start = len(kept) if kept is not None else 0
+        fresh: list[Tensor] = [torch.empty(0)] * (count - start)
+        for batch in evaluation_batches(all_.items[start:count], 64):
+            numbers = [start + i for i in batch]
+            inputs = collate([all_.items[i].whole for i in numbers], bench.pad_id, bench.bank.device)
+            found = _pooled(bench.bank, inputs, numbers, states).half().cpu()
+            for i, row in zip(batch, found, strict=True):
+                fresh[i] = row
             done += len(batch)
-            report(Progress("features", done, total))
-        features[split] = torch.stack(found)
-    _write(path, features)
-    return path
+            report(Progress("features", start + done, total))
+        new = torch.stack(fresh)
+        _write(folder / f"{split}-{count}.safetensors", new if kept is None else torch.cat([kept, new]))
+    return folder
 
 
-def load_features(path: Path) -> dict[str, Tensor]:
-    """Features (rows, width) by split."""
-    return load_file(path)
+def load_features(folder: Path, split: str, count: int, spec: FeatureSpec) -> Tensor:
+    """The features (count, layers x poolings x width) that a router of ``spec`` reads of a split's first rows, halves.
+
+    Raises FileNotFoundError where so many are not there.
+    """
+    path = _file(folder, split, count)
+    if path is None:
+        raise FileNotFoundError(f"{count} rows of {split} are not in {folder}")
+    with safe_open(path, "pt") as file:
+        whole = file.get_slice(_STATES)
+        indexes = spec.indexes(whole.get_shape()[1] - 1)
+        first = POOLINGS.index(spec.poolings[0])
+        part = whole[:count, min(indexes) : max(indexes) + 1, first : first + len(spec.poolings)]
+    return part[:, [i - min(indexes) for i in indexes]].flatten(1)
 
 
-def _features(
-    bank: Bank, inputs: dict[str, Tensor], spec: FeatureSpec, batch: list[int], states: TrunkStates | None
-) -> Tensor:
-    """As ``router_features``, from what the trunk's cache holds of these rows, if that is all that is below."""
-    if not states or not states.pooling:  # nothing is kept, or a choice's options: the router reads wholes
-        return router_features(bank.model, inputs, spec)
-    trunk = bank.trunk(states.depth)
-    indexes = spec.indexes(len(trunk.layers))
-    if min(indexes) < states.depth and states.pooling != spec.pooling:
-        return router_features(bank.model, inputs, spec)
-    pooled = list(states.pooled(batch, bank.device).unbind(1))
-    if max(indexes) >= states.depth:
-        above = trunk.hidden_states_above(states.gather(batch, bank.device), inputs)
-        pooled += [pool(hidden, inputs["attention_mask"], spec.pooling) for hidden in above]
-    return torch.cat([F.normalize(pooled[i], dim=-1) for i in indexes], dim=-1)
+def depth_of(folder: Path) -> int:
+    """The number of the base's layers, by the features that are kept."""
+    path = next(folder.glob("*.safetensors"))
+    with safe_open(path, "pt") as file:
+        return file.get_slice(_STATES).get_shape()[1] - 1
 
 
-def _write(path: Path, features: dict[str, Tensor]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(features, part)
-    part.replace(path)
+def _rows(base: Base, bench: Bench, data: Prepared, split: str, cache: Path) -> Rows:
+    if split != STRIPPED:
+        return rows_of(base, bench.tokenizer, data, split, cache)
+    examples = [stripped(example) for example in load_split(data, "test")[:STRIPPED_ROWS]]
+    return tokenise(bench.tokenizer, examples, base.max_length)
+
+
+def _pooled(bank: Bank, inputs: dict[str, Tensor], rows: Sequence[int], states: TrunkStates | None) -> Tensor:
+    """As ``pool_states`` of all layers, from what the trunk's cache holds of these rows where it serves."""
+    if not states or not states.wholes:  # nothing is kept, or the options of a choice
+        return pool_states(bank.model(**inputs, output_hidden_states=True).hidden_states, inputs["attention_mask"])
+    above = bank.trunk(states.depth).hidden_states_above(states.gather(rows, bank.device), inputs)
+    return torch.cat([states.pooled(rows, bank.device), pool_states(above, inputs["attention_mask"])], dim=1)
+
+
+def _file(folder: Path, split: str, count: int) -> Path | None:
+    """A file with so many of the split's rows, or more."""
+    return min((path for path in folder.glob(f"{split}-*.safetensors") if _count(path) >= count),
+               key=_count, default=None)  # fmt: skip
+
+
+def _count(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
+
+
+def _longest(folder: Path, split: str) -> Tensor | None:
+    path = max(folder.glob(f"{split}-*.safetensors"), key=_count, default=None)
+    if path is None:
+        return None
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(_STATES)
+
+
+def _write(path: Path, states: Tensor) -> None:
+    """Whole or not at all; what holds fewer rows of the split is in the way no longer."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        save_file({_STATES: states.contiguous()}, part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    split, count = path.stem.rpartition("-")[0], _count(path)
+    for other in path.parent.glob(f"{split}-*.safetensors"):
+        if _count(other) < count:
+            other.unlink(missing_ok=True)

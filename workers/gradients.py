@@ -77,7 +77,7 @@ def _losses(bank: Bank, shares: Sequence[Share], piece: Piece, pad_id: int, dept
     for place, rows in piece.items():
         share = shares[place]
         scores, labels = [next(rest) for _ in rows], [share.rows.labels[row] for row in rows]
-        loss = expert_loss(scores, labels, share.smoothing)
+        loss = answer_loss(scores) if scores[0].ndim == 2 else expert_loss(scores, labels, share.smoothing)
         losses[place] = loss if len(rows) == len(share.batch) else loss * (len(rows) / len(share.batch))
     return losses
 
@@ -106,6 +106,14 @@ def expert_loss(scores: list[Tensor], labels: list[int], smoothing: float) -> Te
         return F.cross_entropy(torch.stack(scores), targets, label_smoothing=smoothing)
     each = [F.cross_entropy(s, t, label_smoothing=smoothing) for s, t in zip(scores, targets, strict=True)]
     return torch.stack(each).mean()
+
+
+def answer_loss(scores: list[Tensor]) -> Tensor:
+    """Mean over rows of the mean cross-entropy of a row's answer tokens, whose log-probabilities are column 0.
+
+    Labels are not smoothed here: that would take the logits of the whole vocabulary.
+    """
+    return torch.stack([-row[:, 0].mean() for row in scores]).mean()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch import nn
 from ttmoe.adapter import AdapterSpec, Group, count_parameters, plan_groups
 from ttmoe.base import Base
 from ttmoe.targets import ARCHITECTURES, architecture_of, layer_list
+from ttmoe.words import PLACES, is_tied
 from workers.evaluation import TOKENS, TOKENS_ON_GPU
 from workers.settings import Train
 
@@ -71,7 +72,8 @@ def job_memory(
     """The peak of a job that trains ``experts`` such experts at a time on one base, rows as long as the base reads.
 
     ``model`` is the base's body, which may be on the meta device; ``options`` are the sequences that a row makes (of a
-    choice: its options). Raises InputError for an adapter that does not fit the base.
+    choice: its options). With no ``classes`` the experts write, and the base's language head is there too. Raises
+    InputError for an adapter that does not fit the base.
     """
     groups = plan_groups(model, adapter)
     body = _Body.of(model, base, device)
@@ -89,9 +91,10 @@ def job_memory(
     evaluated = TOKENS if body.kind == "cpu" else TOKENS_ON_GPU
     passing = body.passing(max(max(rows, SCALE_ROWS) * tokens, evaluated))
     trained = count_parameters(groups) + classes * (body.hidden + 1)
+    head, logits = (0, 0) if classes else _words(model, body)
     return Memory(
-        _bytes(model, body.size),
-        math.ceil(HELD[body.kind] * saved) + experts * factors + passing,
+        _bytes(model, body.size) + head,
+        math.ceil(HELD[body.kind] * saved) + experts * factors + passing + logits,
         experts * trained * FP32 * 5,  # weights, gradients, two moments of Adam, the best weights so far
         PROCESS if body.kind == "cpu" else PROCESS_CUDA,
         body.kind,
@@ -162,6 +165,13 @@ class _Body:
         if self.kind == "cpu":
             per_token += self.heads * self.tokens * (3 * self.size + copies)
         return tokens * per_token
+
+
+def _words(model: nn.Module, body: _Body) -> tuple[int, int]:
+    """Bytes of the language head, where it has weights of its own, and of the logits that are there at a time."""
+    words: int = model.config.vocab_size  # type: ignore[union-attr, assignment]
+    own = 0 if is_tied(model.config) else words * body.hidden * body.size
+    return own, PLACES * words * (2 * body.size + 3 * FP32)  # both with gradients; in fp32 the softmax besides
 
 
 def _adapted_width(groups: list[Group]) -> int:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from workers.splits import ORDER, Splits, separate, split
 from workers.task import GivenSplits, Source, Task
 
 RECIPE = 1  # raise it when this code would prepare the same task differently
+ANSWERS = "answers"  # what rows are counted under where there are no labels
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class Prepared:
     kind: str
     label_names: tuple[str, ...]
     fingerprint: str
-    counts: dict[str, dict[str, int]]  # rows by split and label name
-    majority: float  # the share of test rows that have the commonest label
+    counts: dict[str, dict[str, int]]  # rows by split and label name; where text is written, under ANSWERS
+    majority: float  # the share of test rows that have the commonest label, or answer
     duplicates: int  # repeats of an input that is kept once
     left_out: dict[str, int]  # filtered, conflicts, leaked, sampled: why other rows are in no split
     folder: Path
@@ -64,7 +66,9 @@ def load_split(prepared: Prepared, split_name: str) -> list[Example]:
         fix = f"Delete {prepared.folder}; the next run makes it again." if split_name in ORDER else ""
         raise InputError(f"there is no split {split_name!r}", where=str(path), fix=fix)
     rows = pyarrow.parquet.read_table(path).to_pylist()
-    return [Example(tuple(r["texts"]), tuple(r["choices"]), r["label"], r["group"]) for r in rows]
+    return [
+        Example(tuple(r["texts"]), tuple(r["choices"]), r["label"], r["group"], r.get("answer", "")) for r in rows
+    ]
 
 
 def _key(name: str, task: Task, cache: Path) -> str:
@@ -95,17 +99,18 @@ def _in_source(name: str) -> Iterator[None]:
 
 def _make(name: str, task: Task, cache: Path, folder: Path) -> None:
     splits, names, left_out = _read_splits(name, task, cache)
-    counts = {s: {n: 0 for n in names} for s in ORDER}
+    shown = names or (ANSWERS,)
+    counts = {s: {n: 0 for n in shown} for s in ORDER}
     for split_name, examples in splits.items():
         for example in examples:
-            counts[split_name][names[example.label]] += 1
+            counts[split_name][shown[example.label]] += 1
     _check(name, task, counts)
     meta = {
         "kind": task.kind,
         "label_names": names,
         "fingerprint": _fingerprint(task.kind, names, splits),
         "counts": counts,
-        "majority": max(counts["test"].values()) / len(splits["test"]),
+        "majority": max(Counter((e.label, e.answer) for e in splits["test"]).values()) / len(splits["test"]),
         "duplicates": left_out.pop("duplicates"),
         "left_out": left_out,
     }
@@ -143,6 +148,8 @@ def _check(name: str, task: Task, counts: dict[str, dict[str, int]]) -> None:
     fix = "Look at `where`, the label's mapping and `split`; the source may hold too few rows or groups."
     if empty := [split_name for split_name in ORDER if not sum(counts[split_name].values())]:
         raise InputError(f"no rows in split {', '.join(empty)}", where=where, fix=fix)
+    if task.label is None:
+        return
     if len(counts["train"]) < 2:
         label = ", ".join(counts["train"])
         raise InputError(f"there are fewer than two labels: {label}", where=f"{where}.label", fix=fix)
@@ -156,7 +163,8 @@ def _fingerprint(kind: str, names: tuple[str, ...], splits: Splits) -> str:
     for split_name in ORDER:
         digest.update(f"\n{split_name}".encode())
         for e in splits[split_name]:
-            digest.update(json.dumps([e.texts, e.choices, e.label]).encode())
+            # An answer stands in the digest only where there is one: other kinds keep their fingerprints.
+            digest.update(json.dumps([e.texts, e.choices, e.label, *filter(None, [e.answer])]).encode())
     return digest.hexdigest()
 
 
@@ -167,6 +175,8 @@ def _write(folder: Path, splits: Splits, meta: dict[str, Any]) -> None:
 
     listed = pyarrow.list_(pyarrow.string())
     kinds = {"texts": listed, "choices": listed, "label": pyarrow.int32(), "group": pyarrow.string()}
+    if meta["kind"] == "generate":
+        kinds["answer"] = pyarrow.string()
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
     try:

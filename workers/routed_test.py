@@ -10,37 +10,47 @@ import torch
 from ttmoe.base import Base
 from ttmoe.routed import RoutedModel
 from workers.batches import as_input
+from workers.examples import Example
 from workers.prepared import Prepared, load_split
 from workers.progress import Progress, Report
 
 
 @dataclass(frozen=True)
 class RoutedTest:
-    """Of ``rows`` test rows of a task: how many met their own expert, and how many got the right answer."""
+    """Of ``rows`` test rows of a task: how many met their own expert, and how many got the right answer from it.
+
+    ``harmless`` are those that another expert answered, with the right label's name all the same.
+    """
 
     task: str
     rows: int
     routed_right: int
     answered_right: int
+    harmless: int = 0
 
 
 def answer_test_split(
     folder: Path, base: Base, data: Prepared, *, threads: int, device: str, report: Report
 ) -> RoutedTest:
-    """Answer the task's whole test split through the router in ``folder`` and its experts.
+    """Answer the task's whole test split through the router in ``folder`` and its experts; none is ``unknown`` here.
 
-    An answer counts only if it comes from this task's labels: another expert's label is another question's answer.
+    An answer is right only if it comes from this task's expert: another expert's is another question's answer.
     """
     torch.set_num_threads(threads)
     model, examples = RoutedModel.load(folder, base, device), load_split(data, "test")
-    answers = []
+    own, right = [], []
     for start in range(0, len(examples), 256):
-        answers += model.predict([as_input(example) for example in examples[start : start + 256]])
-        report(Progress("routed test", len(answers), len(examples)))
-    names = [str(i) for i in range(1000)] if data.kind == "choice" else data.label_names
-    own = [answer.task == data.name for answer in answers]
-    right = [
-        mine and answer.label == names[example.label]
-        for mine, answer, example in zip(own, answers, examples, strict=True)
-    ]
-    return RoutedTest(data.name, len(examples), sum(own), sum(right))
+        part = examples[start : start + 256]
+        for answer, example in zip(model.predict([as_input(e) for e in part], unknown=False), part, strict=True):
+            own.append(answer.task == data.name)
+            right.append(answer.label == _wanted(data, example))
+        report(Progress("routed test", len(own), len(examples)))
+    both = sum(mine and good for mine, good in zip(own, right, strict=True))
+    return RoutedTest(data.name, len(examples), sum(own), both, sum(right) - both)
+
+
+def _wanted(data: Prepared, example: Example) -> str:
+    """What the right answer is called."""
+    if data.kind == "generate":
+        return example.answer
+    return str(example.label) if data.kind == "choice" else data.label_names[example.label]

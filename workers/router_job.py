@@ -1,40 +1,50 @@
-"""The router from start to finish: trained on cached features of the tasks' mixture, saved, tested."""
+"""The router from start to finish: made from cached features of the tasks' mixture, saved, tested."""
 
 from __future__ import annotations
 
 import json
-import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ttmoe.base import Base
 from ttmoe.features import FeatureSpec
-from ttmoe.router import LinearRouter, save_router
-from workers.feature_store import load_features
+from ttmoe.router import Router, save_router
+from workers.feature_store import STRIPPED, load_features, row_counts
+from workers.prepared import Prepared
 from workers.progress import Progress, Report
-from workers.settings import Router
+from workers.router_training import CHUNK, Mixture, calibration_error, make_router
+from workers.settings import Router as Settings
 
 RESULT = "result.json"
 
 
 @dataclass(frozen=True)
 class RouterJob:
-    """All that decides a router: each task's feature file, and the lock (task -> expert spec hash)."""
+    """All that decides a router: each task's data and the folder of its features, and the lock (task -> spec hash)."""
 
     base: Base
     features: FeatureSpec
+    data: dict[str, Prepared]
     files: dict[str, str]
     lock: dict[str, str]
-    settings: Router
+    settings: Settings
     seed: int
     spec_hash: str
     folder: str
     threads: int = 1
+
+    def load(self, split: str, features: FeatureSpec | None = None) -> Mixture:
+        """All tasks' features of a split, as the router reads them (or one of other ``features``)."""
+        return Mixture.of([
+            load_features(Path(self.files[task]), split, row_counts(data, self.settings.rows_per_task)[split],
+                          features or self.features)
+            for task, data in self.data.items()
+        ])  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,81 +59,54 @@ class RouterResult:
 
 
 def run_router(job: RouterJob, report: Report) -> RouterResult:
-    """Train the router and measure it on the mixed test splits."""
+    """Make the router and measure it on the mixed test splits."""
     torch.set_num_threads(job.threads)
-    began = time.monotonic()
-    tasks = tuple(job.files)
-    loaded = {task: load_features(Path(path)) for task, path in job.files.items()}
-    data = {split: _mixture([loaded[task][split] for task in tasks]) for split in ("train", "validation", "test")}
-    torch.manual_seed(job.seed)
-    router = LinearRouter(tasks, data["train"][0].shape[1], job.features, job.settings.noise)
-    router.fit_scale(data["train"][0])
-    best = fit_router(router, data["train"], data["validation"], job.settings, report)
-    chosen = _choices(router, data["test"][0])
+    began, tasks = time.monotonic(), tuple(job.data)
+    validation = job.load("validation")
+    router = router_of(job, job.features, validation, report)
+    seconds = time.monotonic() - began
+
+    def pulse() -> None:
+        report(Progress("testing", job.settings.epochs, job.settings.epochs))
+
+    test, stripped = job.load("test"), job.load(STRIPPED)
+    shares, chosen, known = _routed(router, test, pulse)
+    right = chosen == test.labels
     confusion = torch.zeros(len(tasks), len(tasks), dtype=torch.long)
-    confusion.index_put_((data["test"][1], chosen), torch.ones(len(chosen), dtype=torch.long), accumulate=True)
+    confusion.index_put_((test.labels, chosen), torch.ones_like(chosen), accumulate=True)
     metrics = {
-        "validation.routing_accuracy": best,
-        "seconds.training": time.monotonic() - began,
-        "test.routing_accuracy": float((chosen == data["test"][1]).float().mean()),
+        "validation.routing_accuracy": _accuracy(router, validation),
+        "test.routing_accuracy": float(right.float().mean()),
+        "test.calibration_error": calibration_error(shares, right),
+        "test.unknown": 1 - float(known.float().mean()),
+        "stripped.routing_accuracy": _accuracy(router, stripped),
+        "seconds.training": seconds,
         "parameters": float(sum(p.numel() for p in router.parameters())),
     }
-    save_router(router, Path(job.folder), job.base.identity(), job.lock, metrics)
+    save_router(router, Path(job.folder), job.base.identity(), job.lock, metrics, job.settings.kind)
     result = RouterResult(tasks, metrics, confusion.tolist(), job.spec_hash, job.folder)
     Path(job.folder, RESULT).write_text(json.dumps(asdict(result), indent=1))
     return result
 
 
-def fit_router(
-    router: LinearRouter,
-    train: tuple[Tensor, Tensor],
-    validation: tuple[Tensor, Tensor],
-    settings: Router,
-    report: Report,
-) -> float:
-    """Supervised training on (features, task indexes), every task with the same weight; keeps the best epoch.
-
-    Returns the validation accuracy. Ties go to the lower validation loss.
-    """
-    features, labels = train
-    weights = 1 / torch.bincount(labels, minlength=len(router.tasks)).clamp(min=1).float()
-    weights *= len(labels) / len(router.tasks)
-    optimizer = torch.optim.AdamW(router.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    steps = settings.epochs * math.ceil(len(labels) / settings.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    best, kept = (-1.0, 0.0), {}
-    for epoch in range(1, settings.epochs + 1):
-        router.train()
-        for batch in torch.randperm(len(labels)).split(settings.batch_size):
-            loss = F.cross_entropy(router(features[batch]), labels[batch], weight=weights)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        router.eval()
-        with torch.no_grad():
-            scores = router(validation[0])
-        accuracy = float((scores.argmax(-1) == validation[1]).float().mean())
-        quality = (accuracy, -float(F.cross_entropy(scores, validation[1])))
-        if quality > best:
-            best, kept = quality, {key: value.clone() for key, value in router.state_dict().items()}
-        report(
-            Progress(
-                "training",
-                epoch,
-                settings.epochs,
-                {"train.loss": loss.item(), "validation.accuracy": accuracy},
-            )
-        )
-    router.load_state_dict(kept)
-    return best[0]
+def router_of(job: RouterJob, features: FeatureSpec, validation: Mixture, report: Report) -> Router:
+    """A router of the job that reads these features, drawn from the job's seed."""
+    torch.manual_seed(job.seed)
+    return make_router(tuple(job.data), job.load("train", features), validation, features, job.settings, report)
 
 
-def _mixture(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
-    labels = [torch.full((len(part),), i) for i, part in enumerate(parts)]
-    return torch.cat(parts), torch.cat(labels)
+def _routed(router: Router, rows: Mixture, pulse: Callable[[], None]) -> tuple[Tensor, Tensor, Tensor]:
+    """For each row the probability of the expert that was chosen, its index, and whether the row is known."""
+    shares, chosen, known = [], [], []
+    place = {task: i for i, task in enumerate(router.tasks)}
+    for part in rows.features.split(CHUNK):
+        routes = router.route(part)
+        shares += routes.shares
+        chosen += [place[name] for name in routes.names]
+        known += routes.known
+        pulse()
+    return torch.tensor(shares), torch.tensor(chosen), torch.tensor(known)
 
 
-@torch.no_grad()
-def _choices(router: LinearRouter, features: Tensor) -> Tensor:
-    return router.eval()(features).argmax(-1)
+def _accuracy(router: Router, rows: Mixture) -> float:
+    return float((rows.scores(router).argmax(-1) == rows.labels).float().mean())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
-from workers.columns import STRICT
+from workers.columns import STRICT, fault
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -48,22 +49,45 @@ class Train(BaseModel):
 
 
 class Router(BaseModel):
-    """The router: what it reads and how it is trained."""
+    """The router: what it reads, how it is made, and when it says `unknown`."""
 
     model_config = STRICT
-    kind: Literal["linear"] = Field(default="linear", description="The form of the router.")
-    layers: Literal["all", "last", "embeddings"] | tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        default="all",
-        description="Hidden states it reads: all, last, embeddings, or indexes (0 is the embeddings).",
+    kind: Literal["linear", "centroid", "blend"] = Field(
+        default="linear",
+        description="A trained linear map, the nearest mean of a task (no training), or a learned blend of both.",
     )
-    pooling: Pooling = Field(default="auto", description="How token states become one vector; auto is the base's.")
+    layers: str | tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default="all",
+        description="Hidden states it reads: all, last, embeddings, trunk (up to its top: one pass), 0-4, or a list.",
+    )
+    pooling: Literal["both", "mean", "last"] = Field(
+        default="both", description="Tokens to one vector: their mean, the last token, or both side by side."
+    )
     rows_per_task: Count = Field(default=5000, description="Training rows taken from each task, at most.")
-    epochs: Count = Field(default=20, description="Passes over these rows.")
+    epochs: Count = Field(default=20, description="Passes over these rows; each task is drawn equally often.")
     lr: Positive = Field(default=1e-3, description="Learning rate.")
     weight_decay: NotNegative = Field(default=0.1, description="Decoupled weight decay.")
     noise: NotNegative = Field(default=0.5, description="Deviation of the noise on the scores in training.")
     batch_size: Count = Field(default=256, description="Rows in a step.")
+    unknown: Share = Field(
+        default=0.01, description="The share of the tasks' own validation rows to answer `unknown`; 0 never does."
+    )
     require: Literal["all"] | Annotated[float, Field(gt=0, le=1)] | tuple[str, ...] = Field(
         default="all",
         description="Experts that must be there before it is trained: all, a share of them, or these tasks.",
     )
+
+    @field_validator("layers")
+    @classmethod
+    def _check_layers(cls, layers: str | tuple[int, ...]) -> str | tuple[int, ...]:
+        ends = re.fullmatch(r"all|last|embeddings|trunk|(\d+)-(\d+)", layers) if isinstance(layers, str) else None
+        if not layers or (isinstance(layers, str) and (not ends or (ends[1] and int(ends[1]) > int(ends[2])))):
+            raise fault(f"{layers!r} names no hidden states", fix="write all, last, embeddings, trunk, 0-4 or [0, 4]")
+        return layers
+
+    def hidden_states(self, trunk: int) -> str | tuple[int, ...]:
+        """The layers as a router's features name them, above a trunk of ``trunk`` layers."""
+        if not isinstance(self.layers, str) or self.layers in ("all", "last", "embeddings"):
+            return self.layers
+        first, last = (0, trunk) if self.layers == "trunk" else map(int, self.layers.split("-"))
+        return tuple(range(first, last + 1))

@@ -10,11 +10,13 @@ import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from workers.columns import (
     STRICT,
     ChoiceColumns,
     Filter,
+    GenerateColumns,
     Group,
     Label,
     PairColumns,
@@ -24,7 +26,12 @@ from workers.columns import (
 )
 from workers.wheels import REQUIREMENT
 
-COLUMNS: dict[str, type[BaseModel]] = {"text": TextColumns, "pair": PairColumns, "choice": ChoiceColumns}
+COLUMNS: dict[str, type[BaseModel]] = {
+    "text": TextColumns,
+    "pair": PairColumns,
+    "choice": ChoiceColumns,
+    "generate": GenerateColumns,
+}
 PLACES = ("wheel", "path", "hub")
 
 
@@ -120,13 +127,21 @@ class SplitSettings(BaseModel):
 
 
 class Task(BaseModel):
-    """A named labelled data set and what to do with it."""
+    """A named data set and what to do with it."""
 
     model_config = STRICT
-    kind: Literal["text", "pair", "choice"] = Field(description="One text, a pair, or multiple choice.")
+    kind: Literal["text", "pair", "choice", "generate"] = Field(
+        description="One text, a pair, multiple choice, or text that is to be written."
+    )
     source: Source | GivenSplits = Field(description="One source, or one for each split.")
-    columns: TextColumns | PairColumns | ChoiceColumns = Field(description="Which columns are the input.")
-    label: Label = Field(description="Which column is the label, and what it means.")
+    columns: TextColumns | PairColumns | ChoiceColumns | GenerateColumns = Field(
+        description="Which columns are the input."
+    )
+    label: Label | None = Field(
+        default=None,
+        validate_default=True,
+        description="Which column is the label, and what it means; none where text is written.",
+    )
     where: tuple[Filter, ...] = Field(default=(), description="Keep the rows that pass all of these.")
     split: SplitSettings = Field(default_factory=SplitSettings, description="How rows are divided.")
 
@@ -144,8 +159,18 @@ class Task(BaseModel):
         model = COLUMNS.get(info.data.get("kind", ""))
         return model.model_validate(value) if model and isinstance(value, dict) else value
 
+    @field_validator("label")
+    @classmethod
+    def _check_label(cls, label: Label | None, info: Any) -> Label | None:
+        kind = info.data.get("kind")
+        if kind == "generate" and label is not None:
+            raise fault("what is written has no label", fix="remove `label`; `columns.answer` names the column")
+        if kind not in (None, "generate") and label is None:
+            raise PydanticCustomError("missing", "Field required")
+        return label
+
     @model_validator(mode="after")
     def _check(self) -> Task:
-        if self.kind == "choice" and self.label.ranges is not None:
+        if self.kind == "choice" and self.label and self.label.ranges is not None:
             raise fault("a choice's label is an option's index", key=("label", "ranges"), fix="use `label.names`")
         return self

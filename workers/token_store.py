@@ -52,7 +52,7 @@ def rows_of(base: Base, tokenizer: Any, data: Prepared, split: str, cache: Path)
 def _packed(rows: Rows) -> dict[str, Tensor]:
     """Flat int32: the sequences' ``lengths``, each row's number of ``options`` and ``labels``, and every key's tokens.
 
-    A row's sequences are its whole and then its options.
+    A row's sequences are its whole and then its options. Only where there are any, the lengths of ``answers``.
     """
     sequences = [tokens for item in rows.items for tokens in (item.whole, *item.options)]
     flat = {
@@ -60,6 +60,8 @@ def _packed(rows: Rows) -> dict[str, Tensor]:
         "options": [len(item.options) for item in rows.items],
         "labels": rows.labels,
     }
+    if any(item.answer for item in rows.items):
+        flat["answers"] = [item.answer for item in rows.items]
     for key in sequences[0] if sequences else ():
         flat[f"tokens.{key}"] = [number for tokens in sequences for number in tokens[key]]
     return {key: torch.tensor(values, dtype=torch.int32) for key, values in flat.items()}
@@ -68,7 +70,11 @@ def _packed(rows: Rows) -> dict[str, Tensor]:
 def _unpacked(tensors: dict[str, Tensor]) -> Rows:
     flat = {key: value.tolist() for key, value in tensors.items()}
     rest = _sequences({key.removeprefix("tokens."): v for key, v in flat.items() if "." in key}, flat["lengths"])
-    items = [Item(next(rest), tuple(islice(rest, count))) for count in flat["options"]]
+    answers = flat.get("answers", [0] * len(flat["options"]))
+    items = [
+        Item(next(rest), tuple(islice(rest, count)), answer)
+        for count, answer in zip(flat["options"], answers, strict=True)
+    ]
     return Rows(items, flat["labels"])
 
 

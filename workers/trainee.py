@@ -72,15 +72,16 @@ class Course:
         """Start, or go on from a checkpoint. Raises ValueError for a trainee without rows."""
         self.trainee, self.settings = trainee, trainee.settings
         self.expert: Expert = bank.expert(trainee.name)
-        self.expert.head.requires_grad_(trainee.head == "trained")
-        self.expert.head.dropout = self.settings.head_dropout if trainee.head == "trained" else 0.0
+        trains_head = trainee.head == "trained" and self.expert.head.out_features > 0  # there is none where it writes
+        self.expert.head.requires_grad_(trains_head)
+        self.expert.head.dropout = self.settings.head_dropout if trains_head else 0.0
         self.optimizer = _optimizer(self.expert, self.settings)
         self.fit, self.waited = Fit({}, 0, 0, 0.0, [0, 0]), 0
         self.best_expert: dict[str, Tensor] = {}
-        if checkpoint is None:
-            self.expert.head.fit_scale(_bare_states(bank, trainee.train, pad_id))
-        else:
+        if checkpoint is not None:
             self._restore(checkpoint)
+        elif self.expert.head.out_features:
+            self.expert.head.fit_scale(_bare_states(bank, trainee.train, pad_id))
         self.began = time.monotonic() - self.fit.seconds
         settings = self.settings
         batches = training_batches(trainee.train, settings.batch_size, settings.seed or 0, settings.batch_tokens)

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ttmoe.bank import Bank
 from ttmoe.base import Base
-from ttmoe.encoding import collate, pool
+from ttmoe.encoding import collate
+from ttmoe.features import POOLINGS, pool_states
 from workers.batches import Rows
 from workers.progress import Progress
 from workers.trunk_folder import FULL, hold, lock_of, locked, publish, reserve, scratch_of
@@ -36,16 +37,16 @@ log = logging.getLogger("ttmoe")
 class TrunkStates:
     """The states at ``depth`` of a split's sequences, numbered over its rows in order, each row's options in order.
 
-    ``pooling`` is how the hidden states below were pooled, empty where they are not kept: where a row is a choice.
+    Where these are ``wholes``, not the options of choices, the hidden states below are kept as well, pooled.
     While this object lives, the entry on disk is not evicted.
     """
 
     def __init__(self, folder: Path, layout: Layout, number: int) -> None:
         weakref.finalize(self, os.close, number)
-        self.depth, self.pooling, self._layout = layout.depth, layout.pooling, layout
+        self.depth, self.wholes, self._layout = layout.depth, layout.wholes, layout
         self._maps = {}
         for name, size in layout.files.items():
-            dtype = layout.dtype if name.endswith(".states") else torch.float32
+            dtype = layout.dtype if name.endswith(".states") else torch.half
             flat = torch.from_file(str(folder / name), shared=False, size=size // dtype.itemsize, dtype=dtype)
             self._maps[name] = flat.view(-1, layout.width)
 
@@ -59,9 +60,11 @@ class TrunkStates:
         return out.to(device, non_blocking=True)
 
     def pooled(self, sequences: Sequence[int], device: torch.device | str) -> Tensor:
-        """Hidden states 0 to ``depth - 1`` of each sequence, pooled: (sequences, depth, width), fp32."""
-        rows = [(place.shard, place.row * self.depth) for place in (self._layout.places[i] for i in sequences)]
-        return torch.stack([self._maps[f"{shard}.pooled"][row : row + self.depth] for shard, row in rows]).to(device)
+        """Hidden states 0 to ``depth - 1`` as ``pool_states`` gives them, fp32: (sequences, depth, poolings, width)."""
+        size = self.depth * len(POOLINGS)
+        rows = [(place.shard, place.row * size) for place in (self._layout.places[i] for i in sequences)]
+        found = torch.stack([self._maps[f"{shard}.pooled"][row : row + size] for shard, row in rows])
+        return found.view(len(found), self.depth, len(POOLINGS), -1).to(device).float()
 
 
 def open_trunk(bank: Bank, rows: Rows, *, base: Base, fingerprint: str, split: str, depth: int, pad_id: int,
@@ -123,7 +126,7 @@ def _compute(bank: Bank, layout: Layout, pad_id: int, scratch: Path, report: Cal
     done, tokens = 0, CPU_TOKENS if bank.device.type == "cpu" else GPU_TOKENS
     for i, shard in enumerate(layout.shards):
         with ExitStack() as stack:
-            kinds = ("states", "pooled") if layout.pooling else ("states",)
+            kinds = ("states", "pooled") if layout.wholes else ("states",)
             files = {kind: stack.enter_context((scratch / f"{i}.{kind}").open("r+b")) for kind in kinds}
             for batch in _batches(layout, shard, tokens):
                 for kind, values in _states(bank, layout, batch, pad_id).items():
@@ -145,10 +148,11 @@ def _batches(layout: Layout, shard: list[int], tokens: int) -> Iterator[list[int
 
 
 def _states(bank: Bank, layout: Layout, batch: list[int], pad_id: int) -> dict[str, Tensor]:
-    """By kind of file: ``states`` (real tokens of all sequences, width) and ``pooled`` (sequences, depth, width)."""
+    """By kind of file: ``states`` (real tokens of all sequences, width) and ``pooled`` (sequences, depth, poolings,
+    width)."""
     inputs = collate([layout.sequences[i] for i in batch], pad_id, bank.device)
     *below, states = bank.trunk(layout.depth).hidden_states(inputs)
     found = {"states": states[inputs["attention_mask"].bool()].to(layout.dtype)}
-    if layout.pooling:
-        found["pooled"] = torch.stack([pool(s, inputs["attention_mask"], layout.pooling) for s in below], dim=1)
+    if layout.wholes:
+        found["pooled"] = pool_states(below, inputs["attention_mask"]).half()
     return found

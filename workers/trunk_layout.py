@@ -13,9 +13,10 @@ import torch
 
 from ttmoe.base import Base
 from ttmoe.encoding import Tokens
+from ttmoe.features import POOLINGS
 from workers.batches import Rows, sequences_of
 
-RECIPE = 1  # raise it when this code would compute or keep the same states differently
+RECIPE = 2  # raise it when this code would compute or keep the same states differently
 SHARD = 256 * 2**20  # bytes of states in a shard, at most (or one sequence)
 
 
@@ -32,15 +33,16 @@ class Place(NamedTuple):
 class Layout:
     """All that decides an entry of the cache.
 
-    ``shards`` lists sequence numbers, longest first; ``pooling`` is how the hidden states below ``depth`` are kept
-    besides (empty where they are not); ``index`` is what the entry's index must say, its ``files`` with their bytes.
+    ``shards`` lists sequence numbers, longest first; where the sequences are ``wholes``, which the router reads, the
+    hidden states below ``depth`` are kept besides, pooled; ``index`` is what the entry's index must say, its ``files``
+    with their bytes.
     """
 
     key: str
     depth: int
     width: int
     dtype: torch.dtype
-    pooling: str
+    wholes: bool
     sequences: list[Tokens]
     shards: list[list[int]]
     places: list[Place]
@@ -66,28 +68,28 @@ def trunk_size(base: Base, total_tokens: int, width: int, *, sequences: int = 0,
 
 
 def pooled_bytes(sequences: int, depth: int, width: int) -> int:
-    """Bytes of the pooled hidden states below ``depth`` (fp32) of so many sequences."""
-    return sequences * depth * width * torch.float32.itemsize
+    """Bytes of the hidden states below ``depth`` of so many sequences, in both poolings, half precision."""
+    return sequences * depth * len(POOLINGS) * width * torch.half.itemsize
 
 
 def lay_out(base: Base, rows: Rows, *, fingerprint: str, split: str, depth: int, device: str, width: int) -> Layout:
     """The layout of a split's states; ``device`` is the type of device that computes them, which decides rounding."""
     sequences = [tokens for item in rows.items for tokens in sequences_of(item)]
     dtype = getattr(torch, base.dtype)
-    pooling = "" if any(item.options for item in rows.items) else base.pooling  # the router reads wholes
+    wholes = not any(item.options for item in rows.items)
     lengths = [len(tokens["input_ids"]) for tokens in sequences]
     shards, places = _divide(lengths, SHARD // (width * dtype.itemsize))
     files = {f"{i}.states": trunk_bytes(sum(lengths[j] for j in shard), width, dtype) for i, shard in enumerate(shards)}
-    if pooling:
+    if wholes:
         files |= {f"{i}.pooled": pooled_bytes(len(shard), depth, width) for i, shard in enumerate(shards)}
     decides = {
         "recipe": RECIPE, "base": base.digest, "dtype": base.dtype, "max_length": base.max_length, "depth": depth,
-        "device": device, "data": fingerprint, "split": split, "sequences": "whole" if pooling else "options",
-        "pooling": pooling, "shard": SHARD, "tokens": _digest(sequences),
+        "device": device, "data": fingerprint, "split": split, "sequences": "whole" if wholes else "options",
+        "shard": SHARD, "tokens": _digest(sequences),
     }  # fmt: skip
     key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
     index = {**decides, "width": width, "count": len(sequences), "files": files}
-    return Layout(key, depth, width, dtype, pooling, sequences, shards, places, index)
+    return Layout(key, depth, width, dtype, wholes, sequences, shards, places, index)
 
 
 def _digest(sequences: Sequence[Tokens]) -> str:

@@ -55,7 +55,9 @@ def _write_lora(registry: Registry, version: Version, folder: Path) -> None:
     bench = ProbeBench.open(base_of(registry, version))
     manifest = load_expert(bench.bank, registry.fetch(version), bench.base.digest, name=version.task)
     _clear(folder)
-    export_lora(bench.bank, version.task, folder, manifest=manifest)
+    # What writes is loaded with the base's language head; anything else has a head of its own.
+    task_type = "CAUSAL_LM" if manifest.kind == "generate" else "FEATURE_EXTRACTION"
+    export_lora(bench.bank, version.task, folder, manifest=manifest, task_type=task_type)
 
 
 def _write_expert(registry: Registry, version: Version, folder: Path) -> None:

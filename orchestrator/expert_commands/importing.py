@@ -61,7 +61,8 @@ def import_expert(
     with tempfile.TemporaryDirectory() as scratch, library_lock(root.resolve() / found):
         saved = _save(bench, meaning, manifest, Path(scratch))
         version = _register(registry, found, bench, saved, Path(scratch), folder)
-    _report(registry, version, folder, headless=not _has_head(folder), console=console)
+    headless = bool(meaning.labels) and not _has_head(folder)
+    _report(registry, version, folder, headless=headless, console=console)
 
 
 def _check_task(task: str) -> None:
@@ -79,22 +80,25 @@ def _meaning(task: str, labels: str | None, kind: str | None, manifest: Manifest
         raise InputError(
             f"{labels!r} is no list of labels", where="--labels", fix="give two or more, as in --labels a,b"
         )
-    if kind not in (None, "text", "pair"):
-        raise InputError(f"there is no kind {kind!r}", where="--kind", fix="text or pair")
-    if manifest is None and names is None:
+    if kind not in (None, "text", "pair", "generate"):
+        raise InputError(f"there is no kind {kind!r}", where="--kind", fix="text, pair or generate")
+    if names is not None and kind == "generate":
+        raise InputError("an expert that writes text has no labels", where="--labels", fix="leave it out")
+    if manifest is None and names is None and kind != "generate":
         fix = "name the labels in the order of the head's outputs: --labels a,b"
         raise InputError("the folder does not say what its labels are", where=str(folder), fix=fix)
-    own = KINDS.get(manifest.kind, manifest.kind) if manifest else "text"
-    if own == "choice" and (kind or labels):
-        raise InputError(
-            "it chooses among options, and has no labels", where=str(folder), fix="leave --labels and --kind out"
-        )
+    own = KINDS.get(manifest.kind, manifest.kind) if manifest else kind or "text"
+    if kind == "generate" != own:
+        raise InputError("it has labels, and writes no text", where=str(folder), fix="leave --kind out")
+    if own in ("choice", "generate") and (labels or kind not in (None, own)):
+        does = "chooses among options" if own == "choice" else "writes text"
+        raise InputError(f"it {does}, and has no labels", where=str(folder), fix="leave --labels and --kind out")
     return Meaning(task, kind or own, names if names is not None else manifest.labels if manifest else ())
 
 
 def _load(bench: ProbeBench, folder: Path, meaning: Meaning) -> None:
     """Put the expert into the bank. Raises InputError unless its head has one output for each label."""
-    classes = len(meaning.labels) or 1
+    classes = len(meaning.labels) or int(meaning.kind != "generate")
     if (folder / WEIGHTS).is_file():
         load_expert(bench.bank, folder, bench.base.digest, name=meaning.task)
     elif (folder / CONFIG).is_file():
@@ -116,7 +120,13 @@ def _save(bench: ProbeBench, meaning: Meaning, manifest: Manifest | None, folder
 
     def save(hash_: str) -> Manifest:
         return save_expert(
-            expert, folder, **asdict(meaning), base=bench.base.identity(), spec_hash=hash_, metrics=metrics
+            expert,
+            folder,
+            **asdict(meaning),
+            base=bench.base.identity(),
+            spec_hash=hash_,
+            metrics=metrics,
+            answer_tokens=manifest.answer_tokens if manifest else 0,
         )
 
     # The digest of the weights is a part of the identity, and known when they are written.

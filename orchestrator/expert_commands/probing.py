@@ -11,7 +11,7 @@ from torch import Tensor
 from orchestrator.registry import Version
 from ttmoe.bank import Bank
 from ttmoe.base import Base, load_body, load_tokenizer
-from ttmoe.encoding import Choice, Input, encode_inputs, pad_id_of
+from ttmoe.encoding import Choice, Completion, Input, encode_inputs, pad_id_of
 from ttmoe.expert_files import Manifest, load_expert
 from ttmoe.scoring import score
 
@@ -27,6 +27,8 @@ def probes(kind: str) -> list[Input]:
     """Inputs of the form that an expert of this kind reads."""
     if kind == "choice":
         return [Choice(text, (other, "both", "neither")) for text, other in zip(TEXTS, OTHERS, strict=True)]
+    if kind == "generate":
+        return [Completion(text, other) for text, other in zip(TEXTS, OTHERS, strict=True)]
     return list(zip(TEXTS, OTHERS, strict=True)) if kind == "pair" else list(TEXTS)
 
 

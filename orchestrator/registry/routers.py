@@ -18,6 +18,11 @@ from orchestrator.registry.versions import CHAMPION, Entry, Version, by_alias, e
 LOCK = "lock.json"
 # Written out, because MLflow would load the model to find them.
 _REQUIREMENTS = ("ttmoe", "torch", "transformers", "safetensors")
+_EXAMPLE = [  # one row of each form
+    {"text": "What is the capital of France?"},
+    {"text": "A man is eating.", "second": "Nobody eats."},
+    {"text": "The glass fell. What followed?", "choices": ["It broke.", "It sang."]},
+]
 
 
 def register_router(
@@ -79,20 +84,38 @@ def write_model(folder: Path, model: Path, lock: dict[str, Any], base_folder: Pa
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's, about type hints of its own that it imports here
         import mlflow.pyfunc
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
-
-    answer = {"task": DataType.string, "label": DataType.string, "confidence": DataType.double}
     mlflow.pyfunc.save_model(
         str(model),
         loader_module="orchestrator.pyfunc",
-        signature=ModelSignature(
-            Schema([ColSpec(DataType.string, "text")]),
-            Schema([ColSpec(kind, name) for name, kind in answer.items()]),
-        ),
-        input_example={"text": ["What is the capital of France?"]},
+        signature=_signature(),
+        input_example=_EXAMPLE,
         pip_requirements=[f"{name}=={installed(name).partition('+')[0]}" for name in _REQUIREMENTS],
-        model_config={"base": str(base_folder) if base_folder else ""},
+        model_config={"base": str(base_folder) if base_folder else "", "device": "auto"},
     )
     shutil.copytree(folder, model, dirs_exist_ok=True)
     (model / LOCK).write_text(json.dumps(lock, indent=1, sort_keys=True))
+
+
+def _signature() -> Any:
+    """What goes in and comes out.
+
+    ``second`` is a text and ``choices`` a list of texts; the model checks them itself. Declared as a string and an
+    array, MLflow 3.17 would make of a missing ``second`` the text "None", refuse rows without ``choices`` beside rows
+    with them, and take every dict of columns for a single row.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import AnyType, Map
+
+    text, number = DataType.string, DataType.double
+    optional = [ColSpec(AnyType(), name, required=False) for name in ("second", "choices")]
+    answer: dict[str, Any] = {
+        "task": text,
+        "label": text,
+        "confidence": number,
+        "routing": number,
+        "scores": Map(number),
+    }
+    return ModelSignature(
+        Schema([ColSpec(text, "text"), *optional]), Schema([ColSpec(kind, name) for name, kind in answer.items()])
+    )

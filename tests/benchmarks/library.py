@@ -43,7 +43,7 @@ def run() -> Iterator[Finding]:
         (f"a trunk of {TRUNK} of 6 layers", f"{TRUNK}-", 1 / 3),
     )
     found = {layers: _ours(folder, layers) for _, layers, _ in settings}
-    peer, half = _peer(folder, bf16=False), _peer(folder, bf16=True)
+    half, peer = _peer(folder, bf16=True), _peer(folder, bf16=False)
     for what, layers, goal in settings:
         ours = found[layers]
         name = f"8 experts on MiniLM, {STEPS} steps of {ROWS} rows each; {what}"
@@ -99,7 +99,8 @@ def _ours(folder: Path, layers: str) -> dict[str, Any]:
         experts = registry.experts("benchmark")
         runs = [registry.client.get_run(version.run_id) for version in experts]
     accuracies = {version.task: version.metrics["test.accuracy"] for version in experts}
-    print(f"  ours, {layers}: {accuracies}", file=sys.stderr, flush=True)
+    seconds = max(version.created.timestamp() for version in experts) - began
+    print(f"  ours, {layers}: {seconds:.0f} s, {accuracies}", file=sys.stderr, flush=True)
     first = min(run.info.start_time for run in runs) / 1000
     # Times of jobs add up over the processes that work side by side.
     spent = {
@@ -108,7 +109,7 @@ def _ours(folder: Path, layers: str) -> dict[str, Any]:
         "jobs' all": sum(version.metrics["seconds.job"] for version in experts) / (os.cpu_count() or 1),
     }
     return {
-        "seconds": max(version.created.timestamp() for version in experts) - began,
+        "seconds": seconds,
         "accuracy": fmean(accuracies.values()),
         "parameters": fmean(float(version.tags["parameters"]) for version in experts),
         "where": ", ".join(f"{key} {duration(value)}" for key, value in spent.items()),

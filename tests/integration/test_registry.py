@@ -480,14 +480,14 @@ def test_the_registered_router_loads_as_a_pyfunc_model(registry, router_folder, 
 
     class Fake:
         @classmethod
-        def load(cls, folder, base):
+        def load(cls, folder, base, device):
             assert (folder / "experts/trec/expert.safetensors").is_file()
             assert json.loads((folder / "lock.json").read_text()) == {"trec": "aa11"}
-            assert base == "the base"
+            assert (base, device) == ("the base", "cpu")
             return cls()
 
-        def predict(self, texts):
-            return [Prediction("trec", text.upper(), 0.5, 1.0) for text in texts]
+        def predict(self, inputs):
+            return [Prediction("trec", str(each).upper(), 0.5, 1.0, {"a": 1.0}) for each in inputs]
 
     monkeypatch.setattr(ttmoe.routed, "RoutedModel", Fake)
     monkeypatch.setattr(orchestrator.pyfunc, "find_base", lambda identity, place: {"/b": "the base"}[place])
@@ -496,15 +496,22 @@ def test_the_registered_router_loads_as_a_pyfunc_model(registry, router_folder, 
     version = registry.register_router("lib", "bb22", router_folder, lock, run_id, {}, base_folder=Path("/b"))
     import mlflow.pyfunc  # after the registry, which keeps quiet what it warns of itself at its first import
 
-    model = mlflow.pyfunc.load_model(str(registry.fetch(version)))
-    answer = model.predict(pd.DataFrame({"text": ["hello", "you"]}))
+    model = mlflow.pyfunc.load_model(str(registry.fetch(version)), model_config={"device": "cpu"})
+    answer = model.predict(pd.DataFrame({"text": ["hello", "you"]}, index=[3, 5]))
     assert answer.to_dict("list") == {
         "task": ["trec"] * 2,
         "label": ["HELLO", "YOU"],
         "confidence": [0.5] * 2,
+        "routing": [1.0] * 2,
+        "scores": [{"a": 1.0}] * 2,
     }
-    assert model.predict(model.input_example)["task"].tolist() == ["trec"]
-    assert [column.name for column in model.metadata.signature.outputs] == ["task", "label", "confidence"]
+    assert answer.index.tolist() == [3, 5]
+    kinds = [label.partition("(")[0] for label in model.predict(model.input_example)["label"]]
+    assert kinds == ["WHAT IS THE CAPITAL OF FRANCE?", "", "CHOICE"]
+    inputs, outputs = model.metadata.signature.inputs, model.metadata.signature.outputs
+    assert [(column.name, column.required) for column in inputs] == [
+        ("text", True), ("second", False), ("choices", False)]  # fmt: skip
+    assert [column.name for column in outputs] == ["task", "label", "confidence", "routing", "scores"]
     with pytest.raises(mlflow.exceptions.MlflowException, match="text"):
         model.predict(pd.DataFrame({"question": ["hello"]}))
 

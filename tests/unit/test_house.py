@@ -20,7 +20,13 @@ MAY_IMPORT = {
     "orchestrator": {"orchestrator", "workers", "ttmoe", "cluster"},
 }
 PLACES = {
-    "ray": ("cluster/", "orchestrator/slots.py", "orchestrator/search.py", "orchestrator/tune_trial.py"),
+    "ray": (
+        "cluster/",
+        "orchestrator/slots.py",
+        "orchestrator/search.py",
+        "orchestrator/tune_trial.py",
+        "orchestrator/predicting/on_ray.py",
+    ),
     "mlflow": ("orchestrator/registry/",),
     "typer": ("orchestrator/cli.py",),
     "rich": ("orchestrator/",),

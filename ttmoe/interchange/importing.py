@@ -126,7 +126,7 @@ def _classes(head: dict[str, Tensor] | None, classes: int | None, where: str) ->
         raise InputError("the adapter comes without a head", where=where, fix="say how many classes it is to have")
     if given is not None and classes not in (None, given):
         raise InputError(f"the adapter's head has {given} classes, not {classes}", where=where, fix="leave classes out")
-    return cast(int, given or classes)
+    return cast(int, classes if given is None else given)
 
 
 def _fill(expert: Expert, modules: Factors, head: dict[str, Tensor] | None, where: str) -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from orchestrator.cli import app
 from orchestrator.loading import STARTER, recipe_text
+from orchestrator.predicting.columns import Columns
 from ttmoe.errors import InputError
 
 HEAVY = {"torch", "ray", "mlflow", "transformers", "datasets", "pydantic", "yaml", "numpy", "rich"}
@@ -102,9 +103,7 @@ def test_run_hands_on_the_loaded_config(replace: Callable[..., list[tuple]]) -> 
 def test_a_config_error_is_a_message_and_starts_nothing(replace: Callable[..., list[tuple]]) -> None:
     calls = replace("orchestrator.run", "run_library")
     result = ttmoe("run", "quickstart", "--set", "train.stesp=3")
-    expected = (
-        "error: --set train.stesp=3, train.stesp\n  unknown key (its value: 3)\n  did you mean `steps`?\n"
-    )
+    expected = "error: --set train.stesp=3, train.stesp\n  unknown key (its value: 3)\n  did you mean `steps`?\n"
     assert (result.exit_code, result.stderr, result.stdout, calls) == (2, expected, "", [])
 
 
@@ -130,20 +129,34 @@ def test_experts_predict_and_ui_hand_on_their_options(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     listed = replace("orchestrator.experts", "list_experts")
-    predicted = replace("orchestrator.predict", "predict_texts")
+    predicted = replace("orchestrator.predicting.texts", "predict_texts")
+    filed = replace("orchestrator.predicting.files", "predict_files")
+    spread = replace("orchestrator.predicting.on_ray", "predict_on_ray")
+    streamed = replace("orchestrator.predicting.stream", "predict_stream")
+    named = ("--file", "in.csv", "--out", "out", "--text", "q", "--choices", "a", "--choices", "b", "--device", "cpu")
     opened = replace("orchestrator.ui", "open_ui")
     results = [
         ttmoe("experts", "ls"),
         ttmoe("predict", "one", "two words", "--library", "mine", "--root", "there"),
+        ttmoe("predict", *named, "--force", "--batch-size", "8"),
+        ttmoe("predict", *named, "--ray", "--workers", "3", "--gpus-per-worker", "0.5"),
+        ttmoe("predict", "--second", "s"),
+        ttmoe("predict", "-"),
         ttmoe("ui", "--port", "5001"),
         ttmoe("ui", "--uri", "http://h:1"),
     ]
-    assert [result.exit_code for result in results] == [0, 0, 0, 0], results
+    assert {result.exit_code for result in results} == {0}, results
     assert listed[0][:2] == (Path("runs"), None)
-    assert predicted[0][:3] == (Path("there"), "mine", ["one", "two words"])
+    assert predicted[0][:6] == (Path("there"), "mine", ("one", "two words"), False, 64, "auto")
+    columns = Columns("q", None, ("a", "b"))
+    assert filed[0][:-1] == (Path("runs"), None, "in.csv", columns, Path("out"), True, 8, "cpu")
+    assert spread[0][:-1] == (Path("runs"), None, "in.csv", columns, Path("out"), False, 64, "cpu", 3, 0.5)
+    assert [(call[2], call[6]) for call in streamed] == [(Columns(second="s"), False), (Columns(), True)]
     assert opened[0][:3] == (Path("runs"), f"sqlite:///{tmp_path}/runs/mlflow.db", 5001)
     assert opened[1][1] == "http://h:1"
 
 
-def test_predict_needs_a_text() -> None:
-    assert ttmoe("predict").exit_code == 2
+def test_predict_takes_options_that_go_together() -> None:
+    refused = ttmoe("predict", "a text", "--ray")
+    assert (refused.exit_code, "--ray has no meaning here" in refused.stderr) == (2, True)
+    assert ttmoe("predict", "a text", "--batch-size", "0").exit_code == 2

@@ -112,7 +112,7 @@ def test_all_problems_are_listed_in_the_files_order(tmp_path: Path) -> None:
     lines = error.what.splitlines()
     assert lines[0] == "4 problems"
     assert "my.yaml:5, adapter.rnak: unknown key (its value: 4); did you mean `rank`?" in lines[1]
-    assert "my.yaml:10, tasks.trec.kind: must be 'text', 'pair' or 'choice', not 'texts'; " in lines[2]
+    assert "my.yaml:10, tasks.trec.kind: must be 'text', 'pair', 'choice' or 'generate', not 'texts'; " in lines[2]
     assert lines[3].startswith("  --set search.trails=3, search.trails: unknown key")
     assert "my.yaml:20, trian: unknown key" in lines[4]
 

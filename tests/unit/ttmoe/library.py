@@ -12,7 +12,7 @@ from ttmoe.bank import Bank
 from ttmoe.base import Base, digest_folder, load_body
 from ttmoe.expert_files import save_expert
 from ttmoe.features import FeatureSpec
-from ttmoe.router import LinearRouter, save_router
+from ttmoe.router import Router, save_router
 
 KINDS = {"colours": ("classify", ("red", "green", "blue")), "animals": ("pair", ("cat", "dog")),
          "which": ("choice", ())}  # fmt: skip
@@ -29,8 +29,8 @@ def base_of(folder: Path) -> Base:
 FEATURES = FeatureSpec((0, 1))
 
 
-def router_of(features: FeatureSpec = FEATURES) -> LinearRouter:
-    router = LinearRouter(tuple(KINDS), WIDTH * len(features.indexes(2)), features)
+def router_of(features: FeatureSpec = FEATURES) -> Router:
+    router = Router(tuple(KINDS), WIDTH * len(features.indexes(2)), features)
     generator = torch.Generator().manual_seed(SEED)
     with torch.no_grad():
         router.gate.weight.copy_(torch.randn(router.gate.weight.shape, generator=generator) * 9)

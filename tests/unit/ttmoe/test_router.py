@@ -9,7 +9,7 @@ from library import router_of
 
 from ttmoe.errors import InputError
 from ttmoe.features import FeatureSpec, router_features
-from ttmoe.router import LinearRouter, load_router, save_router
+from ttmoe.router import Router, load_router, save_router
 
 
 def test_scores_are_one_linear_map_of_standardised_features():
@@ -27,7 +27,7 @@ def test_scores_are_one_linear_map_of_standardised_features():
 
 
 def test_noise_is_for_training_only():
-    router = LinearRouter(("a", "b"), 4, FeatureSpec(), noise=1.0)
+    router = Router(("a", "b"), 4, FeatureSpec(), noise=1.0)
     x = torch.ones(3, 4)
     assert not torch.equal(router(x), router(x))
     router.eval()

@@ -1,0 +1,213 @@
+"""``ttmoe predict`` on a registered library of real files: texts, lines and files, and files on a real local Ray."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+import pytest
+from commands import SCRIPT, cells, environment, open_registry, succeeded, ttmoe
+from predicting import ROWS, answers_of, check_alike, register_library
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from orchestrator.cli import app
+from orchestrator.predicting.columns import Columns
+from ttmoe.errors import InfeasibleError, InputError, WorkFailedError
+
+pytestmark = pytest.mark.integration
+
+MANY = [row | {"number": i} for i in range(200) for row in ROWS]
+
+
+@pytest.fixture(scope="module")
+def home(base_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    folder.joinpath("router").symlink_to(
+        register_library(folder / "runs", base_folder, tmp_path_factory.mktemp("made"))
+    )
+    folder.joinpath("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in MANY))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answers(home, base_folder) -> list[Any]:
+    found = answers_of(home / "router", base_folder, ROWS)
+    assert len({answer.task for answer in found}) >= 2
+    return found
+
+
+def rows_of(printed: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in printed.splitlines()]
+
+
+def here(home: Path, *arguments: str) -> Result:
+    """The command in this process: much quicker, where only what it says counts."""
+    return CliRunner().invoke(app, ["predict", "--root", str(home / "runs"), *arguments])
+
+
+def test_texts_as_a_table_and_as_json(home, answers):
+    plain = [(row["text"], answer) for row, answer in zip(ROWS, answers, strict=True) if len(row) == 1 and answer.label]
+    texts, expected = map(list, zip(*plain, strict=True))
+    table = here(home, *texts).stdout
+    for text, answer in zip(texts, expected, strict=True):
+        assert cells(table, text)[1:4] == [answer.task, answer.label, f"{answer.confidence:.3f}"]
+    printed = rows_of(here(home, "--json", "--", *texts).stdout)
+    assert [row["text"] for row in printed] == texts
+    check_alike(printed, expected)
+
+
+def test_lines_through_a_pipe_are_answered_while_it_is_open(home, answers):
+    """All forms, and no answer waits for the end of the input."""
+    lines = [row["text"] if len(row) == 1 else json.dumps(row) for row in ROWS]
+    process = subprocess.Popen(
+        [SCRIPT, "predict"], cwd=home, env=environment(), text=True, bufsize=1,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    printed = []
+    for line in lines:
+        process.stdin.write(line + "\n")
+        printed.append(json.loads(process.stdout.readline()))
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "", "")
+    assert [{k: row[k] for k in given} for row, given in zip(printed, ROWS, strict=True)] == ROWS
+    check_alike(printed, answers)
+
+
+def test_a_file_into_each_format(home, answers, tmp_path):
+    done = here(home, "--file", str(home / "in.jsonl"), "--out", str(tmp_path / "out.parquet"))
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert "1,600 rows in" in done.stderr
+    assert "rows/s" in done.stderr
+    table = pyarrow.parquet.read_table(tmp_path / "out.parquet")
+    assert [row["number"] for row in table.to_pylist()] == [row["number"] for row in MANY]
+    check_alike(table.to_pylist(), answers * 200)
+    # What was written can be asked again: the columns of the answer before are kept beside the new ones.
+    again = rows_of(here(home, "--file", str(tmp_path / "out.parquet")).stdout)
+    check_alike(again, answers * 200)
+    assert [row["input_label"] for row in again] == [row["label"] for row in again]
+    assert list(tmp_path.iterdir()) == [tmp_path / "out.parquet"]
+
+
+def test_a_bad_row_is_said_before_the_model_is_loaded(home, tmp_path, monkeypatch):
+    monkeypatch.setattr("ttmoe.routed.RoutedModel.load", None)
+    (tmp_path / "in.csv").write_text("question,label\nred,x\n,y\n")
+    done = here(home, "--file", str(tmp_path / "in.csv"), "--out", str(tmp_path / "out.csv"))
+    assert (done.exit_code, "no column 'text'" in done.stderr, "--text" in done.stderr) == (2, True, True)
+    done = here(home, "--file", str(tmp_path / "in.csv"), "--text", "question")
+    assert (done.exit_code, f"{tmp_path}/in.csv:3" in done.stderr, done.stdout) == (2, True, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+
+
+def test_a_base_that_moved_is_found_by_its_variable(home, base_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("TTMOE_BASE", str(tmp_path / "none"))
+    done = here(home, "red")
+    assert (done.exit_code, "TTMOE_BASE" in done.stderr) == (2, True)
+    monkeypatch.setenv("TTMOE_BASE", str(shutil.copytree(base_folder, tmp_path / "moved")))
+    assert here(home, "red").exit_code == 0
+
+
+def test_a_stale_router_answers_and_says_so_in_one_line(base_folder, tmp_path):
+    register_library(tmp_path / "runs", base_folder, tmp_path)
+    registry = open_registry(tmp_path / "runs")
+    done = here(tmp_path, "--json", "red")
+    assert (done.exit_code, done.stderr) == (0, "")
+    run, folder = registry.start_run("lib", "run", {}, "", {}), tmp_path / "library" / "experts" / "colours"
+    registry.register_expert("lib", "colours", "newer", folder, run, {}, promote=True)
+    done = here(tmp_path, "--json", "red")
+    assert done.exit_code == 0
+    (line,) = done.stderr.splitlines()
+    assert "warning: router v1 of lib is STALE: it answers with another version of colours" in line
+    assert len(rows_of(done.stdout)) == 1
+
+
+def own_lines(said: str) -> list[str]:
+    """Without what Ray's core says of every process that could be started again, whoever reads it."""
+    return [line for line in said.splitlines() if "core_worker.cc" not in line]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    from cluster.local import ray_session
+
+    with ray_session():
+        yield
+
+
+@pytest.fixture
+def on_ray(cluster, home, monkeypatch):
+    """Answers a file there; what is said of it."""
+    from orchestrator.predicting.on_ray import predict_on_ray
+
+    def run(out: Path, pattern: str = str(home / "in.jsonl"), *, force=False, workers=None, gpus=None) -> str:
+        said = io.StringIO()
+        predict_on_ray(home / "runs", None, pattern, Columns(), out, force, 64, "auto", workers, gpus,
+                       Console(file=said, width=100))  # fmt: skip
+        return said.getvalue()
+
+    for name in ("TTMOE_BASE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    return run
+
+
+def test_on_ray_processes_answer_in_the_order_of_the_rows(on_ray, answers, tmp_path, capfd):
+    out = tmp_path / "out"
+    said = on_ray(out, workers=2)
+    assert "1,600 rows; pieces: 7; processes: 2 (cpu)" in said
+    assert "in the order of the rows: 7" in said
+    files = sorted(out.iterdir())
+    assert len(files) == 7
+    rows = [row for path in files for row in pyarrow.parquet.read_table(path).to_pylist()]
+    assert [(row["text"], row["number"]) for row in rows] == [(row["text"], row["number"]) for row in MANY]
+    check_alike(rows, answers * 200)
+    assert pyarrow.parquet.read_table(out).num_rows == len(MANY)  # one schema for all files
+    assert list(tmp_path.iterdir()) == [out]
+    printed = capfd.readouterr()
+    assert (printed.out, own_lines(printed.err)) == ("", [])
+    with pytest.raises(InputError, match="not empty"):
+        on_ray(out)
+
+
+def test_on_ray_what_fails_is_told_and_leaves_nothing(on_ray, tmp_path, base_folder, monkeypatch):
+    import orchestrator.predicting.on_ray as module
+
+    moved = shutil.copytree(base_folder, tmp_path / "moved")
+    monkeypatch.setenv("TTMOE_BASE", str(moved))
+    found = module.size_pool
+
+    def sized_and_damaged(*arguments: Any) -> Any:
+        (moved / "config.json").write_text("{}")  # after the driver has looked at it
+        return found(*arguments)
+
+    monkeypatch.setattr(module, "size_pool", sized_and_damaged)
+    with pytest.raises(WorkFailedError, match=r"a process failed: .*Error"):
+        on_ray(tmp_path / "out")
+    monkeypatch.undo()
+    with pytest.raises(InfeasibleError, match="fits on no node"):
+        on_ray(tmp_path / "out", gpus=64.0)
+    assert list(tmp_path.iterdir()) == [moved]
+
+
+def test_the_command_on_ray_ends_whole_and_replaces_what_was_there(home, answers, tmp_path):
+    """A table of few columns, whose options are lists written as JSON."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "part-000007.parquet").write_text("of before")
+    with (tmp_path / "in.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, ["text", "second", "choices"])
+        table.writeheader()
+        table.writerows(row | {"choices": json.dumps(row.get("choices"))} for row in ROWS)
+    done = succeeded(ttmoe(tmp_path, "predict", "--ray", "--file", "in.csv", "--out", "out", "--force", "--root",
+                           str(home / "runs")))  # fmt: skip
+    said = own_lines(done.err)
+    assert (done.out, len(said), "8 rows; pieces: 1; processes: 1" in said[0]) == ("", 3, True), done.err
+    assert [path.name for path in out.iterdir()] == ["part-000000.parquet"]
+    check_alike(pyarrow.parquet.read_table(out).to_pylist(), answers)

@@ -1,0 +1,74 @@
+"""The directions in which router features differ most, and how each task's rows lie in them.
+
+Closed form, no training: the mean of every task and how its rows scatter about it. The nearest mean is a router of its
+own, and how far a row lies from its task's rows says whether it is like them at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+WIDEST = 512  # directions, at most
+MOST = 64_000_000  # numbers in all tasks' scatter
+SAMPLE = 16_000  # rows that the directions are taken from, every task alike
+SHRINKAGE = 0.03  # of a task's scatter towards that of all tasks, and of that towards its mean variance
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """``basis`` (width, k); in it ``means`` (tasks, k) and ``scatters`` (tasks, k, k) about them; ``within`` (k, k) is
+    the mean scatter, every task counting alike; ``centre`` (k,) and ``around`` (k, k) are those of all rows as one."""
+
+    basis: Tensor
+    means: Tensor
+    scatters: Tensor
+    within: Tensor
+    centre: Tensor
+    around: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[Tensor], scaled: Callable[[Tensor], Tensor], chunk: int = 4096) -> Subspace:
+        """From the features of each task's training rows, which ``scaled`` standardises a chunk at a time."""
+        share = max(2, min(1200, SAMPLE // len(rows)))
+        sample = torch.cat([scaled(task[:share]) for task in rows])
+        width = min(WIDEST, math.isqrt(MOST // len(rows)), sample.shape[1], max(1, len(sample) // 4))
+        with torch.random.fork_rng(devices=[]):  # the directions come from random projections: always from the same
+            torch.manual_seed(0)
+            basis = torch.pca_lowrank(sample, q=width, niter=2)[2]
+        means, scatters, squares = [], [], []
+        for task in rows:
+            count, total, square = len(task), torch.zeros(width), torch.zeros(width, width)
+            for part in task.split(chunk):
+                low = scaled(part) @ basis
+                total += low.sum(0)
+                square += low.T @ low
+            means.append(total / count)
+            squares.append(square / count)
+            scatters.append(squares[-1] - torch.outer(means[-1], means[-1]))
+        stacked, centre = torch.stack(scatters), torch.stack(means).mean(0)
+        around = torch.stack(squares).mean(0) - torch.outer(centre, centre)
+        within = _shrunk(stacked.mean(0))
+        return cls(basis, torch.stack(means), stacked.lerp(within, SHRINKAGE), within, centre, _shrunk(around))
+
+    def nearest_mean(self) -> tuple[Tensor, Tensor]:
+        """Weight (tasks, width) and bias (tasks,) of the linear map whose largest score is the nearest mean.
+
+        Nearest as the mean scatter measures it (Mahalanobis; Fisher's linear discriminant).
+        """
+        scaled = torch.linalg.solve(self.within, self.means.T).T
+        return scaled @ self.basis.T, -0.5 * (scaled * self.means).sum(1)
+
+
+def whitening(scatter: Tensor) -> Tensor:
+    """W (..., k, k) with W Wᵀ the inverse of ``scatter``: rows times W have unit scatter."""
+    return torch.linalg.inv(torch.linalg.cholesky(scatter)).mT
+
+
+def _shrunk(scatter: Tensor) -> Tensor:
+    even = scatter.diagonal().mean().clamp(min=1e-6) * torch.eye(len(scatter))
+    return scatter.lerp(even, SHRINKAGE)

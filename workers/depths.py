@@ -1,0 +1,74 @@
+"""What it costs and brings to read less of the base: routers of the lower layers alone, and how fast they answer."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from ttmoe.features import FeatureSpec
+from ttmoe.routed import RoutedModel
+from workers.batches import as_input
+from workers.prepared import load_split
+from workers.progress import Progress, Report
+from workers.router_job import RouterJob, router_of
+
+MOST = 5  # depths that are compared
+BATCH = 32
+ROUNDS = 7
+
+
+@dataclass(frozen=True)
+class Depth:
+    """A router of the hidden states up to ``depth``: its accuracy on the mixed test rows, and seconds for an answer.
+
+    ``one_pass`` where no expert of the library adapts a layer below.
+    """
+
+    depth: int
+    routing_accuracy: float
+    one_pass: bool
+    seconds_of_one: float
+    seconds_of_batch: float
+
+
+def compare_depths(job: RouterJob, folder: Path, trunk: int, *, threads: int, device: str,
+                   report: Report) -> list[Depth]:  # fmt: skip
+    """Routers of the job's kind for several depths, the trunk's top among them, and the model's time with each."""
+    torch.set_num_threads(threads)
+    model = RoutedModel.load(folder, job.base, device)
+    depths = chosen_depths(len(model.bank.trunk(0).layers), trunk)
+    texts = [as_input(e) for data in job.data.values() for e in load_split(data, "test")[: -(-BATCH // len(job.data))]]
+    found = []
+    for place, depth in enumerate(depths):
+        spec = FeatureSpec(tuple(range(depth + 1)), job.features.pooling)
+
+        def pulse(progress: Progress, place: int = place) -> None:
+            report(Progress("depths", place, len(depths)))
+
+        router = router_of(job, spec, job.load("validation", spec), pulse)
+        test = job.load("test", spec)
+        right = float((test.scores(router).argmax(-1) == test.labels).float().mean())
+        other = RoutedModel(model.bank, router, model.manifests, model.tokenizer, model.max_length)
+        seconds = [_seconds(other, texts[:count]) for count in (1, BATCH)]
+        found.append(Depth(depth, right, other.one_pass, *seconds))
+    report(Progress("depths", len(depths), len(depths)))
+    return found
+
+
+def chosen_depths(layers: int, trunk: int) -> list[int]:
+    """The trunk's top, the base's top and its embeddings, and what lies evenly between them."""
+    spread = {round(i * layers / (MOST - 1)) for i in range(MOST)}
+    return sorted(spread | {trunk})
+
+
+def _seconds(model: RoutedModel, texts: list) -> float:
+    found = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        model.predict(texts)
+        found.append(time.perf_counter() - began)
+    return median(found[1:])
