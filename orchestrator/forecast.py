@@ -109,12 +109,19 @@ def memories(plan: Plan, model: nn.Module, tasks: Collection[str], experts: int)
     found = {}
     for task in tasks:
         job = plan.experts[task].job
-        train, options = job.train, len(job.data.label_names) if job.data.kind == "choice" else 1
+        train = job.train
         sizes = (train.batch_size, train.batch_tokens, train.micro_batch, train.checkpointing)
-        key = (repr(job.adapter), job.classes, options, *sizes)
+        key = (repr(job.adapter), job.classes, job.options, *sizes)
         if key not in known:
             known[key] = job_memory(
-                model, job.base, job.adapter, job.classes, train, options=options, experts=experts, device=job.device
+                model,
+                job.base,
+                job.adapter,
+                job.classes,
+                train,
+                options=job.options,
+                experts=experts,
+                device=job.device,
             )
         found[task] = known[key]
     return found

@@ -19,8 +19,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """The evaluation as it is kept beside the router; ``alone`` are the experts' own test accuracies.
 
-    The routed and the alone accuracy are means over tasks; the harmless share is that of the rows sent to a wrong expert
-    which were given the right label's name all the same.
+    The routed and the alone accuracy are means over tasks. The harmless share is, of the rows sent to a wrong expert,
+    that of those which were given the right label's name all the same.
     """
     rows = sum(test.rows for test in tests.values())
     right = sum(test.routed_right for test in tests.values())

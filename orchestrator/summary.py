@@ -101,7 +101,11 @@ def _search(record: dict[str, Any]) -> Table:
 
 def _routing(evaluation: dict[str, Any]) -> str:
     rows = sum(test["rows"] for test in evaluation["tasks"].values())
-    return f"Routing accuracy {evaluation['routing_accuracy']:.3f} on {rows:,} mixed test rows, no task named."
+    stripped = evaluation["metrics"]["stripped.routing_accuracy"]
+    return (
+        f"Routing accuracy {evaluation['routing_accuracy']:.3f} on {rows:,} mixed test rows, no task named"
+        f" ({stripped:.3f} without case, punctuation and fields)."
+    )
 
 
 def _next(plan: Plan, source: str) -> str:

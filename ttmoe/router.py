@@ -108,7 +108,8 @@ def load_router(folder: Path) -> tuple[Router, dict]:
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(f"no readable router ({error})", where=str(folder), fix="run the library again") from error
     # A threshold may be minus infinity: then everything is known.
-    if not all(torch.isfinite(value).all() for name, value in weights.items() if not name.endswith("thresholds")):
+    sound = (~value.isnan() if name.endswith("thresholds") else value.isfinite() for name, value in weights.items())
+    if not all(each.all() for each in sound):
         raise InputError("the router's weights are not finite", where=str(folder), fix="run the library again")
     try:
         router.load_state_dict(weights)

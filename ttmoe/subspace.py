@@ -15,7 +15,7 @@ from torch import Tensor
 
 WIDEST = 512  # directions, at most
 MOST = 64_000_000  # numbers in all tasks' scatter
-SAMPLE = 16_000  # rows that the directions are taken from, every task alike
+SAMPLE = 8_000  # rows that the directions are taken from, every task alike
 SHRINKAGE = 0.03  # of a task's scatter towards that of all tasks, and of that towards its mean variance
 
 
@@ -40,20 +40,21 @@ class Subspace:
         with torch.random.fork_rng(devices=[]):  # the directions come from random projections: always from the same
             torch.manual_seed(0)
             basis = torch.pca_lowrank(sample, q=width, niter=2)[2]
-        means, scatters, squares = [], [], []
+        points, scatters = [], []
         for task in rows:
+            near = scaled(task[:share]).mean(0) @ basis  # about the origin, rows that are alike would lose all digits
             count, total, square = len(task), torch.zeros(width), torch.zeros(width, width)
             for part in task.split(chunk):
-                low = scaled(part) @ basis
+                low = scaled(part) @ basis - near
                 total += low.sum(0)
                 square += low.T @ low
-            means.append(total / count)
-            squares.append(square / count)
-            scatters.append(squares[-1] - torch.outer(means[-1], means[-1]))
-        stacked, centre = torch.stack(scatters), torch.stack(means).mean(0)
-        around = torch.stack(squares).mean(0) - torch.outer(centre, centre)
-        within = _shrunk(stacked.mean(0))
-        return cls(basis, torch.stack(means), stacked.lerp(within, SHRINKAGE), within, centre, _shrunk(around))
+            points.append(near + total / count)
+            scatters.append(square / count - torch.outer(total / count, total / count))
+        means, stacked = torch.stack(points), torch.stack(scatters)
+        centre, mean_scatter = means.mean(0), stacked.mean(0)
+        around = mean_scatter + (means - centre).T @ (means - centre) / len(rows)
+        within = _shrunk(mean_scatter)
+        return cls(basis, means, stacked.lerp(within, SHRINKAGE), within, centre, _shrunk(around))
 
     def nearest_mean(self) -> tuple[Tensor, Tensor]:
         """Weight (tasks, width) and bias (tasks,) of the linear map whose largest score is the nearest mean.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import torch
 from ttmoe.bank import Bank
 from ttmoe.base import Base, load_body, load_tokenizer
 from ttmoe.encoding import pad_id_of
+from workers.returning import trim
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,9 @@ class Bench:
 
 
 def _give_back() -> None:
-    """Return freed memory to the system: glibc keeps what rows of many lengths left in pieces, gigabytes of it."""
+    """Return freed memory to the system."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim:
-        trim(0)
+    trim()
 
 
 Key = tuple[str, str, str, str]

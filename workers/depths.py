@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -19,6 +19,7 @@ from workers.router_job import RouterJob, router_of
 MOST = 5  # depths that are compared
 BATCH = 32
 ROUNDS = 7
+EPOCHS = 5  # of each of these routers, at most: enough to compare them by
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def compare_depths(job: RouterJob, folder: Path, trunk: int, *, threads: int, de
     torch.set_num_threads(threads)
     model = RoutedModel.load(folder, job.base, device)
     depths = chosen_depths(len(model.bank.trunk(0).layers), trunk)
+    job = replace(job, settings=job.settings.model_copy(update={"epochs": min(EPOCHS, job.settings.epochs)}))
     texts = [as_input(e) for data in job.data.values() for e in load_split(data, "test")[: -(-BATCH // len(job.data))]]
     found = []
     for place, depth in enumerate(depths):

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ttmoe.adapter import AdapterSpec, count_parameters
 from ttmoe.bank import Bank
@@ -20,8 +21,10 @@ from workers.checkpoints import CheckpointFolder
 from workers.evaluation import evaluate, scores_of
 from workers.expert_result import RESULT, ExpertResult, finished_result, write_result
 from workers.failure import Failure, failure_of
+from workers.memory import Memory, job_memory
 from workers.prepared import Prepared
 from workers.progress import Progress, Report
+from workers.returning import Allowance
 from workers.settings import Train
 from workers.token_store import rows_of
 from workers.trainee import Fit, Trainee
@@ -63,6 +66,11 @@ class ExpertJob:
     def classes(self) -> int:
         """The head's number of outputs; none where text is written."""
         return 1 if self.data.kind == "choice" else len(self.data.label_names)
+
+    @property
+    def options(self) -> int:
+        """Sequences that a row makes: those of a choice."""
+        return len(self.data.label_names) if self.data.kind == "choice" else 1
 
     @property
     def cache_folder(self) -> Path:
@@ -119,7 +127,8 @@ def _run(jobs: Sequence[ExpertJob], report: Report, outcomes: dict[str, ExpertRe
                 trainees[job.task] = trainee_of(job, bench, report)
             except Exception as error:
                 outcomes[job.task] = failure_of(error)
-        fits = fit(bank, list(trainees.values()), pad_id=bench.pad_id, report=report) if trainees else {}
+        courses, allowance = list(trainees.values()), Allowance(planned_memory(jobs, bank.model).host)
+        fits = fit(bank, courses, pad_id=bench.pad_id, report=report, allowance=allowance) if courses else {}
         for job in [job for job in jobs if job.task in fits]:
             try:
                 found = fits[job.task]
@@ -130,6 +139,16 @@ def _run(jobs: Sequence[ExpertJob], report: Report, outcomes: dict[str, ExpertRe
                 )
             except Exception as error:
                 outcomes[job.task] = failure_of(error)
+
+
+def planned_memory(jobs: Sequence[ExpertJob], model: nn.Module) -> Memory:
+    """What the largest of these jobs, trained together on this body of their base, is planned to take."""
+    found = [
+        job_memory(model, job.base, job.adapter, job.classes, job.train, options=job.options, experts=len(jobs),
+                   device=job.device)
+        for job in jobs
+    ]  # fmt: skip
+    return max(found, key=lambda memory: memory.total)
 
 
 def trainee_of(job: ExpertJob, bench: Bench, report: Report, *, resumes: bool = True) -> Trainee:

@@ -82,6 +82,7 @@ def compute_features(
                             device=bench.bank.device.type, width=bench.bank.width, cache=cache)  # fmt: skip
         kept = _longest(folder, split)
         start = len(kept) if kept is not None else 0
+        done += start
         fresh: list[Tensor] = [torch.empty(0)] * (count - start)
         for batch in evaluation_batches(all_.items[start:count], 64):
             numbers = [start + i for i in batch]
@@ -90,7 +91,7 @@ def compute_features(
             for i, row in zip(batch, found, strict=True):
                 fresh[i] = row
             done += len(batch)
-            report(Progress("features", start + done, total))
+            report(Progress("features", done, total))
         new = torch.stack(fresh)
         _write(folder / f"{split}-{count}.safetensors", new if kept is None else torch.cat([kept, new]))
     return folder

@@ -66,9 +66,7 @@ def load_split(prepared: Prepared, split_name: str) -> list[Example]:
         fix = f"Delete {prepared.folder}; the next run makes it again." if split_name in ORDER else ""
         raise InputError(f"there is no split {split_name!r}", where=str(path), fix=fix)
     rows = pyarrow.parquet.read_table(path).to_pylist()
-    return [
-        Example(tuple(r["texts"]), tuple(r["choices"]), r["label"], r["group"], r.get("answer", "")) for r in rows
-    ]
+    return [Example(tuple(r["texts"]), tuple(r["choices"]), r["label"], r["group"], r.get("answer", "")) for r in rows]
 
 
 def _key(name: str, task: Task, cache: Path) -> str:

@@ -68,15 +68,22 @@ def make_router(tasks: Sequence[str], train: Mixture, validation: Mixture, featu
 
 
 def fit_scale(router: Router, mixture: Mixture) -> None:
-    """Take mean and deviation of the router's features from these rows."""
+    """Take mean and deviation of the router's features from these rows.
+
+    What half precision does not tell apart is one value, and such a feature stays as small as it varies: else it would
+    answer to its rounding, which is another when the router reads the base itself.
+    """
     count, width = mixture.features.shape
     total, square = torch.zeros(width, dtype=torch.double), torch.zeros(width, dtype=torch.double)
     for part in mixture.features.split(CHUNK):
         rows = part.double()
         total += rows.sum(0)
         square += rows.square().sum(0)
-    router.mean.copy_(total / count)
-    router.deviation.copy_((square / count - (total / count).square()).clamp(min=1e-12).sqrt())
+    mean = total / count
+    deviation = (square / count - mean.square()).clamp(min=0).sqrt()
+    least = (mean.abs() * torch.finfo(torch.half).eps).clamp(min=1e-6)
+    router.mean.copy_(mean)
+    router.deviation.copy_(deviation.where(deviation > least, 1))
 
 
 def fit_linear(router: Router, train: Mixture, validation: Mixture, settings: Settings, report: Report) -> float:

@@ -18,6 +18,7 @@ from workers.evaluation import evaluate
 from workers.failure import Failure, failure_of
 from workers.gradients import Passed, Share, add_gradients, recomputing
 from workers.progress import Progress, Report
+from workers.returning import Allowance
 from workers.trainee import Course, Fit, Trainee
 
 CHECKPOINT_SECONDS = 30.0  # what a crash may cost, at most, beside the steps since the last evaluation
@@ -32,12 +33,15 @@ class TrainingFailedError(RuntimeError):
         super().__init__(str(failure))
 
 
-def fit(bank: Bank, trainees: Sequence[Trainee], *, pad_id: int, report: Report) -> dict[str, Fit | Failure]:
+def fit(
+    bank: Bank, trainees: Sequence[Trainee], *, pad_id: int, report: Report, allowance: Allowance | None = None
+) -> dict[str, Fit | Failure]:
     """Train the experts of this name in the bank; each is left with the weights that did best on its validation rows.
 
     One stops early after its ``patience`` evaluations without improvement. One that fails by its own fault (its data,
     a loss that is not finite) drops out, and the others go on; what goes wrong around them all is raised. Reports are
-    each expert's own, under its name. Experts of different trunks share a process, not a pass.
+    each expert's own, under its name. Experts of different trunks share a process, not a pass. ``allowance`` bounds the
+    memory that the process keeps for nothing.
     """
     session = _Session(bank, pad_id, report)
     bank.eval()
@@ -47,6 +51,8 @@ def fit(bank: Bank, trainees: Sequence[Trainee], *, pad_id: int, report: Report)
         try:
             while session.active:
                 session.step()
+                if allowance:
+                    allowance.after_step()
         finally:
             bank.eval()
     return {trainee.name: session.outcomes[trainee.name] for trainee in trainees}

@@ -180,6 +180,8 @@ def _routing(router: Version | None, evaluation: Mapping[str, Any]) -> Routing |
         sum(test["rows"] for test in evaluation["tasks"].values()),
         tuple(evaluation["confusion_tasks"]),
         tuple(tuple(row) for row in evaluation["confusion"]),
+        evaluation.get("metrics", {}),
+        tuple(evaluation.get("depths", ())),
     )
 
 

@@ -47,13 +47,18 @@ class Curve:
 
 @dataclass(frozen=True)
 class Routing:
-    """The router's test: ``confusion[i][j]`` rows of task i were sent to the expert of task j."""
+    """The router's test: ``confusion[i][j]`` rows of task i were sent to the expert of task j.
+
+    ``metrics`` are the evaluation's; ``depths`` are routers of the lower layers alone, as ``workers.depths`` has them.
+    """
 
     version: int
     accuracy: float
     rows: int
     tasks: tuple[str, ...]
     confusion: tuple[tuple[int, ...], ...]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    depths: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

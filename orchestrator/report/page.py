@@ -6,7 +6,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ def _shown(report: Report) -> dict[str, Any]:
         "quality": charts.quality(rows),
         "trials": charts.trials(report.search.trials, report.search.front) if report.search else "",
         "confusion": charts.confusion(report.routing) if report.routing else "",
+        "routing_facts": _routing_facts(report.routing.metrics) if report.routing else [],
         "misrouted": charts.misrouted(report.routing) if report.routing else [],
         "listed": report.incidents[:MOST_INCIDENTS],
         "unlisted": max(0, len(report.incidents) - MOST_INCIDENTS),
@@ -69,6 +70,20 @@ def _shown(report: Report) -> dict[str, Any]:
         "config": re.sub(r"//[^/@\s]*@", "//***@", report.config),
         "failed": [row for row in rows if row.state == "failed"],
     }
+
+
+def _routing_facts(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    """What else was measured of the router, as words and sentences; what was not is left out."""
+    said = {
+        "test.calibration_error": ("calibration error", "{:.3f} from the router's confidence to how often it is right"),
+        "test.unknown": ("unknown", "{:.1%} of these rows are called so; in this test they are answered too"),
+        "test.harmless_share": ("harmless", "{:.1%} of the rows sent to a wrong expert got the right label from it"),
+        "stripped.routing_accuracy": (
+            "without formatting",
+            "{:.3f} routing accuracy in lower case, with no punctuation, prefixes or separate fields",
+        ),
+    }
+    return [(name, text.format(metrics[key])) for key, (name, text) in said.items() if key in metrics]
 
 
 def _worst_first(report: Report) -> list[Curve]:

@@ -1,14 +1,13 @@
-"""``python -m tests.benchmarks [names...]``: run the rows, print one table and write RESULTS.md."""
+"""``python -m tests.benchmarks [names...]``: run the rows, print one table, keep what was found, write RESULTS.md."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import date
 from importlib import import_module
-from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -16,9 +15,9 @@ import torch
 
 from tests.benchmarks.machine import describe
 from tests.benchmarks.measuring import BUSY, QUICK
-from tests.benchmarks.table import Finding, markdown, plain
+from tests.benchmarks.record import PAGE, Record, keep, kept, page
+from tests.benchmarks.table import Finding, plain
 
-PAGE, NOTES = (Path(__file__).with_name(name) for name in ("RESULTS.md", "NOTES.md"))
 ROWS = {
     "layer": "layer:run",
     "step": "step:run",
@@ -28,6 +27,10 @@ ROWS = {
     "together": "together:run",
     "library": "library:run",
     "many": "many:run",
+    "routing": "routing:run_minilm",
+    "routing-smollm2": "routing:run_smollm2",
+    "router": "router_speed:run",
+    "routed": "routed:run",
 }
 
 
@@ -48,34 +51,24 @@ def main() -> None:
     if given.busy:
         os.environ |= {BUSY: "1", "OMP_NUM_THREADS": "1"}
         torch.set_num_threads(1)
-    machine, findings, began = describe(), [], time.monotonic()
+    machine, findings = describe(), []
     print("\n".join(machine), flush=True)
     for name in names:
+        found, began = [], time.monotonic()
         for finding in row(name)():
-            findings.append(finding)
+            found.append(finding)
             print(f"[{time.monotonic() - began:4.0f} s] {' | '.join(map(str, vars(finding).values()))}", flush=True)
+        findings += found
+        if not given.quick and any(finding.ours != "not run" for finding in found):
+            minutes = (time.monotonic() - began) / 60
+            options = " --busy" if given.busy else ""
+            clock = "CPU time of one thread, for others used the machine" if given.busy else "wall time"
+            keep(Record(name, f"python -m tests.benchmarks {name}{options}", date.today().isoformat(), minutes, clock,
+                        machine, found))  # fmt: skip
     print(f"\n{plain(findings)}")
-    if names == list(ROWS) and not given.quick:  # the page is one whole run, never parts of several
-        PAGE.write_text(page(findings, machine, time.monotonic() - began))
+    if not given.quick:
+        PAGE.write_text(page(kept(ROWS)))
         print(f"\nwritten: {PAGE}")
-
-
-def page(findings: list[Finding], machine: list[str], seconds: float) -> str:
-    command = " ".join(["python -m tests.benchmarks", *sys.argv[1:]])
-    clock = "CPU time of one thread, for others used the machine" if os.environ.get(BUSY) else "wall time"
-    where = "\n".join(f"- {line}" for line in machine)
-    notes = NOTES.read_text() if NOTES.exists() else ""
-    return f"""# Benchmarks
-
-Written by `{command}` (`make benchmark`) in {seconds / 60:.0f} minutes. Every ratio is taken within one
-run: the subjects take turns (A B B A ...) after a warm-up, and the ratio is the median over rounds of the ratio
-within a round. Times are {clock}.
-
-{where}
-
-{markdown(findings)}
-
-{notes}"""
 
 
 if __name__ == "__main__":

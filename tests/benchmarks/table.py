@@ -26,6 +26,11 @@ def at_most(ratio: float, limit: float) -> tuple[str, str, bool]:
     return f"{ratio:.2f}", f"≤ {limit:.2f}", round(ratio, 2) <= limit
 
 
+def at_least(times: float, limit: float) -> tuple[str, str, bool]:
+    """The same of a smallest number of times faster."""
+    return f"{times:.1f} times faster", f"≥ {limit:g} times", round(times, 1) >= limit
+
+
 def cells(finding: Finding) -> list[str]:
     met = {None: "", True: "yes", False: "**no**"}[finding.met]
     return [*(getattr(finding, field.name) for field in fields(Finding)[:-1]), met]

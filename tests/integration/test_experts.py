@@ -22,7 +22,7 @@ from ttmoe.base import load_body
 from ttmoe.expert_files import MANIFEST, WEIGHTS, read_manifest, save_expert
 from ttmoe.features import FeatureSpec
 from ttmoe.interchange import export_lora, import_lora
-from ttmoe.router import LinearRouter, save_router
+from ttmoe.router import Router, save_router
 
 pytestmark = pytest.mark.integration
 
@@ -77,7 +77,7 @@ def made(base, tmp_path_factory) -> Made:
     for task in KINDS:
         shutil.copytree(folder / task, folder / "router" / "experts" / task)
     features = FeatureSpec((0, 1))
-    router = LinearRouter(tuple(KINDS), 64 * len(features.indexes(2)), features)
+    router = Router(tuple(KINDS), 64 * len(features.indexes(2)) * len(features.poolings), features)
     save_router(router, folder / "router", base.identity(), HASHES, {})
     return Made(folder, tags, base)
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch")
 
-from tests.benchmarks.__main__ import ROWS, page, row
+from tests.benchmarks.__main__ import ROWS, row
 from tests.benchmarks.machine import ROOT
 from tests.benchmarks.measuring import Times, interleave
-from tests.benchmarks.table import Finding, at_most, markdown, plain
+from tests.benchmarks.record import Record, keep, kept, page
+from tests.benchmarks.table import Finding, at_least, at_most, markdown, plain
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -26,7 +29,20 @@ def test_a_table_says_whether_goals_are_met() -> None:
     assert lines[2] == "| a\\|b | 1 s | 2 s | 0.50 | ≤ 1.00 | yes |"
     assert lines[3].endswith("| **no** |")
     assert len(plain(findings).splitlines()) == 3
-    assert markdown(findings) in page(findings, ["a machine"], 60.0)
+    record = Record("a", "the command", "a day", 1.0, "wall time", ["a machine"], findings)
+    assert markdown(findings) in page([record])
+    assert "the command" in page([record])
+
+
+def test_a_row_that_runs_again_replaces_its_own_part_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.benchmarks.record.RESULTS", tmp_path)
+    first, second = Finding("a", "1 s", "2 s", *at_most(0.5, 1.0)), Finding("b", "3 s", "2 s", *at_least(1.5, 2))
+    made = {row: Record(row, "command", "a day", 1.0, "wall time", ["a machine"], [first]) for row in ("step", "layer")}
+    for record in made.values():
+        keep(record)
+    again = replace(made["step"], findings=[second])
+    keep(again)
+    assert kept(["layer", "step", "never run"]) == [made["layer"], again]
 
 
 def test_a_ratio_is_judged_as_it_is_printed() -> None:

@@ -119,6 +119,13 @@ def test_a_stale_lock(copy, base):
     assert "stale" in caught.value.fix
 
 
+def test_a_router_of_another_base(copy, base):
+    edit(copy / "router.json", lambda m: m["base"].update(digest="0" * 64))
+    with pytest.raises(InputError, match=rf"trained on base {'0' * 12}, this is {base.digest[:12]}") as caught:
+        RoutedModel.load(copy, base)
+    assert caught.value.fix == "load the base it was trained on"
+
+
 def test_an_expert_that_is_missing_or_of_another_base(copy, base):
     edit(copy / "experts" / "which" / "expert.json", lambda m: m["base"].update(digest="0" * 64))
     with pytest.raises(InputError, match="'which' was trained on base tiny"):

@@ -1,29 +1,63 @@
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
 import torch
 from architectures import batch, tiny_model
-from library import router_of
+from library import FEATURES, router_of
+from safetensors.torch import save
 
 from ttmoe.errors import InputError
-from ttmoe.features import FeatureSpec, router_features
+from ttmoe.familiarity import Familiarity
+from ttmoe.features import FeatureSpec, pool_states, router_features
 from ttmoe.router import Router, load_router, save_router
+from ttmoe.subspace import Subspace
 
 
-def test_scores_are_one_linear_map_of_standardised_features():
-    router = router_of()
-    features = torch.randn(50, 128, generator=torch.Generator().manual_seed(0)) * 3 + 7
-    router.fit_scale(features)
-    expected = (features - features.mean(0)) / features.std(0) @ router.gate.weight.T + router.gate.bias
-    torch.testing.assert_close(router(features), expected)
-    names, shares = router.eval().route(features)
-    assert names == [router.tasks[i] for i in expected.argmax(-1).tolist()]
-    torch.testing.assert_close(shares, expected.softmax(-1).detach())
-    constant = torch.full((4, 128), 3.0)
-    router.fit_scale(constant)
-    assert router(constant).isfinite().all()
+def fitted(features=FEATURES, familiar=True):
+    """A router whose every weight and buffer has been set."""
+    router, draw = router_of(features).eval(), torch.Generator().manual_seed(1)
+    width = router.mean.numel()
+    with torch.no_grad():
+        router.mean.copy_(torch.randn(width, generator=draw))
+        router.deviation.copy_(torch.rand(width, generator=draw) + 0.5)
+        router.gate.bias.copy_(torch.randn(3, generator=draw))
+        router.temperature.fill_(2.5)
+    if familiar:
+        clouds = [torch.randn(30, width, generator=draw) + i for i in range(3)]
+        router.familiarity = Familiarity.of(Subspace.of(clouds, router.scaled))
+        rows = torch.cat(clouds)
+        experts = router(rows).argmax(-1)
+        router.familiarity.fit_thresholds(router.familiarity(router.scaled(rows), experts), experts, 0.1)
+    return router
+
+
+def test_scores_are_one_linear_map_of_standardised_features_divided_by_the_temperature():
+    router, features = fitted(familiar=False), torch.randn(50, 256, generator=torch.Generator().manual_seed(0)) * 3 + 7
+    scaled = (features - router.mean) / router.deviation
+    expected = ((scaled @ router.gate.weight.T + router.gate.bias) / 2.5).detach()
+    torch.testing.assert_close(router(features).detach(), expected)
+    torch.testing.assert_close(router.scaled(features), scaled)
+    routes = router.route(features)
+    assert routes.names == [router.tasks[i] for i in expected.argmax(-1).tolist()]
+    assert len(set(routes.names)) > 1
+    assert routes.shares == pytest.approx(expected.softmax(-1).amax(-1).tolist(), abs=1e-5)
+    assert routes.known == [True] * 50
+    half = router(features.half()).detach()  # kept features are halves: what is computed with them is not
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, router(features.half().float()).detach())
+
+
+def test_whether_a_row_is_known_is_asked_of_the_task_it_is_sent_to():
+    router, draw = fitted(), torch.Generator().manual_seed(4)
+    rows = torch.cat([torch.randn(40, 256, generator=draw) + 1, torch.randn(5, 256, generator=draw) * 99])
+    routes, places = router.route(rows), {task: i for i, task in enumerate(router.tasks)}
+    experts = torch.tensor([places[name] for name in routes.names])
+    assert routes.known == router.familiarity.knows(router.scaled(rows), experts).tolist()
+    assert routes.known[40:] == [False] * 5
+    assert sum(routes.known[:40]) > 20
 
 
 def test_noise_is_for_training_only():
@@ -39,38 +73,102 @@ def test_scores_that_are_not_finite(bad):
     router = router_of().eval()
     with torch.no_grad():
         router.gate.bias[1] = bad
-    names, shares = router.route(torch.randn(20, 128))
-    assert shares.isfinite().all()
-    torch.testing.assert_close(shares.sum(-1), torch.ones(20))
-    assert ("animals" in names) == (bad == torch.inf)
+    routes = router.route(torch.randn(20, 256, generator=torch.Generator().manual_seed(0)))
+    assert all(1 / 3 < share <= 1 for share in routes.shares)  # of the likeliest of three
+    assert ("animals" in routes.names) == (bad == torch.inf)
+
+
+def test_features_that_are_not_finite_are_unknown_and_no_error():
+    router, rows = fitted(), torch.ones(3, 256)
+    rows[0, 5], rows[1, 7] = torch.nan, torch.inf
+    routes = router.route(rows)
+    assert routes.known[:2] == [False, False]
+    assert all(0 < share <= 1 for share in routes.shares)
 
 
 @pytest.mark.parametrize("features", [FeatureSpec((0, 1)), FeatureSpec("last"), FeatureSpec("all", "last")])
-def test_round_trip(tmp_path, features):
-    router = router_of(features).eval()
-    router.fit_scale(torch.randn(9, router.mean.numel()))
-    made = save_router(router, tmp_path, {"digest": "d"}, {"colours": "h"}, {"accuracy": 0.9})
+@pytest.mark.parametrize("familiar", [False, True])
+def test_round_trip(tmp_path, features, familiar):
+    router = fitted(features, familiar)
+    made = save_router(router, tmp_path, {"digest": "d"}, {"colours": "h"}, {"accuracy": 0.9}, "blend")
     found, manifest = load_router(tmp_path)
     assert manifest == json.loads(json.dumps(made))
-    assert (found.tasks, found.features) == (router.tasks, router.features)
-    x = torch.randn(5, router.mean.numel())
-    assert torch.equal(found(x), router(x))
+    assert (manifest["kind"], manifest["lock"]) == ("blend", {"colours": "h"})
+    assert (found.tasks, found.features, found.training) == (router.tasks, router.features, False)
+    assert found.state_dict().keys() == router.state_dict().keys()
+    for key, value in router.state_dict().items():
+        assert found.state_dict()[key].dtype == value.dtype
+        assert torch.equal(found.state_dict()[key], value)
+    rows = torch.randn(30, router.mean.numel(), generator=torch.Generator().manual_seed(2)) + 1
+    assert torch.equal(found(rows), router(rows))
+    assert found.route(rows) == router.route(rows)
+    again = tmp_path / "again"
+    save_router(found, again, {"digest": "d"}, {"colours": "h"}, {"accuracy": 0.9}, "blend")
+    for name in ("router.json", "router.safetensors"):
+        assert (again / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def save_weights(folder, router, weights):
+    """The router's files with other weights, their digest right."""
+    manifest = save_router(router, folder, {}, {}, {})
+    (folder / "router.safetensors").write_bytes(save(weights))
+    manifest["weights_digest"] = hashlib.sha256(save(weights)).hexdigest()
+    (folder / "router.json").write_text(json.dumps(manifest))
+
+
+def test_a_router_without_familiarity_loads_and_knows_every_row(tmp_path):
+    """As one was written that never says unknown, its manifest without the kind of router."""
+    router = fitted(familiar=False)
+    save_router(router, tmp_path, {}, {}, {})
+    manifest = json.loads((tmp_path / "router.json").read_text())
+    del manifest["kind"]
+    (tmp_path / "router.json").write_text(json.dumps(manifest))
+    found, _ = load_router(tmp_path)
+    assert found.familiarity is None
+    assert found.route(torch.full((2, 256), torch.nan)).known == [True, True]
+
+
+def test_weights_of_another_form_say_that_they_do_not_fit(tmp_path):
+    router = fitted()
+    weights = router.state_dict()
+    for others in ({k: v for k, v in weights.items() if k != "temperature"}, {**weights, "more": torch.ones(1)},
+                   {k: v for k, v in weights.items() if k != "familiarity.means"},
+                   {**weights, "gate.weight": torch.ones(2, 256)}):  # fmt: skip
+        save_weights(tmp_path, router, others)
+        with pytest.raises(InputError, match="do not fit it") as caught:
+            load_router(tmp_path)
+        assert "run the library again" in caught.value.fix
+
+
+@pytest.mark.parametrize("name", ["mean", "temperature", "gate.bias", "familiarity.whitenings", "familiarity.means"])
+def test_weights_that_are_not_finite(tmp_path, name):
+    router = fitted()
+    router.state_dict()[name].view(-1)[0] = torch.nan
+    save_router(router, tmp_path, {}, {}, {})
+    with pytest.raises(InputError, match="not finite"):
+        load_router(tmp_path)
+
+
+def test_a_threshold_may_be_infinite_and_is_a_number(tmp_path):
+    router = fitted()
+    router.familiarity.thresholds[:] = torch.tensor([-torch.inf, torch.inf, 0.0])
+    save_router(router, tmp_path, {}, {}, {})
+    assert torch.equal(load_router(tmp_path)[0].familiarity.thresholds, router.familiarity.thresholds)
+    router.familiarity.thresholds[1] = torch.nan  # with it nothing would ever be known
+    save_router(router, tmp_path, {}, {}, {})
+    with pytest.raises(InputError, match="not finite"):
+        load_router(tmp_path)
 
 
 def test_files_that_are_missing_or_altered(tmp_path):
     with pytest.raises(InputError, match="no readable router"):
         load_router(tmp_path)
-    save_router(router_of(), tmp_path, {}, {}, {})
-    data = bytearray((tmp_path / "router.safetensors").read_bytes())
-    data[-1] ^= 1
-    (tmp_path / "router.safetensors").write_bytes(data)
-    with pytest.raises(InputError, match="altered or cut"):
-        load_router(tmp_path)
-    broken = router_of()
-    broken.deviation[3] = torch.nan
-    save_router(broken, tmp_path, {}, {}, {})
-    with pytest.raises(InputError, match="not finite"):
-        load_router(tmp_path)
+    save_router(fitted(), tmp_path, {}, {}, {})
+    whole = (tmp_path / "router.safetensors").read_bytes()
+    for data in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-9], b""):
+        (tmp_path / "router.safetensors").write_bytes(data)
+        with pytest.raises(InputError, match="altered or cut"):
+            load_router(tmp_path)
     (tmp_path / "router.json").write_text("{}")
     with pytest.raises(InputError, match=r"no readable router \('weights_digest'\)"):
         load_router(tmp_path)
@@ -89,15 +187,29 @@ def test_feature_indexes():
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
-@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("pooling", ["mean", "last", "both"])
 def test_features_are_pooled_states_at_unit_length_side_by_side(name, pooling):
     model, inputs = tiny_model(name), batch()
     features = router_features(model, inputs, FeatureSpec((0, 2), pooling))
-    assert features.shape == (6, 64)
+    poolings = ("mean", "last") if pooling == "both" else (pooling,)
+    assert FeatureSpec((0, 2), pooling).poolings == poolings
+    assert features.shape == (6, 64 * len(poolings))
     states = model(**inputs, output_hidden_states=True).hidden_states
-    for i, layer in enumerate((0, 2)):
+    places = [(layer, how) for layer in (0, 2) for how in poolings]
+    for i, (layer, how) in enumerate(places):
         for row, mask in enumerate(inputs["attention_mask"].bool()):
             real = states[layer][row][mask]
-            pooled = real.mean(0) if pooling == "mean" else real[-1]
+            pooled = real.mean(0) if how == "mean" else real[-1]
             torch.testing.assert_close(features[row, 32 * i : 32 * (i + 1)], pooled / pooled.norm())
     assert not features.requires_grad
+
+
+def test_pooled_states_do_not_depend_on_padding():
+    model, inputs = tiny_model("bert"), batch()
+    pooled = pool_states(model(**inputs, output_hidden_states=True).hidden_states, inputs["attention_mask"])
+    assert pooled.shape == (6, 4, 2, 32)
+    torch.testing.assert_close(pooled.norm(dim=-1), torch.ones(6, 4, 2))
+    for row, length in enumerate(inputs["attention_mask"].sum(1).tolist()):
+        alone = {key: value[row : row + 1, :length] for key, value in inputs.items()}
+        states = model(**alone, output_hidden_states=True).hidden_states
+        torch.testing.assert_close(pool_states(states, alone["attention_mask"])[0], pooled[row], rtol=0, atol=1e-5)

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ttmoe.adapter import AdapterSpec
 from ttmoe.errors import InputError
-from ttmoe.features import FeatureSpec, read_features, router_features
+from ttmoe.features import FeatureSpec, pool_states, router_features
 from ttmoe.trunk import Trunk
 
 NAMED = ["one", "two", "one", "two", "two", "one"]
@@ -185,8 +185,8 @@ def test_the_layers_below_are_not_worked_out():
 def test_the_router_reads_the_trunks_own_pass():
     bank, inputs, spec = bank_above("llama", 2), batch(), FeatureSpec((0, 2))
     seen = bank.trunk(2).hidden_states(inputs)
-    features = read_features([seen[i] for i in spec.layers], inputs["attention_mask"], spec)
-    assert torch.equal(features, router_features(bank.model, inputs, spec))
+    features = pool_states([seen[i] for i in spec.layers], inputs["attention_mask"], spec.poolings)
+    assert torch.equal(features.flatten(1), router_features(bank.model, inputs, spec))
     assert torch.equal(bank(inputs, NAMED, states=seen[-1], depth=2), bank(inputs, NAMED))
 
 

@@ -1,28 +1,51 @@
+"""Features are computed once for every router: more rows later add to them, fewer rows and any layers read them."""
+
+from __future__ import annotations
+
 import json
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from tiny import ANIMALS, COLOURS, LAYERS, WIDTH, sentences, write_rows
 
 from ttmoe.base import load_body, load_tokenizer
-from ttmoe.encoding import collate, encode_inputs, pad_id_of
+from ttmoe.encoding import Choice, collate, encode_inputs, pad_id_of
 from ttmoe.features import FeatureSpec, router_features
 from workers import feature_store
 from workers.batches import Rows, as_input
 from workers.bench import resident
-from workers.feature_store import SPLITS, compute_features, feature_path, load_features
-from workers.prepared import load_split
+from workers.feature_store import (
+    SPLITS,
+    STRIPPED,
+    compute_features,
+    feature_folder,
+    features_there,
+    load_features,
+    row_counts,
+)
+from workers.prepared import load_split, prepare
+from workers.stripping import stripped
+from workers.task import Task
 from workers.token_store import rows_of
 from workers.trunk_cache import open_trunk
 
-SPEC = FeatureSpec("all", "mean")
+ALL = FeatureSpec("all", "both")
+SPECS = [FeatureSpec(layers, pooling) for layers in ("all", "last", "embeddings", (2, 0), (1,), (0, 1))
+         for pooling in ("both", "mean", "last")]  # fmt: skip
 
 
-def compute(base, data, cache, rows=50, report=lambda progress: None, spec=SPEC, depth=0):
-    return compute_features(base, data, spec, rows, cache, threads=1, device="cpu", report=report, depth=depth)
+def compute(base, data, cache, rows=50, report=lambda progress: None, depth=0):
+    return compute_features(base, data, rows, cache, threads=1, device="cpu", report=report, depth=depth)
 
 
-def keep_trunk(base, data, cache, depth, splits=SPLITS):
+def found_in(folder, data, spec=ALL, rows=50):
+    """Every split's features, as a router of these rows reads them."""
+    return {split: load_features(folder, split, count, spec) for split, count in row_counts(data, rows).items()}
+
+
+def keep_trunk(base, data, cache, depth, splits=("train", "validation", "test")):
     """What training leaves behind."""
     bench = resident(base, "cpu")
     for split in splits:
@@ -31,60 +54,159 @@ def keep_trunk(base, data, cache, depth, splits=SPLITS):
                           pad_id=bench.pad_id, cache=cache, budget=10**9, report=lambda progress: None)  # fmt: skip
 
 
+def examples_of(data, split):
+    return [stripped(e) for e in load_split(data, "test")] if split == STRIPPED else load_split(data, split)
+
+
+@pytest.fixture(scope="module")
+def alone(base):
+    """The features of one example as a router reads them of the base itself."""
+    model, tokenizer = load_body(base), load_tokenizer(base)
+
+    def read(example, spec=ALL):
+        (item,) = encode_inputs(tokenizer, [as_input(example)], base.max_length)
+        return router_features(model, collate([item.whole], pad_id_of(tokenizer)), spec)[0]
+
+    return read
+
+
 @pytest.fixture
 def layers_run(base):
-    """The numbers of the layers that the resident base ran, in order."""
+    """For every time that a layer of the resident base ran its number, and how many rows went through it."""
     seen, layers = [], resident(base, "cpu").bank.trunk(0).layers
-    hooks = [layer.attention.register_forward_hook(lambda *_, i=i: seen.append(i)) for i, layer in enumerate(layers)]
+    hooks = [
+        layer.attention.register_forward_hook(lambda module, args, out, i=i: seen.append((i, len(out[0]))))
+        for i, layer in enumerate(layers)
+    ]
     yield seen
     for hook in hooks:
         hook.remove()
 
 
-def test_each_row_has_its_own_features_in_order(base, colours, tmp_path):
+@pytest.fixture(scope="module")
+def choice(tmp_path_factory):
+    """A prepared task on texts with two or three options, in the form of an examination."""
+    folder, texts = tmp_path_factory.mktemp("choice"), [text for text, _ in sentences(90, ANIMALS, "south")]
+    rows = [{"text": f"Question: {text}?", "options": ["(red)", "Green,", "north1"][: 2 + i % 2], "label": i % 2}
+            for i, text in enumerate(texts)]  # fmt: skip
+    config = {"kind": "choice", "source": {"path": str(write_rows(folder / "rows.jsonl", rows))},
+              "columns": {"text": "text", "choices": "options"}, "label": {"column": "label"},
+              "split": {"validation": 0.2, "test": 0.2}}  # fmt: skip
+    return prepare("which", Task.model_validate(config), folder)
+
+
+def test_each_row_has_its_own_features_in_order(base, colours, tmp_path, alone):
     reports = []
-    found = load_features(compute(base, colours, tmp_path, report=reports.append))
-    model, tokenizer = load_body(base), load_tokenizer(base)
-    for split, limit in (("train", 50), ("validation", None), ("test", None)):
-        examples = load_split(colours, split)[:limit]
-        assert len(found[split]) == len(examples)
-        for i in (0, len(examples) // 2, len(examples) - 1):
-            (item,) = encode_inputs(tokenizer, [as_input(examples[i])], base.max_length)
-            alone = router_features(model, collate([item.whole], pad_id_of(tokenizer)), SPEC)
-            assert torch.allclose(found[split][i], alone[0], atol=1e-5)
-    assert found["train"].std(0).max() > 1e-2  # rows do differ: another order would show
+    folder = compute(base, colours, tmp_path, report=reports.append)
+    found = found_in(folder, colours)
+    assert {split: len(rows) for split, rows in found.items()} == {
+        "train": 50, **{split: len(load_split(colours, split)) for split in ("validation", "test")},
+        STRIPPED: len(load_split(colours, "test"))}  # fmt: skip
+    assert set(found) == set(SPLITS)
+    for split, rows in found.items():
+        assert rows.dtype == torch.half
+        examples = examples_of(colours, split)
+        for i in (0, len(rows) // 2, len(rows) - 1):
+            torch.testing.assert_close(rows[i].float(), alone(examples[i]), rtol=0, atol=1e-3)
+    assert found["train"].float().std(0).max() > 1e-2  # rows do differ: another order would show
     total = sum(map(len, found.values()))
+    assert [r.step for r in reports] == sorted(r.step for r in reports)
     assert (reports[-1].step, reports[-1].steps) == (total, total)
 
 
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_one_file_serves_every_router(base, colours, tmp_path_factory, alone, spec):
+    """Whatever layers and poolings: as ``router_features`` gives them, to half precision."""
+    folder = compute(base, colours, tmp_path_factory.getbasetemp() / "features of all")
+    found, examples = load_features(folder, "validation", 20, spec), load_split(colours, "validation")
+    assert found.shape == (20, WIDTH * len(spec.poolings) * len(spec.indexes(LAYERS)))
+    expected = torch.stack([alone(example, spec) for example in examples[:20]])
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=1e-3)
+    assert not torch.allclose(found.float(), expected.flip(1), atol=1e-2)
+
+
 def test_nothing_is_computed_twice(base, colours, tmp_path, monkeypatch):
-    path = compute(base, colours, tmp_path)
-    written = path.stat().st_mtime_ns
+    folder = compute(base, colours, tmp_path)
+    written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
     def load(*_):
         raise AssertionError("the base was loaded again")
 
     monkeypatch.setattr(feature_store, "resident", load)
-    assert compute(base, colours, tmp_path) == path
-    assert path.stat().st_mtime_ns == written
-    assert [p.name for p in path.parent.iterdir()] == [path.name]  # and no scrap is left
+    assert compute(base, colours, tmp_path) == folder
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == written
+    assert sorted(name.rpartition("-")[0] for name in written) == sorted(SPLITS)  # and no scrap is left
     with pytest.raises(AssertionError, match="loaded again"):
-        compute(base, colours, tmp_path, rows=49)
+        compute(base, colours, tmp_path, rows=51)
+
+
+def test_more_rows_later_compute_those_alone_and_the_first_stay(base, colours, tmp_path, layers_run):
+    first = found_in(compute(base, colours, tmp_path, rows=30), colours, rows=30)
+    layers_run.clear()
+    folder = compute(base, colours, tmp_path, rows=75)
+    assert sum(rows for layer, rows in layers_run if layer == 0) == 45  # of training rows, and no others
+    more = found_in(folder, colours, rows=75)
+    assert len(more["train"]) == 75
+    assert torch.equal(more["train"][:30], first["train"])
+    assert all(torch.equal(more[split], first[split]) for split in SPLITS if split != "train")
+    assert [path.name for path in folder.glob("train-*")] == ["train-75.safetensors"]
+    whole = found_in(compute(base, colours, tmp_path / "at once", rows=75), colours, rows=75)
+    torch.testing.assert_close(more["train"], whole["train"], rtol=0, atol=1e-3)
+    compute(base, colours, tmp_path, rows=10**6)
+    assert len(load_features(folder, "train", row_counts(colours, 10**6)["train"], ALL)) == 180  # all that there are
+
+
+def test_fewer_rows_later_are_the_first_of_those_and_nothing_is_computed(base, colours, tmp_path, layers_run):
+    folder = compute(base, colours, tmp_path, rows=60)
+    layers_run.clear()
+    assert features_there(folder, colours, 25)
+    assert compute(base, colours, tmp_path, rows=25) == folder
+    assert not layers_run
+    few, many = found_in(folder, colours, rows=25), found_in(folder, colours, rows=60)
+    assert len(few["train"]) == 25
+    assert torch.equal(few["train"], many["train"][:25])
+    assert len(many["train"]) == 60
+
+
+def test_what_is_there_is_known_and_what_is_not_says_so(base, colours, tmp_path):
+    folder = feature_folder(base, colours, tmp_path)
+    assert not features_there(folder, colours, 50)
+    assert compute(base, colours, tmp_path) == folder
+    assert features_there(folder, colours, 50)
+    assert not features_there(folder, colours, 51)
+    with pytest.raises(FileNotFoundError, match="51 rows of train are not in"):
+        load_features(folder, "train", 51, ALL)
+    (lost,) = folder.glob("stripped-*")
+    lost.unlink()
+    assert not features_there(folder, colours, 50)
+
+
+def test_only_the_split_that_is_lacking_is_computed_and_progress_goes_up(base, colours, tmp_path, layers_run):
+    """More rows of the one, all of another that was lost: as a run leaves it that was stopped in between."""
+    folder = compute(base, colours, tmp_path, rows=30)
+    before = found_in(folder, colours, rows=30)
+    (lost,) = folder.glob("validation-*")
+    lost.unlink()
+    layers_run.clear()
+    reports = []
+    compute(base, colours, tmp_path, rows=40, report=reports.append)
+    assert sum(rows for layer, rows in layers_run if layer == 0) == 10 + len(before["validation"])
+    steps = [report.step for report in reports]
+    assert steps == sorted(steps)
+    assert steps[-1] == reports[-1].steps == 40 + len(before["validation"])
+    after = found_in(folder, colours, rows=40)
+    torch.testing.assert_close(after["validation"], before["validation"], rtol=0, atol=1e-3)
 
 
 def test_the_name_says_all_that_decides_them(base, colours, tmp_path):
-    def path(b=base, d=colours, spec=SPEC, rows=50):
-        return feature_path(b, d, spec, rows, tmp_path)
+    def path(b=base, d=colours):
+        return feature_folder(b, d, tmp_path)
 
     others = [
         path(b=replace(base, digest="00" * 32)),
         path(b=replace(base, dtype="bfloat16")),
         path(b=replace(base, max_length=16)),
         path(d=replace(colours, fingerprint="0")),
-        path(spec=FeatureSpec("last", "mean")),
-        path(spec=FeatureSpec((0, 1), "mean")),
-        path(spec=FeatureSpec("all", "last")),
-        path(rows=51),
     ]
     assert len({path(), *others}) == 1 + len(others)
     elsewhere = replace(base, folder="/elsewhere", id="other", source="hub")  # the same model by another name
@@ -101,43 +223,51 @@ def test_a_write_that_was_stopped_leaves_no_features(base, colours, tmp_path, mo
         patch.setattr(feature_store, "save_file", stop)
         with pytest.raises(KeyboardInterrupt):
             compute(base, colours, tmp_path)
-    assert load_features(compute(base, colours, tmp_path))["train"].shape[0] == 50
+    folder = feature_folder(base, colours, tmp_path)
+    assert list(folder.iterdir()) == []
+    assert load_features(compute(base, colours, tmp_path), "train", 50, ALL).shape[0] == 50
 
 
-@pytest.mark.parametrize("layers", ["all", "last", "embeddings", (2, 0), (1,)])
+def test_what_is_kept_of_a_row_is_its_pooled_states(base, colours, tmp_path):
+    (path,) = compute(base, colours, tmp_path).glob("train-*")
+    kept = load_file(path)["states"]
+    assert (kept.dtype, kept.shape) == (torch.half, (50, LAYERS + 1, 2, WIDTH))
+    torch.testing.assert_close(kept.float().norm(dim=-1), torch.ones(50, LAYERS + 1, 2), rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("depth", [1, 2])
-def test_features_from_a_kept_trunk_are_the_same(base, colours, tmp_path, layers_run, layers, depth):
-    spec = FeatureSpec(layers, "mean")
-    plain = load_features(compute(base, colours, tmp_path / "plain", spec=spec))
+def test_features_from_a_kept_trunk_are_the_same(base, colours, tmp_path, layers_run, depth):
+    plain = found_in(compute(base, colours, tmp_path / "plain"), colours)
     keep_trunk(base, colours, tmp_path, depth)
     layers_run.clear()
-    kept = load_features(compute(base, colours, tmp_path, spec=spec, depth=depth))
-    assert len([layer for layer in layers_run if layer < depth]) <= 1  # a trunk asks one layer, once, what it returns
+    kept = found_in(compute(base, colours, tmp_path, depth=depth), colours)
+    below = sum(rows for layer, rows in layers_run if layer == 0)
+    # Stripped rows are in no cache; besides, a trunk asks one layer, once, what it returns.
+    assert len(plain[STRIPPED]) <= below <= len(plain[STRIPPED]) + 64
     for split in SPLITS:
-        torch.testing.assert_close(kept[split], plain[split], rtol=0, atol=1e-5)
+        torch.testing.assert_close(kept[split], plain[split], rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("spec", [FeatureSpec("all", "last"), FeatureSpec("last", "last")])
-def test_what_is_kept_with_other_pooling_serves_above_only(base, colours, tmp_path, layers_run, spec):
-    plain = load_features(compute(base, colours, tmp_path / "plain", spec=spec))
+def test_more_rows_later_from_a_kept_trunk(base, colours, tmp_path):
+    plain = found_in(compute(base, colours, tmp_path / "plain", rows=80), colours, rows=80)
     keep_trunk(base, colours, tmp_path, 1)
-    layers_run.clear()
-    kept = load_features(compute(base, colours, tmp_path, spec=spec, depth=1))
-    assert layers_run.count(1) > 1
-    assert layers_run.count(0) <= 1 if spec.layers == "last" else layers_run.count(0) == layers_run.count(1)
-    for split in SPLITS:
-        torch.testing.assert_close(kept[split], plain[split], rtol=0, atol=1e-5)
+    first = found_in(compute(base, colours, tmp_path, rows=30, depth=1), colours, rows=30)
+    more = found_in(compute(base, colours, tmp_path, rows=80, depth=1), colours, rows=80)
+    assert torch.equal(more["train"][:30], first["train"])
+    torch.testing.assert_close(more["train"], plain["train"], rtol=0, atol=1e-3)
 
 
 def test_a_split_whose_trunk_is_not_kept_takes_the_whole_way(base, colours, tmp_path, layers_run):
-    plain = load_features(compute(base, colours, tmp_path / "plain"))
+    plain = found_in(compute(base, colours, tmp_path / "plain"), colours)
     keep_trunk(base, colours, tmp_path, 1, splits=("train",))
     made = list((tmp_path / "trunk").glob("[!.]*"))
     layers_run.clear()
-    kept = load_features(compute(base, colours, tmp_path, depth=1))
-    assert 1 < layers_run.count(0) < layers_run.count(1)
+    kept = found_in(compute(base, colours, tmp_path, depth=1), colours)
+    ran = [sum(rows for layer, rows in layers_run if layer == i) for i in range(LAYERS)]
+    assert ran[1] == sum(map(len, plain.values()))
+    assert 0 < ran[0] < ran[1]
     for split in SPLITS:
-        torch.testing.assert_close(kept[split], plain[split], rtol=0, atol=1e-5)
+        torch.testing.assert_close(kept[split], plain[split], rtol=0, atol=1e-3)
     assert list((tmp_path / "trunk").glob("[!.]*")) == made  # none was made for this
 
 
@@ -146,9 +276,30 @@ def test_of_a_choice_the_router_reads_the_whole(base, colours, tmp_path, monkeyp
         rows = original(*args)
         return Rows([replace(item, options=(item.whole, item.whole)) for item in rows.items], rows.labels)
 
-    plain = load_features(compute(base, colours, tmp_path / "plain"))
+    plain = found_in(compute(base, colours, tmp_path / "plain"), colours)
     monkeypatch.setattr(feature_store, "rows_of", choices)
     monkeypatch.setitem(globals(), "rows_of", choices)
     keep_trunk(base, colours, tmp_path, 1)
-    kept = load_features(compute(base, colours, tmp_path, depth=1))
+    kept = found_in(compute(base, colours, tmp_path, depth=1), colours)
     assert all(torch.equal(kept[split], plain[split]) for split in SPLITS)
+
+
+def test_a_task_of_choices(base, choice, tmp_path, alone):
+    found, examples = found_in(compute(base, choice, tmp_path), choice), load_split(choice, "test")
+    for i in (0, len(examples) - 1):
+        whole = Choice(examples[i].texts[0], examples[i].choices)
+        assert as_input(examples[i]) == whole
+        torch.testing.assert_close(found["test"][i].float(), alone(examples[i]), rtol=0, atol=1e-3)
+
+
+def test_stripped_rows_are_the_first_test_rows_without_their_form(base, choice, tmp_path, alone, monkeypatch):
+    monkeypatch.setattr(feature_store, "STRIPPED_ROWS", 7)
+    found, examples = found_in(compute(base, choice, tmp_path), choice), load_split(choice, "test")
+    assert len(found[STRIPPED]) == 7 < len(examples) == len(found["test"])
+    for rows, example in zip(found[STRIPPED], examples, strict=False):
+        words = example.texts[0].removeprefix("Question: ").removesuffix("?")
+        bare = f"{words} red green" + " north1" * (len(example.choices) == 3)
+        assert bare.split()[-1] in (*COLOURS, "north1")
+        assert stripped(example).texts == (bare,)
+        torch.testing.assert_close(rows.float(), alone(replace(example, texts=(bare,), choices=())), rtol=0, atol=1e-3)
+        assert not torch.allclose(rows.float(), alone(example), atol=1e-2)

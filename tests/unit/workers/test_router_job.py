@@ -1,117 +1,165 @@
-"""The router on features that can be told apart, and on some that cannot."""
+"""The router's job on features that can be told apart: what it reads, what it measures, and what it leaves alone."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from ttmoe.features import FeatureSpec
-from ttmoe.router import LinearRouter, load_router
+from ttmoe.router import load_router
 from workers import router_job
-from workers.router_job import RESULT, RouterJob, fit_router, run_router
+from workers.prepared import Prepared
+from workers.router_job import RESULT, RouterJob, run_router
 from workers.settings import Router
 
-WIDTH = 16
+LAYERS, WIDTH = 3, 8  # hidden states, and the size of each
 ROWS = {"a": 300, "b": 120, "c": 60}  # training rows: tasks of different sizes
+OTHERS = {"validation": 40, "test": 50, "stripped": 30}
+QUICK = {"epochs": 5, "batch_size": 16, "lr": 1e-2}
 
 
-def features(task, draw, apart=1.5):
-    """Clouds of points around a centre for each task."""
-    centre = torch.zeros(WIDTH)
-    centre[list(ROWS).index(task)] = apart
-    sizes = {"train": ROWS[task], "validation": 40, "test": 50}
-    return {s: centre + 0.3 * torch.randn(n, WIDTH, generator=draw) for s, n in sizes.items()}
+def states(place, count, draw, apart=1.5):
+    """Pooled states of all layers, in both poolings; tasks lie apart in the last layer's mean alone."""
+    made = 0.3 * torch.randn(count, LAYERS, 2, WIDTH, generator=draw)
+    made[:, -1, 0, place] += apart
+    return made.half()
+
+
+def write_task(folder, place, sizes, draw, **places):
+    """A task's features; ``places`` puts a split's rows where another task's are."""
+    folder.mkdir(exist_ok=True)
+    for split, count in sizes.items():
+        save_file({"states": states(places.get(split, place), count, draw)}, folder / f"{split}-{count}.safetensors")
+    return str(folder)
+
+
+def data_of(task, train):
+    sizes = {"train": train, "validation": 40, "test": 50}
+    counts = {split: {"yes": count // 2, "no": count - count // 2} for split, count in sizes.items()}
+    return Prepared(task, "text", ("yes", "no"), f"{task} data", counts, 0.5, 0, {}, Path("/nowhere"))
 
 
 @pytest.fixture
 def job(base, tmp_path):
-    draw, files = torch.Generator().manual_seed(0), {}
-    for task in ROWS:
-        files[task] = str(tmp_path / f"{task}.safetensors")
-        save_file(features(task, draw), files[task])
-    lock = {task: f"hash-{task}" for task in ROWS}
-    spec = FeatureSpec("last", "mean")
-    return RouterJob(base, spec, files, lock, Router(epochs=5, batch_size=16), 0, "ef" * 32, str(tmp_path / "router"))
+    draw = torch.Generator().manual_seed(0)
+    files = {task: write_task(tmp_path / task, i, {"train": rows, **OTHERS, "stripped": 50}, draw)
+             for i, (task, rows) in enumerate(ROWS.items())}  # fmt: skip
+    data, lock = {task: data_of(task, rows) for task, rows in ROWS.items()}, {task: f"hash-{task}" for task in ROWS}
+    return RouterJob(base, FeatureSpec("last", "mean"), data, files, lock, Router(**QUICK), 0, "ef" * 32,
+                     str(tmp_path / "router"))  # fmt: skip
 
 
 def nothing(progress):
     pass
 
 
-def test_it_learns_what_can_be_told_apart(job, tmp_path):
+@pytest.mark.parametrize("kind", ["linear", "centroid", "blend"])
+def test_it_learns_what_can_be_told_apart_and_says_how_well(job, tmp_path, kind):
     reports = []
-    result = run_router(job, reports.append)
+    result = run_router(replace(job, settings=Router(kind=kind, **QUICK)), reports.append)
+    metrics = result.metrics
     assert result.tasks == ("a", "b", "c")
-    assert result.metrics["test.routing_accuracy"] > 0.95
-    assert result.metrics["validation.routing_accuracy"] > 0.95
+    assert metrics["test.routing_accuracy"] > 0.95
+    assert metrics["validation.routing_accuracy"] > 0.95
+    assert metrics["stripped.routing_accuracy"] > 0.95
+    assert 0 <= metrics["test.calibration_error"] < 0.06
+    assert 0 <= metrics["test.unknown"] < 0.1
+    assert metrics["parameters"] == 3 * WIDTH + 3
+    assert metrics["seconds.training"] > 0
     assert [sum(row) for row in result.confusion] == [50, 50, 50]
     diagonal = sum(result.confusion[i][i] for i in range(3))
-    assert diagonal / 150 == pytest.approx(result.metrics["test.routing_accuracy"])
-    assert [r.step for r in reports] == [1, 2, 3, 4, 5]
+    assert diagonal / 150 == pytest.approx(metrics["test.routing_accuracy"])
+    assert [r.step for r in reports if r.state == "training"] == ([] if kind == "centroid" else [1, 2, 3, 4, 5])
+    assert (reports[-1].state, reports[-1].step, reports[-1].steps) == ("testing", 5, 5)
 
     router, manifest = load_router(tmp_path / "router")
-    assert manifest["lock"] == job.lock
-    assert manifest["base"] == job.base.identity()
-    assert result.metrics["parameters"] == 3 * WIDTH + 3
+    assert (manifest["kind"], manifest["lock"], manifest["base"]) == (kind, job.lock, job.base.identity())
+    assert manifest["metrics"] == metrics
     assert json.loads((tmp_path / "router" / RESULT).read_text())["confusion"] == result.confusion
-    points = features("b", torch.Generator().manual_seed(1))["test"]
-    assert router.route(points)[0].count("b") > 45
+    points = states(1, 50, torch.Generator().manual_seed(1))[:, -1, 0]
+    routes = router.route(points)
+    assert routes.names.count("b") > 45
+    assert sum(routes.known) > 40
+    assert not any(router.route(torch.full((3, WIDTH), 2.0)).known)
+
+
+def test_the_router_reads_the_features_it_names(job):
+    """Tasks lie apart in one layer's mean; a router that reads anything else is at a loss."""
+    for spec, expected in ((FeatureSpec("last", "mean"), WIDTH), (FeatureSpec("all", "both"), 6 * WIDTH)):
+        result = run_router(replace(job, features=spec), nothing)
+        assert result.metrics["parameters"] == 3 * expected + 3
+        assert result.metrics["test.routing_accuracy"] > 0.9
+    for spec in (FeatureSpec("last", "last"), FeatureSpec((0, 1), "mean")):
+        assert run_router(replace(job, features=spec), nothing).metrics["test.routing_accuracy"] < 0.5
 
 
 def test_rows_of_the_confusion_are_the_true_tasks(job, tmp_path):
-    """All test rows of ``a`` lie where ``c`` was trained."""
+    """All test rows of ``a`` lie where ``c`` was trained, and all stripped rows of ``b`` where ``a`` was."""
     draw = torch.Generator().manual_seed(3)
-    save_file({**features("a", draw), "test": features("c", draw)["test"]}, job.files["a"])
-    confusion = run_router(job, nothing).confusion
-    assert confusion[0][2] > 35
-    assert confusion[2][0] < 5
+    write_task(tmp_path / "a", 0, {"test": 50}, draw, test=2)
+    write_task(tmp_path / "b", 1, {"stripped": 50}, draw, stripped=0)
+    result = run_router(job, nothing)
+    assert result.confusion[0][2] > 35
+    assert result.confusion[2][0] < 5
+    assert result.metrics["test.routing_accuracy"] == pytest.approx(2 / 3, abs=0.05)
+    assert result.metrics["stripped.routing_accuracy"] == pytest.approx(2 / 3, abs=0.05)
+    assert result.metrics["test.calibration_error"] > 0.2  # it was sure of a
+
+
+def test_rows_that_are_like_nothing_count_as_unknown(job, tmp_path):
+    far = states(0, 50, torch.Generator().manual_seed(3))
+    far[:, -1, 0, 7] = 5
+    save_file({"states": far}, tmp_path / "a" / "test-50.safetensors")
+    assert run_router(job, nothing).metrics["test.unknown"] == pytest.approx(1 / 3, abs=0.05)
+    settings = Router(**QUICK, unknown=0)
+    assert run_router(replace(job, settings=settings), nothing).metrics["test.unknown"] == 0
 
 
 def test_the_same_seed_gives_the_same_router(job, tmp_path):
     digests = []
     for i, seed in enumerate((0, 0, 1)):
         torch.rand(5)
-        settings = job.settings.model_copy(update={"noise": 0.5})
         folder = tmp_path / str(i)
-        run_router(replace(job, seed=seed, folder=str(folder), settings=settings), nothing)
+        run_router(replace(job, seed=seed, folder=str(folder)), nothing)
         digests.append(load_router(folder)[1]["weights_digest"])
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_every_task_has_the_same_weight_whatever_its_size():
-    """Where tasks cannot be told apart, the largest must not win by its number of rows."""
-    draw = torch.Generator().manual_seed(0)
-    points = torch.randn(420, 2, generator=draw)
-    labels = torch.tensor([0] * 400 + [1] * 20)
-    router = LinearRouter(("large", "small"), 2, FeatureSpec())
-    torch.manual_seed(0)
-    fit_router(router, (points, labels), (points, labels), Router(epochs=30, lr=3e-2, batch_size=64), nothing)
-    bias = router.gate.bias.detach()
-    assert abs(bias[0] - bias[1]) < 1  # without weights: log 20, which is 3
+def test_fewer_rows_are_the_first_of_those_that_are_kept(job, monkeypatch):
+    seen, honest = [], router_job.make_router
+
+    def make(tasks, train, *rest):
+        seen.append([len(rows) for rows in train.by_task()])
+        return honest(tasks, train, *rest)
+
+    monkeypatch.setattr(router_job, "make_router", make)
+    whole = job.load("train").by_task()
+    few = replace(job, settings=Router(**QUICK, rows_per_task=100))
+    run_router(few, nothing)
+    assert seen == [[100, 100, 60]]
+    assert all(torch.equal(rows, all_[:100]) for rows, all_ in zip(few.load("train").by_task(), whole, strict=True))
+    assert len(few.load("test").labels) == 150  # of the other splits all
 
 
-def test_the_best_epoch_is_kept_and_ties_go_to_the_lower_loss():
-    """Validation says the opposite of training: never right, and the longer the worse. The first epoch is best."""
-    points = torch.tensor([[1.0], [-1.0]]).repeat(50, 1)
-    labels = torch.tensor([0, 1]).repeat(50)
-    router, seen = LinearRouter(("x", "y"), 1, FeatureSpec()), []
-
-    def listen(progress):
-        assert progress.metrics["validation.accuracy"] == 0
-        seen.append(router.gate.weight.detach().clone())
-
-    settings = Router(epochs=4, lr=1e-2, batch_size=10)
-    assert fit_router(router, (points, labels), (points, 1 - labels), settings, listen) == 0
-    assert torch.equal(router.gate.weight, seen[0])
-    assert not torch.equal(seen[0], seen[-1])
-
-
-def test_features_are_scaled_by_the_training_rows(job, monkeypatch):
-    scaled, honest = [], router_job.LinearRouter.fit_scale
-    monkeypatch.setattr(LinearRouter, "fit_scale", lambda self, rows: (scaled.append(len(rows)), honest(self, rows))[1])
+def test_another_task_leaves_the_experts_alone(job, tmp_path, monkeypatch):
+    """The job has no expert at hand: it opens no base, and writes nothing but the router's folder."""
+    experts = tmp_path / "router" / "experts" / "a"
+    experts.mkdir(parents=True)
+    (experts / "expert.safetensors").write_bytes(b"as it was")
+    for module in ("workers.bench.load_body", "ttmoe.expert_files.load_expert", "ttmoe.expert_files.save_expert"):
+        monkeypatch.setattr(module, None)
+    without = replace(job, **{key: {k: v for k, v in getattr(job, key).items() if k != "c"}
+                              for key in ("data", "files", "lock")})  # fmt: skip
+    run_router(without, nothing)
+    inputs = {p: p.read_bytes() for p in tmp_path.rglob("*.safetensors") if p.parent.name != "router"}
+    before = load_router(tmp_path / "router")[0]
     run_router(job, nothing)
-    assert scaled == [sum(ROWS.values())]
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*.safetensors") if p.parent.name != "router"} == inputs
+    after = load_router(tmp_path / "router")[0]
+    assert (before.tasks, after.tasks) == (("a", "b"), ("a", "b", "c"))
+    assert {p.name for p in (tmp_path / "router").iterdir()} == {"router.json", "router.safetensors", RESULT, "experts"}

@@ -19,6 +19,7 @@ from ttmoe.adapter import AdapterSpec
 from ttmoe.bank import Bank
 from ttmoe.base import load_body, load_tokenizer
 from ttmoe.encoding import Choice, collate, encode_inputs, pad_id_of
+from ttmoe.features import pool_states
 from ttmoe.scoring import score
 from workers import trunk_cache, trunk_folder, trunk_layout
 from workers.batches import Rows, tokenise
@@ -112,6 +113,23 @@ def test_states_are_the_trunks_own_in_any_batch(opened, bank, rows, monkeypatch,
     assert all(map(torch.equal, states.gather([4, 4], "cpu"), states.gather([4], "cpu").expand(2, -1, -1)))
 
 
+@pytest.mark.parametrize("shard", [trunk_layout.SHARD, 2000])
+@torch.no_grad()
+def test_hidden_states_below_are_kept_pooled_both_ways(opened, bank, rows, monkeypatch, shard):
+    """In half precision, for every router that reads them, whatever it reads."""
+    monkeypatch.setattr(trunk_layout, "SHARD", shard)
+    for depth in (1, 2):
+        states = opened(depth=depth)
+        assert states.wholes
+        for batch in ([7, 0, 99, 3], [5]):
+            inputs = collate([rows.items[i].whole for i in batch], 0)
+            *below, _ = bank.trunk(depth).hidden_states(inputs)
+            found = states.pooled(batch, "cpu")
+            assert (found.dtype, found.shape) == (torch.float32, (len(batch), depth, 2, 64))
+            torch.testing.assert_close(found, pool_states(below, inputs["attention_mask"]), rtol=0, atol=1e-3)
+            assert torch.equal(found.half().float(), found)
+
+
 @torch.no_grad()
 def test_texts_score_the_same_from_kept_states(opened, bank, rows):
     states, batch = opened(), [9, 1, 30, 2, 77]
@@ -136,7 +154,7 @@ def test_choices_are_numbered_option_by_option(opened, base, choices):
     assert [len(scores) for scores in kept] == [1, 4, 4, 3]
     for one, other in zip(kept, score(bank, items, "expert", 0), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
-    assert not states.pooling  # the router reads wholes, and these are not kept
+    assert not states.wholes  # which the router reads: these are not kept
 
 
 @torch.no_grad()

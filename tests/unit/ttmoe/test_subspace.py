@@ -1,0 +1,221 @@
+"""How tasks lie in feature space: the nearest mean is Fisher's discriminant, and far away nothing is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ttmoe.familiarity import Familiarity
+from ttmoe.subspace import SHRINKAGE, Subspace, whitening
+
+WIDTH, TASKS = 12, 3
+
+
+def clouds(rows=2000, seed=0, apart=3.0, tasks=TASKS):
+    """Gaussian clouds of one skewed form, each about its own centre."""
+    draw = torch.Generator().manual_seed(seed)
+    form = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(99))
+    centres = apart * torch.randn(tasks, WIDTH, generator=torch.Generator().manual_seed(98))
+    return [centre + torch.randn(rows, WIDTH, generator=draw) @ form for centre in centres]
+
+
+def same(rows):
+    return rows
+
+
+def of(tasks, scaled=same):
+    return Subspace.of(tasks, scaled)
+
+
+def chosen(subspace, rows):
+    weight, bias = subspace.nearest_mean()
+    return (rows @ weight.T + bias).argmax(-1)
+
+
+def familiarity_of(tasks, share=0.0):
+    """With thresholds that leave out so large a share of the tasks' own rows."""
+    familiarity, labels = Familiarity.of(of(tasks)), torch.arange(len(tasks)).repeat_interleave(len(tasks[0]))
+    familiarity.fit_thresholds(familiarity(torch.cat(tasks), labels), labels, share)
+    return familiarity
+
+
+def test_means_and_scatters_are_the_rows_own():
+    tasks = clouds()
+    subspace = of(tasks)
+    assert subspace.basis.shape == (WIDTH, WIDTH)
+    torch.testing.assert_close(subspace.basis.T @ subspace.basis, torch.eye(WIDTH), atol=1e-4, rtol=0)
+    low = [task @ subspace.basis for task in tasks]
+    own = torch.stack([torch.cov(rows.T, correction=0) for rows in low])
+    even = own.mean(0).diagonal().mean() * torch.eye(WIDTH)
+    within = (1 - SHRINKAGE) * own.mean(0) + SHRINKAGE * even
+    torch.testing.assert_close(subspace.means, torch.stack([rows.mean(0) for rows in low]), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(subspace.within, within, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(subspace.scatters, (1 - SHRINKAGE) * own + SHRINKAGE * within, rtol=1e-3, atol=1e-3)
+    every, total = torch.cat(low), torch.cov(torch.cat(low).T, correction=0)
+    torch.testing.assert_close(subspace.centre, every.mean(0), rtol=1e-3, atol=1e-3)
+    even = total.diagonal().mean() * torch.eye(WIDTH)
+    torch.testing.assert_close(subspace.around, (1 - SHRINKAGE) * total + SHRINKAGE * even, rtol=1e-3, atol=2e-3)
+
+
+def test_every_task_counts_alike_whatever_its_rows():
+    large, small, third = clouds()
+    few = of([large, small[:400], third])
+    even = of([large, small[:400].repeat(5, 1), third])
+    shared = few.basis @ few.basis.T  # the whole space: only the mean scatter and the centre could tell
+    torch.testing.assert_close(shared, torch.eye(WIDTH), atol=1e-4, rtol=0)
+    for name in ("within", "around"):
+        some, other = (s.basis @ getattr(s, name) @ s.basis.T for s in (few, even))
+        torch.testing.assert_close(some, other, rtol=1e-3, atol=1e-3)
+
+
+def test_the_nearest_mean_is_fishers_discriminant():
+    """Against the formula on the features themselves, with no basis: equal priors, pooled covariance."""
+    tasks, fresh = clouds(apart=1.2), torch.cat(clouds(300, 1, 1.2))
+    mean = torch.stack([task.double().mean(0) for task in tasks])
+    pooled = torch.stack([torch.cov(task.double().T, correction=0) for task in tasks]).mean(0)
+    pooled = (1 - SHRINKAGE) * pooled + SHRINKAGE * pooled.diagonal().mean() * torch.eye(WIDTH)
+    apart = fresh.double().unsqueeze(1) - mean
+    distances = torch.einsum("rtw,wv,rtv->rt", apart, torch.linalg.inv(pooled), apart)
+    found, labels = chosen(of(tasks), fresh), torch.arange(TASKS).repeat_interleave(300)
+    clear = (distances.sort(-1).values.diff(dim=-1)[:, 0]) > 1e-2
+    assert clear.float().mean() > 0.98
+    assert torch.equal(found[clear], distances.argmin(-1)[clear])
+    right = (found == labels).float().mean()
+    euclidean = torch.cdist(fresh.double(), mean).argmin(-1)
+    assert 0.8 < right < 1  # not so clear that anything would do
+    assert right > (euclidean == labels).float().mean() + 0.05
+
+
+def test_where_the_whole_lies_does_not_matter():
+    """Shifted or turned as one, rows are classified and known as before."""
+    tasks, fresh = clouds(), torch.cat(clouds(300, seed=1))
+    turn = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(5)))[0]
+    before, labels = chosen(of(tasks), fresh), torch.arange(TASKS).repeat_interleave(300)
+    familiar = Familiarity.of(of(tasks))(fresh, labels)
+    for change in (lambda rows: rows + 2, lambda rows: rows @ turn, lambda rows: rows * 0.5):
+        changed = [change(task) for task in tasks]
+        assert (chosen(of(changed), change(fresh)) == before).float().mean() > 0.995
+        found = Familiarity.of(of(changed))(change(fresh), labels)
+        torch.testing.assert_close(found, familiar, rtol=2e-2, atol=2e-2)  # whitening is kept in half precision
+    order = [2, 0, 1]
+    turned = chosen(of([tasks[i] for i in order]), fresh)
+    assert (torch.tensor(order)[turned] == before).float().mean() > 0.995
+
+
+def test_whitened_rows_have_unit_scatter():
+    rows = clouds()[0]
+    scatter = torch.cov(rows.T, correction=0)
+    low = (rows - rows.mean(0)) @ whitening(scatter)
+    torch.testing.assert_close(torch.cov(low.T, correction=0), torch.eye(WIDTH), rtol=0, atol=1e-2)
+    several = whitening(torch.stack([scatter, 4 * scatter]))
+    torch.testing.assert_close(several[1], several[0] / 2)
+
+
+def test_a_chunk_at_a_time_is_the_same():
+    tasks = clouds(500)
+    whole, parts = Subspace.of(tasks, same), Subspace.of(tasks, same, chunk=33)
+    for name in ("basis", "means", "scatters", "within", "centre", "around"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-3, atol=1e-3)
+
+
+def test_features_are_scaled_before_anything_else():
+    tasks = clouds(400)
+    halved = of(tasks, lambda rows: rows / 2)
+    direct = of([task / 2 for task in tasks])
+    assert all(torch.equal(getattr(halved, name), getattr(direct, name)) for name in ("basis", "means", "scatters"))
+
+
+def test_familiarity_is_the_half_relative_distance():
+    tasks = clouds()
+    subspace, rows = of(tasks), torch.cat(clouds(5, seed=2))
+    experts = torch.tensor([0, 1, 2] * 5)
+    found = Familiarity.of(subspace)(rows, experts)
+    for value, row, task in zip(found, rows @ subspace.basis, experts.tolist(), strict=True):
+        own, common = row - subspace.means[task], row - subspace.centre
+        inner = own @ torch.linalg.inv(subspace.scatters[task]) @ own / WIDTH
+        outer = common @ torch.linalg.inv(subspace.around) @ common / WIDTH
+        torch.testing.assert_close(value, 0.5 * outer - inner, rtol=2e-2, atol=2e-2)
+
+
+def test_a_tasks_own_form_decides_not_a_shared_one():
+    """A row in a direction in which only the other task's rows differ is not like this task's."""
+    draw = torch.Generator().manual_seed(0)
+    flat, tall = torch.randn(2, 1000, WIDTH, generator=draw)
+    flat[:, 0], tall[:, 0] = flat[:, 0] * 0.05, tall[:, 0] * 5
+    flat[:, 1] += 8
+    familiarity = familiarity_of([flat, tall], 0.02)
+    row = torch.zeros(2, WIDTH)
+    row[:, 0] = 4
+    row[0, 1] = 8
+    assert familiarity.knows(row, torch.tensor([0, 1])).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.3])
+def test_the_share_that_is_asked_for_is_unknown_and_so_is_what_lies_far_away(share):
+    tasks, labels = clouds(), torch.arange(TASKS).repeat_interleave(2000)
+    familiarity = familiarity_of(tasks, share)
+    own = familiarity.knows(torch.cat(tasks), labels)
+    for task in range(TASKS):
+        assert 1 - own[labels == task].float().mean() == pytest.approx(share, abs=2e-3)
+    fresh = familiarity.knows(torch.cat(clouds(2000, seed=1)), labels)
+    assert 1 - fresh.float().mean() == pytest.approx(share, abs=0.03)  # and about so many of others like them
+    far = 40 * torch.randn(200, WIDTH, generator=torch.Generator().manual_seed(3))
+    for task in range(TASKS):
+        assert not familiarity.knows(far, torch.full((200,), task)).any()
+
+
+def test_without_a_share_every_row_is_known_and_thresholds_are_each_tasks_own():
+    tasks = clouds(200)
+    familiarity = Familiarity.of(of(tasks))
+    far, first = torch.full((1, WIDTH), 1e3), torch.tensor([0])
+    assert familiarity.knows(far, first).all()  # nothing is set yet
+    familiarity.fit_thresholds(torch.tensor([1.0, 2.0, 3.0, -5.0]), torch.tensor([0, 0, 0, 2]), 0.5)
+    assert familiarity.thresholds.tolist() == [2.0, -torch.inf, -5.0]  # no row was sent to the second
+    familiarity.fit_thresholds(torch.tensor([1.0]), first, 0)
+    assert familiarity.thresholds.tolist() == [-torch.inf] * 3
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_is_unknown_and_leaves_its_companions_alone(bad):
+    tasks = clouds(200)
+    familiarity, rows, experts = familiarity_of(tasks, 0.05), tasks[1][:20].clone(), torch.ones(20, dtype=torch.long)
+    before = familiarity.knows(rows, experts)
+    rows[3, 7] = bad
+    found = familiarity.knows(rows, experts)
+    assert not found[3]
+    before[3] = False
+    assert torch.equal(found, before)
+    assert before.any()
+
+
+def test_the_global_random_state_neither_matters_nor_changes():
+    """More features than directions: random projections do decide the basis."""
+    wide = [torch.randn(300, 900, generator=torch.Generator().manual_seed(i)) + i for i in range(2)]
+    found = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        found.append(of(wide))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert found[0].basis.shape == (900, 150)
+    for name in ("basis", "means", "scatters", "within", "centre", "around"):
+        assert torch.equal(getattr(found[0], name), getattr(found[1], name))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_hardly_any_rows_are_no_error(rows):
+    """Fewer rows than directions, even one a task: scatters that vanish, or have no full rank."""
+    tasks = [torch.randn(rows, 40, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    every = torch.cat(tasks)
+    scale = every.std(0)
+    subspace = of(tasks, lambda part: (part - every.mean(0)) / scale)
+    assert all(values.isfinite().all() for values in subspace.nearest_mean())
+    familiarity = Familiarity.of(subspace)
+    assert familiarity((every - every.mean(0)) / scale, torch.zeros(len(every), dtype=torch.long)).isfinite().all()
+
+
+def test_rows_of_a_task_that_are_all_alike_are_no_error():
+    tasks = [torch.full((50, 8), float(i)).roll(i, 1) for i in range(3)]
+    tasks[1][:, 1] = 9.0
+    familiarity = Familiarity.of(of(tasks))
+    assert familiarity(torch.cat(tasks), torch.arange(3).repeat_interleave(50)).isfinite().all()

@@ -1,0 +1,54 @@
+"""What a config may say of the router."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from ttmoe.features import FeatureSpec
+from workers.settings import Router
+
+
+@pytest.mark.parametrize(
+    ("layers", "trunk", "expected"),
+    [
+        ("all", 3, "all"),
+        ("last", 3, "last"),
+        ("embeddings", 3, "embeddings"),
+        ("trunk", 3, (0, 1, 2, 3)),
+        ("trunk", 0, (0,)),  # without a trunk only the embeddings are shared
+        ("0-3", 1, (0, 1, 2, 3)),
+        ("2-2", 1, (2,)),
+        ("4-6", 0, (4, 5, 6)),
+        ("10-12", 0, (10, 11, 12)),
+        ([0, 4], 1, (0, 4)),
+        ([4, 0], 1, (4, 0)),
+    ],
+)
+def test_layers_name_hidden_states(layers, trunk, expected):
+    assert Router(layers=layers).hidden_states(trunk) == expected
+
+
+@pytest.mark.parametrize("layers", ["3-1", "top", [], "", "0-", "-3", "1-2-3", "0 - 3", "trunks", "0,3", "0-3\n"])
+def test_what_names_no_hidden_states_says_what_to_write(layers):
+    with pytest.raises(ValidationError) as caught:
+        Router(layers=layers)
+    (error,) = caught.value.errors()
+    assert error["loc"] == ("layers",)
+    assert error["msg"].endswith("names no hidden states")
+    assert error["ctx"]["fix"] == "write all, last, embeddings, trunk, 0-4 or [0, 4]"
+
+
+@pytest.mark.parametrize("settings", [{"layers": [-1]}, {"layers": [0, "x"]}, {"unknown": 1}, {"unknown": -0.1},
+                                      {"kind": "mlp"}, {"pooling": "cls"}, {"rows_per_task": 0}])  # fmt: skip
+def test_other_values_that_mean_nothing_are_refused(settings):
+    with pytest.raises(ValidationError):
+        Router(**settings)
+
+
+def test_the_router_reads_everything_unless_it_is_told():
+    settings = Router()
+    spec = FeatureSpec(settings.hidden_states(2), settings.pooling)
+    assert spec.indexes(4) == (0, 1, 2, 3, 4)
+    assert spec.poolings == ("mean", "last")
+    assert settings.unknown > 0

@@ -1,0 +1,259 @@
+"""Routers on clouds of points that can be told apart, and on some that cannot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ttmoe.features import FeatureSpec
+from ttmoe.router import Router
+from workers import router_training
+from workers.router_training import Mixture, calibrate, calibration_error, fit_linear, make_router
+from workers.settings import Router as Settings
+
+WIDTH, TASKS = 16, ("a", "b", "c")
+KINDS = ("linear", "centroid", "blend")
+SPEC = FeatureSpec("last", "mean")
+QUICK = {"epochs": 5, "batch_size": 16, "lr": 1e-2}
+
+
+def clouds(rows=(300, 120, 60), seed=0, apart=1.5, spread=0.3):
+    """For each task points around a centre of its own, in half precision as features are kept."""
+    draw = torch.Generator().manual_seed(seed)
+    tasks = []
+    for i, count in enumerate(rows):
+        points = spread * torch.randn(count, WIDTH, generator=draw)
+        points[:, i] += apart
+        tasks.append(points.half())
+    return Mixture.of(tasks)
+
+
+def nothing(progress):
+    pass
+
+
+def made(train, validation, seed=0, tasks=TASKS, **settings):
+    torch.manual_seed(seed)
+    return make_router(tasks, train, validation, SPEC, Settings(**{**QUICK, **settings}), nothing)
+
+
+def accuracy(router, rows):
+    return float((rows.scores(router).argmax(-1) == rows.labels).float().mean())
+
+
+def loss(router, rows):
+    return float(F.cross_entropy(rows.scores(router), rows.labels))
+
+
+def test_a_mixture_is_all_tasks_rows_and_can_be_taken_apart(monkeypatch):
+    tasks = [torch.randn(n, 4) for n in (3, 1, 5)]
+    mixture = Mixture.of(tasks)
+    assert mixture.labels.tolist() == [0] * 3 + [1] + [2] * 5
+    assert all(map(torch.equal, mixture.by_task(), tasks))
+    monkeypatch.setattr(router_training, "CHUNK", 2)
+    assert torch.equal(mixture.scores(lambda rows: rows * 2), torch.cat(tasks) * 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_tells_apart_what_can_be_told_apart(kind):
+    router = made(clouds(), clouds((40, 40, 40), 1), kind=kind)
+    assert accuracy(router, clouds((50, 50, 50), 2)) > 0.95
+    assert not router.training
+    assert all(value.isfinite().all() for key, value in router.state_dict().items() if "thresholds" not in key)
+
+
+def test_features_are_scaled_by_the_training_rows_alone(monkeypatch):
+    train, validation = clouds(), clouds((40, 40, 40), 1, apart=9)
+    rows = train.features.double()
+    for chunk in (4096, 7):
+        monkeypatch.setattr(router_training, "CHUNK", chunk)
+        router = made(train, validation, kind="centroid")
+        torch.testing.assert_close(router.mean, rows.mean(0).float(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(router.deviation, rows.std(0, correction=0).float(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1234567, -0.9876543])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_feature_that_never_changes_says_nothing_not_even_by_its_rounding(kind, value):
+    """The last token of every text may be the same: then so is what the embeddings say of it. Kept in halves, read
+    from the base in full."""
+    train, validation = clouds(), clouds((40, 40, 40), 1)
+    for rows in (train, validation):
+        rows.features[:, 5] = value
+    router = made(train, validation, kind=kind)
+    assert accuracy(router, validation) > 0.95
+    kept, read = clouds((50, 50, 50), 2).features, clouds((50, 50, 50), 2).features.float()
+    kept[:, 5], read[:, 5] = value, value
+    assert router.scaled(read)[:, 5].abs().max() <= 1
+    assert router.route(read).names == router.route(kept).names
+    assert sum(router.route(read).known) > 135
+
+
+def test_the_nearest_mean_needs_no_training():
+    reports = []
+    settings = Settings(kind="centroid", unknown=0)
+    router = make_router(TASKS, clouds(), clouds((40, 40, 40), 1), SPEC, settings, reports.append)
+    assert reports == []
+    tasks = [router.scaled(rows) for rows in clouds().by_task()]
+    near = torch.cdist(router.scaled(clouds((50, 50, 50), 2).features), torch.stack([t.mean(0) for t in tasks]))
+    agree = router(clouds((50, 50, 50), 2).features).argmax(-1) == near.argmin(-1)  # clouds are round
+    assert agree.float().mean() > 0.97
+
+
+@pytest.mark.parametrize("unclear", [0.6, 1.2])
+def test_a_blend_is_not_worse_than_its_parts_on_the_rows_it_was_fitted_to(unclear):
+    train, validation = clouds(spread=unclear), clouds((40, 40, 40), 1, spread=unclear)
+    parts = {kind: loss(made(train, validation, kind=kind), validation) for kind in KINDS}
+    assert 0.01 < parts["blend"] <= min(parts["linear"], parts["centroid"]) + 1e-6
+
+
+def test_a_blend_is_better_than_either_where_they_err_apart():
+    """Fitted to few rows the trained map is far too sure of noise: some of the nearest mean helps."""
+    train, validation = clouds((24, 24, 24), 5, 0.8, 0.7), clouds((200, 200, 200), 1, 0.8, 0.7)
+    parts = {kind: loss(made(train, validation, kind=kind, epochs=60), validation) for kind in KINDS}
+    assert parts["blend"] <= min(parts["linear"], parts["centroid"]) + 1e-6
+    assert parts["blend"] < max(parts["linear"], parts["centroid"]) - 1e-3
+
+
+def test_a_blend_of_what_validation_says_is_one_part_is_that_part():
+    """Where training rows lie about all labels, the trained map is worth nothing and its weight goes to nothing."""
+    train, validation = clouds(), clouds((40, 40, 40), 1)
+    router = made(train, validation, kind="centroid")
+    trained = made(train, validation, kind="linear", lr=1e-12, epochs=1)
+    assert loss(trained, validation) > 1
+    blend = made(train, validation, kind="blend", lr=1e-12, epochs=1)
+    assert loss(blend, validation) == pytest.approx(loss(router, validation), abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 8.0, 300.0])
+def test_calibration_recovers_a_known_temperature(temperature):
+    """Labels drawn from the softmax of known scores; the router's are so many times larger."""
+    draw = torch.Generator().manual_seed(0)
+    scores = 2 * torch.randn(40_000, 3, generator=draw)
+    labels = torch.multinomial(scores.softmax(-1), 1, generator=draw).squeeze(1)
+    router = Router(TASKS, 3, SPEC)
+    with torch.no_grad():
+        router.gate.weight.copy_(torch.eye(3) * temperature)
+    router.temperature.fill_(5.0)  # what stood there before does not matter
+    rows = Mixture(scores, labels)
+    calibrate(router, rows)
+    assert float(router.temperature) == pytest.approx(temperature, rel=0.03)
+    shares, chosen = rows.scores(router).softmax(-1).max(-1)
+    assert calibration_error(shares, chosen == labels) < 0.015
+    before = router.temperature.clone()
+    calibrate(router, rows)
+    torch.testing.assert_close(router.temperature, before, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_calibrated_and_choices_stay(kind):
+    train, validation = clouds(spread=1.2), clouds((400, 400, 400), 1, spread=1.2)
+    router = made(train, validation, kind=kind, epochs=60)
+    best = float(router.temperature)
+    at_best = loss(router, validation)
+    for factor in (0.8, 0.95, 1.05, 1.25):
+        router.temperature.fill_(best * factor)
+        assert loss(router, validation) > at_best
+    router.temperature.fill_(best)
+    fresh = clouds((600, 600, 600), 2, spread=1.2)
+    shares, chosen = fresh.scores(router).softmax(-1).max(-1)
+    assert calibration_error(shares, chosen == fresh.labels) < 0.06
+
+
+def test_calibration_error_on_numbers_made_by_hand():
+    right = torch.tensor([True, False])
+    assert calibration_error(torch.tensor([1.0, 1.0]), right) == pytest.approx(0.5)
+    assert calibration_error(torch.tensor([0.5, 0.5]), right) == 0
+    assert calibration_error(torch.tensor([1.0, 0.0]), right) == 0
+    # One bin of two rows that is 0.1 off, one of a single row that is 0.4 off.
+    shares = torch.tensor([0.61, 0.59, 0.4])
+    assert calibration_error(shares, torch.tensor([True, False, False]), bins=2) == pytest.approx((2 * 0.1 + 0.4) / 3)
+    # In one bin for all, what is too sure and what is not sure enough make up for one another.
+    assert calibration_error(shares, torch.tensor([True, False, True]), bins=1) == pytest.approx(2 / 3 - 1.6 / 3)
+
+
+def test_every_task_has_the_same_weight_whatever_its_size():
+    """Where tasks cannot be told apart, the largest must not win by its number of rows."""
+    points = torch.randn(420, 2, generator=torch.Generator().manual_seed(0))
+    mixture = Mixture(points, torch.tensor([0] * 400 + [1] * 20))
+    router = Router(("large", "small"), 2, SPEC)
+    torch.manual_seed(0)
+    fit_linear(router, mixture, mixture, Settings(epochs=30, lr=3e-2, batch_size=64), nothing)
+    bias = router.gate.bias.detach()
+    assert abs(bias[0] - bias[1]) < 1  # without weights: log 20, which is 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_large_task_does_not_win_what_could_be_either(kind):
+    rows = torch.randn(660, WIDTH, generator=torch.Generator().manual_seed(3)).half()
+    validation = torch.randn(80, WIDTH, generator=torch.Generator().manual_seed(4)).half()
+    router = made(Mixture.of([rows[:600], rows[600:]]), Mixture.of([validation[:40], validation[40:]]),
+                  tasks=("large", "small"), kind=kind, unknown=0)  # fmt: skip
+    fresh = torch.randn(2000, WIDTH, generator=torch.Generator().manual_seed(5))
+    assert 0.3 < (router(fresh).argmax(-1) == 0).float().mean() < 0.7
+
+
+def test_the_best_epoch_is_kept_and_ties_go_to_the_lower_loss():
+    """Validation says the opposite of training: never right, and the longer the worse. The first epoch is best."""
+    points = torch.tensor([[1.0], [-1.0]]).repeat(50, 1)
+    labels = torch.tensor([0, 1]).repeat(50)
+    router, seen = Router(("x", "y"), 1, SPEC), []
+
+    def listen(progress):
+        assert progress.metrics["validation.accuracy"] == 0
+        seen.append(router.gate.weight.detach().clone())
+
+    settings = Settings(epochs=4, lr=1e-2, batch_size=10)
+    assert fit_linear(router, Mixture(points, labels), Mixture(points, 1 - labels), settings, listen) == 0
+    assert torch.equal(router.gate.weight, seen[0])
+    assert not torch.equal(seen[0], seen[-1])
+
+
+@pytest.mark.parametrize("kind", ["linear", "blend"])
+def test_the_same_seed_gives_the_same_router_and_another_another(kind):
+    train, validation = clouds(spread=0.9), clouds((40, 40, 40), 1, spread=0.9)
+    first, again, other = (made(train, validation, seed, kind=kind).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(value, again[key]) for key, value in first.items())
+    assert not torch.equal(first["gate.weight"], other["gate.weight"])
+
+
+def test_the_nearest_mean_is_the_same_whatever_the_seed():
+    train, validation = clouds(), clouds((40, 40, 40), 1)
+    first, other = (made(train, validation, seed, kind="centroid").state_dict() for seed in (0, 1))
+    assert all(torch.equal(value, other[key]) for key, value in first.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_row_is_unknown_where_none_may_be(kind):
+    router = made(clouds(), clouds((40, 40, 40), 1), kind=kind, unknown=0)
+    assert router.familiarity is None
+    assert all(router.route(torch.randn(50, WIDTH) * 1000).known)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("share", [0.01, 0.1])
+def test_the_share_of_validation_rows_that_is_asked_for_is_unknown(kind, share):
+    validation = clouds((400, 400, 400), 1)
+    router = made(clouds(), validation, kind=kind, unknown=share)
+    known = torch.tensor(router.route(validation.features).known)
+    assert 1 - known.float().mean() == pytest.approx(share, abs=4e-3)
+    for task in range(3):
+        own = known[validation.labels == task]
+        assert 1 - own.float().mean() == pytest.approx(share, abs=0.02)
+    far = torch.zeros(WIDTH).index_fill(0, torch.tensor([9]), 5.0)  # where no task ever was
+    assert not any(router.route(far.repeat(3, 1) + 0.1 * torch.randn(3, WIDTH)).known)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_tasks_of_hardly_any_rows_are_no_error(kind, rows):
+    router = made(clouds((rows, rows, rows)), clouds((2, 2, 2), 1), kind=kind)
+    assert router(clouds((5, 5, 5), 2).features).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_library_of_one_task(kind):
+    router = made(clouds((30,)), clouds((10,), 1), tasks=("only",), kind=kind)
+    routes = router.route(clouds((10,), 2).features)
+    assert (set(routes.names), set(routes.shares)) == ({"only"}, {1.0})
