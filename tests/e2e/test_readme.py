@@ -26,11 +26,12 @@ NOT_RUN_HERE = {
     r"(python3?|pip|\.venv/bin/(python|pip)) .*": "installing is what `make quickstart` and `make test` do",
     r"(source|\.) .venv/bin/activate": "tests call the script in .venv/bin by its path",
     r"export \w+=.*": "not ours",
+    r"MLFLOW_TRACKING_URI=\S+ mlflow models serve .*": "tests/integration/test_serving.py serves a library so",
     r"ttmoe run smollm2( .*)?": "many minutes on two cores; the recipe is checked in tests/unit/orchestrator",
 }
 FENCE = re.compile(r"^(\s*)```+ *(\w*)[^\n]*\n(.*?)^\s*```+\s*$", re.MULTILINE | re.DOTALL)
 SHELLS = ("", "sh", "bash", "shell", "console", "text")
-PROGRAMS = r"(ttmoe|make|git|cd|pip|python3?|source|export|\.venv/bin/\w+)( |$)"
+PROGRAMS = r"(\w+=\S+ mlflow|ttmoe|make|git|cd|pip|python3?|source|export|\.venv/bin/\w+)( |$)"
 
 
 def code_lines(text: str) -> list[str]:
@@ -91,6 +92,8 @@ def test_a_command_of_the_readme(command, home, first):
     elif program == "ttmoe" and arguments[:1] == ["ui"]:
         check_ui(home, arguments)
     elif program == "ttmoe":
+        if "--file" in arguments:
+            (home / arguments[arguments.index("--file") + 1]).write_text('{"text": "where is the louvre"}\n')
         succeeded(ttmoe(home, *arguments, *fewer(home, arguments)))
     else:
         pytest.fail(f"no test runs `{command}`: teach this one to, or say in NOT_RUN_HERE why it need not")

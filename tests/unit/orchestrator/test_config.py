@@ -199,7 +199,7 @@ def test_the_defaults_that_the_starter_shows_are_the_true_ones(starter: Path) ->
         assert getattr(said, section) == getattr(silent, section)
         # Each key is shown: a new one must be put into the starter.
         shown = getattr(said, section).model_fields_set
-        assert shown == type(getattr(said, section)).model_fields.keys() - {"seed", "kind"}
+        assert shown == type(getattr(said, section)).model_fields.keys() - {"seed"}
     assert said.head == silent.head
 
 

@@ -136,9 +136,19 @@ def test_the_wrong_item_of_a_list_is_named_not_the_whole_union(tmp_path: Path) -
 
 
 def test_a_union_says_all_that_it_takes(tmp_path: Path) -> None:
-    error = failure(tmp_path, GOOD + "router: {layers: lst}\n")
-    assert error.what == "must be 'all', 'last' or 'embeddings' or a list, not 'lst'"
-    assert error.fix == "did you mean `last`?"
+    error = failure(tmp_path, GOOD + "router: {require: al}\n")
+    assert error.what == "must be 'all' or a number or a list, not 'al'"
+    assert error.fix == "did you mean `all`?"
+
+
+@pytest.mark.parametrize(
+    ("layers", "what"), [("lst", "'lst'"), ("3-1", "'3-1'"), ("top", "'top'"), ("'0-'", "'0-'"), ("[]", "()")]
+)
+def test_layers_that_are_none_say_what_to_write(tmp_path: Path, layers: str, what: str) -> None:
+    error = failure(tmp_path, GOOD + f"router: {{layers: {layers}}}\n")
+    assert error.where == f"{tmp_path}/my.yaml:19, router.layers"
+    assert error.what == f"{what} names no hidden states"
+    assert error.fix == "write all, last, embeddings, trunk, 0-4 or [0, 4]"
 
 
 def test_a_task_override_is_checked_where_it_stands(tmp_path: Path) -> None:

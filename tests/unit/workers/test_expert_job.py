@@ -15,11 +15,11 @@ from ttmoe.bank import Bank
 from ttmoe.base import load_body, load_tokenizer
 from ttmoe.encoding import pad_id_of
 from ttmoe.expert_files import load_expert, read_manifest
-from workers import expert_job, gradients
+from workers import expert_job, gradients, returning
 from workers.batches import tokenise
 from workers.bench import base_loads, release, resident
 from workers.evaluation import evaluate
-from workers.expert_job import RESULT, ExpertJob, finished_result, run_expert, run_experts
+from workers.expert_job import RESULT, ExpertJob, finished_result, planned_memory, run_expert, run_experts
 from workers.failure import Failure
 from workers.prepared import load_split
 from workers.progress import Progress
@@ -301,3 +301,19 @@ def test_the_cache_of_trunk_states_changes_no_answer(job, tmp_path):
     assert (tmp_path / "cache" / "trunk").is_dir()
     for key in ("validation.accuracy", "validation.loss", "test.accuracy", "test.loss", "best_step"):
         assert other.metrics[key] == pytest.approx(one.metrics[key], abs=1e-4)
+
+
+def test_a_training_keeps_to_what_was_planned_for_the_largest_of_a_job(job, monkeypatch):
+    limits = []
+
+    def allow(limit):
+        limits.append(limit)
+        return returning.Allowance(2**60)
+
+    monkeypatch.setattr(expert_job, "Allowance", allow)
+    one = replace(job, train=job.train.model_copy(update={"steps": 2, "eval_every": 2}))
+    many = replace(one, task="other", train=one.train.model_copy(update={"batch_size": 4096}), folder=f"{job.folder}-2")
+    run_experts((one, many), nothing)
+    body = resident(job.base, "cpu").bank.model
+    assert limits == [planned_memory((many, many), body).host]
+    assert limits[0] > planned_memory((one, one), body).host

@@ -57,9 +57,9 @@ def answered(monkeypatch, base, tmp_path):
 
 def test_another_experts_right_label_is_harmless_and_no_right_answer(answered, colours):
     examples = [Example((f"text {i}",), (), i % 3, "") for i in range(6)]  # blue, green, red, ...
-    answers = [("colours", "blue"), ("colours", "red"), ("other", "red"), ("other", "cat"), ("colours", "green"),
+    answers = [("colours", "blue"), ("colours", "red"), ("other", "red"), ("other", "blue"), ("colours", "green"),
                ("other", "blue")]  # fmt: skip
-    assert answered(colours, examples, answers) == RoutedTest("colours", 6, 3, 2, 1)
+    assert answered(colours, examples, answers) == RoutedTest("colours", 6, 3, 2, 2)
 
 
 def test_rows_beyond_a_batch_count_too(answered, colours):
