@@ -18,7 +18,6 @@ from orchestrator.registry import Registry, Version
 from orchestrator.routed_evaluation import evaluate
 from orchestrator.units import Runner, Unit
 from ttmoe.errors import WorkFailedError
-from workers.depths import MOST as MOST_DEPTHS
 from workers.depths import compare_depths
 from workers.feature_store import compute_features, feature_folder, features_there
 from workers.routed_test import RoutedTest, answer_test_split
@@ -98,7 +97,7 @@ def _router(plan: Plan, job: RouterJob, folder: Path, runner: Runner, view: Live
 
 def _depths(plan: Plan, job: RouterJob, folder: Path, runner: Runner, view: LiveView) -> list[dict[str, Any]]:
     """Routers that read less of the base; their times are measured while no other unit of the run is at work."""
-    view.stage("Stage 2: routers of less of the base", "depths", {"depths": MOST_DEPTHS})
+    view.stage("Stage 2: routers of less of the base", "depths", {"depths": 0})
     unit = _unit(plan, "depths", compare_depths, (job, folder / MODEL, plan.trunk), folder / "depths")
     return [asdict(depth) for depth in _all(runner, [unit], view)["depths"]]
 

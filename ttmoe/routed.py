@@ -152,7 +152,8 @@ class RoutedModel:
         if manifest.kind == "choice" and len(scores) == 1:  # a plain text: there is nothing to choose among
             return Prediction(name, "", float(scores[0].sigmoid()), routing)
         shares = torch.nan_to_num(scores, nan=-1e9, posinf=1e9, neginf=-1e9).softmax(-1).tolist()
-        labels = manifest.labels or tuple(map(str, range(len(shares))))
+        # A row may have more options, or fewer, than the rows that the expert was trained on.
+        labels = manifest.labels if manifest.kind != "choice" else tuple(map(str, range(len(shares))))
         best = max(range(len(shares)), key=shares.__getitem__)
         return Prediction(name, labels[best], shares[best], routing, dict(zip(labels, shares, strict=True)))
 

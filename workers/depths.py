@@ -16,7 +16,7 @@ from workers.prepared import load_split
 from workers.progress import Progress, Report
 from workers.router_job import RouterJob, router_of
 
-MOST = 5  # depths that are compared
+SPREAD = 5  # depths over the base, beside the trunk's top
 BATCH = 32
 ROUNDS = 7
 EPOCHS = 5  # of each of these routers, at most: enough to compare them by
@@ -63,7 +63,7 @@ def compare_depths(job: RouterJob, folder: Path, trunk: int, *, threads: int, de
 
 def chosen_depths(layers: int, trunk: int) -> list[int]:
     """The trunk's top, the base's top and its embeddings, and what lies evenly between them."""
-    spread = {round(i * layers / (MOST - 1)) for i in range(MOST)}
+    spread = {round(i * layers / (SPREAD - 1)) for i in range(SPREAD)}
     return sorted(spread | {trunk})
 
 

@@ -105,19 +105,16 @@ def load_features(folder: Path, split: str, count: int, spec: FeatureSpec) -> Te
     path = _file(folder, split, count)
     if path is None:
         raise FileNotFoundError(f"{count} rows of {split} are not in {folder}")
-    with safe_open(path, "pt") as file:
+    try:
+        opened = safe_open(path, "pt")
+    except FileNotFoundError:  # another run has put one with more rows in its place
+        return load_features(folder, split, count, spec)
+    with opened as file:
         whole = file.get_slice(_STATES)
         indexes = spec.indexes(whole.get_shape()[1] - 1)
         first = POOLINGS.index(spec.poolings[0])
         part = whole[:count, min(indexes) : max(indexes) + 1, first : first + len(spec.poolings)]
     return part[:, [i - min(indexes) for i in indexes]].flatten(1)
-
-
-def depth_of(folder: Path) -> int:
-    """The number of the base's layers, by the features that are kept."""
-    path = next(folder.glob("*.safetensors"))
-    with safe_open(path, "pt") as file:
-        return file.get_slice(_STATES).get_shape()[1] - 1
 
 
 def _rows(base: Base, bench: Bench, data: Prepared, split: str, cache: Path) -> Rows:

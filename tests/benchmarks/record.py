@@ -45,9 +45,9 @@ def page(records: Sequence[Record]) -> str:
     notes = NOTES.read_text() if NOTES.exists() else ""
     return f"""# Benchmarks
 
-`make benchmark` runs them all, `python -m tests.benchmarks NAME` one part; either writes this page anew from the last run
-of every part. Every ratio is taken within one run: the subjects take turns (A B B A ...) after a warm-up, and the ratio
-is the median over rounds of the ratio within a round. Subjects that take minutes run one after another.
+`make benchmark` runs them all, `python -m tests.benchmarks NAME` one part; either writes this page anew from the last
+run of every part. Every ratio is taken within one run: the subjects take turns (A B B A ...) after a warm-up, and the
+ratio is the median over rounds of that within a round. Subjects that take minutes run one after another.
 
 {parts}
 

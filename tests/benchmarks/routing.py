@@ -1,4 +1,4 @@
-"""Rows ``routing`` and ``routing-smollm2``: libraries of the paper's six and seventeen tasks, routed with no task named, against the oracle.
+"""Rows ``routing`` and ``routing-smollm2``: libraries of the paper's six and seventeen tasks, against the oracle.
 
 The library is what ``ttmoe run`` makes of a config. Its experts, above a trunk, are trained once for each base; three
 seeds are three routers. The oracle is told each row's task.
@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,8 +79,10 @@ def _run(setting: Setting) -> Iterator[Finding]:
     if not os.environ.get(DATA) or not (folder / SIX[0]).is_dir():
         yield Finding("routing of six and of 17 tasks", "not run", f"set {DATA} to the tasks' folder", "")
         return
-    with tempfile.TemporaryDirectory(dir=ROOT / "runs") as scratch:
-        yield from _setting(setting, folder, Path(scratch))
+    # Kept from run to run: what is stopped goes on. To measure anew, remove it.
+    scratch = ROOT / "runs" / "benchmarks" / f"routing-{setting.name}"
+    scratch.mkdir(parents=True, exist_ok=True)
+    yield from _setting(setting, folder, scratch)
 
 
 def _setting(setting: Setting, folder: Path, scratch: Path) -> Iterator[Finding]:
@@ -168,14 +169,20 @@ def _same_task(evaluation: dict[str, Any]) -> float:
 
 
 def _evaluation(config: dict[str, Any], scratch: Path) -> dict[str, Any]:
+    """What ``ttmoe run`` found, or has found already."""
     (scratch / "library.yaml").write_text(yaml.safe_dump(config))
-    command = [Path(sys.executable).parent / "ttmoe", "run", "library.yaml"]
-    done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
+    _ttmoe("run", scratch)
+    router = json.loads(_ttmoe("plan", scratch, "--json"))["router"]["spec_hash"]
+    folder = scratch / "runs" / config["library"] / "router" / f"router-{router[:12]}" / "model"
+    return json.loads((folder / "evaluation.json").read_text()) | {"folder": str(folder)}
+
+
+def _ttmoe(command: str, scratch: Path, *options: str) -> str:
+    words = [Path(sys.executable).parent / "ttmoe", command, "library.yaml", *options]
+    done = subprocess.run(words, cwd=scratch, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])
-    files = (scratch / "runs" / config["library"] / "router").glob("*/model/evaluation.json")
-    newest = max(files, key=lambda path: path.stat().st_mtime)
-    return json.loads(newest.read_text()) | {"folder": str(newest.parent)}
+    return done.stdout
 
 
 def _config(setting: Setting, tasks: Sequence[str], folder: Path, scratch: Path, layers: str, seed: int) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,6 +99,18 @@ def test_router_scores_that_are_not_finite_still_give_an_answer(routed):
     with torch.no_grad():
         routed.router.gate.weight.fill_(torch.nan)
     assert {(a.task, round(a.routing, 5)) for a in routed.predict(ROWS)} == {("colours", 0.33333)}
+
+
+def test_a_choice_may_have_other_options_than_the_rows_its_expert_learned_from(routed):
+    routed.manifests["which"] = replace(routed.manifests["which"], labels=("0", "1"))
+    rows = [Choice("red", tuple(f"north{i}" for i in range(count))) for count in (1, 2, 3, 5)]
+    with torch.no_grad():
+        routed.router.gate.bias[routed.router.tasks.index("which")] = 1e6
+    for row, answer in zip(rows, routed.predict(rows), strict=True):
+        assert answer.task == "which"
+        if len(row.options) > 1:
+            assert list(answer.scores) == [str(i) for i in range(len(row.options))]
+            assert answer.label == max(answer.scores, key=answer.scores.get)
 
 
 def test_empty_inputs(routed):
