@@ -11,9 +11,11 @@ import torch
 
 from ttmoe.features import FeatureSpec
 from ttmoe.routed import RoutedModel
+from ttmoe.router import MANIFEST
 from workers.batches import as_input
 from workers.prepared import load_split
 from workers.progress import Progress, Report
+from workers.routed_test import loaded_model
 from workers.router_job import RouterJob, router_of
 
 SPREAD = 5  # depths over the base, beside the trunk's top
@@ -40,7 +42,7 @@ def compare_depths(job: RouterJob, folder: Path, trunk: int, *, threads: int, de
                    report: Report) -> list[Depth]:  # fmt: skip
     """Routers of the job's kind for several depths, the trunk's top among them, and the model's time with each."""
     torch.set_num_threads(threads)
-    model = RoutedModel.load(folder, job.base, device)
+    model = loaded_model(folder, (folder / MANIFEST).read_text(), job.base, device)
     depths = chosen_depths(len(model.bank.trunk(0).layers), trunk)
     job = replace(job, settings=job.settings.model_copy(update={"epochs": min(EPOCHS, job.settings.epochs)}))
     texts = [as_input(e) for data in job.data.values() for e in load_split(data, "test")[: -(-BATCH // len(job.data))]]

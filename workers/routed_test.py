@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,10 +10,19 @@ import torch
 
 from ttmoe.base import Base
 from ttmoe.routed import RoutedModel
+from ttmoe.router import MANIFEST
 from workers.batches import as_input
+from workers.bench import release
 from workers.examples import Example
 from workers.prepared import Prepared, load_split
 from workers.progress import Progress, Report
+
+
+@functools.lru_cache(maxsize=1)
+def loaded_model(folder: Path, router: str, base: Base, device: str) -> RoutedModel:
+    """The routed model in ``folder``, which the process keeps for its next task. ``router`` is its manifest's text."""
+    release()  # it has a base of its own
+    return RoutedModel.load(folder, base, device)
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,8 @@ def answer_test_split(
     An answer is right only if it comes from this task's expert: another expert's is another question's answer.
     """
     torch.set_num_threads(threads)
-    model, examples = RoutedModel.load(folder, base, device), load_split(data, "test")
+    model = loaded_model(folder, (folder / MANIFEST).read_text(), base, device)
+    examples = load_split(data, "test")
     own, right = [], []
     for start in range(0, len(examples), 256):
         part = examples[start : start + 256]

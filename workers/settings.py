@@ -80,8 +80,9 @@ class Router(BaseModel):
     @field_validator("layers")
     @classmethod
     def _check_layers(cls, layers: str | tuple[int, ...]) -> str | tuple[int, ...]:
-        ends = re.fullmatch(r"all|last|embeddings|trunk|(\d+)-(\d+)", layers) if isinstance(layers, str) else None
-        if not layers or (isinstance(layers, str) and (not ends or (ends[1] and int(ends[1]) > int(ends[2])))):
+        named = isinstance(layers, str)
+        ends = re.fullmatch(r"all|last|embeddings|trunk|(\d{1,4})-(\d{1,4})", str(layers))
+        if not layers or (named and (not ends or (ends[1] and int(ends[1]) > int(ends[2])))):
             raise fault(f"{layers!r} names no hidden states", fix="write all, last, embeddings, trunk, 0-4 or [0, 4]")
         return layers
 

@@ -85,7 +85,7 @@ def test_the_depths_that_are_compared(layers, trunk):
     found = chosen_depths(layers, trunk)
     assert {0, trunk, layers} <= set(found)
     assert found == sorted(set(found))
-    assert len(found) <= depths.MOST + 1
+    assert len(found) <= depths.SPREAD + 1
     assert max(b - a for a, b in pairwise(found)) <= -(-layers // 4)
 
 
