@@ -44,7 +44,8 @@ def compare_depths(job: RouterJob, folder: Path, trunk: int, *, threads: int, de
     torch.set_num_threads(threads)
     model = loaded_model(folder, (folder / MANIFEST).read_text(), job.base, device)
     depths = chosen_depths(len(model.bank.trunk(0).layers), trunk)
-    job = replace(job, settings=job.settings.model_copy(update={"epochs": min(EPOCHS, job.settings.epochs)}))
+    fewer = {"epochs": min(EPOCHS, job.settings.epochs), "unknown": 0.0}
+    job = replace(job, settings=job.settings.model_copy(update=fewer))
     texts = [as_input(e) for data in job.data.values() for e in load_split(data, "test")[: -(-BATCH // len(job.data))]]
     found = []
     for place, depth in enumerate(depths):

@@ -70,7 +70,7 @@ def run_router(job: RouterJob, report: Report) -> RouterResult:
         report(Progress("testing", job.settings.epochs, job.settings.epochs))
 
     test, stripped = job.load("test"), job.load(STRIPPED)
-    shares, chosen, known = _routed(router, test, pulse)
+    shares, chosen, known = routed(router, test, pulse)
     right = chosen == test.labels
     confusion = torch.zeros(len(tasks), len(tasks), dtype=torch.long)
     confusion.index_put_((test.labels, chosen), torch.ones_like(chosen), accumulate=True)
@@ -95,7 +95,7 @@ def router_of(job: RouterJob, features: FeatureSpec, validation: Mixture, report
     return make_router(tuple(job.data), job.load("train", features), validation, features, job.settings, report)
 
 
-def _routed(router: Router, rows: Mixture, pulse: Callable[[], None]) -> tuple[Tensor, Tensor, Tensor]:
+def routed(router: Router, rows: Mixture, pulse: Callable[[], None]) -> tuple[Tensor, Tensor, Tensor]:
     """For each row the probability of the expert that was chosen, its index, and whether the row is known."""
     shares, chosen, known = [], [], []
     place = {task: i for i, task in enumerate(router.tasks)}
