@@ -6,7 +6,7 @@ import ctypes
 import os
 from pathlib import Path
 
-_PAUSE = 10  # steps between two trims, at least: memory that comes back at once is paid for in page faults
+_PAUSE = 3  # steps between two trims, at least: memory that comes back at once is paid for in page faults
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 

