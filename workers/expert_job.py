@@ -127,8 +127,11 @@ def _run(jobs: Sequence[ExpertJob], report: Report, outcomes: dict[str, ExpertRe
                 trainees[job.task] = trainee_of(job, bench, report)
             except Exception as error:
                 outcomes[job.task] = failure_of(error)
-        courses, allowance = list(trainees.values()), Allowance(planned_memory(jobs, bank.model).host)
-        fits = fit(bank, courses, pad_id=bench.pad_id, report=report, allowance=allowance) if courses else {}
+        fits: dict[str, Fit | Failure] = {}
+        if trainees:  # of the others nobody knows what they would take
+            planned = planned_memory([job for job in jobs if job.task in trainees], bank.model)
+            fits = fit(bank, list(trainees.values()), pad_id=bench.pad_id, report=report,
+                       allowance=Allowance(planned.host))  # fmt: skip
         for job in [job for job in jobs if job.task in fits]:
             try:
                 found = fits[job.task]

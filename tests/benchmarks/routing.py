@@ -34,11 +34,10 @@ from ttmoe.router import Router
 from workers.bases import resolve_base
 from workers.bench import resident
 from workers.evaluation import scores_of
-from workers.expert_job import ExpertJob
+from workers.expert_job import ExpertJob, open_rows
 from workers.feature_store import STRIPPED, feature_folder
 from workers.router_job import RouterJob, routed, router_of
 from workers.router_training import calibration_error
-from workers.token_store import rows_of
 
 SIX = ("mnli", "cola", "rte", "sst2", "qnli", "qqp")
 SEVENTEEN = (*SIX, "mrpc", "cb", "sick", "boolq", "csqa", "winogrande", "scitail", "imdb", "cosmosqa", "socialiqa",
@@ -172,7 +171,7 @@ def _right(job: ExpertJob) -> Tensor:
     bench = resident(job.base, "cpu")
     with bench.in_use() as bank:
         load_expert(bank, Path(job.folder), job.base.digest)
-        rows = rows_of(job.base, bench.tokenizer, job.data, "test", job.cache_folder)
+        rows = open_rows(job, bench, "test", lambda progress: None)
         found = scores_of(bank, job.task, rows, bench.pad_id)
     return torch.tensor([int(scores.argmax()) == label for scores, label in zip(found, rows.labels, strict=True)])
 
