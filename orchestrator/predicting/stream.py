@@ -75,8 +75,10 @@ def _arrivals(stdin: TextIO) -> Iterator[tuple[bytes, bool]]:
     except (OSError, ValueError):  # no file of the system: all of it is there
         yield stdin.buffer.read(), False
         return
+    waiting = select.poll()
+    waiting.register(number, select.POLLIN)
     while data := os.read(number, 2**16):
-        yield data, bool(select.select([number], [], [], 0)[0])
+        yield data, bool(waiting.poll(0))
 
 
 def _parsed(lines: list[bytes], before: int, columns: Columns) -> tuple[list[tuple[Row, Input]], InputError | None]:

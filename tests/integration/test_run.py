@@ -36,7 +36,7 @@ tasks:
     source: {path: animals.jsonl}
     columns: {text: text}
     label: {column: label, names: {cat: a cat, dog: a dog}}
-router: {batch_size: 32}
+router: {batch_size: 32, unknown: 0}  # a row with mark-up is like none of the training rows
 """
 SEARCH = "search: {task: colours, trials: 2, ranks: [1, 2, 4, 8], cores: [4, 6], steps: 10}\n"
 
