@@ -47,6 +47,7 @@ def answered(monkeypatch, base, tmp_path):
         monkeypatch.setattr(routed_test, "load_split", lambda data, split: {"test": examples}[split])
         monkeypatch.setattr(RoutedModel, "load", lambda *_: SimpleNamespace(predict=predict))
         (tmp_path / "router.json").write_text("{}")
+        routed_test.loaded_model.cache_clear()
         reports = []
         result = answer_test_split(tmp_path, base, data, threads=1, device="cpu", report=reports.append)
         assert asked == [as_input(example) for example in examples]
