@@ -101,18 +101,21 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _json_rows(text: str, path: Path) -> Iterator[Row]:
-    for number, line in _lines(text):
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line)
-            # Half of a surrogate pair is legal JSON, but no text: it cannot be written or tokenised.
-            if "\\ud" in line.lower():
-                json.dumps(row, ensure_ascii=False).encode()
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"this is not JSON: {error}", where=where, fix="Write one object a line.") from error
-        if not isinstance(row, dict):
-            raise InputError("a row is an object, {...}", where=where, fix="Write one object a line.")
-        yield row
+    return (json_row(line, f"{path}:{number}") for number, line in _lines(text))
+
+
+def json_row(line: str, where: str) -> Row:
+    """The object in a line of JSON. Raises InputError, with ``where``, for what is none."""
+    try:
+        row = json.loads(line)
+        # Half of a surrogate pair is legal JSON, but no text: it cannot be written or tokenised.
+        if "\\ud" in line.lower():
+            json.dumps(row, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"this is not JSON: {error}", where=where, fix="Write one object a line.") from error
+    if not isinstance(row, dict):
+        raise InputError("a row is an object, {...}", where=where, fix="Write one object a line.")
+    return row
 
 
 def _table_rows(text: str, delimiter: str, quotes: bool, path: Path) -> Iterator[Row]:

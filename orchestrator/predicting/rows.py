@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import glob
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,7 +16,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 from orchestrator.predicting.columns import Row
 from ttmoe.errors import InputError
-from workers.sources import ENDINGS
+from workers.sources import ENDINGS, json_row
 
 _AT_ONCE = 1024  # rows of a Parquet file that are in memory
 
@@ -79,19 +78,6 @@ def decoded(raw: bytes, where: str) -> str:
     except UnicodeDecodeError as error:
         bad = raw[error.start : error.start + 4]
         raise InputError(f"{bad!r} is not UTF-8", where=where, fix="convert it to UTF-8") from error
-
-
-def json_row(line: str, where: str) -> Row:
-    """The object in a line of JSON."""
-    try:
-        row = json.loads(line)
-        if "\\ud" in line.lower():  # half of a surrogate pair is legal JSON, but no text
-            json.dumps(row, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"this is not JSON: {error}", where=where, fix="write one object a line") from error
-    if not isinstance(row, dict):
-        raise InputError("a row is an object, {...}", where=where, fix="write one object a line")
-    return row
 
 
 class _Lines:

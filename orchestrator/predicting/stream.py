@@ -13,10 +13,11 @@ from rich.console import Console
 from orchestrator.predicting.answers import answered, kept_names
 from orchestrator.predicting.columns import TEXT, Columns, Row
 from orchestrator.predicting.opening import open_router
-from orchestrator.predicting.rows import decoded, json_row
+from orchestrator.predicting.rows import decoded
 from orchestrator.predicting.writing import print_rows
 from ttmoe.encoding import Input
 from ttmoe.errors import InputError
+from workers.sources import json_row
 
 _BATCHES = 8  # that are asked at once where so many lines wait: rows of like length then share a batch
 
