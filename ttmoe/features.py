@@ -54,12 +54,15 @@ def pool_states(states: Sequence[Tensor], mask: Tensor, poolings: Sequence[str] 
 
     (rows, layers, poolings, width), fp32, at unit length.
     """
-    layers = torch.stack(list(states), dim=1)
-    found = []
-    for how in poolings:
+    ends = mask.sum(1) - 1
+    rows = torch.arange(len(mask), device=mask.device)
+    real = mask.unsqueeze(1).float()
+
+    def pooled(layer: Tensor, how: str) -> Tensor:
         if how == "last":
-            ends = mask.sum(1) - 1
-            found.append(layers[torch.arange(len(layers), device=layers.device), :, ends].float())
-        else:  # the mean's length does not matter here: a sum will do
-            found.append((mask[:, None, None, :].float() @ layers.float()).squeeze(2))
-    return F.normalize(torch.stack(found, dim=2), dim=-1)
+            return layer[rows, ends].float()
+        return torch.bmm(real, layer.float()).squeeze(1)  # the mean's length does not matter here: a sum will do
+
+    # A layer at a time: all of them together in full precision are more than caches, and on large bases memory, hold.
+    found = [torch.stack([pooled(layer, how) for how in poolings], dim=1) for layer in states]
+    return F.normalize(torch.stack(found, dim=1), dim=-1)

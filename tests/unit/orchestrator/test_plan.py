@@ -71,26 +71,26 @@ def test_the_same_config_is_the_same_plan(config):
 @pytest.mark.parametrize(
     ("sections", "touched"),
     [
-        ({"tasks": {"animals": {"train": {"steps": 41}}}}, {"animals", "router"}),
-        ({"tasks": {"animals": {"head": "frozen"}}}, {"animals", "router"}),
-        ({"tasks": {"animals": {"adapter": {"rank": 2}}}}, {"animals", "router"}),
-        ({"tasks": {"animals": {"split": {"validation": 0.2, "test": 0.2, "salt": "x"}}}}, {"animals", "router"}),
-        ({"tasks": {"colours": {"train": {"steps": 41}}}}, {"colours", "router"}),
-        ({"train": {"steps": 41}}, {"colours", "animals", "router"}),
-        ({"adapter": {"rank": 4, "alpha": 15}}, {"colours", "animals", "router", "search"}),
-        ({"seed": 1}, {"colours", "animals", "router", "search"}),
-        ({"router": {"epochs": 31}}, {"router"}),
-        ({"search": {"task": "colours", "trials": 3, "steps": 10}}, {"search"}),
-        ({"library": "other"}, set()),
-        ({"resources": {"max_parallel": 1}}, set()),
-        ({"base": {"dtype": "bfloat16"}}, {"colours", "animals", "router", "search"}),
+        ({"tasks": {"animals": {"train": {"steps": 41}}}}, "animals router"),
+        ({"tasks": {"animals": {"head": "frozen"}}}, "animals router"),
+        ({"tasks": {"animals": {"adapter": {"rank": 2}}}}, "animals router"),
+        ({"tasks": {"animals": {"split": {"validation": 0.2, "test": 0.2, "salt": "x"}}}}, "animals router"),
+        ({"tasks": {"colours": {"train": {"steps": 41}}}}, "colours router"),
+        ({"train": {"steps": 41}}, "colours animals router"),
+        ({"adapter": {"rank": 4, "alpha": 15}}, "colours animals router search"),
+        ({"seed": 1}, "colours animals router search"),
+        ({"router": {"epochs": 31}}, "router"),
+        ({"search": {"task": "colours", "trials": 3, "steps": 10}}, "search"),
+        ({"library": "other"}, ""),
+        ({"resources": {"max_parallel": 1}}, ""),
+        ({"base": {"dtype": "bfloat16"}}, "colours animals router search"),
     ],
     ids=str,
 )
 def test_what_a_change_touches(config, base_folder, sections, touched):
     if "base" in sections:
         sections = {"base": {"folder": str(base_folder), **sections["base"]}}
-    assert changed(config, **sections) == touched
+    assert changed(config, **sections) == set(touched.split())
 
 
 def test_a_shape_written_out_is_the_one_that_auto_comes_to(config):
