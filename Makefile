@@ -4,7 +4,7 @@ VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test test-unit test-thorough style benchmark clean help
+.PHONY: quickstart test test-unit test-runs test-thorough style benchmark clean help
 
 help:          ## what there is to make
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+): .*## /  make \1\t/' | expand -t 22
@@ -12,14 +12,18 @@ help:          ## what there is to make
 quickstart: $(VENV)/.quickstart ## install, then train, register, route, search and evaluate on real data
 	$(VENV)/bin/ttmoe run quickstart
 
-test: $(VENV)/.test ## install what tests need and run them all
-	$(VENV)/bin/python -m pytest
+test: $(VENV)/.test ## install what tests need and run them all, the two halves side by side
+	@echo "unit tests and whole runs, side by side: a quarter of an hour; either is shown when it has ended"
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-unit test-runs
 
 test-thorough: $(VENV)/.test ## the same, with a crash at every moment (half an hour)
 	$(VENV)/bin/python -m pytest --thorough
 
 test-unit: $(VENV)/.test ## the tests that take seconds
 	$(VENV)/bin/python -m pytest tests/unit
+
+test-runs: $(VENV)/.test ## the tests that start Ray, MLflow or whole commands
+	$(VENV)/bin/python -m pytest tests/integration tests/e2e
 
 style: $(VENV)/.style ## format, lint and type checks
 	$(VENV)/bin/ruff check . && $(VENV)/bin/mypy
