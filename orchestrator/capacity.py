@@ -86,7 +86,5 @@ def _gpu_places(has: float, wants: float) -> float:
 
 
 def _shown(need: Need) -> str:
-    parts = [f"{need.cpus:g} CPUs", f"{need.gpus:g} GPUs"] + (
-        [f"{need.memory / GB:.1f} GB of memory"] if need.memory else []
-    )
-    return ", ".join(parts)
+    processors = [f"{need.cpus:g} CPUs", f"{need.gpus:g} GPUs"] if need.cpus or need.gpus else []
+    return ", ".join(processors + ([f"{need.memory / GB:.1f} GB of memory"] if need.memory else []))

@@ -13,6 +13,7 @@ from orchestrator.machines import nodes_here
 from orchestrator.pace import expert_seconds
 from orchestrator.packing import packed
 from orchestrator.plan import Plan
+from orchestrator.router_forecast import LESS_FEATURES, RouterForecast, forecast_router
 from orchestrator.standing import Standing
 from orchestrator.trunk_forecast import TrunkForecast, forecast_trunk
 from ttmoe.base import empty_body
@@ -46,6 +47,7 @@ class Forecast:
     at_once: int
     scarce: str
     trunk: TrunkForecast | None
+    router: RouterForecast
     seconds: dict[str, float | None]
     total: float | None
     waits: bool
@@ -74,6 +76,7 @@ def forecast(plan: Plan, standing: Standing, registry: Registry | None, nodes: S
         at_once or 0,
         _limit(nodes, need, at_once or 0),
         forecast_trunk(plan, model, todo),
+        forecast_router(plan, model),
         seconds,
         _total([[seconds[task] for task in pack] for pack in packs], at_once or 0),
         waits,
@@ -81,7 +84,7 @@ def forecast(plan: Plan, standing: Standing, registry: Registry | None, nodes: S
 
 
 def check_feasible(plan: Plan, nodes: Sequence[Node], tasks: Collection[str] | None = None) -> None:
-    """Raise InfeasibleError where a job of ``tasks`` (by default of any) would wait for ever, saying what it lacks.
+    """Raise InfeasibleError where a job of ``tasks`` (by default of any) or the router fits nowhere; it says why.
 
     A cluster that grows is waited for.
     """
@@ -101,6 +104,7 @@ def check_feasible(plan: Plan, nodes: Sequence[Node], tasks: Collection[str] | N
     if resources.gpus and room and asks > room:
         what = f"{who} asks for {asks / GB:.1f} GB of a GPU, and its share of one is {room / GB:.1f} GB"
         raise InfeasibleError(what, where="resources", fix=LESS_MEMORY)
+    require_fits(nodes, forecast_router(plan, model).need, "the router", LESS_FEATURES)
 
 
 def memories(plan: Plan, model: nn.Module, tasks: Collection[str], experts: int) -> dict[str, Memory]:

@@ -78,6 +78,7 @@ def as_dict(plan: Plan, standing: Standing, outlook: Forecast, problem: Infeasib
             "scarce": outlook.scarce,
             "base_loads": outlook.base_loads,
             "trunk": asdict(outlook.trunk) if outlook.trunk else None,
+            "router": asdict(outlook.router),
             "waits": outlook.waits,
         },
         "seconds": outlook.total,
@@ -190,6 +191,9 @@ def _resources(plan: Plan, standing: Standing, outlook: Forecast) -> list[str]:
         kept = "" if outlook.trunk.fits else f": more than storage.trunk_gb ({plan.config.storage.trunk_gb:g})"
         about = f"about {_size(outlook.trunk.bytes)} on disk{kept}"
         lines.append(f"trunk      {about}; steps skip {outlook.trunk.share:.0%} of the base's layers")
+    if standing.router.state != "cached":
+        disk, memory = _size(outlook.router.disk), _size(outlook.router.memory)
+        lines.append(f"router     about {disk} of features on disk, {memory} of memory to make it")
     time = f"about {_time(outlook.total)} for the experts" if outlook.total is not None else "no past run tells"
     return [*lines, f"time       {time}"] if standing.todo else lines
 

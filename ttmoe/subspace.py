@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 WIDEST = 512  # directions, at most
-MOST = 64_000_000  # numbers in all tasks' scatter
+MOST = 64_000_000  # numbers in all tasks' scatter, and in the directions
 SAMPLE = 8_000  # rows that the directions are taken from, every task alike
+MOST_SAMPLED = 500_000_000  # numbers in these rows
 SHRINKAGE = 0.03  # of a task's scatter towards that of all tasks, and of that towards its mean variance
 
 
@@ -34,9 +35,10 @@ class Subspace:
     @classmethod
     def of(cls, rows: Sequence[Tensor], scaled: Callable[[Tensor], Tensor], chunk: int = 4096) -> Subspace:
         """From the features of each task's training rows, which ``scaled`` standardises a chunk at a time."""
-        share = max(2, min(1200, SAMPLE // len(rows)))
+        wide = rows[0].shape[1]
+        share = max(2, min(1200, min(SAMPLE, MOST_SAMPLED // wide) // len(rows)))
         sample = torch.cat([scaled(task[:share]) for task in rows])
-        width = min(WIDEST, math.isqrt(MOST // len(rows)), sample.shape[1], max(1, len(sample) // 4))
+        width = min(directions(wide, len(rows)), max(1, len(sample) // 4))
         with torch.random.fork_rng(devices=[]):  # the directions come from random projections: always from the same
             torch.manual_seed(0)
             basis = torch.pca_lowrank(sample, q=width, niter=2)[2]
@@ -63,6 +65,11 @@ class Subspace:
         """
         scaled = torch.linalg.solve(self.within, self.means.T).T
         return scaled @ self.basis.T, -0.5 * (scaled * self.means).sum(1)
+
+
+def directions(width: int, tasks: int) -> int:
+    """How many directions there are at most, of so many features and tasks."""
+    return max(1, min(WIDEST, math.isqrt(MOST // tasks), MOST // width, width))
 
 
 def whitening(scatter: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 from library_plan import FakeRegistry, plan_of, version_of
 
 from orchestrator import forecast as module
+from orchestrator import router_forecast
 from orchestrator.capacity import GB, Node
 from orchestrator.forecast import check_feasible, forecast
 from orchestrator.machines import free_memory, nodes_here
@@ -15,6 +16,7 @@ from orchestrator.standing import ExpertStanding, hold
 from orchestrator.trunk_forecast import tokens_of
 from ttmoe.errors import InfeasibleError
 from workers.batches import tokenise
+from workers.feature_store import compute_features
 from workers.prepared import load_split
 
 CPU = Node("cpu", 4, 0, 64 * GB)
@@ -92,6 +94,26 @@ def test_what_fits_nowhere_is_refused(planned, sections, nodes, said):
     if not plan.config.resources.gpus and nodes and nodes[0].cpus == 4 and nodes[0].memory < GB:
         assert "expert 'colours'" in caught.value.what
         assert "micro_batch" in caught.value.fix
+
+
+def test_a_router_that_fits_nowhere_is_refused(planned, monkeypatch):
+    plan = planned(router={"layers": "all"})
+    monkeypatch.setattr(router_forecast, "HALF", 10**8)  # as if the features were wide: they are counted in halves
+    found = outlook(plan, [CPU]).router
+    assert outlook(planned(router={"layers": "last"}), [CPU]).router.memory < found.memory > CPU.memory
+    with pytest.raises(InfeasibleError, match=r"the router asks for .* GB of memory, and the largest node") as caught:
+        check_feasible(plan, [CPU])
+    assert "CPUs" not in caught.value.what.split(",")[0]
+    assert "router.layers" in caught.value.fix
+
+
+def test_the_disk_of_router_features_is_what_their_files_take(planned, base, tmp_path):
+    plan = planned()
+    for expert in plan.experts.values():
+        folder = compute_features(base, expert.job.data, 5000, tmp_path / "kept", threads=1, device="cpu",
+                                  report=lambda progress: None)  # fmt: skip
+    kept = sum(file.stat().st_size for file in folder.parent.glob("*/*.safetensors"))
+    assert outlook(plan, [CPU]).router.disk == pytest.approx(kept, rel=0.02)  # and each file's header
 
 
 def test_what_does_not_fit_a_gpu_is_refused(on_gpu):

@@ -1,0 +1,48 @@
+"""The disk that router features would take, and the memory that a router made from them does, about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from orchestrator.capacity import Need
+from orchestrator.plan import Plan
+from ttmoe.features import POOLINGS
+from ttmoe.subspace import MOST_SAMPLED, SAMPLE, directions
+from workers.feature_store import row_counts
+from workers.router_training import CHUNK
+
+if TYPE_CHECKING:
+    from torch import nn
+
+HALF, SINGLE = 2, 4  # bytes of a number
+PROCESS = 5 * 10**8  # bytes of a process with torch in it
+LESS_FEATURES = "let the router read less: router.layers (trunk, last), router.pooling, or lower router.rows_per_task"
+
+
+@dataclass(frozen=True)
+class RouterForecast:
+    """Bytes on disk of all tasks' features, and of memory while the router is made from those that it reads."""
+
+    disk: int
+    memory: int
+
+    @property
+    def need(self) -> Need:
+        """What its process takes, whatever it reserves."""
+        return Need(0, 0, self.memory)
+
+
+def forecast_router(plan: Plan, model: nn.Module) -> RouterForecast:
+    """The forecast for all the plan's tasks."""
+    depth, hidden = model.config.num_hidden_layers, model.config.hidden_size  # type: ignore[union-attr]
+    counts = [row_counts(each.job.data, plan.config.router.rows_per_task) for each in plan.experts.values()]
+    rows = {split: sum(count[split] for count in counts) for split in counts[0]}
+    width = len(plan.features.indexes(depth)) * len(plan.features.poolings) * hidden  # type: ignore[arg-type, operator]
+    tasks, low = len(counts), directions(width, len(counts))  # type: ignore[arg-type]
+    kept = 2 * rows["train"] + rows["validation"]  # each task's training rows, and all of them as one
+    sampled = min(SAMPLE, MOST_SAMPLED // width, rows["train"])  # type: ignore[operator]
+    numbers = 2 * sampled + 2 * CHUNK + 6 * tasks + 2 * low  # of each feature: rows, gates as they train, directions
+    memory = PROCESS + HALF * kept * width + SINGLE * (numbers * width + 4 * tasks * low**2)
+    states = (depth + 1) * len(POOLINGS) * hidden  # type: ignore[operator]
+    return RouterForecast(HALF * sum(rows.values()) * states, memory)  # type: ignore[arg-type]
