@@ -250,7 +250,7 @@ def experts_import(
         str | None, typer.Option("--labels", help="a,b: the head's outputs in order; by default as the folder says.")
     ] = None,
     kind: Annotated[
-        str | None, typer.Option("--kind", help="text or pair; by default as the folder says, else text.")
+        str | None, typer.Option("--kind", help="text, pair or generate; by default as the folder says, else text.")
     ] = None,
     library: Library = None,
     root: Root = Path("runs"),

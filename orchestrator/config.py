@@ -188,6 +188,8 @@ class Config(BaseModel):
         for name, entry in self.tasks.items():
             if "shape" in entry.adapter.model_fields_set:
                 self._check_shaped_roles(self.task_adapter(name), ("tasks", name))
+            if entry.kind == "generate":
+                _check_headless(name, entry)
         return self
 
     def _check_shaped_roles(self, adapter: Adapter, key: tuple[str, ...]) -> None:
@@ -230,6 +232,14 @@ class Config(BaseModel):
     def tracking_uri(self) -> str:
         """The MLflow store's address."""
         return self.tracking.uri or store_uri(Path(self.storage.root))
+
+
+def _check_headless(name: str, entry: TaskEntry) -> None:
+    """A setting of the head would be ignored in silence where there is none."""
+    of_train = [("train", each) for each in ("head_lr", "head_dropout", "label_smoothing")
+                if each in entry.train.model_fields_set]  # fmt: skip
+    for key in [("head",)] * bool(entry.head) + of_train:
+        raise fault("a task that writes has no head", key=("tasks", name, *key), fix="leave this setting out")
 
 
 def store_uri(root: Path) -> str:

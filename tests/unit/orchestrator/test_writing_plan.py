@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import tiny
 import tiny_causal
+import yaml
 
 from orchestrator.config import Config
 from orchestrator.expert_record import run_params
-from orchestrator.loading import resolved_yaml
+from orchestrator.loading import load_config, resolved_yaml
 from orchestrator.plan import make_plan
 from orchestrator.trunk_forecast import tokens_of
 from orchestrator.yaml_document import read_yaml
@@ -53,3 +54,19 @@ def test_a_base_without_its_language_head_is_refused_before_any_work(config, tmp
     AutoModel.from_pretrained(folder).save_pretrained(folder)
     with pytest.raises(InputError, match=r"holds no lm_head\.weight"):
         make_plan(config(folder))
+
+
+@pytest.mark.parametrize(
+    ("section", "where"),
+    [({"head": "frozen"}, "head"), ({"train": {"label_smoothing": 0.1}}, "train.label_smoothing"),
+     ({"train": {"steps": 9, "head_lr": 1e-4}}, "train.head_lr")],
+)  # fmt: skip
+def test_settings_of_a_head_are_refused_where_there_is_none(tmp_path, section, where):
+    task = tiny_causal.writing_task(tmp_path / "replies.jsonl")
+    data = {"library": "tiny", "base": {"folder": "base"}, "tasks": {"replies": {**task, **section}}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises(InputError, match="a task that writes has no head") as caught:
+        load_config(str(tmp_path / "tiny.yaml"))
+    assert f"tasks.replies.{where}" in caught.value.where
+    # What is set for all tasks is meant for those with a head.
+    Config.model_validate(data | {"head": "frozen", "train": {"label_smoothing": 0.1}, "tasks": {"replies": task}})
