@@ -50,6 +50,8 @@ class RoutedModel:
     def __init__(self, bank: Bank, router: Router, manifests: dict[str, Manifest], tokenizer: Any,
                  max_length: int) -> None:  # fmt: skip
         self.bank, self.router, self.manifests = bank.eval(), router.eval().to(bank.device), manifests
+        if familiarity := router.familiarity:  # half precision is for the file: to widen it anew takes every batch long
+            familiarity.basis = familiarity.basis.float()
         self.tokenizer, self.max_length, self.pad_id = tokenizer, max_length, pad_id_of(tokenizer)
         self._layers = len(bank.trunk(0).layers)
         self._read = router.features.indexes(self._layers)
