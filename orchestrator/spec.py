@@ -8,7 +8,7 @@ from typing import Any
 
 # Raised when the code would train differently from the same settings; the code's own version is recorded, not hashed.
 EXPERT_RECIPE = 2
-ROUTER_RECIPE = 2
+ROUTER_RECIPE = 3
 SEARCH_RECIPE = 1
 
 

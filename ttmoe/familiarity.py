@@ -62,6 +62,11 @@ class Familiarity(nn.Module):
             own = scores[experts == task]
             self.thresholds[task] = own.quantile(share) if share and len(own) else -torch.inf
 
+    def admit(self, scores: Tensor, experts: Tensor, share: float) -> None:
+        """Lower thresholds where more than ``share`` of the rows with these familiarities would fall below."""
+        for task in experts.unique().tolist():
+            self.thresholds[task] = self.thresholds[task].minimum(scores[experts == task].quantile(share))
+
     def knows(self, features: Tensor, experts: Tensor) -> Tensor:
         """Which rows (rows,) are like their tasks. What is not finite is like nothing."""
         return self(features, experts) >= self.thresholds[experts]

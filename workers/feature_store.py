@@ -25,14 +25,15 @@ from workers.batches import Rows, evaluation_batches, tokenise
 from workers.bench import Bench, resident
 from workers.prepared import Prepared, load_split
 from workers.progress import Progress, Report
-from workers.stripping import stripped
+from workers.stripping import loosened, stripped
 from workers.token_store import rows_of
 from workers.trunk_cache import TrunkStates, find_trunk
 
 RECIPE = 2  # raise it when this code would compute or keep the same features differently
-STRIPPED = "stripped"  # test rows without their formatting
-SPLITS = ("train", "validation", "test", STRIPPED)
-STRIPPED_ROWS = 500
+STRIPPED, LOOSE = "stripped", "loose"
+FORMS = {STRIPPED: ("test", stripped), LOOSE: ("validation", loosened)}  # the first rows of a split in another form
+FORM_ROWS = 500
+SPLITS = ("train", "validation", "test", *FORMS)
 _STATES = "states"
 
 
@@ -43,9 +44,10 @@ def feature_folder(base: Base, data: Prepared, cache: Path) -> Path:
 
 
 def row_counts(data: Prepared, rows: int) -> dict[str, int]:
-    """Rows of each split: all of them, but at most ``rows`` for training, and fewer of those that are stripped."""
+    """Rows of each split: all of them, but at most ``rows`` for training, and fewer of those in another form."""
     there = {split: sum(counts.values()) for split, counts in data.counts.items()}
-    return there | {"train": min(rows, there["train"]), STRIPPED: min(STRIPPED_ROWS, there["test"])}
+    forms = {name: min(FORM_ROWS, there[split]) for name, (split, _) in FORMS.items()}
+    return there | {"train": min(rows, there["train"])} | forms
 
 
 def features_there(folder: Path, data: Prepared, rows: int) -> bool:
@@ -118,10 +120,10 @@ def load_features(folder: Path, split: str, count: int, spec: FeatureSpec) -> Te
 
 
 def _rows(base: Base, bench: Bench, data: Prepared, split: str, cache: Path) -> Rows:
-    if split != STRIPPED:
+    if split not in FORMS:
         return rows_of(base, bench.tokenizer, data, split, cache)
-    examples = [stripped(example) for example in load_split(data, "test")[:STRIPPED_ROWS]]
-    return tokenise(bench.tokenizer, examples, base.max_length)
+    source, form = FORMS[split]
+    return tokenise(bench.tokenizer, [form(each) for each in load_split(data, source)[:FORM_ROWS]], base.max_length)
 
 
 def _pooled(bank: Bank, inputs: dict[str, Tensor], rows: Sequence[int], states: TrunkStates | None) -> Tensor:

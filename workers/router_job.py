@@ -14,7 +14,7 @@ from torch import Tensor
 from ttmoe.base import Base
 from ttmoe.features import FeatureSpec
 from ttmoe.router import Router, save_router
-from workers.feature_store import STRIPPED, load_features, row_counts
+from workers.feature_store import LOOSE, STRIPPED, load_features, row_counts
 from workers.prepared import Prepared
 from workers.progress import Progress, Report
 from workers.router_training import CHUNK, Mixture, calibration_error, make_router
@@ -92,7 +92,8 @@ def run_router(job: RouterJob, report: Report) -> RouterResult:
 def router_of(job: RouterJob, features: FeatureSpec, validation: Mixture, report: Report) -> Router:
     """A router of the job that reads these features, drawn from the job's seed."""
     torch.manual_seed(job.seed)
-    return make_router(tuple(job.data), job.load("train", features), validation, features, job.settings, report)
+    loose = job.load(LOOSE, features) if job.settings.unknown and job.settings.loose else None
+    return make_router(tuple(job.data), job.load("train", features), validation, features, job.settings, report, loose)
 
 
 def routed(router: Router, rows: Mixture, pulse: Callable[[], None]) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,6 +18,7 @@ from workers.progress import Progress, Report
 from workers.settings import Router as Settings
 
 CHUNK = 4096  # rows that are in full precision at a time
+LOOSE_UNKNOWN = 0.05  # of the rows in another form, at most
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,11 @@ class Mixture:
 
 
 def make_router(tasks: Sequence[str], train: Mixture, validation: Mixture, features: FeatureSpec,
-                settings: Settings, report: Report) -> Router:  # fmt: skip
-    """A router of the settings' kind for ``tasks`` from their training rows, calibrated on ``validation``."""
+                settings: Settings, report: Report, loose: Mixture | None = None) -> Router:  # fmt: skip
+    """A router of the settings' kind for ``tasks`` from their training rows, calibrated on ``validation``.
+
+    ``loose`` are rows in another form, of which most must be known to it too.
+    """
     router = Router(tasks, train.features.shape[1], features, settings.noise)
     fit_scale(router, train)
     subspace = Subspace.of(train.by_task(), router.scaled) if settings.kind != "linear" or settings.unknown else None
@@ -60,10 +64,11 @@ def make_router(tasks: Sequence[str], train: Mixture, validation: Mixture, featu
         _blend(router, subspace, validation)
     if subspace and settings.unknown:
         router.familiarity = Familiarity.of(subspace)
-        experts = validation.scores(router).argmax(-1)
-        parts = zip(validation.features.split(CHUNK), experts.split(CHUNK), strict=True)
-        familiar = torch.cat([router.familiarity(router.scaled(rows), chosen) for rows, chosen in parts])
-        router.familiarity.fit_thresholds(familiar, experts, settings.unknown)
+        router.familiarity.fit_thresholds(*_familiar(router, router.familiarity, validation), settings.unknown)
+        if loose:
+            familiar, experts = _familiar(router, router.familiarity, loose)
+            own = experts == loose.labels  # of a row that goes astray its task's threshold says nothing
+            router.familiarity.admit(familiar[own], experts[own], max(settings.unknown, LOOSE_UNKNOWN))
     return router.eval()
 
 
@@ -133,6 +138,13 @@ def calibration_error(shares: Tensor, right: Tensor, bins: int = 15) -> float:
         for i in places.unique().tolist()
     ]
     return sum(gaps)
+
+
+def _familiar(router: Router, familiarity: Familiarity, rows: Mixture) -> tuple[Tensor, Tensor]:
+    """How familiar each row is with the expert that it is sent to, and this expert."""
+    experts = rows.scores(router).argmax(-1)
+    parts = zip(rows.features.split(CHUNK), experts.split(CHUNK), strict=True)
+    return torch.cat([familiarity(router.scaled(part), chosen) for part, chosen in parts]), experts
 
 
 def _blend(router: Router, subspace: Subspace, validation: Mixture) -> None:

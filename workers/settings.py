@@ -72,6 +72,10 @@ class Router(BaseModel):
     unknown: Share = Field(
         default=0.01, description="The share of the tasks' own validation rows to answer `unknown`; 0 never does."
     )
+    loose: bool = Field(
+        default=True,
+        description="Whether such rows in lower case and without punctuation are known too, all but one in twenty.",
+    )
     require: Literal["all"] | Annotated[float, Field(gt=0, le=1)] | tuple[str, ...] = Field(
         default="all",
         description="Experts that must be there before it is trained: all, a share of them, or these tasks.",

@@ -1,4 +1,4 @@
-"""A row without its formatting, to see how much of routing reads the form and not the matter."""
+"""A row without its formatting: to see how much of routing reads the form and not the matter, and to allow for it."""
 
 from __future__ import annotations
 
@@ -16,5 +16,16 @@ def stripped(example: Example) -> Example:
 
     What would be empty then (a row of punctuation alone) stays in lower case.
     """
-    whole = " ".join(_PREFIX.sub("", text) for text in (*example.texts, *example.choices)).lower()
-    return replace(example, texts=(" ".join(_PUNCTUATION.sub(" ", whole).split()) or whole,), choices=())
+    whole = " ".join(_PREFIX.sub("", text) for text in (*example.texts, *example.choices))
+    return replace(example, texts=(_plain(whole),), choices=())
+
+
+def loosened(example: Example) -> Example:
+    """The example as someone in a hurry would type it: the same fields in lower case, without punctuation."""
+    texts, choices = (tuple(map(_plain, field)) for field in (example.texts, example.choices))
+    return replace(example, texts=texts, choices=choices)
+
+
+def _plain(text: str) -> str:
+    lower = text.lower()
+    return " ".join(_PUNCTUATION.sub(" ", lower).split()) or lower

@@ -17,6 +17,8 @@ from workers import feature_store
 from workers.batches import Rows, as_input
 from workers.bench import resident
 from workers.feature_store import (
+    FORMS,
+    LOOSE,
     SPLITS,
     STRIPPED,
     compute_features,
@@ -55,7 +57,8 @@ def keep_trunk(base, data, cache, depth, splits=("train", "validation", "test"))
 
 
 def examples_of(data, split):
-    return [stripped(e) for e in load_split(data, "test")] if split == STRIPPED else load_split(data, split)
+    source, form = FORMS.get(split, (split, lambda example: example))
+    return [form(e) for e in load_split(data, source)]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +104,7 @@ def test_each_row_has_its_own_features_in_order(base, colours, tmp_path, alone):
     found = found_in(folder, colours)
     assert {split: len(rows) for split, rows in found.items()} == {
         "train": 50, **{split: len(load_split(colours, split)) for split in ("validation", "test")},
-        STRIPPED: len(load_split(colours, "test"))}  # fmt: skip
+        STRIPPED: len(load_split(colours, "test")), LOOSE: len(load_split(colours, "validation"))}  # fmt: skip
     assert set(found) == set(SPLITS)
     for split, rows in found.items():
         assert rows.dtype == torch.half
@@ -242,8 +245,9 @@ def test_features_from_a_kept_trunk_are_the_same(base, colours, tmp_path, layers
     layers_run.clear()
     kept = found_in(compute(base, colours, tmp_path, depth=depth), colours)
     below = sum(rows for layer, rows in layers_run if layer == 0)
-    # Stripped rows are in no cache; besides, a trunk asks one layer, once, what it returns.
-    assert len(plain[STRIPPED]) <= below <= len(plain[STRIPPED]) + 64
+    # Rows in another form are in no cache; besides, a trunk asks one layer, once, what it returns.
+    lacking = len(plain[STRIPPED]) + len(plain[LOOSE])
+    assert lacking <= below <= lacking + 64
     for split in SPLITS:
         torch.testing.assert_close(kept[split], plain[split], rtol=0, atol=1e-3)
 
@@ -293,7 +297,7 @@ def test_a_task_of_choices(base, choice, tmp_path, alone):
 
 
 def test_stripped_rows_are_the_first_test_rows_without_their_form(base, choice, tmp_path, alone, monkeypatch):
-    monkeypatch.setattr(feature_store, "STRIPPED_ROWS", 7)
+    monkeypatch.setattr(feature_store, "FORM_ROWS", 7)
     found, examples = found_in(compute(base, choice, tmp_path), choice), load_split(choice, "test")
     assert len(found[STRIPPED]) == 7 < len(examples) == len(found["test"])
     for rows, example in zip(found[STRIPPED], examples, strict=False):

@@ -47,7 +47,7 @@ def data_of(task, train):
 @pytest.fixture
 def job(base, tmp_path):
     draw = torch.Generator().manual_seed(0)
-    files = {task: write_task(tmp_path / task, i, {"train": rows, **OTHERS, "stripped": 50}, draw)
+    files = {task: write_task(tmp_path / task, i, {"train": rows, **OTHERS, "stripped": 50, "loose": 40}, draw)
              for i, (task, rows) in enumerate(ROWS.items())}  # fmt: skip
     data, lock = {task: data_of(task, rows) for task, rows in ROWS.items()}, {task: f"hash-{task}" for task in ROWS}
     return RouterJob(base, FeatureSpec("last", "mean"), data, files, lock, Router(**QUICK), 0, "ef" * 32,
@@ -118,6 +118,17 @@ def test_rows_that_are_like_nothing_count_as_unknown(job, tmp_path):
     assert run_router(job, nothing).metrics["test.unknown"] == pytest.approx(1 / 3, abs=0.05)
     settings = Router(**QUICK, unknown=0)
     assert run_router(replace(job, settings=settings), nothing).metrics["test.unknown"] == 0
+
+
+def test_rows_in_another_form_are_known_unless_form_counts(job, tmp_path):
+    """Test rows of ``a`` lie beside its training rows, as its loose validation rows do."""
+    beside = states(0, 50, torch.Generator().manual_seed(3))
+    beside[:, -1, 0, 7] += 0.4
+    for name, rows in {"test-50": beside, "loose-40": beside[:40]}.items():
+        save_file({"states": rows.clone()}, tmp_path / "a" / f"{name}.safetensors")
+    assert run_router(job, nothing).metrics["test.unknown"] < 0.1
+    strict = replace(job, settings=Router(**QUICK, loose=False))
+    assert run_router(strict, nothing).metrics["test.unknown"] == pytest.approx(1 / 3, abs=0.05)
 
 
 def test_the_same_seed_gives_the_same_router(job, tmp_path):

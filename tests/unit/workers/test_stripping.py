@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from workers.examples import Example
-from workers.stripping import stripped
+from workers.stripping import loosened, stripped
 
 
 def strip(*texts, choices=()):
@@ -39,6 +39,11 @@ def test_a_pair_and_options_become_one_text():
 def test_what_else_a_row_has_stays():
     found = strip("Text?")
     assert (found.label, found.group, found.answer) == (1, "group", "the answer")
+
+
+def test_a_row_that_is_typed_loosely_keeps_its_fields():
+    found = loosened(Example(("Premise: Yes.", "..."), ("(A) Cats",), 1, "group", "The answer."))
+    assert found == Example(("premise yes", "..."), ("a cats",), 1, "group", "The answer.")
 
 
 def test_stripping_twice_is_stripping_once():
