@@ -30,13 +30,17 @@ from ttmoe.base import load_body, load_tokenizer
 from ttmoe.encoding import Choice, Input, collate, encode_inputs, pad_id_of
 from ttmoe.expert_files import load_expert
 from ttmoe.features import FeatureSpec, router_features
+from ttmoe.routed import RoutedModel
 from ttmoe.router import Router
 from workers.bases import resolve_base
+from workers.batches import as_input
 from workers.bench import resident
 from workers.evaluation import scores_of
 from workers.expert_job import ExpertJob, open_rows
 from workers.feature_store import STRIPPED, feature_folder
-from workers.router_job import RouterJob, routed, router_of
+from workers.prepared import Prepared, load_split
+from workers.router_job import RouterJob, router_of
+from workers.router_job import routed as routes_of
 from workers.router_training import calibration_error
 
 SIX = ("mnli", "cola", "rte", "sst2", "qnli", "qqp")
@@ -98,19 +102,22 @@ def _run(setting: Setting) -> Iterator[Finding]:
 
 def _setting(setting: Setting, folder: Path, scratch: Path) -> Iterator[Finding]:
     config = _config(setting, folder, scratch)
-    run = _run_library(config, scratch)
+    library = _run_library(config, scratch)
     plan = make_plan(Config(**config))
     right = {task: _right(expert.job) for task, expert in plan.experts.items()}
+    model = RoutedModel.load(library, plan.base)
+    names = {task: json.loads((folder / task / "provenance.json").read_text())["label_names"] for task in SEVENTEEN}
     for tasks in (SEVENTEEN, SIX):
         found: dict[str, list[Outcome]] = {}
         for layers in ("all", "trunk"):
             for seed in SEEDS[: 1 if os.environ.get(QUICK) else None]:
-                outcome = _outcome(plan.only(tasks), layers, seed, right)
+                outcome = _outcome(plan.only(tasks), layers, seed, right, model, names)
                 found.setdefault(layers, []).append(outcome)
                 print(f"  {setting.name} {len(tasks)} {layers} {seed}: {outcome}", file=sys.stderr, flush=True)
         yield from _findings(setting, tasks, found)
         if tasks is SEVENTEEN:
-            product, ours = run["metrics"]["test.routed_accuracy"], found["all"][0].routed
+            metrics = json.loads((library / "evaluation.json").read_text())["metrics"]
+            product, ours = metrics["test.routed_accuracy"], found["all"][0].routed
             yield Finding(f"{setting.name}, 17 tasks: by the routed model itself, seed 0, every row through it",
                           f"{product:.4f}", f"from features and lone experts {ours:.4f}",
                           f"{abs(product - ours):.4f} apart", "≤ 0.005", abs(product - ours) <= 0.005)  # fmt: skip
@@ -121,12 +128,16 @@ def _setting(setting: Setting, folder: Path, scratch: Path) -> Iterator[Finding]
 @dataclass(frozen=True)
 class Outcome:
     """A router on the mixed test rows. ``routed`` and ``alone`` are mean accuracies over tasks; ``same`` is the share
-    of the rows that went astray among names of one task, and ``apart`` the routed accuracy if none of these had."""
+    of the rows that went astray among names of one task, and ``apart`` the routed accuracy if none of these had.
+    ``harmless`` is the share of the rows that went astray and got the right label, ``labelled`` the mean accuracy
+    where these count."""
 
     accuracy: float
     same: float
     routed: float
     apart: float
+    labelled: float
+    harmless: float
     alone: float
     error: float
     unknown: float
@@ -134,7 +145,8 @@ class Outcome:
     router: Router = field(repr=False)
 
 
-def _outcome(plan: Plan, layers: str, seed: int, right: dict[str, Tensor]) -> Outcome:
+def _outcome(plan: Plan, layers: str, seed: int, right: dict[str, Tensor], model: RoutedModel,
+             names: dict[str, list[str]]) -> Outcome:  # fmt: skip
     """A router as stage 2 makes it, and what it makes of the test rows; an answer counts if its own expert gives it."""
     settings = plan.config.router.model_copy(update={"layers": layers})
     spec = FeatureSpec(settings.hidden_states(plan.trunk), settings.pooling)
@@ -143,27 +155,47 @@ def _outcome(plan: Plan, layers: str, seed: int, right: dict[str, Tensor]) -> Ou
     job = RouterJob(plan.base, spec, data, files, plan.lock, settings, seed, "", "")
     router = router_of(job, spec, job.load("validation"), lambda progress: None)
     test, stripped = job.load("test"), job.load(STRIPPED)
-    shares, chosen, known = routed(router, test, lambda: None)
+    shares, chosen, known = routes_of(router, test, lambda: None)
     own = chosen == test.labels
     tasks, counts = list(data), torch.bincount(test.labels).tolist()
     entails = torch.tensor([task in SAME for task in tasks])
     same = ~own & entails[test.labels] & entails[chosen]
 
-    def mean_right(met: Tensor) -> float:
-        return fmean(float((each & right[task]).float().mean())
-                     for task, each in zip(tasks, met.split(counts), strict=True))  # fmt: skip
+    alone = torch.cat([right[task] for task in tasks])
+    harmless = ~own
+    harmless[~own] = _right_all_the_same(model, router, data, names, own)
+
+    def mean(answered: Tensor) -> float:
+        return fmean(float(each.float().mean()) for each in answered.split(counts))
 
     return Outcome(
         float(own.float().mean()),
         float(same.float().mean()),
-        mean_right(own),
-        mean_right(own | same),
-        mean_right(torch.ones_like(own)),
+        mean(own & alone),
+        mean((own | same) & alone),
+        mean((own & alone) | harmless),
+        float(harmless[~own].float().mean()),
+        mean(alone),
         calibration_error(shares, own),
         1 - float(known.float().mean()),
         float((stripped.scores(router).argmax(-1) == stripped.labels).float().mean()),
         router,
     )
+
+
+def _right_all_the_same(model: RoutedModel, router: Router, data: dict[str, Prepared], names: dict[str, list[str]],
+                        own: Tensor) -> Tensor:  # fmt: skip
+    """Of the test rows that did not meet their own expert, those to which another gives a label of the right name."""
+    rows = [(task, example) for task in data for example in load_split(data[task], "test")]
+    astray = [row for row, met in zip(rows, own.tolist(), strict=True) if not met]
+
+    def name(task: str, label: str) -> str:  # an option is called by its number
+        return label if data[task].kind == "choice" or not label else names[task][int(label)]
+
+    routed = RoutedModel(model.bank, router, model.manifests, model.tokenizer, model.max_length)
+    answers = routed.predict([as_input(example) for _, example in astray], unknown=False)
+    return torch.tensor([name(answer.task, answer.label) == name(task, str(example.label))
+                         for answer, (task, example) in zip(answers, astray, strict=True)])  # fmt: skip
 
 
 def _right(job: ExpertJob) -> Tensor:
@@ -189,11 +221,14 @@ def _findings(setting: Setting, tasks: Sequence[str], found: dict[str, list[Outc
                       f"{accuracy + same:.4f} without these", f"≥ {goal:.3f}", round(accuracy, 3) >= goal)  # fmt: skip
         answered, apart, alone = (fmean(getattr(one, what) for one in each) for what in ("routed", "apart", "alone"))
         behind = 100 * (alone - answered)
-        ratio = f"{behind:.2f} points behind, {100 * (alone - apart):.2f} without these"
+        labelled = fmean(one.labelled for one in each)
+        ratio = (f"{behind:.2f} points behind, {100 * (alone - apart):.2f} without these; "
+                 f"{100 * (alone - labelled):.2f} by right labels of any expert")  # fmt: skip
         yield Finding(f"{name}: mean test accuracy", _spread([one.routed for one in each]), f"oracle {alone:.4f}",
                       ratio, "≤ 1.00", round(behind, 2) <= 1)  # fmt: skip
         yield Finding(f"{name}: on the side", f"calibration error {fmean(one.error for one in each):.3f}",
-                      f"without formatting {fmean(one.stripped for one in each):.3f}", "")  # fmt: skip
+                      f"without formatting {fmean(one.stripped for one in each):.3f}; "
+                      f"{fmean(one.harmless for one in each):.0%} of confusions harmless", "")  # fmt: skip
 
 
 def _unknown(setting: Setting, tasks: Sequence[str], outcome: Outcome, folder: Path,
@@ -230,13 +265,12 @@ def _spread(values: Sequence[float]) -> str:
     return f"{fmean(values):.4f} ({min(values):.4f} to {max(values):.4f})"
 
 
-def _run_library(config: dict[str, Any], scratch: Path) -> dict[str, Any]:
-    """What ``ttmoe run`` found, or has found already."""
+def _run_library(config: dict[str, Any], scratch: Path) -> Path:
+    """The routed model that ``ttmoe run`` made, or has made already."""
     (scratch / "library.yaml").write_text(yaml.safe_dump(config))
     _ttmoe("run", scratch)
     router = json.loads(_ttmoe("plan", scratch, "--json"))["router"]["spec_hash"]
-    folder = scratch / "runs" / config["library"] / "router" / f"router-{router[:12]}" / "model"
-    return json.loads((folder / "evaluation.json").read_text())
+    return scratch / "runs" / config["library"] / "router" / f"router-{router[:12]}" / "model"
 
 
 def _ttmoe(command: str, scratch: Path, *options: str) -> str:
@@ -255,7 +289,7 @@ def _config(setting: Setting, folder: Path, scratch: Path) -> dict[str, Any]:
         "train": setting.train,
         "tasks": {task: _task(task, folder, scratch, setting.rows) for task in SEVENTEEN},
         "router": {"layers": "all", "rows_per_task": min(setting.rows["train"], 10**5), "lr": 5e-4,
-                   "unknown": UNKNOWN},
+                   "unknown": UNKNOWN, "loose": False},
         "storage": {"root": str(scratch / "runs")},
     }
 
