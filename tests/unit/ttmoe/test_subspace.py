@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ttmoe import subspace as module
 from ttmoe.familiarity import Familiarity
-from ttmoe.subspace import SHRINKAGE, Subspace, whitening
+from ttmoe.subspace import SHRINKAGE, Subspace, directions, whitening
 
 WIDTH, TASKS = 12, 3
 
@@ -173,6 +174,35 @@ def test_without_a_share_every_row_is_known_and_thresholds_are_each_tasks_own():
     assert familiarity.thresholds.tolist() == [2.0, -torch.inf, -5.0]  # no row was sent to the second
     familiarity.fit_thresholds(torch.tensor([1.0]), first, 0)
     assert familiarity.thresholds.tolist() == [-torch.inf] * 3
+
+
+def test_thresholds_are_lowered_for_rows_that_are_admitted_and_never_raised():
+    tasks = clouds()
+    familiarity = familiarity_of(tasks, share=0.05)
+    before = familiarity.thresholds.clone()
+    scores = torch.cat([torch.linspace(-9, 0, 101) + before[0], torch.linspace(1, 9, 50) + before[1]])
+    familiarity.admit(scores, torch.tensor([0] * 101 + [1] * 50), 0.1)
+    assert familiarity.thresholds[0] == pytest.approx(float(before[0]) - 8.1, abs=1e-3)
+    assert torch.equal(familiarity.thresholds[1:], before[1:])  # all are above; of the third there are no rows
+
+
+@pytest.mark.parametrize(
+    ("width", "tasks", "most"), [(12, 3, 12), (5376, 17, 512), (5376, 1000, 252), (270_336, 17, 236)]
+)
+def test_wide_features_and_many_tasks_have_fewer_directions(width, tasks, most):
+    assert directions(width, tasks) == most
+
+
+def test_of_wide_features_fewer_rows_are_looked_at(monkeypatch):
+    seen = []
+
+    def look(rows):
+        seen.append(len(rows))
+        return rows
+
+    monkeypatch.setattr(module, "MOST_SAMPLED", 40 * TASKS * WIDTH)
+    of(clouds(), look)
+    assert seen[:TASKS] == [40] * TASKS
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
