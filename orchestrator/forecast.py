@@ -104,7 +104,7 @@ def check_feasible(plan: Plan, nodes: Sequence[Node], tasks: Collection[str] | N
     if resources.gpus and room and asks > room:
         what = f"{who} asks for {asks / GB:.1f} GB of a GPU, and its share of one is {room / GB:.1f} GB"
         raise InfeasibleError(what, where="resources", fix=LESS_MEMORY)
-    require_fits(nodes, forecast_router(plan, model).need, "the router", LESS_FEATURES)
+    require_fits(nodes, Need(0, 0, forecast_router(plan, model).memory), "the router", LESS_FEATURES)
 
 
 def memories(plan: Plan, model: nn.Module, tasks: Collection[str], experts: int) -> dict[str, Memory]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.capacity import Need
 from orchestrator.plan import Plan
 from ttmoe.features import POOLINGS
 from ttmoe.subspace import MOST_SAMPLED, SAMPLE, directions
@@ -27,22 +26,18 @@ class RouterForecast:
     disk: int
     memory: int
 
-    @property
-    def need(self) -> Need:
-        """What its process takes, whatever it reserves."""
-        return Need(0, 0, self.memory)
-
 
 def forecast_router(plan: Plan, model: nn.Module) -> RouterForecast:
     """The forecast for all the plan's tasks."""
-    depth, hidden = model.config.num_hidden_layers, model.config.hidden_size  # type: ignore[union-attr]
+    config: Any = model.config
+    depth, hidden = config.num_hidden_layers, config.hidden_size
     counts = [row_counts(each.job.data, plan.config.router.rows_per_task) for each in plan.experts.values()]
     rows = {split: sum(count[split] for count in counts) for split in counts[0]}
-    width = len(plan.features.indexes(depth)) * len(plan.features.poolings) * hidden  # type: ignore[arg-type, operator]
-    tasks, low = len(counts), directions(width, len(counts))  # type: ignore[arg-type]
+    width = len(plan.features.indexes(depth)) * len(plan.features.poolings) * hidden
+    tasks, low = len(counts), directions(width, len(counts))
     kept = 2 * rows["train"] + rows["validation"]  # each task's training rows, and all of them as one
-    sampled = min(SAMPLE, MOST_SAMPLED // width, rows["train"])  # type: ignore[operator]
+    sampled = min(SAMPLE, MOST_SAMPLED // width, rows["train"])
     numbers = 2 * sampled + 2 * CHUNK + 6 * tasks + 2 * low  # of each feature: rows, gates as they train, directions
     memory = PROCESS + HALF * kept * width + SINGLE * (numbers * width + 4 * tasks * low**2)
-    states = (depth + 1) * len(POOLINGS) * hidden  # type: ignore[operator]
-    return RouterForecast(HALF * sum(rows.values()) * states, memory)  # type: ignore[arg-type]
+    states = (depth + 1) * len(POOLINGS) * hidden
+    return RouterForecast(HALF * sum(rows.values()) * states, memory)
