@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -33,6 +35,7 @@ RECIPE = 2  # raise it when this code would compute or keep the same features di
 STRIPPED, LOOSE = "stripped", "loose"
 FORMS = {STRIPPED: ("test", stripped), LOOSE: ("validation", loosened)}  # the first rows of a split in another form
 FORM_ROWS = 500
+ABANDONED = 24 * 3600  # seconds since it was last written to, after which a scrap is nobody's
 SPLITS = ("train", "validation", "test", *FORMS)
 _STATES = "states"
 
@@ -153,7 +156,7 @@ def _longest(folder: Path, split: str) -> Tensor | None:
 
 
 def _write(path: Path, states: Tensor) -> None:
-    """Whole or not at all; what holds fewer rows of the split is in the way no longer."""
+    """Whole or not at all; what holds fewer rows of the split, or was left by a killed process, is removed."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         save_file({_STATES: states.contiguous()}, part)
@@ -164,3 +167,7 @@ def _write(path: Path, states: Tensor) -> None:
     for other in path.parent.glob(f"{split}-*.safetensors"):
         if _count(other) < count:
             other.unlink(missing_ok=True)
+    for scrap in path.parent.glob(".*.safetensors.*"):
+        with suppress(FileNotFoundError):  # another process may clear up too
+            if time.time() - scrap.stat().st_mtime > ABANDONED:
+                scrap.unlink()

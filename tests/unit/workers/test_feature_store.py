@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -229,6 +230,17 @@ def test_a_write_that_was_stopped_leaves_no_features(base, colours, tmp_path, mo
     folder = feature_folder(base, colours, tmp_path)
     assert list(folder.iterdir()) == []
     assert load_features(compute(base, colours, tmp_path), "train", 50, ALL).shape[0] == 50
+
+
+def test_what_a_killed_process_left_is_cleared_up_and_what_is_being_written_is_not(base, colours, tmp_path):
+    folder = feature_folder(base, colours, tmp_path)
+    folder.mkdir(parents=True)
+    left, written = (folder / f".train-50.safetensors.{name}" for name in ("0123abcd", "4567cdef"))
+    for path in (left, written):
+        path.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    compute(base, colours, tmp_path)
+    assert (left.exists(), written.exists()) == (False, True)
 
 
 def test_what_is_kept_of_a_row_is_its_pooled_states(base, colours, tmp_path):
