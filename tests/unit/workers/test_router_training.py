@@ -245,6 +245,25 @@ def test_the_share_of_validation_rows_that_is_asked_for_is_unknown(kind, share):
     assert not any(router.route(far.repeat(3, 1) + 0.1 * torch.randn(3, WIDTH)).known)
 
 
+def test_loose_rows_lower_their_own_tasks_threshold_alone():
+    """Points beside a's centre: they go to a, and are less familiar than its own."""
+    train, validation = clouds(), clouds((40, 40, 40), 1)
+    beside = clouds((40, 1, 1), 2, spread=0.15).features[:40]
+    beside[:, 9] += 1
+
+    def thresholds(labels=None):
+        torch.manual_seed(0)
+        loose = None if labels is None else Mixture(beside, torch.full((40,), labels))
+        router = make_router(TASKS, train, validation, SPEC, Settings(**QUICK), nothing, loose)
+        assert set(router.route(beside).names) == {"a"}
+        return router.familiarity.thresholds
+
+    plain, lowered = thresholds(), thresholds(labels=0)
+    assert lowered[0] < plain[0]
+    assert torch.equal(lowered[1:], plain[1:])
+    assert torch.equal(thresholds(labels=1), plain)  # rows of b that go astray say nothing
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [1, 2])
 def test_tasks_of_hardly_any_rows_are_no_error(kind, rows):
