@@ -249,7 +249,7 @@ def test_loose_rows_lower_their_own_tasks_threshold_alone():
     """Points beside a's centre: they go to a, and are less familiar than its own."""
     train, validation = clouds(), clouds((40, 40, 40), 1)
     beside = clouds((40, 1, 1), 2, spread=0.15).features[:40]
-    beside[:, 9] += 1
+    beside[:, 9] += 2
 
     def thresholds(labels=None):
         torch.manual_seed(0)
