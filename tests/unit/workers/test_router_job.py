@@ -123,7 +123,7 @@ def test_rows_that_are_like_nothing_count_as_unknown(job, tmp_path):
 def test_rows_in_another_form_are_known_unless_form_counts(job, tmp_path):
     """Test rows of ``a`` lie beside its training rows, as its loose validation rows do."""
     beside = states(0, 50, torch.Generator().manual_seed(3))
-    beside[:, -1, 0, 7] += 0.4
+    beside[:, -1, 0, 7] += 2
     for name, rows in {"test-50": beside, "loose-40": beside[:40]}.items():
         save_file({"states": rows.clone()}, tmp_path / "a" / f"{name}.safetensors")
     assert run_router(job, nothing).metrics["test.unknown"] < 0.1
