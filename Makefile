@@ -19,7 +19,7 @@ test: $(VENV)/.test ## install what tests need and run them all, the two halves 
 test-thorough: $(VENV)/.test ## the same, with a crash at every moment (half an hour)
 	$(VENV)/bin/python -m pytest --thorough
 
-test-unit: $(VENV)/.test ## the tests that take seconds
+test-unit: $(VENV)/.test ## the tests that start no cluster (minutes)
 	$(VENV)/bin/python -m pytest tests/unit
 
 test-runs: $(VENV)/.test ## the tests that start Ray, MLflow or whole commands

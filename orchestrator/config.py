@@ -236,10 +236,10 @@ class Config(BaseModel):
 
 def _check_headless(name: str, entry: TaskEntry) -> None:
     """A setting of the head would be ignored in silence where there is none."""
-    of_train = [("train", each) for each in ("head_lr", "head_dropout", "label_smoothing")
-                if each in entry.train.model_fields_set]  # fmt: skip
-    for key in [("head",)] * bool(entry.head) + of_train:
-        raise fault("a task that writes has no head", key=("tasks", name, *key), fix="leave this setting out")
+    of_training = entry.train.model_fields_set & {"head_lr", "head_dropout", "label_smoothing"}
+    keys = [("train", each) for each in sorted(of_training)] + ([("head",)] if entry.head else [])
+    if keys:
+        raise fault("a task that writes has no head", key=("tasks", name, *keys[0]), fix="leave this setting out")
 
 
 def store_uri(root: Path) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from orchestrator.registry import Registry
 
-__all__ = ["Forecast", "check_feasible", "forecast", "nodes_here"]
+__all__ = ["Forecast", "check_feasible", "check_router_fits", "forecast", "nodes_here"]
 MOST_TOGETHER = 8  # experts in a job that says `auto`: beyond it the base's passes are full
 GPU_SHARE = 0.9  # of a GPU's memory that is planned with
 LESS_MEMORY = "lower train.micro_batch or base.max_length, set train.checkpointing, or add a node with more memory"
@@ -84,7 +84,7 @@ def forecast(plan: Plan, standing: Standing, registry: Registry | None, nodes: S
 
 
 def check_feasible(plan: Plan, nodes: Sequence[Node], tasks: Collection[str] | None = None) -> None:
-    """Raise InfeasibleError where a job of ``tasks`` (by default of any) or the router fits nowhere; it says why.
+    """Raise InfeasibleError where a job of ``tasks`` (by default of any) would wait for ever, saying what it lacks.
 
     A cluster that grows is waited for.
     """
@@ -104,7 +104,16 @@ def check_feasible(plan: Plan, nodes: Sequence[Node], tasks: Collection[str] | N
     if resources.gpus and room and asks > room:
         what = f"{who} asks for {asks / GB:.1f} GB of a GPU, and its share of one is {room / GB:.1f} GB"
         raise InfeasibleError(what, where="resources", fix=LESS_MEMORY)
-    require_fits(nodes, Need(0, 0, forecast_router(plan, model).memory), "the router", LESS_FEATURES)
+
+
+def check_router_fits(plan: Plan, standing: Standing, nodes: Sequence[Node]) -> None:
+    """Raise InfeasibleError where a router is to be made that no node has the memory for.
+
+    A cluster that grows is waited for.
+    """
+    if standing.router.state != "cached" and not plan.config.resources.autoscaling:
+        memory = forecast_router(plan, empty_body(plan.base)).memory
+        require_fits(nodes, Need(0, 0, memory), "the router", LESS_FEATURES)
 
 
 def memories(plan: Plan, model: nn.Module, tasks: Collection[str], experts: int) -> dict[str, Memory]:

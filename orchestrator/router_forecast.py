@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 
 HALF, SINGLE = 2, 4  # bytes of a number
 PROCESS = 5 * 10**8  # bytes of a process with torch in it
-LESS_FEATURES = "let the router read less: router.layers (trunk, last), router.pooling, or lower router.rows_per_task"
+LESS_FEATURES = "lower router.rows_per_task, or set router.pooling to mean or last"
 
 
 @dataclass(frozen=True)
 class RouterForecast:
-    """Bytes on disk of all tasks' features, and of memory while the router is made from those that it reads."""
+    """Bytes on disk of all tasks' features, and of memory while the router is made and compared with others.
+
+    These others read up to every layer, whatever the router reads (``workers.depths``).
+    """
 
     disk: int
     memory: int
@@ -33,11 +36,12 @@ def forecast_router(plan: Plan, model: nn.Module) -> RouterForecast:
     depth, hidden = config.num_hidden_layers, config.hidden_size
     counts = [row_counts(each.job.data, plan.config.router.rows_per_task) for each in plan.experts.values()]
     rows = {split: sum(count[split] for count in counts) for split in counts[0]}
-    width = len(plan.features.indexes(depth)) * len(plan.features.poolings) * hidden
+    layer = len(plan.features.poolings) * hidden
+    width, widest = len(plan.features.indexes(depth)) * layer, (depth + 1) * layer
     tasks, low = len(counts), directions(width, len(counts))
-    kept = 2 * rows["train"] + rows["validation"]  # each task's training rows, and all of them as one
+    kept = 2 * max(rows["train"], rows["test"]) + rows["validation"]  # each task's rows, and all of them as one
     sampled = min(SAMPLE, MOST_SAMPLED // width, rows["train"])
     numbers = 2 * sampled + 2 * CHUNK + 6 * tasks + 2 * low  # of each feature: rows, gates as they train, directions
-    memory = PROCESS + HALF * kept * width + SINGLE * (numbers * width + 4 * tasks * low**2)
+    memory = PROCESS + HALF * kept * widest + SINGLE * (numbers * width + 4 * tasks * low**2)
     states = (depth + 1) * len(POOLINGS) * hidden
     return RouterForecast(HALF * sum(rows.values()) * states, memory)

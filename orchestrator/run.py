@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from rich.console import Console
 
 from cluster.local import ray_session
-from orchestrator.forecast import Forecast, check_feasible, forecast, nodes_here
+from orchestrator.forecast import Forecast, check_feasible, check_router_fits, forecast, nodes_here
 from orchestrator.incidents import FILE as INCIDENTS
 from orchestrator.incidents import to_json
 from orchestrator.library_lock import library_lock
@@ -63,6 +63,7 @@ def run_library(loaded: Loaded, console: Console) -> None:
         if standing.any:
             nodes = nodes_here()
             check_feasible(plan, nodes, standing.todo or plan.experts)
+            check_router_fits(plan, standing, nodes)
             _work(plan, standing, forecast(plan, standing, registry, nodes), registry, loaded, console)
         else:
             _summary(plan, registry, loaded, console)

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.capacity import GB, Node
-from orchestrator.forecast import Forecast, check_feasible, forecast
+from orchestrator.forecast import Forecast, check_feasible, check_router_fits, forecast
 from orchestrator.loading import Loaded
 from orchestrator.machines import nodes_here
 from orchestrator.plan import Plan, make_plan
@@ -101,6 +101,7 @@ def _problem(plan: Plan, standing: Standing, nodes: list[Node]) -> InfeasibleErr
     try:
         if standing.any:
             check_feasible(plan, nodes, standing.todo)
+            check_router_fits(plan, standing, nodes)
     except InfeasibleError as error:
         return error
     return None

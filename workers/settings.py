@@ -74,7 +74,7 @@ class Router(BaseModel):
     )
     loose: bool = Field(
         default=True,
-        description="Whether such rows in lower case and without punctuation are known too, all but one in twenty.",
+        description="Whether the tasks' rows in lower case and without punctuation are known too (19 of 20).",
     )
     require: Literal["all"] | Annotated[float, Field(gt=0, le=1)] | tuple[str, ...] = Field(
         default="all",

@@ -39,8 +39,7 @@ from workers.evaluation import scores_of
 from workers.expert_job import ExpertJob, open_rows
 from workers.feature_store import STRIPPED, feature_folder
 from workers.prepared import Prepared, load_split
-from workers.router_job import RouterJob, router_of
-from workers.router_job import routed as routes_of
+from workers.router_job import RouterJob, routed, router_of
 from workers.router_training import calibration_error
 
 SIX = ("mnli", "cola", "rte", "sst2", "qnli", "qqp")
@@ -155,7 +154,7 @@ def _outcome(plan: Plan, layers: str, seed: int, right: dict[str, Tensor], model
     job = RouterJob(plan.base, spec, data, files, plan.lock, settings, seed, "", "")
     router = router_of(job, spec, job.load("validation"), lambda progress: None)
     test, stripped = job.load("test"), job.load(STRIPPED)
-    shares, chosen, known = routes_of(router, test, lambda: None)
+    shares, chosen, known = routed(router, test, lambda: None)
     own = chosen == test.labels
     tasks, counts = list(data), torch.bincount(test.labels).tolist()
     entails = torch.tensor([task in SAME for task in tasks])
@@ -192,8 +191,8 @@ def _right_all_the_same(model: RoutedModel, router: Router, data: dict[str, Prep
     def name(task: str, label: str) -> str:  # an option is called by its number
         return label if data[task].kind == "choice" or not label else names[task][int(label)]
 
-    routed = RoutedModel(model.bank, router, model.manifests, model.tokenizer, model.max_length)
-    answers = routed.predict([as_input(example) for _, example in astray], unknown=False)
+    through = RoutedModel(model.bank, router, model.manifests, model.tokenizer, model.max_length)
+    answers = through.predict([as_input(example) for _, example in astray], unknown=False)
     return torch.tensor([name(answer.task, answer.label) == name(task, str(example.label))
                          for answer, (task, example) in zip(answers, astray, strict=True)])  # fmt: skip
 

@@ -10,9 +10,9 @@ from library_plan import FakeRegistry, plan_of, version_of
 from orchestrator import forecast as module
 from orchestrator import router_forecast
 from orchestrator.capacity import GB, Node
-from orchestrator.forecast import check_feasible, forecast
+from orchestrator.forecast import check_feasible, check_router_fits, forecast
 from orchestrator.machines import free_memory, nodes_here
-from orchestrator.standing import ExpertStanding, hold
+from orchestrator.standing import ExpertStanding, PartStanding, hold
 from orchestrator.trunk_forecast import tokens_of
 from ttmoe.errors import InfeasibleError
 from workers.batches import tokenise
@@ -102,9 +102,14 @@ def test_a_router_that_fits_nowhere_is_refused(planned, monkeypatch):
     found = outlook(plan, [CPU]).router
     assert outlook(planned(router={"layers": "last"}), [CPU]).router.memory < found.memory > CPU.memory
     with pytest.raises(InfeasibleError, match=r"the router asks for .* GB of memory, and the largest node") as caught:
-        check_feasible(plan, [CPU])
+        check_router_fits(plan, hold(plan, FakeRegistry([])), [CPU])
     assert "CPUs" not in caught.value.what.split(",")[0]
-    assert "router.layers" in caught.value.fix
+    assert "router.rows_per_task" in caught.value.fix
+    fewer, growing = (planned(router={"rows_per_task": 1}), planned(resources={"autoscaling": True, "max_parallel": 1}))
+    assert outlook(fewer, [CPU]).router.memory < found.memory  # what is advised helps
+    check_router_fits(growing, hold(growing, FakeRegistry([])), [CPU])
+    cached = replace(hold(plan, FakeRegistry([])), router=PartStanding("cached", None, ""))
+    check_router_fits(plan, cached, [CPU])  # it is there
 
 
 def test_the_disk_of_router_features_is_what_their_files_take(planned, base, tmp_path):

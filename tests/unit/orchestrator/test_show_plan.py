@@ -15,6 +15,7 @@ from library_plan import FakeRegistry, plan_of, version_of
 from rich.console import Console
 from typer.testing import CliRunner
 
+from orchestrator import router_forecast
 from orchestrator import show_plan as module
 from orchestrator.capacity import GB, Node
 from orchestrator.cli import app
@@ -82,6 +83,14 @@ def test_what_fits_nowhere_is_said_with_exit_code_3(typed, override, said):
     as_json = typed("--json", "--set", override)
     assert as_json.exit_code == 3
     assert said in json.loads(as_json.stdout)["infeasible"]
+
+
+@pytest.mark.integration
+def test_a_router_that_no_machine_holds_is_said_by_plan_and_by_run(typed, monkeypatch):
+    monkeypatch.setattr(router_forecast, "PROCESS", 10**18)
+    for result in (typed(), CliRunner().invoke(app, ["run", "tiny.yaml"])):
+        assert result.exit_code == 3, result.output
+        assert "the router asks for 1000000000.0 GB of memory" in result.stderr
 
 
 def test_a_cluster_that_grows_is_no_error(typed):
