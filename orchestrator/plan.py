@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.capacity import GB
 from orchestrator.config import Adapter, Config
 from orchestrator.layout import Layout
-from orchestrator.spec import EXPERT_RECIPE, ROUTER_RECIPE, SEARCH_RECIPE, spec_hash
+from orchestrator.spec import EXPERT_RECIPE, ROUTER_RECIPE, SEARCH_RECIPE, hashed_settings, spec_hash
 from ttmoe.adapter import AdapterSpec, Group, count_lora, count_parameters, plan_groups
 from ttmoe.base import Base, empty_body
 from ttmoe.errors import InputError
@@ -64,9 +64,9 @@ class Plan:
                 "recipe": ROUTER_RECIPE,
                 "lock": self.lock,
                 "seed": self.config.seed,
-                "features": asdict(self.features),
-                "settings": self.config.router.model_dump(exclude={"require"}),
-                "base": self.base.identity(),
+                "features": hashed_settings(self.features),
+                "settings": hashed_settings(self.config.router, exclude={"require"}),
+                "base": hashed_settings(self.base, exclude={"folder"}),
             }
         )
 
@@ -138,10 +138,10 @@ def expert_spec(
     """Everything that decides an expert's weights. ``shapes`` holds what ``auto`` came to."""
     return {
         "recipe": EXPERT_RECIPE,
-        "base": base.identity(),
-        "adapter": {**asdict(adapter), "shape": shapes},
+        "base": hashed_settings(base, exclude={"folder"}),
+        "adapter": {**hashed_settings(adapter), "shape": shapes},
         "data": data.fingerprint,
-        "train": train.model_dump(exclude=set(MEMORY_ONLY)),
+        "train": hashed_settings(train, exclude=MEMORY_ONLY),
         "head": head,
     }
 
@@ -174,8 +174,8 @@ def _search_hash(config: Config, experts: dict[str, ExpertPlan]) -> str | None:
         return None
     spec = {
         "recipe": SEARCH_RECIPE,
-        "settings": config.search.model_dump(),
-        "train": config.search_train().model_dump(),
+        "settings": hashed_settings(config.search),
+        "train": hashed_settings(config.search_train()),
     }
     task = dict(experts[config.search.task].spec)
     del task["train"]  # the task's own steps and the like are replaced by the search's

@@ -1,7 +1,17 @@
 import subprocess
 import sys
 
-from orchestrator.spec import spec_hash
+from dataclasses import dataclass, field, fields
+
+import pytest
+from pydantic import BaseModel, Field
+
+from orchestrator.config import Search
+from orchestrator.spec import hashed_settings, spec_hash
+from ttmoe.adapter import AdapterSpec
+from ttmoe.base import Base
+from ttmoe.features import FeatureSpec
+from workers.settings import Router, Train
 
 SPEC = {"recipe": 1, "train": {"steps": 300, "lr": 5e-3, "seed": None}, "targets": ["q", "v"]}
 
@@ -37,3 +47,56 @@ def test_another_process_finds_the_same_hash():
     code = f"from orchestrator.spec import spec_hash; print(spec_hash({SPEC!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == spec_hash(SPEC)
+
+
+class Inner(BaseModel):
+    old: int = 0
+    new: int = Field(default=7, json_schema_extra={"neutral": 3})
+
+
+class Outer(Inner):
+    inner: Inner = Inner()
+
+
+@dataclass(frozen=True)
+class Form:
+    old: int = 0
+    new: str = field(default="", metadata={"neutral": ""})
+
+
+class TestHashedSettings:
+    def test_a_neutral_value_is_not_hashed_whatever_the_default(self):
+        assert hashed_settings(Inner(new=3)) == {"old": 0}
+        assert hashed_settings(Inner()) == {"old": 0, "new": 7}
+        assert hashed_settings(Form()) == {"old": 0}
+        assert hashed_settings(Form(new="x")) == {"old": 0, "new": "x"}
+
+    def test_sections_inside_a_section_likewise(self):
+        assert hashed_settings(Outer(new=3, inner=Inner(new=3))) == {"old": 0, "inner": {"old": 0}}
+
+    def test_what_is_excluded_is_left_out(self):
+        assert hashed_settings(Inner(), exclude={"new"}) == {"old": 0}
+        assert hashed_settings(Form(new="x"), exclude={"old"}) == {"new": "x"}
+
+
+# The fields that version 0.1.0 hashed at any value. Never add to these: mark a new field with its neutral value.
+HASHED_AT_ANY_VALUE = {
+    Train: "steps batch_size batch_tokens micro_batch checkpointing lr head_lr weight_decay warmup schedule eval_every "
+    "patience clip label_smoothing head_dropout seed",
+    Router: "kind layers pooling rows_per_task epochs lr weight_decay noise batch_size unknown loose require",
+    Search: "task trials ranks cores steps max_parallel train seed",
+    AdapterSpec: "method targets first_layer last_layer rank alpha shape init dropout",
+    FeatureSpec: "layers pooling",
+    Base: "source id revision digest folder dtype max_length pooling",
+}
+
+
+@pytest.mark.parametrize("model", HASHED_AT_ANY_VALUE, ids=lambda model: model.__name__)
+def test_a_new_setting_has_a_neutral_value(model):
+    """Without one it would enter every hash, and every library would be trained again."""
+    if issubclass(model, BaseModel):
+        marks = {name: each.json_schema_extra or {} for name, each in model.model_fields.items()}
+    else:
+        marks = {each.name: each.metadata for each in fields(model)}
+    old = HASHED_AT_ANY_VALUE[model].split()
+    assert [name for name, mark in marks.items() if "neutral" not in mark] == old
