@@ -6,18 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Ray reads these when it is imported or started. `setdefault`: what the user says wins.
-SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "token",  # the default of the cluster's side; a driver that attaches must say it too
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run`, Ray would start every worker through uv
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # jobs without a GPU keep CUDA_VISIBLE_DEVICES as it is
-    "RAY_DEDUP_LOGS": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's new reporter prints boxes even when it is told to be quiet
-}
-for _name, _value in SETTINGS.items():  # at import: whoever imports Ray imports this module first
-    os.environ.setdefault(_name, _value)
-
 
 @contextmanager
 def ray_session() -> Iterator[None]:

@@ -27,13 +27,13 @@ app = _group("Train, register and route libraries of TT-LoRA experts over one fr
 experts = _group("The experts of a library: look, verify, promote, remove, take out and bring in.")
 app.add_typer(experts, name="experts")
 
-Root = Annotated[Path, typer.Option(help="The folder that runs write under (storage.root).")]
-Library = Annotated[str | None, typer.Option(help="The library; by default the only or the most recent one.")]
-Expert = Annotated[str, typer.Argument(help="A task; TASK@v3 and TASK@candidate name a version of it.")]
-Number = Annotated[
+RootOption = Annotated[Path, typer.Option(help="The folder that runs write under (storage.root).")]
+LibraryOption = Annotated[str | None, typer.Option(help="The library; by default the only or the most recent one.")]
+ExpertArgument = Annotated[str, typer.Argument(help="A task; TASK@v3 and TASK@candidate name a version of it.")]
+VersionOption = Annotated[
     int | None, typer.Option("--version", help="The version; by default the champion, or the candidate.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _answering(command: Callable[P, R]) -> Callable[P, R]:
@@ -82,7 +82,7 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
 ) -> None:
     """Write a commented starter config."""
-    from orchestrator.loading import STARTER, recipe_text
+    from orchestrator.config.loading import STARTER, recipe_text
 
     if path.is_dir():
         path = path / "ttmoe.yaml"
@@ -103,12 +103,12 @@ def run(
     ] = None,
 ) -> None:
     """Train the experts, register them, train the router, search. Again: continue."""
-    from orchestrator.loading import load_config
+    from orchestrator.config.loading import load_config
 
     loaded = load_config(config, overrides or [])
     from rich.console import Console
 
-    from orchestrator.run import run_library
+    from orchestrator.run.driver import run_library
 
     run_library(loaded, Console())
 
@@ -123,12 +123,12 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What a run would do and why, what it takes, and whether it fits (else exit code 3)."""
-    from orchestrator.loading import load_config
+    from orchestrator.config.loading import load_config
 
     loaded = load_config(config, overrides or [])
     from rich.console import Console
 
-    from orchestrator.show_plan import show_plan
+    from orchestrator.plan.show import show_plan
 
     show_plan(loaded, Console(), as_json)
 
@@ -136,14 +136,14 @@ def plan(
 @app.command()
 @_answering
 def status(
-    library: Library = None,
-    root: Root = Path("runs"),
+    library: LibraryOption = None,
+    root: RootOption = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Everything, for a program to read.")] = False,
 ) -> None:
     """How far the newest run has come; from any shell, while it goes on or after."""
     from rich.console import Console
 
-    from orchestrator.status import show_status
+    from orchestrator.progress.status_screen import show_status
 
     show_status(root, library, Console(), as_json=as_json)
 
@@ -151,28 +151,32 @@ def status(
 @experts.command("ls")
 @_answering
 def experts_ls(
-    library: Library = None,
-    root: Root = Path("runs"),
+    library: LibraryOption = None,
+    root: RootOption = Path("runs"),
     every: Annotated[bool, typer.Option("--all", help="All versions, not the current ones alone.")] = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the experts, their versions and how good they are, and whether the router is theirs."""
     from rich.console import Console
 
-    from orchestrator.experts import list_experts
+    from orchestrator.experts.listing import print_experts
 
-    list_experts(root, library, every, as_json, Console())
+    print_experts(root, library, every, as_json, Console())
 
 
 @experts.command("show")
 @_answering
 def experts_show(
-    task: Expert, version: Number = None, library: Library = None, root: Root = Path("runs"), as_json: Json = False
+    task: ExpertArgument,
+    version: VersionOption = None,
+    library: LibraryOption = None,
+    root: RootOption = Path("runs"),
+    as_json: JsonOption = False,
 ) -> None:
     """All that the registry knows of one expert."""
     from rich.console import Console
 
-    from orchestrator.expert_commands.showing import show_expert
+    from orchestrator.experts.showing import show_expert
 
     show_expert(root, library, task, version, as_json, Console())
 
@@ -182,24 +186,26 @@ def experts_show(
 def experts_verify(
     tasks: Annotated[list[str] | None, typer.Argument(help="Tasks (TASK, TASK@v3); by default all.")] = None,
     every: Annotated[bool, typer.Option("--all", help="All versions, not the current ones alone.")] = False,
-    library: Library = None,
-    root: Root = Path("runs"),
+    library: LibraryOption = None,
+    root: RootOption = Path("runs"),
 ) -> None:
     """Load the experts from the registry and check that they are whole and answer as they should."""
     from rich.console import Console
 
-    from orchestrator.expert_commands.verifying import verify_experts
+    from orchestrator.experts.verifying import verify_experts
 
     verify_experts(root, library, tasks or [], every, Console())
 
 
 @experts.command("promote")
 @_answering
-def experts_promote(task: Expert, version: Number = None, library: Library = None, root: Root = Path("runs")) -> None:
+def experts_promote(
+    task: ExpertArgument, version: VersionOption = None, library: LibraryOption = None, root: RootOption = Path("runs")
+) -> None:
     """Make a version its task's champion (by default the candidate)."""
     from rich.console import Console
 
-    from orchestrator.experts import promote_expert
+    from orchestrator.experts.promoting import promote_expert
 
     promote_expert(root, library, task, version, Console())
 
@@ -207,17 +213,17 @@ def experts_promote(task: Expert, version: Number = None, library: Library = Non
 @experts.command("rm")
 @_answering
 def experts_rm(
-    task: Expert,
+    task: ExpertArgument,
     version: Annotated[int | None, typer.Option("--version", help="This version; by default all of them.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Even what the router answers with.")] = False,
-    library: Library = None,
-    root: Root = Path("runs"),
+    library: LibraryOption = None,
+    root: RootOption = Path("runs"),
 ) -> None:
     """Remove an expert, its runs and its work folders; the next run of its config trains it again."""
     from rich.console import Console
 
-    from orchestrator.expert_commands.removing import remove_expert
+    from orchestrator.experts.removing import remove_expert
 
     remove_expert(root, library, task, version, yes, force, Console())
 
@@ -225,18 +231,18 @@ def experts_rm(
 @experts.command("export")
 @_answering
 def experts_export(
-    task: Expert,
+    task: ExpertArgument,
     folder: Annotated[Path, typer.Argument(help="The folder to write.")],
     form: Annotated[str, typer.Option("--format", help="peft (a LoRA adapter) or ttmoe (its own files).")] = "peft",
-    version: Number = None,
+    version: VersionOption = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
-    library: Library = None,
-    root: Root = Path("runs"),
+    library: LibraryOption = None,
+    root: RootOption = Path("runs"),
 ) -> None:
     """Write an expert as a standard LoRA adapter, or as its own files."""
     from rich.console import Console
 
-    from orchestrator.expert_commands.exporting import export_expert
+    from orchestrator.experts.exporting import export_expert
 
     export_expert(root, library, task, version, folder, form, force, Console())
 
@@ -252,13 +258,13 @@ def experts_import(
     kind: Annotated[
         str | None, typer.Option("--kind", help="text, pair or generate; by default as the folder says, else text.")
     ] = None,
-    library: Library = None,
-    root: Root = Path("runs"),
+    library: LibraryOption = None,
+    root: RootOption = Path("runs"),
 ) -> None:
     """Register an expert that was made elsewhere, as a candidate."""
     from rich.console import Console
 
-    from orchestrator.expert_commands.importing import import_expert
+    from orchestrator.experts.importing import import_expert
 
     import_expert(root, library, folder, task, labels, kind, Console())
 
@@ -293,8 +299,8 @@ def predict(
         float | None,
         typer.Option("--gpus-per-worker", min=0, help="With --ray: of each process; by default 1 where there are any."),
     ] = None,
-    library: Library = None,
-    root: Root = Path("runs"),
+    library: LibraryOption = None,
+    root: RootOption = Path("runs"),
 ) -> None:
     """Task, label and probabilities for texts, lines or files, through the router.
 
@@ -307,27 +313,27 @@ def predict(
 
     On a cluster, input, --out, --root and the base lie in a folder that all nodes share.
     """
-    from orchestrator.predicting.request import Request, answer
+    from orchestrator.predict.request import PredictRequest, run_request
 
-    request = Request(
+    request = PredictRequest(
         tuple(texts or ()), file, out, text, second, tuple(choices or ()), as_json, batch_size, device, force,
         on_ray, workers, gpus,
     )  # fmt: skip
-    answer(root, library, request)
+    run_request(root, library, request)
 
 
 @app.command()
 @_answering
 def ui(
-    root: Root = Path("runs"),
+    root: RootOption = Path("runs"),
     uri: Annotated[str | None, typer.Option(help="The store; by default the one under --root.")] = None,
     port: Annotated[int, typer.Option(help="The port to listen on.")] = 5000,
 ) -> None:
     """Open the MLflow UI on the store of a run."""
     from rich.console import Console
 
-    from orchestrator.config import store_uri
-    from orchestrator.ui import open_ui
+    from orchestrator.config.schema import store_uri
+    from orchestrator.progress.mlflow_ui import open_ui
 
     open_ui(root, uri or store_uri(root), port, Console())
 

@@ -9,16 +9,13 @@ from typing import Any
 import pytest
 import tiny
 
-from cluster.local import SETTINGS
+import cluster  # noqa: F401  Ray's settings, which any test may be the first to need
 
 # Read when transformers and torch are imported. No test may ask a model hub; and on the tiny base, threads that wait
 # for one another on a busy machine make a step a hundred times slower.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
-# Ray reads its settings when it is imported, which any test may be the first to do.
-for name, value in SETTINGS.items():
-    os.environ.setdefault(name, value)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,7 +39,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def base(base_folder: Path) -> Any:
     """The tiny base, resolved."""
-    from workers.bases import resolve_base
+    from workers.base.base_sources import resolve_base
 
     return resolve_base(folder=str(base_folder), cache=base_folder / "cache", dtype="float32", max_length=32)
 
@@ -60,8 +57,8 @@ def animals(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def _prepared(name: str, words: tuple[str, ...], filler: str, folder: Path) -> Any:
-    from workers.prepared import prepare
-    from workers.task import Task
+    from workers.data.prepared import prepare_task
+    from workers.data.task import Task
 
     path = tiny.write_texts(folder / "rows.jsonl", words, filler, 300)
-    return prepare(name, Task.model_validate(tiny.text_task(path)), folder)
+    return prepare_task(name, Task.model_validate(tiny.text_task(path)), folder)

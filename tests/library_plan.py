@@ -10,8 +10,8 @@ from typing import Any
 
 import tiny
 
-from orchestrator.config import Config
-from orchestrator.plan import Plan, make_plan
+from orchestrator.config.schema import Config
+from orchestrator.plan.planning import Plan, make_plan
 from orchestrator.registry import Version
 from ttmoe.errors import InputError
 

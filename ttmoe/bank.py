@@ -14,18 +14,18 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ttmoe.activation_checkpointing import recompute_within
 from ttmoe.adapter import Adapter, AdapterSpec, Group, plan_groups
 from ttmoe.disentangled import split_position_bias
 from ttmoe.encoding import pool
 from ttmoe.errors import InputError
 from ttmoe.expert import Expert, Experts
 from ttmoe.head import Head, score_rows
+from ttmoe.language_head import LanguageHead
 from ttmoe.layer import AdaptedLinear
 from ttmoe.merging import Merge
-from ttmoe.recomputing import recompute_within
 from ttmoe.stacking import Updates, updates_for
 from ttmoe.trunk import Trunk
-from ttmoe.words import Words
 
 
 class Bank(nn.Module):
@@ -48,7 +48,7 @@ class Bank(nn.Module):
         self._updates: Updates = {}
         self._merge: Merge | None = None
         self._trunks: dict[int, Trunk] = {}
-        self._words: Words | None = None
+        self._words: LanguageHead | None = None
 
     @property
     def width(self) -> int:
@@ -61,13 +61,13 @@ class Bank(nn.Module):
         return next(self.model.parameters()).device
 
     @property
-    def words(self) -> Words:
+    def words(self) -> LanguageHead:
         """The base's own language head, which all experts that write share; made when it is first asked for.
 
         Raises InputError for a base that writes no text.
         """
         if self._words is None:
-            self._words = Words(self.model)
+            self._words = LanguageHead(self.model)
         return self._words
 
     def add(self, name: str, spec: AdapterSpec, classes: int, generator: torch.Generator | None = None,

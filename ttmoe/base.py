@@ -78,6 +78,16 @@ def choose_dtype(dtype: str, device: str = "cpu") -> str:
     return "bfloat16" if fast else "float32"
 
 
+def choose_device(device: str) -> str:
+    """What ``auto`` means here: a GPU where there is one. Raises InputError for ``cuda`` without one."""
+    import torch
+
+    there = torch.cuda.is_available()
+    if device.startswith("cuda") and not there:
+        raise InputError("there is no GPU here that torch can use", where="device", fix="ask for cpu, or auto")
+    return ("cuda" if there else "cpu") if device == "auto" else device
+
+
 def load_body(base: Base, device: str | torch.device = "cpu") -> nn.Module:
     """The transformer without a head, in the base's dtype, frozen, in eval mode."""
     import torch

@@ -18,8 +18,8 @@ from ttmoe.adapter import AdapterSpec, Group, count_parameters
 from ttmoe.bank import Bank, Expert
 from ttmoe.errors import InputError
 
-FORMAT = 1
-MANIFEST, WEIGHTS = "expert.json", "expert.safetensors"
+EXPERT_FORMAT = 1
+EXPERT_MANIFEST, EXPERT_WEIGHTS = "expert.json", "expert.safetensors"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Manifest:
     spec_hash: str
     weights_digest: str
     metrics: dict[str, float] = field(default_factory=dict)
-    format: int = FORMAT
+    format: int = EXPERT_FORMAT
     answer_tokens: int = 0
 
     @property
@@ -57,18 +57,18 @@ def save_expert(expert: Expert, folder: Path, *, task: str, kind: str, labels: t
     manifest = Manifest(task, kind, labels, base, expert.adapter.spec, _describe(expert), count_parameters(groups),
                         spec_hash, hashlib.sha256(data).hexdigest(), metrics,
                         answer_tokens=answer_tokens)  # fmt: skip
-    write_whole(folder / WEIGHTS, data)
-    write_whole(folder / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True).encode())
+    write_whole(folder / EXPERT_WEIGHTS, data)
+    write_whole(folder / EXPERT_MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True).encode())
     return manifest
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of an expert folder. Raises InputError when it is missing or not of this format."""
-    path = folder / MANIFEST
+    path = folder / EXPERT_MANIFEST
     try:
         values = json.loads(path.read_text())
         found = values["format"]
-        if found == FORMAT:
+        if found == EXPERT_FORMAT:
             adapter = {**values["adapter"], "targets": tuple(values["adapter"]["targets"])}
             read = {"labels": tuple(values["labels"]), "adapter": AdapterSpec(**adapter), "base": dict(values["base"])}
             manifest = Manifest(**{**values, **read})
@@ -77,7 +77,7 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError, KeyError, TypeError, InputError) as error:
         raise InputError(f"no readable expert manifest ({error})", where=str(path),
                          fix="give a folder that holds expert.json and expert.safetensors") from error  # fmt: skip
-    raise InputError(f"format {found!r} is not {FORMAT}", where=str(path), fix="use the ttmoe that wrote it")
+    raise InputError(f"format {found!r} is not {EXPERT_FORMAT}", where=str(path), fix="use the ttmoe that wrote it")
 
 
 def load_expert(bank: Bank, folder: Path, base_digest: str, name: str | None = None) -> Manifest:
@@ -110,7 +110,7 @@ def _draft(bank: Bank, manifest: Manifest, where: str) -> Expert:
 
 
 def _checked_weights(folder: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
-    path = folder / WEIGHTS
+    path = folder / EXPERT_WEIGHTS
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -58,7 +58,7 @@ class _LinearAndUpdate(torch.autograd.Function):
 
 
 def _rows(x: Tensor, a: Tensor) -> Tensor:
-    """x (batch, ..., width) as (n, tokens, width), a piece for each of the factors ``a``."""
+    """X (batch, ..., width) as (n, tokens, width), a piece for each of the factors ``a``."""
     return x.reshape(len(a), -1, x.shape[-1])
 
 

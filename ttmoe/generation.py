@@ -21,7 +21,7 @@ MOST_TOKENS = 64  # of an answer, where nobody knows how long the expert's answe
 
 
 @dataclass(frozen=True)
-class Written:
+class GeneratedText:
     """What an expert wrote: the ``text`` up to its end, and the ``probability`` of its tokens, the end included."""
 
     text: str
@@ -31,7 +31,7 @@ class Written:
 @torch.no_grad()
 def generate(bank: Bank, tokenizer: Any, prompts: Sequence[str], names: Sequence[str] | str,
              most_tokens: Sequence[int] | int = MOST_TOKENS, *, max_length: int,
-             batch_size: int = 32) -> list[Written]:  # fmt: skip
+             batch_size: int = 32) -> list[GeneratedText]:  # fmt: skip
     """What the expert named for each prompt (one name: all prompts) writes, always taking the likeliest token.
 
     ``most_tokens`` bounds an answer, for all or for each. Prompt and answer share ``max_length`` tokens: a prompt that
@@ -45,7 +45,7 @@ def generate(bank: Bank, tokenizer: Any, prompts: Sequence[str], names: Sequence
     tokens = encode_prompts(tokenizer, prompts, rooms)
     lengths = [len(row["input_ids"]) for row in tokens]
     most = [min(count, max(1, max_length - length)) for count, length in zip(most, lengths, strict=True)]
-    found: dict[int, Written] = {}
+    found: dict[int, GeneratedText] = {}
     training = bank.training
     bank.eval()
     try:
@@ -93,7 +93,7 @@ def _batches(lengths: list[int], most: list[int], max_length: int, size: int) ->
 
 
 def _continued(bank: Bank, tokenizer: Any, inputs: dict[str, Tensor], names: list[str],
-               most: list[int]) -> list[Written]:  # fmt: skip
+               most: list[int]) -> list[GeneratedText]:  # fmt: skip
     """One batch, padded on the left, each row up to its end token or its own number of tokens."""
     from transformers import GenerationConfig, LogitsProcessorList
 
@@ -109,7 +109,7 @@ def _continued(bank: Bank, tokenizer: Any, inputs: dict[str, Tensor], names: lis
     for row, logs, count in zip(ids[:, start:].tolist(), shares, most, strict=True):
         length = min(row.index(end) + 1 if end in row else len(row), count)
         text = tokenizer.decode(row[:length], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        written.append(Written(text.strip(), float(torch.tensor(logs[:length]).sum().exp())))
+        written.append(GeneratedText(text.strip(), float(torch.tensor(logs[:length]).sum().exp())))
     return written
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ttmoe.dropping import drop_rows
+from ttmoe.row_dropout import drop_rows
 
 
 class Head(nn.Module):
@@ -41,7 +41,7 @@ class Head(nn.Module):
         self.scale.copy_((states - self.centre).std().clamp(min=1e-6))
 
     def forward(self, states: Tensor) -> Tensor:
-        """states (rows, width) -> scores (rows, classes)."""
+        """States (rows, width) -> scores (rows, classes)."""
         return F.linear(self.standardise(states), self.weight, self.bias)
 
     def standardise(self, states: Tensor) -> Tensor:
@@ -49,12 +49,9 @@ class Head(nn.Module):
         return F.dropout((states - self.centre) / self.scale, self.dropout, self.training)
 
 
-
 def standardise_rows(states: Tensor, heads: Sequence[Head], index: Tensor) -> Tensor:
     """What each row's own head reads of states (rows, width); ``index`` (rows,) says which of the heads that is."""
-    centre, scale = (
-        torch.stack([getattr(head, name) for head in heads])[index] for name in ("centre", "scale")
-    )
+    centre, scale = (torch.stack([getattr(head, name) for head in heads])[index] for name in ("centre", "scale"))
     read = (states - centre) / scale.unsqueeze(-1)
     rates = [head.dropout if head.training else 0.0 for head in heads]
     return drop_rows(read, torch.tensor(rates, device=states.device)[index]) if any(rates) else read

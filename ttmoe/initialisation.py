@@ -16,9 +16,7 @@ from torch import Tensor
 CoreShape = tuple[int, int, int]
 
 
-def paper_cores(
-    core_shapes: Sequence[CoreShape], count: int, generator: torch.Generator | None
-) -> list[Tensor]:
+def paper_cores(core_shapes: Sequence[CoreShape], count: int, generator: torch.Generator | None) -> list[Tensor]:
     """Every core normal, divided by its Frobenius norm, as in the released code of arXiv 2504.21190.
 
     The update is not zero at the start, and its size falls by about sqrt(rank) with every further core.

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ttmoe.dropping import drop_rows
 from ttmoe.fused import fusible, linear_and_update
+from ttmoe.row_dropout import drop_rows
 
 
 @dataclass
@@ -62,9 +62,9 @@ class AdaptedLinear(nn.Module):
         return self.inner.bias  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (batch, ..., in) -> (batch, ..., out)."""
+        """X (batch, ..., in) -> (batch, ..., out)."""
         if len(self.updates) == 1:
-            (role, update), = self.updates.items()
+            ((role, update),) = self.updates.items()
             part = self.parts[role]
             if isinstance(part, slice) and not (self.training and update.drops) and fusible(self.inner, x):
                 return linear_and_update(x, self.inner, *rows_factors(x, update), part)  # type: ignore[arg-type]

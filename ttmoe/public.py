@@ -8,7 +8,7 @@ from ttmoe.base import Base, load_body, load_tokenizer
 from ttmoe.encoding import Choice, Completion
 from ttmoe.errors import InputError
 from ttmoe.expert_files import load_expert, save_expert
-from ttmoe.generation import Written, generate
+from ttmoe.generation import GeneratedText, generate
 from ttmoe.interchange import export_lora, import_lora
 from ttmoe.routed import Prediction, RoutedModel
 from ttmoe.shapes import TTShape
@@ -21,13 +21,13 @@ __all__ = [
     "Base",
     "Choice",
     "Completion",
+    "GeneratedText",
     "InputError",
     "Prediction",
     "RoutedModel",
     "TTShape",
     "TextBank",
     "Trunk",
-    "Written",
     "export_lora",
     "generate",
     "import_lora",

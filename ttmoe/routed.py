@@ -20,7 +20,7 @@ from ttmoe.encoding import Input, Item, collate, encode_inputs, pad_id_of
 from ttmoe.errors import InputError
 from ttmoe.expert_files import Manifest, load_expert
 from ttmoe.features import pool_states
-from ttmoe.generation import MOST_TOKENS, Written, generate, prompt_of
+from ttmoe.generation import MOST_TOKENS, GeneratedText, generate, prompt_of
 from ttmoe.router import Router, load_router
 from ttmoe.scoring import score
 
@@ -142,7 +142,7 @@ class RoutedModel:
             chosen = score(self.bank, [items[i] for i in apart], [names[i] for i in apart], self.pad_id)
             yield from zip(apart, chosen, strict=True)
 
-    def _written(self, inputs: list[Input], names: dict[int, str]) -> Iterator[tuple[int, Written]]:
+    def _written(self, inputs: list[Input], names: dict[int, str]) -> Iterator[tuple[int, GeneratedText]]:
         """What each row's expert writes."""
         prompts = [prompt_of(inputs[i]) for i in names]
         most = [self.manifests[name].answer_tokens or MOST_TOKENS for name in names.values()]
@@ -158,4 +158,3 @@ class RoutedModel:
         labels = manifest.labels if manifest.kind != "choice" else tuple(map(str, range(len(shares))))
         best = max(range(len(shares)), key=shares.__getitem__)
         return Prediction(name, labels[best], shares[best], routing, dict(zip(labels, shares, strict=True)))
-

@@ -23,7 +23,7 @@ from ttmoe.expert_files import write_whole
 from ttmoe.familiarity import Familiarity
 from ttmoe.features import FeatureSpec
 
-MANIFEST, WEIGHTS = "router.json", "router.safetensors"
+ROUTER_MANIFEST, ROUTER_WEIGHTS = "router.json", "router.safetensors"
 
 
 @dataclass(frozen=True)
@@ -86,16 +86,16 @@ def save_router(router: Router, folder: Path, base: dict, lock: dict[str, str], 
     data = save({key: value.cpu().contiguous() for key, value in router.state_dict().items()})
     manifest = {"kind": kind, "tasks": list(router.tasks), "features": asdict(router.features), "base": base,
                 "lock": lock, "metrics": metrics, "weights_digest": hashlib.sha256(data).hexdigest()}  # fmt: skip
-    write_whole(folder / WEIGHTS, data)
-    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+    write_whole(folder / ROUTER_WEIGHTS, data)
+    write_whole(folder / ROUTER_MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
     return manifest
 
 
 def load_router(folder: Path) -> tuple[Router, dict]:
     """The router and its manifest. Raises InputError for files that are missing, altered or not finite."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        data = (folder / WEIGHTS).read_bytes()
+        manifest = json.loads((folder / ROUTER_MANIFEST).read_text())
+        data = (folder / ROUTER_WEIGHTS).read_bytes()
         if hashlib.sha256(data).hexdigest() != manifest["weights_digest"]:
             raise InputError("the router's weights were altered or cut", where=str(folder), fix="run the library again")
         weights = load(data)

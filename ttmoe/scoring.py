@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ttmoe.bank import Bank
 from ttmoe.encoding import Item, Tokens, collate, pool
-from ttmoe.words import answer_scores
+from ttmoe.language_head import answer_scores
 
 
 def score(bank: Bank, items: Sequence[Item], names: Sequence[str] | str, pad_id: int, *, states: Tensor | None = None,

@@ -15,7 +15,7 @@ from ttmoe.targets import Site
 Updates = dict[str, dict[str, Update]]
 """For each layer's path the update of each role."""
 
-Entry = tuple[int, Group, Tensor, Tensor, float]
+StackEntry = tuple[int, Group, Tensor, Tensor, float]
 """An expert's place in the batch, one of its groups, that group's A and B, and the expert's dropout."""
 
 
@@ -24,7 +24,7 @@ def updates_for(adapters: Sequence[Adapter], rows: Tensor | None, layers: Mappin
 
     Everything is stacked once for all the layers of a size, in the base's dtype.
     """
-    kinds: dict[tuple[str, int, int], list[Entry]] = {}
+    kinds: dict[tuple[str, int, int], list[StackEntry]] = {}
     for place, adapter in enumerate(adapters):
         for group, (a, b) in zip(adapter.groups, adapter.factors(), strict=True):
             kind = (group.role, group.method.in_features, group.method.out_features)
@@ -45,12 +45,12 @@ def updates_for(adapters: Sequence[Adapter], rows: Tensor | None, layers: Mappin
     return updates
 
 
-def _sites(entries: Sequence[Entry]) -> list[Site]:
+def _sites(entries: Sequence[StackEntry]) -> list[Site]:
     """The sites of any of the experts."""
     return list({site.path: site for _, group, *_ in entries for site in group.sites}.values())
 
 
-def _stack(entries: Sequence[Entry], sites: Sequence[Site], count: int) -> tuple[Tensor, Tensor]:
+def _stack(entries: Sequence[StackEntry], sites: Sequence[Site], count: int) -> tuple[Tensor, Tensor]:
     """A (sites, experts, r, in) and B transposed (sites, experts, r, out).
 
     Lower ranks, sites that an expert does not act on and experts without any of these sites are filled with zeros.
@@ -76,7 +76,7 @@ def _fill(factor: Tensor, where: list[int], sites: int, rank: int) -> Tensor:
     return factor.new_zeros(sites, *factor.shape[1:]).index_copy(0, index, factor)
 
 
-def _dropout(entries: Sequence[Entry], count: int, device: torch.device) -> float | Tensor:
+def _dropout(entries: Sequence[StackEntry], count: int, device: torch.device) -> float | Tensor:
     """The experts' rate, or (experts,) rates where they differ."""
     rates = {place: rate for place, *_, rate in entries}
     first = entries[0][4]

@@ -23,7 +23,8 @@ SHRINKAGE = 0.03  # of a task's scatter towards that of all tasks, and of that t
 @dataclass(frozen=True)
 class Subspace:
     """``basis`` (width, k); in it ``means`` (tasks, k) and ``scatters`` (tasks, k, k) about them; ``within`` (k, k) is
-    the mean scatter, every task counting alike; ``centre`` (k,) and ``around`` (k, k) are those of all rows as one."""
+    the mean scatter, every task counting alike; ``centre`` (k,) and ``around`` (k, k) are those of all rows as one.
+    """
 
     basis: Tensor
     means: Tensor

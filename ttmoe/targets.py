@@ -19,7 +19,7 @@ from ttmoe.errors import InputError
 from ttmoe.layer import linear_size
 
 ROLES = ("q", "k", "v", "o", "up", "gate", "down")
-Rows = Callable[[object, int], "slice | torch.Tensor"]
+OutputRows = Callable[[object, int], "slice | torch.Tensor"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def _whole(config: object, width: int) -> slice:
     return slice(0, width)
 
 
-def _attention_part(which: int) -> Rows:
+def _attention_part(which: int) -> OutputRows:
     """Rows of q (0), k (1) or v (2) in a projection that stacks them, with fewer key heads where the config says so."""
 
     def rows(config: object, width: int) -> slice:
@@ -59,11 +59,11 @@ def _attention_part(which: int) -> Rows:
     return rows
 
 
-def _part(which: int, of: int) -> Rows:
+def _part(which: int, of: int) -> OutputRows:
     return lambda config, width: slice(which * width // of, (which + 1) * width // of)
 
 
-def _interleaved(which: int) -> Rows:
+def _interleaved(which: int) -> OutputRows:
     """GPT-NeoX stores q, k and v of head 0, then of head 1, and so on."""
 
     def rows(config: object, width: int) -> torch.Tensor:
@@ -73,14 +73,14 @@ def _interleaved(which: int) -> Rows:
     return rows
 
 
-Place = tuple[str, Rows]
+TargetPlace = tuple[str, OutputRows]
 
 
-def _plain(**paths: str) -> dict[str, Place]:
+def _plain(**paths: str) -> dict[str, TargetPlace]:
     return {role: (path, _whole) for role, path in paths.items()}
 
 
-def _fused(path: str, parts: Callable[[int], Rows]) -> dict[str, Place]:
+def _fused(path: str, parts: Callable[[int], OutputRows]) -> dict[str, TargetPlace]:
     return {role: (path, parts(i)) for i, role in enumerate("qkv")}
 
 
@@ -91,7 +91,7 @@ _BERT = ("encoder.layer", _plain(q="attention.self.query", k="attention.self.key
                                  **_BERT_REST))  # fmt: skip
 
 # model_type -> (path of the layer list in the body, role -> (path in the layer, rows of the output))
-ARCHITECTURES: dict[str, tuple[str, dict[str, Place]]] = {
+ARCHITECTURES: dict[str, tuple[str, dict[str, TargetPlace]]] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3", "olmo2"),
                     _LLAMA),
     "phi3": ("layers", {**_fused("self_attn.qkv_proj", _attention_part), **_plain(o="self_attn.o_proj"),

@@ -25,8 +25,8 @@ from ttmoe.encoding import Completion, Input, Item, collate, encode_inputs, pad_
 from ttmoe.errors import InputError
 from ttmoe.expert_files import load_expert, save_expert
 from ttmoe.generation import MOST_TOKENS, generate, prompt_of
+from ttmoe.language_head import require_causal
 from ttmoe.scoring import score
-from ttmoe.words import require_causal
 
 
 class TextBank:

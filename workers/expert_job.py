@@ -15,23 +15,31 @@ from ttmoe.adapter import AdapterSpec, count_parameters
 from ttmoe.bank import Bank
 from ttmoe.base import Base
 from ttmoe.expert_files import load_expert, save_expert
-from workers.batches import Rows
-from workers.bench import Bench, base_loads, resident
-from workers.checkpoints import CheckpointFolder
-from workers.evaluation import evaluate, scores_of
-from workers.expert_result import RESULT, ExpertResult, finished_result, write_result
-from workers.failure import Failure, failure_of
-from workers.memory import Memory, job_memory
-from workers.prepared import Prepared
-from workers.progress import Progress, Report
-from workers.returning import Allowance
-from workers.settings import Train
-from workers.token_store import rows_of
-from workers.trainee import Fit, Trainee
-from workers.training import TrainingFailedError, fit
-from workers.trunk_cache import open_trunk
+from workers.base.resident import ResidentBase, count_base_loads, load_resident_base
+from workers.cache.tokens import load_tokenized_rows
+from workers.cache.trunk_states import load_or_compute_trunk
+from workers.data.prepared import PreparedTask
+from workers.expert_result import EXPERT_RESULT_FILE, ExpertResult, finished_result, write_result
+from workers.failure import Failure, to_failure
+from workers.progress import Progress, ProgressCallback
+from workers.training.batches import TokenizedRows
+from workers.training.checkpoints import CheckpointFolder
+from workers.training.evaluation import evaluate, expert_scores
+from workers.training.loop import TrainingFailedError, fit_experts
+from workers.training.memory import MemoryEstimate, estimate_job_memory
+from workers.training.memory_limit import MemoryLimit
+from workers.training.settings import TrainSettings
+from workers.training.state import ExpertTraining, FitResult
 
-__all__ = ["RESULT", "ExpertJob", "ExpertResult", "VerificationError", "finished_result", "run_expert", "run_experts"]
+__all__ = [
+    "EXPERT_RESULT_FILE",
+    "ExpertJob",
+    "ExpertResult",
+    "VerificationError",
+    "finished_result",
+    "run_expert",
+    "run_experts",
+]
 PROBES = 8
 COPY = "reloaded copy"
 
@@ -50,10 +58,10 @@ class ExpertJob:
 
     task: str
     base: Base
-    data: Prepared
+    data: PreparedTask
     adapter: AdapterSpec
     head: str
-    train: Train
+    train: TrainSettings
     spec_hash: str
     parameters: int
     folder: str
@@ -83,7 +91,7 @@ class ExpertJob:
         return CheckpointFolder(Path(self.folder, "checkpoints"), self.spec_hash)
 
 
-def run_experts(jobs: Sequence[ExpertJob], report: Report) -> dict[str, ExpertResult | Failure]:
+def run_experts(jobs: Sequence[ExpertJob], report: ProgressCallback) -> dict[str, ExpertResult | Failure]:
     """Train, save, verify and test the experts together; what came of each, by task. Reports carry the task as key.
 
     All jobs have the same base and device. An expert that is finished already is not trained again, and one that was
@@ -100,12 +108,12 @@ def run_experts(jobs: Sequence[ExpertJob], report: Report) -> dict[str, ExpertRe
         try:
             _run(missing, report, outcomes)
         except Exception as error:
-            failure = failure_of(error)
+            failure = to_failure(error)
             outcomes |= {job.task: failure for job in missing if job.task not in outcomes}
     return {job.task: outcomes[job.task] for job in jobs}
 
 
-def run_expert(job: ExpertJob, report: Report) -> ExpertResult:
+def run_expert(job: ExpertJob, report: ProgressCallback) -> ExpertResult:
     """The same for one. Raises TrainingFailedError."""
     found = run_experts((job,), report)[job.task]
     if isinstance(found, Failure):
@@ -113,25 +121,25 @@ def run_expert(job: ExpertJob, report: Report) -> ExpertResult:
     return found
 
 
-def _run(jobs: Sequence[ExpertJob], report: Report, outcomes: dict[str, ExpertResult | Failure]) -> None:
+def _run(jobs: Sequence[ExpertJob], report: ProgressCallback, outcomes: dict[str, ExpertResult | Failure]) -> None:
     torch.set_num_threads(jobs[0].threads)
     for job in jobs:
         report(Progress("loading", 0, job.train.steps, key=job.task))
-    began, loads = time.monotonic(), base_loads()
-    bench = resident(jobs[0].base, jobs[0].device)
-    loaded = {job.task: float(base_loads() - loads if job is jobs[0] else 0) for job in jobs}
+    began, loads = time.monotonic(), count_base_loads()
+    bench = load_resident_base(jobs[0].base, jobs[0].device)
+    loaded = {job.task: float(count_base_loads() - loads if job is jobs[0] else 0) for job in jobs}
     with bench.in_use() as bank:
         trainees = {}
         for job in jobs:
             try:
-                trainees[job.task] = trainee_of(job, bench, report)
+                trainees[job.task] = prepare_training(job, bench, report)
             except Exception as error:
-                outcomes[job.task] = failure_of(error)
-        fits: dict[str, Fit | Failure] = {}
+                outcomes[job.task] = to_failure(error)
+        fits: dict[str, FitResult | Failure] = {}
         if trainees:  # of the others nobody knows what they would take
-            planned = planned_memory([job for job in jobs if job.task in trainees], bank.model)
-            fits = fit(bank, list(trainees.values()), pad_id=bench.pad_id, report=report,
-                       allowance=Allowance(planned.host))  # fmt: skip
+            planned = estimate_jobs_memory([job for job in jobs if job.task in trainees], bank.model)
+            fits = fit_experts(bank, list(trainees.values()), pad_id=bench.pad_id, report=report,
+                       allowance=MemoryLimit(planned.host))  # fmt: skip
         for job in [job for job in jobs if job.task in fits]:
             try:
                 found = fits[job.task]
@@ -141,30 +149,32 @@ def _run(jobs: Sequence[ExpertJob], report: Report, outcomes: dict[str, ExpertRe
                     found if isinstance(found, Failure) else _finish(job, bench, found, metrics, began, report, answer)
                 )
             except Exception as error:
-                outcomes[job.task] = failure_of(error)
+                outcomes[job.task] = to_failure(error)
 
 
-def planned_memory(jobs: Sequence[ExpertJob], model: nn.Module) -> Memory:
+def estimate_jobs_memory(jobs: Sequence[ExpertJob], model: nn.Module) -> MemoryEstimate:
     """What the largest of these jobs, trained together on this body of their base, is planned to take."""
     found = [
-        job_memory(model, job.base, job.adapter, job.classes, job.train, options=job.options, experts=len(jobs),
+        estimate_job_memory(model, job.base, job.adapter, job.classes, job.train, options=job.options, experts=len(jobs),
                    device=job.device)
         for job in jobs
     ]  # fmt: skip
     return max(found, key=lambda memory: memory.total)
 
 
-def trainee_of(job: ExpertJob, bench: Bench, report: Report, *, resumes: bool = True) -> Trainee:
+def prepare_training(
+    job: ExpertJob, bench: ResidentBase, report: ProgressCallback, *, resumes: bool = True
+) -> ExpertTraining:
     """The job's expert, put into the bank, with its rows."""
     draw = torch.Generator().manual_seed(job.train.seed or 0)
     bench.bank.add(job.task, job.adapter, job.classes, draw, random_head=job.head == "frozen")
-    train, validation = (open_rows(job, bench, split, report) for split in ("train", "validation"))
-    return Trainee(job.task, train, validation, job.train, job.head, job.checkpoints if resumes else None)
+    train, validation = (load_rows(job, bench, split, report) for split in ("train", "validation"))
+    return ExpertTraining(job.task, train, validation, job.train, job.head, job.checkpoints if resumes else None)
 
 
-def open_rows(job: ExpertJob, bench: Bench, split: str, report: Report) -> Rows:
+def load_rows(job: ExpertJob, bench: ResidentBase, split: str, report: ProgressCallback) -> TokenizedRows:
     """A split's tokens, and its trunk states where the job keeps them; the job's expert is in the bank."""
-    rows = rows_of(job.base, bench.tokenizer, job.data, split, job.cache_folder)
+    rows = load_tokenized_rows(job.base, bench.tokenizer, job.data, split, job.cache_folder)
     depth = bench.bank.expert(job.task).adapter.lowest
     if not depth or not job.trunk_bytes:
         return rows
@@ -172,17 +182,17 @@ def open_rows(job: ExpertJob, bench: Bench, split: str, report: Report) -> Rows:
     def keyed(progress: Progress) -> None:
         report(replace(progress, key=job.task))
 
-    states = open_trunk(bench.bank, rows, base=job.base, fingerprint=job.data.fingerprint, split=split, depth=depth,
+    states = load_or_compute_trunk(bench.bank, rows, base=job.base, fingerprint=job.data.fingerprint, split=split, depth=depth,
                         pad_id=bench.pad_id, cache=job.cache_folder, budget=job.trunk_bytes, report=keyed)  # fmt: skip
     return replace(rows, states=states)
 
 
-def _finish(job: ExpertJob, bench: Bench, found: Fit, metrics: dict[str, float], began: float,
-            report: Report, answer_tokens: int) -> ExpertResult:  # fmt: skip
+def _finish(job: ExpertJob, bench: ResidentBase, found: FitResult, metrics: dict[str, float], began: float,
+            report: ProgressCallback, answer_tokens: int) -> ExpertResult:  # fmt: skip
     """Test, save, verify; the result comes last, and then there is nothing to resume."""
     testing = partial(report, Progress("testing", found.steps, job.train.steps, key=job.task))
     testing()
-    rows = open_rows(job, bench, "test", report)
+    rows = load_rows(job, bench, "test", report)
     tested = evaluate(bench.bank, job.task, rows, bench.pad_id, testing)
     metrics |= found.metrics() | {f"test.{key}": value for key, value in tested.items()}
     report(Progress("verifying", found.steps, job.train.steps, key=job.task))
@@ -194,7 +204,7 @@ def _finish(job: ExpertJob, bench: Bench, found: Fit, metrics: dict[str, float],
     return result
 
 
-def _save_and_verify(job: ExpertJob, bank: Bank, probes: Rows, metrics: dict[str, float], pad_id: int,
+def _save_and_verify(job: ExpertJob, bank: Bank, probes: TokenizedRows, metrics: dict[str, float], pad_id: int,
                      answer_tokens: int) -> str:  # fmt: skip
     """Write the files, load them again beside the expert, and compare: count, finiteness, outputs to the last bit."""
     expert, folder = bank.expert(job.task), Path(job.folder)
@@ -205,8 +215,8 @@ def _save_and_verify(job: ExpertJob, bank: Bank, probes: Rows, metrics: dict[str
         raise VerificationError(f"{job.task}: {manifest.parameters} parameters were trained, {job.parameters} planned")
     load_expert(bank, folder, job.base.digest, name=COPY)
     try:
-        rows = Rows(probes.items[:PROBES], probes.labels[:PROBES])
-        before, after = (scores_of(bank, name, rows, pad_id) for name in (job.task, COPY))
+        rows = TokenizedRows(probes.items[:PROBES], probes.labels[:PROBES])
+        before, after = (expert_scores(bank, name, rows, pad_id) for name in (job.task, COPY))
     finally:
         bank.remove(COPY)
     if not all(torch.equal(a, b) and torch.isfinite(a).all() for a, b in zip(before, after, strict=True)):

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ttmoe.errors import InputError
-from ttmoe.expert_files import WEIGHTS, read_manifest, write_whole
+from ttmoe.expert_files import EXPERT_WEIGHTS, read_manifest, write_whole
 
-RESULT = "result.json"
+EXPERT_RESULT_FILE = "result.json"
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class ExpertResult:
 
 def write_result(result: ExpertResult) -> None:
     """The result is written last and whole: where it is, the expert beside it is verified."""
-    write_whole(Path(result.folder, RESULT), json.dumps(asdict(result), indent=1).encode())
+    write_whole(Path(result.folder, EXPERT_RESULT_FILE), json.dumps(asdict(result), indent=1).encode())
 
 
 def finished_result(folder: Path, spec_hash: str) -> ExpertResult | None:
     """The result of an earlier run of the same spec, if it is there and the expert beside it is still whole."""
     try:
-        result = ExpertResult(**json.loads((folder / RESULT).read_text()))
+        result = ExpertResult(**json.loads((folder / EXPERT_RESULT_FILE).read_text()))
         manifest = read_manifest(folder)
-        weights = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+        weights = hashlib.sha256((folder / EXPERT_WEIGHTS).read_bytes()).hexdigest()
     except (OSError, ValueError, TypeError, InputError):
         return None
     recorded = {result.weights_digest, manifest.weights_digest}

@@ -7,7 +7,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["code", "memory", "system", "died", "lost", "stalled"]
+FailureKind = Literal["code", "memory", "system", "died", "lost", "stalled"]
 """The code or the data; out of memory; the system around it; its process died; its node was lost; no sign of life."""
 
 _SYSTEM_ERRORS = (OSError, ConnectionError, TimeoutError, EOFError)
@@ -19,7 +19,7 @@ _CODE_ERRNOS = frozenset({errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCE
 class Failure:
     """``error`` is the error's class, ``message`` its text, ``trace`` the traceback as printed."""
 
-    kind: Kind
+    kind: FailureKind
     error: str
     message: str
     trace: str = ""
@@ -28,13 +28,13 @@ class Failure:
         return f"{self.error}: {self.message}" if self.message else self.error
 
 
-def failure_of(error: BaseException) -> Failure:
+def to_failure(error: BaseException) -> Failure:
     """The failure that an error stands for."""
     trace = "".join(traceback.format_exception(error))
     return Failure(_kind(error), type(error).__name__, str(error), trace)
 
 
-def _kind(error: BaseException) -> Kind:
+def _kind(error: BaseException) -> FailureKind:
     if isinstance(error, MemoryError) or _is_torch_memory(error):
         return "memory"
     if isinstance(error, _SYSTEM_ERRORS) and getattr(error, "errno", None) not in _CODE_ERRNOS:

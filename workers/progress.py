@@ -21,7 +21,7 @@ class Progress:
     key: str = ""
 
 
-class Report(Protocol):
+class ProgressCallback(Protocol):
     """Takes progress; must be quick and must not fail."""
 
     def __call__(self, progress: Progress) -> None:

@@ -7,23 +7,23 @@ from dataclasses import dataclass
 
 import torch
 
-from workers.bench import Bench, resident
-from workers.expert_job import ExpertJob, trainee_of
+from workers.base.resident import ResidentBase, load_resident_base
+from workers.expert_job import ExpertJob, prepare_training
 from workers.progress import Progress
-from workers.training import fit_one
+from workers.training.loop import fit_expert
 
 
 @dataclass(frozen=True)
-class TrialBench:
+class TrialRunner:
     """A base that is loaded once for all the trials that run in this process."""
 
-    bench: Bench
+    bench: ResidentBase
 
     @classmethod
-    def load(cls, job: ExpertJob) -> TrialBench:
+    def load(cls, job: ExpertJob) -> TrialRunner:
         """Set up for the base of ``job``."""
         torch.set_num_threads(job.threads)
-        return cls(resident(job.base, job.device))
+        return cls(load_resident_base(job.base, job.device))
 
     def run(self, job: ExpertJob) -> dict[str, float]:
         """Train the expert of ``job``; its best validation ``accuracy`` and ``loss``, its size and ``seconds``.
@@ -32,8 +32,8 @@ class TrialBench:
         """
         began = time.monotonic()
         with self.bench.in_use() as bank:
-            trainee = trainee_of(job, self.bench, _nobody, resumes=False)
-            found = fit_one(bank, trainee, pad_id=self.bench.pad_id, report=_nobody)
+            trainee = prepare_training(job, self.bench, _nobody, resumes=False)
+            found = fit_expert(bank, trainee, pad_id=self.bench.pad_id, report=_nobody)
         return {**found.best, "parameters": float(job.parameters), "seconds": time.monotonic() - began}
 
 

@@ -27,11 +27,19 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 with warnings.catch_warnings():
     # MLflow 3.17 declares its tables with a loader that SQLAlchemy 2.1 deprecates; only its import warns.
     warnings.simplefilter("ignore", DeprecationWarning)
-    from orchestrator.registry.away import is_away
-    from orchestrator.registry.experts import list_experts, register_expert
-    from orchestrator.registry.folders import fetch, read_file
-    from orchestrator.registry.patience import PatientStore, ending, patient, stayed_away
-    from orchestrator.registry.progress import (
+    from orchestrator.registry.availability import is_unavailable
+    from orchestrator.registry.expert_models import list_experts, register_expert
+    from orchestrator.registry.recovery import close_stale
+    from orchestrator.registry.removal import remove_versions
+    from orchestrator.registry.retrying import RetryingStore, end_run_on_exit, retried, unavailable_error
+    from orchestrator.registry.router_models import (
+        current_router,
+        find_router,
+        list_routers,
+        register_router,
+        router_lock,
+    )
+    from orchestrator.registry.run_records import (
         RunRecord,
         child_runs,
         metric_history,
@@ -39,9 +47,6 @@ with warnings.catch_warnings():
         planned_work,
         run_record,
     )
-    from orchestrator.registry.recovery import close_stale
-    from orchestrator.registry.removal import remove_versions
-    from orchestrator.registry.routers import current_router, find_router, list_routers, register_router, router_lock
     from orchestrator.registry.runs import (
         expert_run,
         finish_run,
@@ -53,12 +58,13 @@ with warnings.catch_warnings():
     )
     from orchestrator.registry.searches import search_artifacts
     from orchestrator.registry.store import Library, libraries, open_store
-    from orchestrator.registry.versions import Version, find, promote
+    from orchestrator.registry.version_files import fetch, read_file
+    from orchestrator.registry.versions import Version, find_version, promote
 
-__all__ = ["Library", "Registry", "RunRecord", "Version", "is_away", "stayed_away"]
+__all__ = ["Library", "Registry", "RunRecord", "Version", "is_unavailable", "unavailable_error"]
 
 
-class Registry(PatientStore):
+class Registry(RetryingStore):
     """An open store with everything that can be done to it. Every method may be repeated after a crash."""
 
     @classmethod
@@ -67,46 +73,46 @@ class Registry(PatientStore):
         store = open_store(uri, artifact_root)
         return cls(store.client, store.uri, store.artifact_root)
 
-    def waiting(self, seconds: float, say: Callable[[str], Any]) -> Registry:
+    def with_retries(self, seconds: float, say: Callable[[str], Any]) -> Registry:
         """The same store, waited for whenever it is away, for so long: then WorkFailedError. ``say`` tells of it."""
         return replace(self, patience=seconds, say=say)
 
     @property
-    def at_once(self) -> Registry:
+    def without_retries(self) -> Registry:
         """The same store, not waited for."""
         return replace(self, patience=0.0)
 
-    libraries = patient(libraries)
+    libraries = retried(libraries)
 
-    start_run = patient(start_run)
-    expert_run = patient(expert_run)
-    log_metrics = patient(log_metrics)
-    tag_run = patient(tag_run)
-    log_text = patient(log_text)
-    log_file = patient(log_file)
-    finish_run = patient(finish_run)
-    ending = ending
-    close_stale = patient(close_stale)
+    start_run = retried(start_run)
+    expert_run = retried(expert_run)
+    log_metrics = retried(log_metrics)
+    tag_run = retried(tag_run)
+    log_text = retried(log_text)
+    log_file = retried(log_file)
+    finish_run = retried(finish_run)
+    end_run_on_exit = end_run_on_exit
+    close_stale = retried(close_stale)
 
-    newest_run = patient(newest_run)
-    run_record = patient(run_record)
-    child_runs = patient(child_runs)
-    planned_work = patient(planned_work)
-    metric_history = patient(metric_history)
+    newest_run = retried(newest_run)
+    run_record = retried(run_record)
+    child_runs = retried(child_runs)
+    planned_work = retried(planned_work)
+    metric_history = retried(metric_history)
 
-    register_expert = patient(register_expert)
-    find_expert = patient(find)
-    experts = patient(list_experts)
+    register_expert = retried(register_expert)
+    find_expert = retried(find_version)
+    experts = retried(list_experts)
 
-    register_router = patient(register_router)
-    find_router = patient(find_router)
-    router = patient(current_router)
-    routers = patient(list_routers)
-    router_lock = patient(router_lock)
+    register_router = retried(register_router)
+    find_router = retried(find_router)
+    router = retried(current_router)
+    routers = retried(list_routers)
+    router_lock = retried(router_lock)
 
-    search_artifacts = patient(search_artifacts)
+    search_artifacts = retried(search_artifacts)
 
-    promote = patient(promote)
-    remove_versions = patient(remove_versions)
-    fetch = patient(fetch)
-    read_file = patient(read_file)
+    promote = retried(promote)
+    remove_versions = retried(remove_versions)
+    fetch = retried(fetch)
+    read_file = retried(read_file)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from orchestrator.registry.runs import finish_run
-from orchestrator.registry.store import Store, if_there, pages
-from orchestrator.registry.versions import CANDIDATE, Version, by_alias, every_version, promote
+from orchestrator.registry.store import Store, all_pages, ignore_missing
+from orchestrator.registry.versions import CANDIDATE, Version, find_by_alias, list_versions, promote
 
 
 def close_stale(store: Store, library: str) -> int:
@@ -20,7 +20,7 @@ def close_stale(store: Store, library: str) -> int:
     if not ids:
         return 0
     query = "attributes.status != 'FINISHED'"
-    runs = list(pages(lambda token: store.client.search_runs(ids, query, page_token=token)))
+    runs = list(all_pages(lambda token: store.client.search_runs(ids, query, page_token=token)))
     registered = _by_run(store, library) if runs else {}
     closed = 0
     for run in runs:
@@ -39,7 +39,7 @@ def _by_run(store: Store, library: str) -> dict[str, list[Version]]:
     """The versions that each run made, oldest first."""
     found: dict[str, list[Version]] = {}
     for kind in ("expert", "router"):
-        for version in every_version(store, library, kind):
+        for version in list_versions(store, library, kind):
             found.setdefault(version.run_id, []).append(version)
     return found
 
@@ -48,7 +48,7 @@ def _complete(store: Store, versions: list[Version]) -> None:
     """What ``register`` does once a version is made: no second one of its spec, and its alias."""
     first, *doubles = versions
     for double in doubles:
-        if_there(partial(store.client.delete_model_version, double.name, str(double.version)))
-    candidate = by_alias(store, first.library, first.task, CANDIDATE)
+        ignore_missing(partial(store.client.delete_model_version, double.name, str(double.version)))
+    candidate = find_by_alias(store, first.library, first.task, CANDIDATE)
     if candidate is None or candidate.version < first.version:
         promote(store, first, CANDIDATE)

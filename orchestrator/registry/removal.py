@@ -8,8 +8,8 @@ from functools import partial
 
 from mlflow.entities.model_registry import ModelVersion
 
-from orchestrator.registry.folders import fetched_place
-from orchestrator.registry.store import Store, if_there, pages
+from orchestrator.registry.store import Store, all_pages, ignore_missing
+from orchestrator.registry.version_files import fetched_place
 from orchestrator.registry.versions import model_name
 
 
@@ -20,16 +20,16 @@ def remove_versions(store: Store, library: str, task: str, numbers: Collection[i
     and trains again. Runs go first: whoever is interrupted still finds the versions, and repeats.
     """
     name, client = model_name(library, task), store.client
-    there = list(pages(lambda token: client.search_model_versions(f"name = '{name}'", page_token=token)))
+    there = list(all_pages(lambda token: client.search_model_versions(f"name = '{name}'", page_token=token)))
     gone = [version for version in there if int(version.version) in numbers]
     for version in gone:
         _delete_run(store, version, gone)
         shutil.rmtree(fetched_place(store, name, int(version.version), version.source or ""), ignore_errors=True)
     if len(gone) == len(there):
-        if_there(lambda: client.delete_registered_model(name))
+        ignore_missing(lambda: client.delete_registered_model(name))
         return
     for version in gone:
-        if_there(partial(client.delete_model_version, name, version.version))
+        ignore_missing(partial(client.delete_model_version, name, version.version))
 
 
 def _delete_run(store: Store, version: ModelVersion, gone: list[ModelVersion]) -> None:
@@ -38,6 +38,6 @@ def _delete_run(store: Store, version: ModelVersion, gone: list[ModelVersion]) -
     going = {(each.name, int(each.version)) for each in gone}
     users = store.client.search_model_versions(f"run_id = '{version.run_id}'")
     if all((user.name, int(user.version)) in going for user in users):
-        run = if_there(lambda: store.client.get_run(str(version.run_id)))
+        run = ignore_missing(lambda: store.client.get_run(str(version.run_id)))
         if run is not None and run.info.lifecycle_stage == "active":
             store.client.delete_run(version.run_id)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import time
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import Any, Literal
 
 from mlflow.entities import Metric, Param, Run, RunTag
 
-from orchestrator.registry.store import TAG, Store, check_name, prefixed
+from orchestrator.registry.store import TAG, Store, check_name, to_mlflow_tags
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+FinalStatus = Literal["FINISHED", "FAILED", "KILLED"]
 MetricRow = tuple[str, float, int, int]
 _PER_BATCH = 1000  # MLflow's limits for one request
 _PARAMS_PER_BATCH = 100
@@ -89,14 +88,9 @@ def log_metrics(store: Store, run_id: str, rows: Iterable[MetricRow]) -> None:
         store.client.log_batch(run_id, metrics=metrics[start : start + _PER_BATCH])
 
 
-def now_ms() -> int:
-    """The present, as metrics count it."""
-    return time.time_ns() // 1_000_000
-
-
 def tag_run(store: Store, run_id: str, tags: dict[str, Any]) -> None:
     """Set tags under ``ttmoe.``, but for MLflow's own (``mlflow.note.content`` shows on a run's page)."""
-    store.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in prefixed(tags).items()])
+    store.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in to_mlflow_tags(tags).items()])
 
 
 def log_text(store: Store, run_id: str, text: str, name: str) -> None:
@@ -112,7 +106,7 @@ def log_file(store: Store, run_id: str, path: Path, folder: str = "") -> None:
         store.client.log_artifact(run_id, str(path), folder or None)
 
 
-def finish_run(store: Store, run_id: str, status: Status) -> None:
+def finish_run(store: Store, run_id: str, status: FinalStatus) -> None:
     """End a run."""
     store.client.set_terminated(run_id, status)
 
@@ -125,7 +119,7 @@ def _of_spec(store: Store, experiment: str, task: str, spec_hash: str) -> list[R
 
 def _tags(kind: str, library: str, tags: dict[str, Any]) -> dict[str, str]:
     own = {"kind": kind, "library": library, "mlflow.source.name": "ttmoe", "mlflow.user": _user()}
-    return prefixed(own | tags)
+    return to_mlflow_tags(own | tags)
 
 
 def _user() -> str:

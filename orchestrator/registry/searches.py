@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.registry.folders import download, local_folder
 from orchestrator.registry.store import TAG, Store
+from orchestrator.registry.version_files import download, local_folder
 
 
 def search_artifacts(store: Store, library: str, spec_hash: str) -> Path | None:

@@ -15,7 +15,7 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from orchestrator.registry.schema import open_sqlite, sqlite_path
+from orchestrator.registry.sqlite_store import open_sqlite, sqlite_path
 from ttmoe.errors import InputError
 
 TAG = "ttmoe."
@@ -105,7 +105,7 @@ def check_name(name: str, what: str) -> None:
         raise InputError(f"{name!r} cannot name a {what}", where=what, fix="use letters, digits, _ . and -")
 
 
-def if_there(call: Callable[[], Any]) -> Any:
+def ignore_missing(call: Callable[[], Any]) -> Any:
     """What ``call`` gives, or None where MLflow has no such thing (any more): a deletion may be sent twice."""
     try:
         return call()
@@ -124,7 +124,7 @@ def create_once(create: Callable[[], Any]) -> None:
             raise
 
 
-def pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
+def all_pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
     """Every entry of a search, page after page."""
     token = None
     while True:
@@ -135,12 +135,12 @@ def pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
             return
 
 
-def prefixed(tags: dict[str, Any]) -> dict[str, str]:
+def to_mlflow_tags(tags: dict[str, Any]) -> dict[str, str]:
     """Tags as MLflow stores them: under our prefix (but for MLflow's own), as text."""
     return {key if key.startswith(("mlflow.", TAG)) else TAG + key: str(value) for key, value in tags.items()}
 
 
-def moment(milliseconds: int) -> datetime:
+def to_datetime(milliseconds: int) -> datetime:
     """A point in time from MLflow's milliseconds."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
@@ -148,7 +148,7 @@ def moment(milliseconds: int) -> datetime:
 def libraries(store: Store) -> list[Library]:
     """Every library in the store, the one that ran last first."""
     found = []
-    for experiment in pages(lambda token: store.client.search_experiments(page_token=token)):
+    for experiment in all_pages(lambda token: store.client.search_experiments(page_token=token)):
         name = experiment.tags.get(TAG + "library")
         if name != experiment.name:  # searches carry their library's tag too
             continue
@@ -158,7 +158,7 @@ def libraries(store: Store) -> list[Library]:
             max_results=1,
             order_by=["attributes.start_time DESC"],
         )
-        found.append(Library(name, moment(runs[0].info.start_time) if runs else None))
+        found.append(Library(name, to_datetime(runs[0].info.start_time) if runs else None))
     return sorted(found, key=lambda each: each.last_run or datetime.fromtimestamp(0, UTC), reverse=True)
 
 

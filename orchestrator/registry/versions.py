@@ -11,7 +11,16 @@ from typing import Any
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from orchestrator.registry.store import TAG, Store, check_name, create_once, if_there, moment, pages, prefixed
+from orchestrator.registry.store import (
+    TAG,
+    Store,
+    all_pages,
+    check_name,
+    create_once,
+    ignore_missing,
+    to_datetime,
+    to_mlflow_tags,
+)
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 _METRIC = "metric."
@@ -35,7 +44,7 @@ class Version:
 
 
 @dataclass(frozen=True)
-class Entry:
+class VersionMetadata:
     """What a new version says of itself."""
 
     kind: str
@@ -51,7 +60,7 @@ def register(
     task: str,
     spec_hash: str,
     upload: Callable[[], str],
-    entry: Entry,
+    entry: VersionMetadata,
     *,
     promote: bool,
 ) -> Version:
@@ -71,17 +80,17 @@ def register(
 
 
 def _create(
-    store: Store, library: str, task: str, spec_hash: str, upload: Callable[[], str], entry: Entry
+    store: Store, library: str, task: str, spec_hash: str, upload: Callable[[], str], entry: VersionMetadata
 ) -> list[ModelVersion]:
     name = model_name(library, task)
     own = {"library": library, "kind": entry.kind, "task": task}
-    create_once(lambda: store.client.create_registered_model(name, prefixed(own)))
+    create_once(lambda: store.client.create_registered_model(name, to_mlflow_tags(own)))
     numbers = {f"{_METRIC}{key}": repr(float(value)) for key, value in entry.metrics.items()}
     made = store.client.create_model_version(
         name,
         upload(),
         entry.run_id,
-        tags=prefixed({**entry.tags, **numbers, **own, "spec_hash": spec_hash}),
+        tags=to_mlflow_tags({**entry.tags, **numbers, **own, "spec_hash": spec_hash}),
         description=entry.description,
         await_creation_for=0,
     )
@@ -89,20 +98,20 @@ def _create(
     return _search(store, library, task, spec_hash) if store.is_remote else [made]
 
 
-def find(store: Store, library: str, task: str, spec_hash: str) -> Version | None:
+def find_version(store: Store, library: str, task: str, spec_hash: str) -> Version | None:
     """The version of a spec, or None."""
     versions = _search(store, library, task, spec_hash)
     return _version(versions[0], _aliases(store, model_name(library, task))) if versions else None
 
 
-def every_version(store: Store, library: str, kind: str) -> list[Version]:
+def list_versions(store: Store, library: str, kind: str) -> list[Version]:
     """All versions of the kind in the library, by task, oldest first; two queries, however many there are."""
     check_name(library, "library")
     query = f"tags.`{TAG}library` = '{library}' and tags.`{TAG}kind` = '{kind}'"
     client = store.client
-    models = pages(lambda token: client.search_registered_models(query, max_results=1000, page_token=token))
+    models = all_pages(lambda token: client.search_registered_models(query, max_results=1000, page_token=token))
     aliases = {model.name: model.aliases for model in models}
-    versions = pages(lambda token: client.search_model_versions(query, page_token=token))
+    versions = all_pages(lambda token: client.search_model_versions(query, page_token=token))
     found = [_version(each, aliases.get(each.name, {})) for each in versions]
     return sorted(found, key=lambda each: (each.task, each.version))
 
@@ -112,7 +121,7 @@ def promote(store: Store, version: Version, alias: str = CHAMPION) -> None:
     store.client.set_registered_model_alias(version.name, alias, str(version.version))
 
 
-def by_alias(store: Store, library: str, task: str, alias: str) -> Version | None:
+def find_by_alias(store: Store, library: str, task: str, alias: str) -> Version | None:
     """The version that an alias points at, or None."""
     try:
         found = store.client.get_model_version_by_alias(model_name(library, task), alias)
@@ -135,7 +144,7 @@ def _only(store: Store, versions: list[ModelVersion]) -> ModelVersion:
     """The first of a spec's versions; later ones, which only a request sent twice can make, are deleted."""
     first, *doubles = versions
     for double in doubles:
-        if_there(partial(store.client.delete_model_version, double.name, double.version))
+        ignore_missing(partial(store.client.delete_model_version, double.name, double.version))
     return first
 
 
@@ -164,5 +173,5 @@ def _version(found: ModelVersion, aliases: dict[str, str]) -> Version:
         aliases=named,
         uri=found.source or "",
         run_id=found.run_id or "",
-        created=moment(found.creation_timestamp),
+        created=to_datetime(found.creation_timestamp),
     )

@@ -5,8 +5,17 @@
 
 from __future__ import annotations
 
-from orchestrator.report.collect import collect
-from orchestrator.report.content import Curve, ExpertRow, Report, Routing, Search, Usage
+from orchestrator.report.collect import collect_report
+from orchestrator.report.content import Curve, ExpertRow, ResourceUsage, RoutingReport, RunReport, SearchReport
 from orchestrator.report.page import write_report
 
-__all__ = ["Curve", "ExpertRow", "Report", "Routing", "Search", "Usage", "collect", "write_report"]
+__all__ = [
+    "Curve",
+    "ExpertRow",
+    "ResourceUsage",
+    "RoutingReport",
+    "RunReport",
+    "SearchReport",
+    "collect_report",
+    "write_report",
+]

@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from orchestrator.report.content import Curve, ExpertRow, Points, Routing
+from orchestrator.report.content import Curve, ExpertRow, Points, RoutingReport
 from orchestrator.report.svg import Chart, Scale, short
 
 MOST_CELLS = 30  # tasks that a picture of the routing holds
@@ -89,7 +89,7 @@ def trials(tried: Sequence[Mapping[str, Any]], front: Sequence[Mapping[str, Any]
     return chart.markup()
 
 
-def confusion(routing: Routing) -> Markup:
+def confusion(routing: RoutingReport) -> Markup:
     """Where the router sent the rows of each task: shares as colour, counts as numbers; empty for very many tasks."""
     count = len(routing.tasks)
     if not 0 < count <= MOST_CELLS:
@@ -112,7 +112,7 @@ def confusion(routing: Routing) -> Markup:
     return chart.markup()
 
 
-def misrouted(routing: Routing, count: int = 12) -> list[tuple[str, str, int, float]]:
+def misrouted(routing: RoutingReport, count: int = 12) -> list[tuple[str, str, int, float]]:
     """The most frequent wrong ways: task, chosen expert, rows, share of the task's rows."""
     totals = [max(1, sum(row)) for row in routing.confusion]
     ways = (

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from orchestrator.incidents import EXPERTS, Incident
-from orchestrator.loading import resolved_yaml
-from orchestrator.plan import ExpertPlan, Plan
+from orchestrator.config.loading import resolved_yaml
+from orchestrator.plan.planning import ExpertPlan, Plan
 from orchestrator.registry import Registry, RunRecord, Version
-from orchestrator.report.content import Curve, ExpertRow, Points, Report, Routing, Search, Usage
+from orchestrator.registry.artifacts import EVALUATION, TRIALS
+from orchestrator.report.content import Curve, ExpertRow, Points, ResourceUsage, RoutingReport, RunReport, SearchReport
+from orchestrator.report.incidents import EXPERT_STAGE_PREFIX, Incident
 
 CURVES = 60  # experts whose histories are read, two queries each
 POINTS = 200  # of a curve
@@ -21,29 +22,29 @@ READING = 10.0  # seconds for the histories; the store gives whole ones, and the
 _STATES = {"FINISHED": "registered", "FAILED": "failed", "KILLED": "stopped", "RUNNING": "stopped"}
 
 
-def collect(
+def collect_report(
     plan: Plan,
     registry: Registry,
     run_id: str,
     incidents: Iterable[Incident] = (),
-    usage: Usage | None = None,
+    usage: ResourceUsage | None = None,
     *,
     router_hash: str | None = None,
     status: str | None = None,
-) -> Report:
+) -> RunReport:
     """The report of a run, whatever came of it.
 
     ``router_hash`` is the router's where it is not the plan's own, ``status`` what the run is about to end with: until
     then its record says RUNNING.
     """
-    library, run, incidents = plan.layout.library, registry.run_record(run_id), tuple(incidents)
+    library, run, incidents = plan.folders.library, registry.run_record(run_id), tuple(incidents)
     children = {child.tags.get("task", ""): child for child in registry.child_runs(library, run_id)}
     versions = {(each.task, each.spec_hash): each for each in registry.experts(library, every=True)}
     router = registry.find_router(library, router_hash or plan.router_hash)
     evaluation = _evaluation(registry, router)
     rows = _rows(plan, versions, children, evaluation, incidents)
     sources = {row.task: _run_of(row, plan, versions, children) for row in rows}
-    return Report(
+    return RunReport(
         library=library,
         status=status or run.status,
         base=plan.base.id,
@@ -57,7 +58,7 @@ def collect(
         incidents=incidents,
         routing=_routing(router, evaluation),
         search=_search(plan, registry),
-        usage=usage or Usage(),
+        usage=usage or ResourceUsage(),
         config=resolved_yaml(plan.config),
         facts=_facts(run),
     )
@@ -70,7 +71,7 @@ def _rows(
     evaluation: Mapping[str, Any],
     incidents: Iterable[Incident],
 ) -> tuple[ExpertRow, ...]:
-    failures = Counter(incident.key for incident in incidents if incident.stage.startswith(EXPERTS))
+    failures = Counter(incident.key for incident in incidents if incident.stage.startswith(EXPERT_STAGE_PREFIX))
     return tuple(
         _row(task, expert, versions.get((task, expert.job.spec_hash)), children.get(task), evaluation, failures[task])
         for task, expert in plan.experts.items()
@@ -126,17 +127,17 @@ def _run_of(
 def _curves(registry: Registry, rows: Sequence[ExpertRow], sources: Mapping[str, str | None]) -> tuple[Curve, ...]:
     found: list[Curve] = []
     began = time.monotonic()
-    for row in worth_a_curve(rows, CURVES):
+    for row in choose_curves(rows, CURVES):
         if time.monotonic() - began > READING:
             break
         if run_id := sources[row.task]:
-            loss = thinned(registry.metric_history(run_id, "train.loss"), POINTS, _mean)
-            accuracy = thinned(registry.metric_history(run_id, "validation.accuracy"), POINTS, _last)
+            loss = downsample(registry.metric_history(run_id, "train.loss"), POINTS, _mean)
+            accuracy = downsample(registry.metric_history(run_id, "validation.accuracy"), POINTS, _last)
             found += [Curve(row.task, loss, accuracy)] if loss or accuracy else []
     return tuple(found)
 
 
-def worth_a_curve(rows: Sequence[ExpertRow], count: int) -> list[ExpertRow]:
+def choose_curves(rows: Sequence[ExpertRow], count: int) -> list[ExpertRow]:
     """All of a few; of many, half are the slowest and the worst, the others are spread evenly over the rest."""
     began = [row for row in rows if row.state != "waiting"]
     if len(began) <= count:
@@ -150,7 +151,7 @@ def worth_a_curve(rows: Sequence[ExpertRow], count: int) -> list[ExpertRow]:
     return first + [rest[i * len(rest) // wanted] for i in range(wanted)]
 
 
-def thinned(points: Sequence[tuple[int, float]], count: int, choose: Callable[[Sequence[float]], float]) -> Points:
+def downsample(points: Sequence[tuple[int, float]], count: int, choose: Callable[[Sequence[float]], float]) -> Points:
     """At most ``count`` points: each stands for a stretch of equal length, at its last step."""
     size = -(-len(points) // count) if points else 1
     parts = [points[start : start + size] for start in range(0, len(points), size)]
@@ -166,15 +167,13 @@ def _last(values: Sequence[float]) -> float:
 
 
 def _evaluation(registry: Registry, router: Version | None) -> dict[str, Any]:
-    from orchestrator.stage2 import EVALUATION
-
     return json.loads(registry.read_file(router, EVALUATION)) if router else {}
 
 
-def _routing(router: Version | None, evaluation: Mapping[str, Any]) -> Routing | None:
+def _routing(router: Version | None, evaluation: Mapping[str, Any]) -> RoutingReport | None:
     if router is None:
         return None
-    return Routing(
+    return RoutingReport(
         router.version,
         evaluation["routing_accuracy"],
         sum(test["rows"] for test in evaluation["tasks"].values()),
@@ -185,16 +184,14 @@ def _routing(router: Version | None, evaluation: Mapping[str, Any]) -> Routing |
     )
 
 
-def _search(plan: Plan, registry: Registry) -> Search | None:
-    from orchestrator.search import TRIALS
-
+def _search(plan: Plan, registry: Registry) -> SearchReport | None:
     if plan.config.search is None or plan.search_hash is None:
         return None
-    folder = registry.search_artifacts(plan.layout.library, plan.search_hash)
+    folder = registry.search_artifacts(plan.folders.library, plan.search_hash)
     if folder is None:
         return None
     record = json.loads((folder / TRIALS).read_text())
-    return Search(record["task"], tuple(record["trials"]), tuple(record["front"]))
+    return SearchReport(record["task"], tuple(record["trials"]), tuple(record["front"]))
 
 
 def _facts(run: RunRecord) -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from orchestrator.incidents import Incident
+from orchestrator.report.incidents import Incident
 
 Points = tuple[tuple[float, float], ...]
 
@@ -46,10 +46,10 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Routing:
+class RoutingReport:
     """The router's test: ``confusion[i][j]`` rows of task i were sent to the expert of task j.
 
-    ``metrics`` are the evaluation's; ``depths`` are routers of the lower layers alone, as ``workers.depths`` has them.
+    ``metrics`` are the evaluation's; ``depths`` are routers of the lower layers alone, as ``workers.routing.depths`` has them.
     """
 
     version: int
@@ -62,7 +62,7 @@ class Routing:
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchReport:
     """A finished search: trials and the front of those that none beats, each with parameters and accuracy."""
 
     task: str
@@ -71,7 +71,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Usage:
+class ResourceUsage:
     """What the work cost beside time; None is what was not counted. ``real_tokens`` is their share, without padding."""
 
     base_loads: int | None = None
@@ -80,7 +80,7 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Report:
+class RunReport:
     """All that the page shows. ``facts`` are further lines of its head; the key is the word for it."""
 
     library: str
@@ -94,8 +94,8 @@ class Report:
     experts: tuple[ExpertRow, ...]
     curves: tuple[Curve, ...] = ()
     incidents: tuple[Incident, ...] = ()
-    routing: Routing | None = None
-    search: Search | None = None
-    usage: Usage = Usage()
+    routing: RoutingReport | None = None
+    search: SearchReport | None = None
+    usage: ResourceUsage = ResourceUsage()
     config: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)

@@ -13,9 +13,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from orchestrator.progress.stage_progress import first_line, format_duration
 from orchestrator.report import charts
-from orchestrator.report.content import Curve, Report
-from orchestrator.tally import duration, first_line
+from orchestrator.report.content import Curve, RunReport
 
 TEMPLATE = "page.html.j2"
 GRID = 12  # learning curves that are shown one by one
@@ -23,7 +23,7 @@ MOST_INCIDENTS = 200  # that are listed
 MOST_TRACE = 4000  # characters of a traceback
 
 
-def write_report(path: Path, report: Report) -> None:
+def write_report(path: Path, report: RunReport) -> None:
     """Write the page, whole or not at all. All text in it is escaped."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}")
@@ -31,7 +31,7 @@ def write_report(path: Path, report: Report) -> None:
     os.replace(part, path)
 
 
-def page(report: Report) -> str:
+def page(report: RunReport) -> str:
     """The page as text."""
     # Autoescape stands for everything, whatever the template is called.
     environment = Environment(
@@ -42,12 +42,12 @@ def page(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "duration": duration, "first_line": first_line, "clock": _clock, "number": _number, "score": _score,
+        "duration": format_duration, "first_line": first_line, "clock": _clock, "number": _number, "score": _score,
     }  # fmt: skip
     return environment.get_template(TEMPLATE).render(report=report, **_shown(report))
 
 
-def _shown(report: Report) -> dict[str, Any]:
+def _shown(report: RunReport) -> dict[str, Any]:
     """What the template needs beside the report itself."""
     rows = report.experts
     worst = _worst_first(report)
@@ -86,7 +86,7 @@ def _routing_facts(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     return [(name, text.format(metrics[key])) for key, (name, text) in said.items() if key in metrics]
 
 
-def _worst_first(report: Report) -> list[Curve]:
+def _worst_first(report: RunReport) -> list[Curve]:
     """The curves as they came where all are shown; else those of the worst and the slowest experts first, in turn."""
     if len(report.curves) <= GRID:
         return list(report.curves)

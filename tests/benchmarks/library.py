@@ -59,7 +59,7 @@ def run() -> Iterator[Finding]:
 
 def _peer(folder: Path) -> dict[str, Any]:
     """In bf16, as ours and faster than fp32 where the processor computes in it."""
-    from workers.bases import resolve_base
+    from workers.base.base_sources import resolve_base
 
     base = resolve_base(**BASE, cache=ROOT / "runs" / "cache")
     settings = {"steps": STEPS, "rows": ROWS, "eval_every": EVAL_EVERY, "max_length": BASE["max_length"],

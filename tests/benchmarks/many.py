@@ -47,7 +47,7 @@ def run() -> Iterator[Finding]:
 
 
 def _make(folder: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, ROOT / "tests" / "scripted.py", folder, str(COUNT)], cwd=ROOT,
+    done = subprocess.run([sys.executable, ROOT / "tests" / "scripted_jobs.py", folder, str(COUNT)], cwd=ROOT,
                           capture_output=True, text=True, check=False)  # fmt: skip
     if done.returncode:
         raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])

@@ -13,7 +13,7 @@ from tests.benchmarks.machine import ROOT
 from ttmoe.adapter import AdapterSpec
 from ttmoe.bank import Bank, Expert
 from ttmoe.base import Base, choose_dtype, load_body
-from workers.bases import resolve_base
+from workers.base.base_sources import resolve_base
 
 CACHE = ROOT / "runs" / "cache"
 SPEC = AdapterSpec(targets=("q", "v"), rank=8)

@@ -25,9 +25,9 @@ from ttmoe.base import load_body, load_tokenizer
 from ttmoe.encoding import Item, collate, encode_inputs, pad_id_of
 from ttmoe.features import FeatureSpec, router_features
 from ttmoe.router import Router
-from workers.bases import resolve_base
-from workers.router_training import Mixture, fit_scale, make_router
-from workers.settings import Router as Settings
+from workers.base.base_sources import resolve_base
+from workers.routing.router_training import Mixture, fit_router, fit_scale
+from workers.training.settings import RouterSettings as Settings
 
 ROWS, EPOCHS, BATCH = (20, 2, 32) if os.environ.get(QUICK) else (150, 20, 32)
 OUR_EPOCHS = 3 * EPOCHS  # they cost next to nothing once the features are there
@@ -61,7 +61,7 @@ def _ours(bank: Bank, train: list[Item], validation: list[Item], labels: Tensor,
     began = clock()
     parts = [Mixture(_features(bank, rows, pad_id).half(), labels[: len(rows)]) for rows in (train, validation)]
     settings = Settings(epochs=OUR_EPOCHS, batch_size=BATCH, unknown=0)
-    router = make_router(SIX, parts[0], parts[1], SPEC_OF_FEATURES, settings, lambda progress: None)
+    router = fit_router(SIX, parts[0], parts[1], SPEC_OF_FEATURES, settings, lambda progress: None)
     seconds = clock() - began
     return seconds, float((parts[1].scores(router).argmax(-1) == parts[1].labels).float().mean())
 

@@ -20,8 +20,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from orchestrator.config import Config
-from orchestrator.plan import Plan, make_plan
+from orchestrator.config.schema import Config
+from orchestrator.plan.planning import Plan, make_plan
 from tests.benchmarks.library import DATA, SPLITS
 from tests.benchmarks.machine import ROOT
 from tests.benchmarks.measuring import QUICK
@@ -32,23 +32,38 @@ from ttmoe.expert_files import load_expert
 from ttmoe.features import FeatureSpec, router_features
 from ttmoe.routed import RoutedModel
 from ttmoe.router import Router
-from workers.bases import resolve_base
-from workers.batches import as_input
-from workers.bench import resident
-from workers.evaluation import scores_of
-from workers.expert_job import ExpertJob, open_rows
-from workers.feature_store import STRIPPED, feature_folder
-from workers.prepared import Prepared, load_split
-from workers.router_job import RouterJob, routed, router_of
-from workers.router_training import calibration_error
+from workers.base.base_sources import resolve_base
+from workers.base.resident import load_resident_base
+from workers.cache.feature_store import STRIPPED, feature_folder
+from workers.data.prepared import PreparedTask, load_split
+from workers.expert_job import ExpertJob, load_rows
+from workers.routing.router_job import RouterJob, build_router, route_rows
+from workers.routing.router_training import calibration_error
+from workers.training.batches import to_input
+from workers.training.evaluation import expert_scores
 
 SIX = ("mnli", "cola", "rte", "sst2", "qnli", "qqp")
 SEVENTEEN = (*SIX, "mrpc", "cb", "sick", "boolq", "csqa", "winogrande", "scitail", "imdb", "cosmosqa", "socialiqa",
              "hellaswag")  # fmt: skip
 SAME = {"mnli", "rte", "scitail", "cb"}  # one task, entailment, under several names
-LEFT_OUT = ("trec", "sms_spam", "banking77", "ag_news", "tweet_emotion", "tweet_irony", "clinc_domain",
-            "sarcasm_headlines", "wordnet_lexname", "vitaminc", "fever_claims", "vader_tweets", "quartz", "openbookqa",
-            "epistemic", "crepe_events")  # not subj and rotten_tomatoes, whose sentences are sst2's
+LEFT_OUT = (
+    "trec",
+    "sms_spam",
+    "banking77",
+    "ag_news",
+    "tweet_emotion",
+    "tweet_irony",
+    "clinc_domain",
+    "sarcasm_headlines",
+    "wordnet_lexname",
+    "vitaminc",
+    "fever_claims",
+    "vader_tweets",
+    "quartz",
+    "openbookqa",
+    "epistemic",
+    "crepe_events",
+)  # not subj and rotten_tomatoes, whose sentences are sst2's
 AKIN = {"mrpc", "cb", "sick", "scitail"}  # left out of the six, but paraphrase and entailment as qqp, mnli and rte
 LEFT_OUT_ROWS = 300
 UNKNOWN = 0.04  # of the tasks' own validation rows
@@ -126,14 +141,14 @@ def _setting(setting: Setting, folder: Path, scratch: Path) -> Iterator[Finding]
 
 @dataclass(frozen=True)
 class Outcome:
-    """A router on the mixed test rows. ``routed`` and ``alone`` are mean accuracies over tasks; ``same`` is the share
+    """A router on the mixed test rows. ``route_rows`` and ``alone`` are mean accuracies over tasks; ``same`` is the share
     of the rows that went astray among names of one task, and ``apart`` the routed accuracy if none of these had.
     ``harmless`` is the share of the rows that went astray and got the right label, ``labelled`` the mean accuracy
     where these count."""
 
     accuracy: float
     same: float
-    routed: float
+    route_rows: float
     apart: float
     labelled: float
     harmless: float
@@ -150,11 +165,11 @@ def _outcome(plan: Plan, layers: str, seed: int, right: dict[str, Tensor], model
     settings = plan.config.router.model_copy(update={"layers": layers})
     spec = FeatureSpec(settings.hidden_states(plan.trunk), settings.pooling)
     data = {task: expert.job.data for task, expert in plan.experts.items()}
-    files = {task: str(feature_folder(plan.base, each, plan.layout.cache)) for task, each in data.items()}
+    files = {task: str(feature_folder(plan.base, each, plan.folders.cache)) for task, each in data.items()}
     job = RouterJob(plan.base, spec, data, files, plan.lock, settings, seed, "", "")
-    router = router_of(job, spec, job.load("validation"), lambda progress: None)
+    router = build_router(job, spec, job.load("validation"), lambda progress: None)
     test, stripped = job.load("test"), job.load(STRIPPED)
-    shares, chosen, known = routed(router, test, lambda: None)
+    shares, chosen, known = route_rows(router, test, lambda: None)
     own = chosen == test.labels
     tasks, counts = list(data), torch.bincount(test.labels).tolist()
     entails = torch.tensor([task in SAME for task in tasks])
@@ -182,7 +197,7 @@ def _outcome(plan: Plan, layers: str, seed: int, right: dict[str, Tensor], model
     )
 
 
-def _right_all_the_same(model: RoutedModel, router: Router, data: dict[str, Prepared], names: dict[str, list[str]],
+def _right_all_the_same(model: RoutedModel, router: Router, data: dict[str, PreparedTask], names: dict[str, list[str]],
                         own: Tensor) -> Tensor:  # fmt: skip
     """Of the test rows that did not meet their own expert, those to which another gives a label of the right name."""
     rows = [(task, example) for task in data for example in load_split(data[task], "test")]
@@ -192,18 +207,18 @@ def _right_all_the_same(model: RoutedModel, router: Router, data: dict[str, Prep
         return label if data[task].kind == "choice" or not label else names[task][int(label)]
 
     through = RoutedModel(model.bank, router, model.manifests, model.tokenizer, model.max_length)
-    answers = through.predict([as_input(example) for _, example in astray], unknown=False)
+    answers = through.predict([to_input(example) for _, example in astray], unknown=False)
     return torch.tensor([name(answer.task, answer.label) == name(task, str(example.label))
                          for answer, (task, example) in zip(answers, astray, strict=True)])  # fmt: skip
 
 
 def _right(job: ExpertJob) -> Tensor:
     """Which of its test rows the expert answers right when it is told the task."""
-    bench = resident(job.base, "cpu")
+    bench = load_resident_base(job.base, "cpu")
     with bench.in_use() as bank:
         load_expert(bank, Path(job.folder), job.base.digest)
-        rows = open_rows(job, bench, "test", lambda progress: None)
-        found = scores_of(bank, job.task, rows, bench.pad_id)
+        rows = load_rows(job, bench, "test", lambda progress: None)
+        found = expert_scores(bank, job.task, rows, bench.pad_id)
     return torch.tensor([int(scores.argmax()) == label for scores, label in zip(found, rows.labels, strict=True)])
 
 
@@ -290,8 +305,13 @@ def _config(setting: Setting, folder: Path, scratch: Path) -> dict[str, Any]:
         "adapter": {"layers": f"{setting.trunk}-", "rank": 8},
         "train": setting.train,
         "tasks": {task: _task(task, folder, scratch, setting.rows) for task in SEVENTEEN},
-        "router": {"layers": "all", "rows_per_task": min(setting.rows["train"], 10**5), "lr": 5e-4,
-                   "unknown": UNKNOWN, "loose": False},
+        "router": {
+            "layers": "all",
+            "rows_per_task": min(setting.rows["train"], 10**5),
+            "lr": 5e-4,
+            "unknown": UNKNOWN,
+            "loose": False,
+        },
         "storage": {"root": str(scratch / "runs")},
     }
 

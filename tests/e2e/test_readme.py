@@ -126,7 +126,7 @@ def check_make(targets: list[str]) -> None:
 
 def check_ui(home: Path, arguments: list[str]) -> None:
     """It serves this store's pages until Ctrl-C."""
-    from orchestrator.ui import free_port
+    from orchestrator.progress.mlflow_ui import free_port
 
     mark = f"ui-{uuid.uuid4()}"
     if "--port" not in arguments:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 from commands import open_registry
-from lives import life, registry_content, side_by_side
+from killed_driver import life, registry_content, side_by_side
 
 pytestmark = pytest.mark.integration
 
@@ -41,7 +41,7 @@ def start(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Imported before the lives are forked: each would pay for it.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow's, about type hints of its own
-        for name in ("mlflow.pyfunc", "orchestrator.run", "orchestrator.stage2", "orchestrator.report"):
+        for name in ("mlflow.pyfunc", "orchestrator.run.driver", "orchestrator.run.stage2", "orchestrator.report"):
             importlib.import_module(name)
     folder = tmp_path_factory.mktemp("killed") / "start"
     shutil.copytree(base_folder, folder / "base")

@@ -19,7 +19,7 @@ from orchestrator.cli import app
 from ttmoe.adapter import AdapterSpec, count_lora
 from ttmoe.bank import Bank
 from ttmoe.base import load_body
-from ttmoe.expert_files import MANIFEST, WEIGHTS, read_manifest, save_expert
+from ttmoe.expert_files import EXPERT_MANIFEST, EXPERT_WEIGHTS, read_manifest, save_expert
 from ttmoe.features import FeatureSpec
 from ttmoe.interchange import export_lora, import_lora
 from ttmoe.router import Router, save_router
@@ -238,7 +238,7 @@ class TestVerify:
         assert home.done("verify", "colours@v2").splitlines() == ["colours v2: good"]
 
     def test_weights_that_were_altered(self, home):
-        path = home.files("colours") / WEIGHTS
+        path = home.files("colours") / EXPERT_WEIGHTS
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
         path.write_bytes(data)
@@ -262,24 +262,24 @@ class TestVerify:
             shutil.rmtree(place)
             says = "its files are gone"
         elif what == "manifest":
-            (place / MANIFEST).unlink()
+            (place / EXPERT_MANIFEST).unlink()
             says = "no readable expert manifest"
         else:
-            manifest = json.loads((place / MANIFEST).read_text())
+            manifest = json.loads((place / EXPERT_MANIFEST).read_text())
             if what == "base":
                 manifest["base"]["digest"] = "0" * 64
                 says = "was trained on base"
             else:
                 manifest["spec_hash"] = "9999"
                 says = "its spec hash is 9999, registered was bb22"
-            (place / MANIFEST).write_text(json.dumps(manifest))
+            (place / EXPERT_MANIFEST).write_text(json.dumps(manifest))
         result = home.do("verify")
         assert result.exit_code == 1
         assert says in result.stdout.splitlines()[1]
         assert "1 of 3 experts failed: colours v1" in result.stderr
 
     def test_scores_that_change_beside_other_experts(self, home, monkeypatch):
-        from orchestrator.expert_commands import probing
+        from orchestrator.experts import probing
 
         honest = probing.score
 
@@ -357,24 +357,24 @@ class TestRm:
         before = home.versions()
         assert "say --yes" in home.refused("rm", "colours", "--force")
         terminal = SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True))
-        monkeypatch.setattr("orchestrator.expert_commands.removing.sys", terminal)
+        monkeypatch.setattr("orchestrator.experts.removing.sys", terminal)
         asked = []
 
         def answer(text):
             return lambda question, **more: asked.append(question) or text
 
-        monkeypatch.setattr("orchestrator.expert_commands.removing.Confirm.ask", answer(False))
+        monkeypatch.setattr("orchestrator.experts.removing.Confirm.ask", answer(False))
         assert "nothing was removed" in home.done("rm", "colours", "--force")
         assert home.versions() == before
-        monkeypatch.setattr("orchestrator.expert_commands.removing.Confirm.ask", answer(True))
+        monkeypatch.setattr("orchestrator.experts.removing.Confirm.ask", answer(True))
         home.done("rm", "colours", "--force")
         assert asked == ["Remove colours v1 from library lib?"] * 2
         assert len(home.versions()) == len(before) - 1
 
     def test_not_while_a_run_is_under_way(self, home):
-        from orchestrator.library_lock import library_lock
+        from orchestrator.registry.driver_lock import driver_lock
 
-        with library_lock(home.root / "lib"):
+        with driver_lock(home.root / "lib"):
             assert "another run" in home.refused("rm", "colours", "--yes", "--force")
         assert ("colours", 1, ("candidate", "champion")) in home.versions()
 
@@ -385,9 +385,9 @@ class TestRm:
 
 def scores(base: Any, load: Any, *, pair: bool = False) -> Any:
     """What an expert answers: ``load(bank)`` gives its name."""
-    from orchestrator.expert_commands.probing import ProbeBench
+    from orchestrator.experts.probing import ProbeBank
 
-    bench = ProbeBench.open(base)
+    bench = ProbeBank.open(base)
     name = load(bench.bank)
     bench.kinds[name] = "pair" if pair else "text"
     return torch.stack(bench.scores(name))
@@ -402,8 +402,8 @@ def load_from(folder: Path, base: Any) -> Any:
 class TestExport:
     def test_its_own_files(self, home, tmp_path):
         home.done("export", "colours", str(tmp_path / "out"), "--format", "ttmoe")
-        assert sorted(each.name for each in (tmp_path / "out").iterdir()) == [MANIFEST, WEIGHTS]
-        for name in (MANIFEST, WEIGHTS):
+        assert sorted(each.name for each in (tmp_path / "out").iterdir()) == [EXPERT_MANIFEST, EXPERT_WEIGHTS]
+        for name in (EXPERT_MANIFEST, EXPERT_WEIGHTS):
             assert (tmp_path / "out" / name).read_bytes() == (home.made.folder / "colours" / name).read_bytes()
 
     def test_a_lora_adapter_answers_as_the_expert_does(self, home, tmp_path, base):
@@ -425,7 +425,7 @@ class TestExport:
         assert read_manifest(out).task == "colours"
         home.done("export", "animals", str(out), "--force")
         assert read_manifest(out).task == "animals"
-        assert not (out / WEIGHTS).exists()  # of two forms nobody could say which counts
+        assert not (out / EXPERT_WEIGHTS).exists()  # of two forms nobody could say which counts
         assert (out / "mine.txt").read_text() == "kept"
         assert "there is no format 'onnx'" in home.refused("export", "animals", str(out), "--format", "onnx")
         assert "a file has that name" in home.refused("export", "animals", str(out / "mine.txt"))
@@ -490,7 +490,7 @@ class TestImport:
         assert tags["base_digest"] == "0" * 64
         assert "was trained on base" in home.refused("import", str(tmp_path / "foreign"), "--task", "x")
         shutil.copytree(home.made.folder / "newer", tmp_path / "bad")
-        (tmp_path / "bad" / WEIGHTS).write_bytes(b"half")
+        (tmp_path / "bad" / EXPERT_WEIGHTS).write_bytes(b"half")
         assert "altered or cut" in home.refused("import", str(tmp_path / "bad"), "--task", "x")
         folder = str(home.made.folder / "newer")
         for name in ("router", "a.b", "UP"):
@@ -503,7 +503,7 @@ class TestImport:
         assert (home.versions(), set(home.runs())) == before
 
     def test_scores_that_are_not_finite_register_nothing(self, home, monkeypatch):
-        from orchestrator.expert_commands import probing
+        from orchestrator.experts import probing
 
         monkeypatch.setattr(probing, "score", lambda bank, items, *_: [torch.full((3,), torch.inf) for _ in items])
         assert "not finite" in home.refused("import", str(home.made.folder / "newer"), "--task", "x")

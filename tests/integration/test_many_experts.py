@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 from commands import open_registry, runs, statuses
-from scripted import EXTRA, STEPS, make_library, write_library
+from scripted_jobs import EXTRA, STEPS, make_library, write_library
 
 pytestmark = pytest.mark.integration
 

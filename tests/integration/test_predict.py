@@ -13,12 +13,12 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 from commands import SCRIPT, cells, environment, open_registry, succeeded, ttmoe
-from predicting import ROWS, answers_of, check_alike, register_library
+from predict_library import ROWS, answers_of, check_alike, register_library
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from orchestrator.cli import app
-from orchestrator.predicting.columns import Columns
+from orchestrator.predict.input_columns import InputColumns
 from ttmoe.errors import InfeasibleError, InputError, WorkFailedError
 
 pytestmark = pytest.mark.integration
@@ -145,11 +145,11 @@ def cluster():
 @pytest.fixture
 def on_ray(cluster, home, monkeypatch):
     """Answers a file there; what is said of it."""
-    from orchestrator.predicting.on_ray import predict_on_ray
+    from orchestrator.predict.ray_data import predict_on_ray
 
     def run(out: Path, pattern: str = str(home / "in.jsonl"), *, force=False, workers=None, gpus=None) -> str:
         said = io.StringIO()
-        predict_on_ray(home / "runs", None, pattern, Columns(), out, force, 64, "auto", workers, gpus,
+        predict_on_ray(home / "runs", None, pattern, InputColumns(), out, force, 64, "auto", workers, gpus,
                        Console(file=said, width=100))  # fmt: skip
         return said.getvalue()
 
@@ -177,7 +177,7 @@ def test_on_ray_processes_answer_in_the_order_of_the_rows(on_ray, answers, tmp_p
 
 
 def test_on_ray_what_fails_is_told_and_leaves_nothing(on_ray, tmp_path, base_folder, monkeypatch):
-    import orchestrator.predicting.on_ray as module
+    import orchestrator.predict.ray_data as module
 
     moved = shutil.copytree(base_folder, tmp_path / "moved")
     monkeypatch.setenv("TTMOE_BASE", str(moved))

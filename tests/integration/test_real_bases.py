@@ -16,7 +16,7 @@ from ttmoe.base import Base, load_body, load_tokenizer
 from ttmoe.encoding import collate, encode, pad_id_of
 from ttmoe.errors import InputError
 from ttmoe.interchange import export_lora, import_lora
-from workers.bases import resolve_base
+from workers.base.base_sources import resolve_base
 
 # PEFT 0.21.2 asks transformers 5.23 for a property by its old name.
 pytestmark = [pytest.mark.integration,

@@ -131,7 +131,7 @@ def drive(registry, made, parts=("expert", "router", "search")):
     }
     if missing := [part for part in parts if found[part] is None]:
         parent = registry.start_run("lib", "run", {"version": "0.1"}, "a: 1\n", {"missing": missing})
-        with registry.ending(parent):
+        with registry.end_run_on_exit(parent):
             for part in missing:
                 {"expert": drive_expert, "router": drive_router, "search": drive_search}[part](registry, made, parent)
     for version in (registry.find_expert("lib", "trec", "aa11"), registry.find_router("lib", "bb22")):
@@ -150,7 +150,7 @@ def drive_expert(registry, made, parent):
 
 def drive_router(registry, made, parent):
     run_id = registry.expert_run("lib", parent, "router", "bb22", {"epochs": 3})
-    with registry.ending(run_id):
+    with registry.end_run_on_exit(run_id):
         registry.log_metrics(run_id, [("test.routing_accuracy", 0.9, 0, 0)])
         registry.register_router("lib", "bb22", made / "router", {"trec": "aa11"}, run_id, {"features": "1"})
     registry.tag_run(parent, {"report": "done"})
@@ -159,7 +159,7 @@ def drive_router(registry, made, parent):
 def drive_search(registry, made, parent):
     tags = {"spec_hash": "cc33", "task": "trec"}
     run_id = registry.start_run("lib", "search trec", tags, "trials: 2", {"space": {}}, search=True)
-    with registry.ending(run_id):
+    with registry.end_run_on_exit(run_id):
         registry.log_file(run_id, made / "expert" / "expert.json")
         for spec_hash in ("dd44", "ee55"):
             child = registry.expert_run("lib", run_id, "trec", spec_hash, {"rank": 8}, search=True)
@@ -474,7 +474,7 @@ def test_names_that_would_break_the_store_are_refused(registry, expert_folder):
 def test_the_registered_router_loads_as_a_pyfunc_model(registry, router_folder, tmp_path, monkeypatch):
     import pandas as pd
 
-    import orchestrator.pyfunc
+    import orchestrator.experts.base_folder
     import ttmoe.routed
     from ttmoe.routed import Prediction
 
@@ -490,7 +490,9 @@ def test_the_registered_router_loads_as_a_pyfunc_model(registry, router_folder, 
             return [Prediction("trec", str(each).upper(), 0.5, 1.0, {"a": 1.0}) for each in inputs]
 
     monkeypatch.setattr(ttmoe.routed, "RoutedModel", Fake)
-    monkeypatch.setattr(orchestrator.pyfunc, "find_base", lambda identity, place: {"/b": "the base"}[place])
+    monkeypatch.setattr(
+        orchestrator.experts.base_folder, "find_base", lambda identity, place: {"/b": "the base"}[place]
+    )
     run_id = registry.start_run("lib", "run", {}, "", {})
     lock = {"trec": "aa11"}
     version = registry.register_router("lib", "bb22", router_folder, lock, run_id, {}, base_folder=Path("/b"))
@@ -517,7 +519,7 @@ def test_the_registered_router_loads_as_a_pyfunc_model(registry, router_folder, 
 
 
 def test_a_base_that_is_missing_or_another_is_named(tmp_path):
-    from orchestrator.pyfunc import find_base
+    from orchestrator.experts.base_folder import find_base
 
     identity = {"id": "tiny", "digest": "0" * 64}
     with pytest.raises(InputError, match="'tiny' is not at"):
@@ -628,13 +630,13 @@ def test_an_expert_costs_a_dozen_queries_and_reading_a_library_two(registry, exp
 
 def test_a_tracking_server_serves_the_same_registry_and_ends_cleanly(tmp_path, registry, expert_folder):
     """``open_ui`` on a store is a server; a registry works through it; SIGTERM leaves no process."""
+    from orchestrator.progress.mlflow_ui import free_port
     from orchestrator.registry import Registry
-    from orchestrator.ui import free_port
 
     port = free_port(5300)
     code = (
         "import sys; from pathlib import Path; from rich.console import Console; "
-        "from orchestrator.ui import open_ui; "
+        "from orchestrator.progress.mlflow_ui import open_ui; "
         "open_ui(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Console())"
     )
     command = [sys.executable, "-c", code, str(tmp_path), registry.uri, str(port)]
@@ -698,7 +700,7 @@ def fetch_search(remote, expert_folder):
 
 
 def test_the_ui_names_a_free_port_and_a_missing_store(tmp_path, registry):
-    from orchestrator.ui import open_ui
+    from orchestrator.progress.mlflow_ui import open_ui
 
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
@@ -711,5 +713,5 @@ def test_the_ui_names_a_free_port_and_a_missing_store(tmp_path, registry):
 
 
 def test_only_the_registry_imports_mlflow():
-    code = "import sys, orchestrator.pyfunc, orchestrator.ui; sys.exit('mlflow' in sys.modules)"
+    code = "import sys, orchestrator.predict.mlflow_model, orchestrator.progress.mlflow_ui; sys.exit('mlflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -25,7 +25,7 @@ import psutil
 import pytest
 import tiny
 from commands import SCRIPT, environment, open_registry, runs, statuses, succeeded, ttmoe, versions
-from lives import registry_content
+from killed_driver import registry_content
 
 pytestmark = pytest.mark.integration
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import tiny
 from commands import environment
-from predicting import ROWS, answers_of, check_alike, register_library
+from predict_library import ROWS, answers_of, check_alike, register_library
 
 pytestmark = pytest.mark.integration
 

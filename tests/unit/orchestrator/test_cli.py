@@ -14,8 +14,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from orchestrator.cli import app
-from orchestrator.loading import STARTER, recipe_text
-from orchestrator.predicting.columns import Columns
+from orchestrator.config.loading import STARTER, recipe_text
+from orchestrator.predict.input_columns import InputColumns
 from ttmoe.errors import InputError
 
 HEAVY = {"torch", "ray", "mlflow", "transformers", "datasets", "pydantic", "yaml", "numpy", "rich"}
@@ -93,7 +93,7 @@ def test_init_replaces_nothing_unasked(tmp_path: Path) -> None:
 
 
 def test_run_hands_on_the_loaded_config(replace: Callable[..., list[tuple]]) -> None:
-    calls = replace("orchestrator.run", "run_library")
+    calls = replace("orchestrator.run.driver", "run_library")
     result = ttmoe("run", "quickstart", "--set", "train.steps=3", "--set", "seed=4")
     assert result.exit_code == 0, result.stderr
     loaded = calls[0][0]
@@ -101,26 +101,26 @@ def test_run_hands_on_the_loaded_config(replace: Callable[..., list[tuple]]) -> 
 
 
 def test_a_config_error_is_a_message_and_starts_nothing(replace: Callable[..., list[tuple]]) -> None:
-    calls = replace("orchestrator.run", "run_library")
+    calls = replace("orchestrator.run.driver", "run_library")
     result = ttmoe("run", "quickstart", "--set", "train.stesp=3")
     expected = "error: --set train.stesp=3, train.stesp\n  unknown key (its value: 3)\n  did you mean `steps`?\n"
     assert (result.exit_code, result.stderr, result.stdout, calls) == (2, expected, "", [])
 
 
 def test_an_error_with_neither_place_nor_remedy(replace: Callable[..., list[tuple]]) -> None:
-    replace("orchestrator.run", "run_library", InputError("it is wrong"))
+    replace("orchestrator.run.driver", "run_library", InputError("it is wrong"))
     result = ttmoe("run", "quickstart")
     assert (result.exit_code, result.stderr) == (2, "error: it is wrong\n")
 
 
 def test_ctrl_c_is_one_line(replace: Callable[..., list[tuple]]) -> None:
-    replace("orchestrator.run", "run_library", KeyboardInterrupt())
+    replace("orchestrator.run.driver", "run_library", KeyboardInterrupt())
     result = ttmoe("run", "quickstart")
     assert (result.exit_code, result.stderr) == (130, "stopped; type the command again to continue\n")
 
 
 def test_a_defect_keeps_its_traceback(replace: Callable[..., list[tuple]]) -> None:
-    replace("orchestrator.run", "run_library", ZeroDivisionError("a defect"))
+    replace("orchestrator.run.driver", "run_library", ZeroDivisionError("a defect"))
     assert isinstance(ttmoe("run", "quickstart").exception, ZeroDivisionError)
 
 
@@ -128,13 +128,13 @@ def test_experts_predict_and_ui_hand_on_their_options(
     replace: Callable[..., list[tuple]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    listed = replace("orchestrator.experts", "list_experts")
-    predicted = replace("orchestrator.predicting.texts", "predict_texts")
-    filed = replace("orchestrator.predicting.files", "predict_files")
-    spread = replace("orchestrator.predicting.on_ray", "predict_on_ray")
-    streamed = replace("orchestrator.predicting.stream", "predict_stream")
+    listed = replace("orchestrator.experts.listing", "print_experts")
+    predicted = replace("orchestrator.predict.texts", "predict_texts")
+    filed = replace("orchestrator.predict.files", "predict_files")
+    spread = replace("orchestrator.predict.ray_data", "predict_on_ray")
+    streamed = replace("orchestrator.predict.stream", "predict_stream")
     named = ("--file", "in.csv", "--out", "out", "--text", "q", "--choices", "a", "--choices", "b", "--device", "cpu")
-    opened = replace("orchestrator.ui", "open_ui")
+    opened = replace("orchestrator.progress.mlflow_ui", "open_ui")
     results = [
         ttmoe("experts", "ls"),
         ttmoe("predict", "one", "two words", "--library", "mine", "--root", "there"),
@@ -148,10 +148,10 @@ def test_experts_predict_and_ui_hand_on_their_options(
     assert {result.exit_code for result in results} == {0}, results
     assert listed[0][:2] == (Path("runs"), None)
     assert predicted[0][:6] == (Path("there"), "mine", ("one", "two words"), False, 64, "auto")
-    columns = Columns("q", None, ("a", "b"))
+    columns = InputColumns("q", None, ("a", "b"))
     assert filed[0][:-1] == (Path("runs"), None, "in.csv", columns, Path("out"), True, 8, "cpu")
     assert spread[0][:-1] == (Path("runs"), None, "in.csv", columns, Path("out"), False, 64, "cpu", 3, 0.5)
-    assert [(call[2], call[6]) for call in streamed] == [(Columns(second="s"), False), (Columns(), True)]
+    assert [(call[2], call[6]) for call in streamed] == [(InputColumns(second="s"), False), (InputColumns(), True)]
     assert opened[0][:3] == (Path("runs"), f"sqlite:///{tmp_path}/runs/mlflow.db", 5001)
     assert opened[1][1] == "http://h:1"
 

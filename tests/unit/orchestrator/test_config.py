@@ -9,9 +9,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from orchestrator.config import Config
-from orchestrator.loading import STARTER, load_config, recipe_names, recipe_text, resolved_yaml
-from orchestrator.yaml_document import parse_value
+from orchestrator.config.loading import STARTER, load_config, recipe_names, recipe_text, resolved_yaml
+from orchestrator.config.schema import Config
+from orchestrator.config.yaml_document import parse_value
 from ttmoe.errors import InputError
 
 TASKS = {"trec", "sms_spam", "reviews", "sarcasm"}
@@ -226,7 +226,7 @@ def _undescribed(model: object, seen: set[type]) -> list[str]:
 def test_every_key_has_a_description() -> None:
     seen: set[type] = set()
     assert _undescribed(Config, seen) == []
-    assert {model.__name__ for model in seen} >= {"Train", "Router", "TaskEntry", "Source", "Filter"}
+    assert {model.__name__ for model in seen} >= {"TrainSettings", "RouterSettings", "TaskEntry", "Source", "RowFilter"}
 
 
 def test_a_rule_for_the_router_names_tasks_that_are_there(starter: Path) -> None:

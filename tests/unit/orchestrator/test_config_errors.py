@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.loading import load_config
+from orchestrator.config.loading import load_config
 from ttmoe.errors import InputError
 
 GOOD = """\
@@ -213,9 +213,7 @@ def test_what_is_no_mapping(tmp_path: Path, text: str) -> None:
         ("train.steps=[3", "--set train.steps=[3", "not YAML: [3", "quotes"),
     ],
 )
-def test_a_bad_override_is_named_itself(
-    tmp_path: Path, override: str, where: str, what: str, fix: str
-) -> None:
+def test_a_bad_override_is_named_itself(tmp_path: Path, override: str, where: str, what: str, fix: str) -> None:
     error = failure(tmp_path, GOOD, override)
     assert error.where == where
     assert what in error.what

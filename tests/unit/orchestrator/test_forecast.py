@@ -7,17 +7,17 @@ from dataclasses import replace
 import pytest
 from library_plan import FakeRegistry, plan_of, version_of
 
-from orchestrator import forecast as module
-from orchestrator import router_forecast
-from orchestrator.capacity import GB, Node
-from orchestrator.forecast import check_feasible, check_router_fits, forecast
-from orchestrator.machines import free_memory, nodes_here
-from orchestrator.standing import ExpertStanding, PartStanding, hold
-from orchestrator.trunk_forecast import tokens_of
+from orchestrator.plan import forecast as module
+from orchestrator.plan import router_forecast
+from orchestrator.plan.forecast import check_feasible, check_router_fits, make_forecast
+from orchestrator.plan.library_state import ExpertState, StageState, read_library_state
+from orchestrator.plan.nodes import available_nodes, free_memory
+from orchestrator.plan.trunk_forecast import count_tokens
+from orchestrator.pool.capacity import GB, Node
 from ttmoe.errors import InfeasibleError
-from workers.batches import tokenise
-from workers.feature_store import compute_features
-from workers.prepared import load_split
+from workers.cache.feature_store import compute_features
+from workers.data.prepared import load_split
+from workers.training.batches import tokenize
 
 CPU = Node("cpu", 4, 0, 64 * GB)
 GPU = Node("gpu", 16, 2, 64 * GB, 80 * GB)
@@ -43,20 +43,20 @@ def on_gpu(planned):
 
 def outlook(plan, nodes, versions=()):
     registry = FakeRegistry(list(versions))
-    return forecast(plan, hold(plan, registry), registry, nodes)
+    return make_forecast(plan, read_library_state(plan, registry), registry, nodes)
 
 
 def test_the_scarce_resource_decides_how_many_run_at_a_time(planned):
     found = outlook(planned(), [CPU])
-    assert (found.jobs, found.experts_per_job, found.at_once, found.scarce) == (2, 1, 4, "CPU")
+    assert (found.jobs, found.experts_per_job, found.at_once, found.limiting_resource) == (2, 1, 4, "CPU")
     assert found.base_loads == 2  # not more processes than jobs
     assert found.need.memory == max(memory.host for memory in found.memory.values())
     two = outlook(planned(resources={"cpus_per_expert": 2}), [CPU, CPU])
-    assert (two.at_once, two.scarce) == (4, "CPU")
+    assert (two.at_once, two.limiting_resource) == (4, "CPU")
     tight = outlook(planned(), [replace(CPU, memory=int(found.need.memory * 1.5))])
-    assert (tight.at_once, tight.scarce) == (1, "memory")
+    assert (tight.at_once, tight.limiting_resource) == (1, "memory")
     limited = outlook(planned(resources={"max_parallel": 1}), [CPU])
-    assert (limited.at_once, limited.scarce, limited.base_loads) == (1, "max_parallel", 1)
+    assert (limited.at_once, limited.limiting_resource, limited.base_loads) == (1, "max_parallel", 1)
 
 
 def test_experts_in_a_job_are_as_asked(planned):
@@ -102,14 +102,27 @@ def test_a_router_that_fits_nowhere_is_refused(planned, monkeypatch):
     found = outlook(plan, [CPU]).router
     assert outlook(planned(router={"layers": "last"}), [CPU]).router.memory < found.memory > CPU.memory
     with pytest.raises(InfeasibleError, match=r"the router asks for .* GB of memory, and the largest node") as caught:
-        check_router_fits(plan, hold(plan, FakeRegistry([])), [CPU])
+        check_router_fits(plan, read_library_state(plan, FakeRegistry([])), [CPU])
     assert "CPUs" not in caught.value.what.split(",")[0]
     assert "router.rows_per_task" in caught.value.fix
     fewer, growing = (planned(router={"rows_per_task": 1}), planned(resources={"autoscaling": True, "max_parallel": 1}))
     assert outlook(fewer, [CPU]).router.memory < found.memory  # what is advised helps
-    check_router_fits(growing, hold(growing, FakeRegistry([])), [CPU])
-    cached = replace(hold(plan, FakeRegistry([])), router=PartStanding("cached", None, ""))
+    check_router_fits(growing, read_library_state(growing, FakeRegistry([])), [CPU])
+    cached = replace(read_library_state(plan, FakeRegistry([])), router=StageState("cached", None, ""))
     check_router_fits(plan, cached, [CPU])  # it is there
+
+
+def test_depths_are_compared_while_that_is_cheap_or_asked_for(planned, monkeypatch):
+    of_last = {"layers": "last"}
+    cheap = outlook(planned(router=of_last), [CPU]).router
+    assert cheap.compares_depths
+    monkeypatch.setattr(router_forecast, "MAX_COMPARISON_BYTES", 1)
+    dear = outlook(planned(router=of_last), [CPU]).router
+    assert not dear.compares_depths
+    assert dear.memory < cheap.memory
+    asked = outlook(planned(router=of_last | {"compare_depths": True}), [CPU]).router
+    assert (asked.compares_depths, asked.memory) == (True, cheap.memory)
+    assert not outlook(planned(router=of_last | {"compare_depths": False}), [CPU]).router.compares_depths
 
 
 def test_the_disk_of_router_features_is_what_their_files_take(planned, base, tmp_path):
@@ -131,7 +144,7 @@ def test_a_cluster_that_grows_is_waited_for(planned):
     plan = planned(resources={"cpus_per_expert": 64, "autoscaling": True, "max_parallel": 3})
     check_feasible(plan, [CPU])
     found = outlook(plan, [CPU])
-    assert (found.waits, found.at_once, found.scarce) == (True, 3, "max_parallel")
+    assert (found.waits, found.at_once, found.limiting_resource) == (True, 3, "max_parallel")
 
 
 def test_what_fits_is_not_refused(planned):
@@ -170,9 +183,9 @@ def test_time_is_not_known_without_a_past_run_on_this_base(planned):
 def test_cached_and_continued_experts_take_less(planned):
     plan = planned()
     past = version_of(plan, "colours", seconds_training=40.0, seconds_job=40.0, steps=40)
-    standing = hold(plan, FakeRegistry([past]))
-    halfway = replace(standing, experts={**standing.experts, "animals": ExpertStanding("missing", step=30)})
-    found = forecast(plan, halfway, None, [CPU])
+    standing = read_library_state(plan, FakeRegistry([past]))
+    halfway = replace(standing, experts={**standing.experts, "animals": ExpertState("missing", step=30)})
+    found = make_forecast(plan, halfway, None, [CPU])
     assert found.seconds == {"colours": 0, "animals": pytest.approx(10)}
     assert found.jobs == 1
 
@@ -184,7 +197,7 @@ def test_the_trunk_takes_disk_and_saves_layers(planned):
     assert (trunk.share, trunk.fits) == (0.5, True)
     data = plan.experts["colours"].job.data
     one = outlook(plan, [CPU], [version_of(plan, "animals")]).trunk.bytes
-    tokens, rows = tokens_of(data, 32)
+    tokens, rows = count_tokens(data, 32)
     assert one == tokens * 64 * 4 + rows * 64 * 4  # states, and what the router reads
     assert trunk.bytes > one
     small = planned(adapter={"rank": 4, "layers": "1-"}, storage={"root": plan.config.storage.root, "trunk_gb": 1e-6})
@@ -198,15 +211,15 @@ def test_tokens_are_told_about_by_the_files_alone(planned):
 
     plan = planned()
     data, tokenizer = plan.experts["colours"].job.data, load_tokenizer(plan.base)
-    rows = [tokenise(tokenizer, load_split(data, split), 32) for split in ("train", "validation", "test")]
-    tokens, sequences = tokens_of(data, 32)
+    rows = [tokenize(tokenizer, load_split(data, split), 32) for split in ("train", "validation", "test")]
+    tokens, sequences = count_tokens(data, 32)
     assert sequences == sum(map(len, rows))
     assert 0.4 < tokens / sum(sum(each.tokens) for each in rows) < 2.5
-    assert tokens_of(data, 3)[0] == 3 * sequences  # no more than is read
+    assert count_tokens(data, 3)[0] == 3 * sequences  # no more than is read
 
 
 def test_this_machine_is_what_there_is_without_a_cluster(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    (node,) = nodes_here()
+    (node,) = available_nodes()
     assert node.cpus >= 1
     assert 0 < node.memory < free_memory() * 1.2

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-import orchestrator.recorder
-from orchestrator.recorder import Recorder
+import orchestrator.recording.recorder
+from orchestrator.recording.recorder import Recorder
 
 
 class Away(Exception):
@@ -17,8 +17,8 @@ class Away(Exception):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(orchestrator.recorder, "_FIRST_WAIT", 0.01)
-    monkeypatch.setattr(orchestrator.recorder, "_LONGEST_WAIT", 0.02)
+    monkeypatch.setattr(orchestrator.recording.recorder, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(orchestrator.recording.recorder, "_LONGEST_WAIT", 0.02)
 
 
 def recorder(patience=30.0):

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -14,11 +14,20 @@ from xml.etree import ElementTree
 
 import pytest
 
-from orchestrator.incidents import Incident, from_json, to_json
-from orchestrator.loading import load_config
-from orchestrator.report import Curve, ExpertRow, Report, Routing, Search, Usage, collect, write_report
+from orchestrator.config.loading import load_config
+from orchestrator.report import (
+    Curve,
+    ExpertRow,
+    ResourceUsage,
+    RoutingReport,
+    RunReport,
+    SearchReport,
+    collect_report,
+    write_report,
+)
 from orchestrator.report.charts import band, confusion, learning, misrouted, quality, smoothed, trials
-from orchestrator.report.collect import CURVES, POINTS, thinned, worth_a_curve
+from orchestrator.report.collect import CURVES, POINTS, choose_curves, downsample
+from orchestrator.report.incidents import Incident, incidents_to_json
 from orchestrator.report.svg import Scale
 from workers.failure import Failure
 
@@ -64,9 +73,9 @@ def report(count=6, **more):
         library="lib", status="FINISHED", base="a/base", base_digest="d" * 64, version="0.1", commit="c" * 40,
         began=datetime(2026, 5, 4, tzinfo=UTC), seconds=754.0, experts=experts,
         curves=tuple(curve(i) for i in range(min(count, CURVES))), incidents=(incident(),),
-        routing=Routing(2, 0.98, 50 * count, names, counts), usage=Usage(4, 2, 0.9), config="library: lib\n",
+        routing=RoutingReport(2, 0.98, 50 * count, names, counts), usage=ResourceUsage(4, 2, 0.9), config="library: lib\n",
     )  # fmt: skip
-    return Report(**(values | more))
+    return RunReport(**(values | more))
 
 
 @pytest.fixture
@@ -81,7 +90,7 @@ def page(tmp_path):
 
 
 def test_the_page_says_what_there_is_and_stands_alone(page):
-    text = page(report(search=Search("task-1", ({"parameters": 9, "accuracy": 0.5, "rank": 2},), ())))
+    text = page(report(search=SearchReport("task-1", ({"parameters": 9, "accuracy": 0.5, "rank": 2},), ())))
     for part in (
         "a/base",
         "dddddddddddddddd",
@@ -114,8 +123,8 @@ def test_all_text_is_escaped(page):
                 incident(EVIL, EVIL, stage=EVIL, action=EVIL),
                 incident(message=f"{EVIL}\n", failure=Failure("code", EVIL, EVIL, EVIL)),
             ),
-            routing=Routing(1, 0.5, 9, (EVIL, "b"), ((1, 2), (3, 4))),
-            search=Search(EVIL, ({"parameters": 9, "accuracy": 0.5, "rank": EVIL, "factors": EVIL},), ()),
+            routing=RoutingReport(1, 0.5, 9, (EVIL, "b"), ((1, 2), (3, 4))),
+            search=SearchReport(EVIL, ({"parameters": 9, "accuracy": 0.5, "rank": EVIL, "factors": EVIL},), ()),
         )
     )  # fmt: skip
     assert Seen(text).count("script") == 1
@@ -133,7 +142,7 @@ def test_a_password_in_the_config_stays_out(page):
     "content",
     [
         report(1),
-        report(routing=None, incidents=(), curves=(), usage=Usage()),
+        report(routing=None, incidents=(), curves=(), usage=ResourceUsage()),
         report(
             status="FAILED", routing=None, curves=(),
             experts=tuple(row(i, state="failed", accuracy=None, routed=None, seconds=None) for i in range(3)),
@@ -176,7 +185,7 @@ def test_a_thousand_experts_make_a_small_page_soon(page):
         quality([row(0)]),
         quality([row(i) for i in range(100)]),
         trials([{"parameters": 5, "accuracy": 0.5}], [{"parameters": 5, "accuracy": 0.5}]),
-        confusion(Routing(1, 1.0, 0, ("a&b", "c"), ((0, 0), (0, 9)))),
+        confusion(RoutingReport(1, 1.0, 0, ("a&b", "c"), ((0, 0), (0, 9)))),
     ],
 )
 def test_every_chart_is_well_formed_and_inside_its_frame(chart):
@@ -192,11 +201,11 @@ def test_every_chart_is_well_formed_and_inside_its_frame(chart):
 def test_nothing_to_show_makes_no_chart():
     assert band([], "loss") == quality([row(0, accuracy=None)]) == trials([], []) == ""
     many = tuple(map(str, range(40)))
-    assert confusion(Routing(1, 1.0, 9, many, tuple((0,) * 40 for _ in many))) == ""
+    assert confusion(RoutingReport(1, 1.0, 9, many, tuple((0,) * 40 for _ in many))) == ""
 
 
 def test_wrong_ways_come_with_their_share():
-    routing = Routing(1, 0.9, 20, ("a", "b"), ((9, 1), (3, 7)))
+    routing = RoutingReport(1, 0.9, 20, ("a", "b"), ((9, 1), (3, 7)))
     assert misrouted(routing) == [("b", "a", 3, 0.3), ("a", "b", 1, 0.1)]
 
 
@@ -215,17 +224,17 @@ def test_ticks_are_few_and_inside(low, high, log):
 
 def test_long_curves_are_thinned_and_keep_their_end():
     points = [(step, float(step)) for step in range(1, 1001)]
-    thin = thinned(points, POINTS, lambda values: sum(values) / len(values))
+    thin = downsample(points, POINTS, lambda values: sum(values) / len(values))
     assert len(thin) == POINTS
     assert (thin[0], thin[-1]) == ((5.0, 3.0), (1000.0, 998.0))
-    assert thinned([], POINTS, sum) == ()
+    assert downsample([], POINTS, sum) == ()
 
 
 def test_of_many_the_worst_and_slowest_have_their_curves():
     rows = [row(i) for i in range(1000)]
     rows[17], rows[400] = row(17, accuracy=0.1), row(400, seconds=999.0)
     rows[3] = row(3, state="waiting")
-    chosen = [each.task for each in worth_a_curve(rows, CURVES)]
+    chosen = [each.task for each in choose_curves(rows, CURVES)]
     assert len(set(chosen)) == len(chosen) == CURVES
     assert {"task-17", "task-400"} <= set(chosen)
     assert "task-3" not in chosen
@@ -234,8 +243,8 @@ def test_of_many_the_worst_and_slowest_have_their_curves():
 
 def test_incidents_come_back_as_they_were_written():
     incidents = [incident(), incident(key="", failure=Failure("died", "E", "ü", "trace"))]
-    assert from_json(to_json(incidents)) == incidents
-    assert from_json(to_json([])) == []
+    assert json.loads(incidents_to_json(incidents)) == [asdict(each) for each in incidents]
+    assert json.loads(incidents_to_json([])) == []
 
 
 @pytest.fixture(scope="module")
@@ -265,9 +274,11 @@ def recorded(tmp_path_factory):
         task: SimpleNamespace(job=SimpleNamespace(data=data, spec_hash=f"{task}1", parameters=10), lora_parameters=1000)
         for task in ("made", "cached", "failed", "never")
     }
-    base, layout = SimpleNamespace(id="base", digest="d1"), SimpleNamespace(library="lib")
+    base, folders = SimpleNamespace(id="base", digest="d1"), SimpleNamespace(library="lib")
     config = load_config("quickstart", []).config.model_copy(update={"search": None})
-    plan = SimpleNamespace(config=config, layout=layout, base=base, experts=experts, router_hash="r1", search_hash=None)
+    plan = SimpleNamespace(
+        config=config, folders=folders, base=base, experts=experts, router_hash="r1", search_hash=None
+    )
     return registry, plan, new
 
 
@@ -275,7 +286,7 @@ def recorded(tmp_path_factory):
 def test_a_report_is_collected_from_the_record(recorded, page):
     registry, plan, run = recorded
     retried = [incident("made", failure=Failure("died", "E", "gone")), incident("failed"), incident("failed")]
-    found = collect(plan, registry, run, retried, Usage(3, 2), status="FAILED")
+    found = collect_report(plan, registry, run, retried, ResourceUsage(3, 2), status="FAILED")
     by_task = {each.task: each for each in found.experts}
     assert {task: each.state for task, each in by_task.items()} == {
         "made": "registered", "cached": "cached", "failed": "failed", "never": "waiting",
@@ -305,7 +316,7 @@ def test_a_router_brings_its_test(recorded, tmp_path):
     folder.mkdir()
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     registry.register_router("lib", "r2", folder, {}, run, {})
-    found = collect(plan, registry, run, router_hash="r2")
-    assert found.routing == Routing(1, 0.9, 10, ("made", "cached"), ((9, 1), (0, 10)))
+    found = collect_report(plan, registry, run, router_hash="r2")
+    assert found.routing == RoutingReport(1, 0.9, 10, ("made", "cached"), ((9, 1), (0, 10)))
     assert {each.task: each.routed for each in found.experts}["made"] == 0.8
     assert replace(found, routing=None) != found

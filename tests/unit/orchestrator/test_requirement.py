@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.requirement import unmet
+from orchestrator.run.requirement import unmet_requirement
 
 TASKS = ["a", "b", "c", "d"]
 
@@ -24,9 +24,9 @@ TASKS = ["a", "b", "c", "d"]
     ],
 )
 def test_the_rule_holds(require, there, said):
-    assert unmet(require, TASKS, set(there)) == said
+    assert unmet_requirement(require, TASKS, set(there)) == said
 
 
 def test_many_that_are_missing_are_not_all_listed():
     tasks = [f"t{i}" for i in range(1000)]
-    assert unmet("all", tasks, tasks[:10]) == "the router requires t10, t11, t12, t13, t14 and 985 more"
+    assert unmet_requirement("all", tasks, tasks[:10]) == "the router requires t10, t11, t12, t13, t14 and 985 more"

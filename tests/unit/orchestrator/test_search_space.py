@@ -4,8 +4,8 @@ import random
 import pytest
 from transformers import BertConfig, BertModel
 
-from orchestrator.config import Search
-from orchestrator.search_space import chosen_adapter, even_shape, pareto_front, search_space
+from orchestrator.config.schema import SearchSettings
+from orchestrator.search.space import adapter_changes, even_shape, pareto_front, search_space
 from ttmoe.adapter import AdapterSpec, Group, plan_groups
 from ttmoe.errors import InputError
 from ttmoe.methods import LowRank
@@ -17,7 +17,7 @@ def group(role, inputs, outputs):
 
 
 def search(**more):
-    return Search(task="t", **more)
+    return SearchSettings(task="t", **more)
 
 
 def test_the_space_names_ranks_and_forms_that_fit_every_map():
@@ -48,7 +48,7 @@ def test_a_choice_becomes_an_adapter_that_can_be_planned():
     groups = plan_groups(body, spec)
     space = search_space(groups, search(ranks=(2, 4)))
     for rank, factors in itertools.product(space["rank"], space["factors"]):
-        chosen = chosen_adapter(groups, {"rank": rank, "factors": factors})
+        chosen = adapter_changes(groups, {"rank": rank, "factors": factors})
         shapes = {g.role: g.method.shape for g in plan_groups(body, AdapterSpec(targets=spec.targets, **chosen))}
         assert set(shapes) == {"q", "up"}
         for shape in shapes.values():

@@ -15,12 +15,12 @@ from library_plan import FakeRegistry, plan_of, version_of
 from rich.console import Console
 from typer.testing import CliRunner
 
-from orchestrator import router_forecast
-from orchestrator import show_plan as module
-from orchestrator.capacity import GB, Node
 from orchestrator.cli import app
-from orchestrator.forecast import forecast
-from orchestrator.standing import hold
+from orchestrator.plan import router_forecast
+from orchestrator.plan import show as module
+from orchestrator.plan.forecast import make_forecast
+from orchestrator.plan.library_state import read_library_state
+from orchestrator.pool.capacity import GB, Node
 
 EXPERT_KEYS = {"state", "why", "step", "parameters", "lora16_parameters", "spec_hash", "memory", "seconds"}
 
@@ -87,7 +87,7 @@ def test_what_fits_nowhere_is_said_with_exit_code_3(typed, override, said):
 
 @pytest.mark.integration
 def test_a_router_that_no_machine_holds_is_said_by_plan_and_by_run(typed, monkeypatch):
-    monkeypatch.setattr(router_forecast, "PROCESS", 10**18)
+    monkeypatch.setattr(router_forecast, "ROUTER_PROCESS_BYTES", 10**18)
     for result in (typed(), CliRunner().invoke(app, ["run", "tiny.yaml"])):
         assert result.exit_code == 3, result.output
         assert "the router asks for 1000000000.0 GB of memory" in result.stderr
@@ -114,9 +114,9 @@ def shown(base_folder, tmp_path):
         more = {f"task-{i:03}": plan.experts["colours"] for i in range(copies)}
         plan = replace(plan, experts=plan.experts | more)
         registry = FakeRegistry(versions(plan))
-        standing = hold(plan, registry)
+        standing = read_library_state(plan, registry)
         console = Console(width=width, file=StringIO())
-        module._show(plan, standing, forecast(plan, standing, registry, [Node("n", 4, 0, 64 * GB)]), console)
+        module._show(plan, standing, make_forecast(plan, standing, registry, [Node("n", 4, 0, 64 * GB)]), console)
         return console.file.getvalue()
 
     return show

@@ -12,24 +12,29 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from orchestrator.library_lock import library_lock
-from orchestrator.status import ExpertStatus, Status, driver_here, read_status, seconds_left, show_status
-from orchestrator.status_screen import draw_status
+from orchestrator.progress.status import (
+    ExpertStatus,
+    RunStatus,
+    estimate_seconds_left,
+    read_status,
+)
+from orchestrator.progress.status_screen import render_status, show_status
+from orchestrator.registry.driver_lock import driver_lock, local_driver
 from ttmoe.errors import InputError
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 
 
-def made(experts: tuple[ExpertStatus, ...], **more) -> Status:
+def made(experts: tuple[ExpertStatus, ...], **more) -> RunStatus:
     values = dict(
         library="lib", run="run 1", status="RUNNING", began=NOW - timedelta(minutes=10), ended=None, version="0.1",
         commit="", experts=experts, cached=0, router="", search=False, driver=77, left=300.0, run_id="abc",
     )  # fmt: skip
-    return Status(**(values | more))
+    return RunStatus(**(values | more))
 
 
-def shown(status: Status) -> str:
-    return draw_status(status, NOW).plain
+def shown(status: RunStatus) -> str:
+    return render_status(status, NOW).plain
 
 
 def test_a_few_experts_have_a_line_each():
@@ -74,25 +79,27 @@ def test_no_driver_here_is_said_in_words_and_only_while_it_matters():
 
 def test_the_driver_is_found_by_its_lock(tmp_path):
     home = tmp_path / "lib"
-    assert driver_here(home) is None
-    with library_lock(home):
-        assert driver_here(home) == int((home / "driver.lock").read_text())
-    assert driver_here(home) is None
-    with library_lock(home):  # looking took nothing away
+    assert local_driver(home) is None
+    with driver_lock(home):
+        assert local_driver(home) == int((home / "driver.lock").read_text())
+    assert local_driver(home) is None
+    with driver_lock(home):  # looking took nothing away
         pass
 
 
 def test_time_left_follows_the_share_that_is_done():
     half = ExpertStatus("a", "training", 150, 300)
-    assert seconds_left((half, half), 60.0) == 60.0
-    assert seconds_left((ExpertStatus("a", "failed"), ExpertStatus("b", "waiting")), 60.0) == 60.0
-    assert seconds_left((ExpertStatus("a", "waiting"),), 60.0) is None
-    assert seconds_left((), 60.0) is None
+    assert estimate_seconds_left((half, half), 60.0) == 60.0
+    assert estimate_seconds_left((ExpertStatus("a", "failed"), ExpertStatus("b", "waiting")), 60.0) == 60.0
+    assert estimate_seconds_left((ExpertStatus("a", "waiting"),), 60.0) is None
+    assert estimate_seconds_left((), 60.0) is None
 
 
 def test_the_command_hands_on_its_options(monkeypatch):
     calls = []
-    monkeypatch.setattr("orchestrator.status.show_status", lambda *arguments, **more: calls.append((arguments, more)))
+    monkeypatch.setattr(
+        "orchestrator.progress.status_screen.show_status", lambda *arguments, **more: calls.append((arguments, more))
+    )
     assert CliRunner().invoke(app, ["status"]).exit_code == 0
     assert CliRunner().invoke(app, ["status", "--root", "there", "--library", "mine", "--json"]).exit_code == 0
     assert [(arguments[:2], more) for arguments, more in calls] == [

@@ -14,7 +14,6 @@ FORM = AdapterSpec(rank=3, alpha=1.0, targets=("q", "down"))
 OTHER = AdapterSpec(method="lora", rank=4, alpha=2.0, targets=("k", "o"))
 
 
-
 # Dynamo makes an instance of each autograd function it meets, which torch itself warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated:DeprecationWarning")
 

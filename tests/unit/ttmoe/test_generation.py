@@ -9,7 +9,7 @@ import tiny_causal
 import torch
 from architectures import stir
 
-from ttmoe import AdapterSpec, TextBank, Written, generate
+from ttmoe import AdapterSpec, GeneratedText, TextBank, generate
 from ttmoe.bank import Bank
 from ttmoe.base import Base, digest_folder, load_body, load_tokenizer
 from ttmoe.encoding import Choice, Completion, collate, encode, encode_inputs, encode_prompts, end_id_of
@@ -238,4 +238,4 @@ def test_a_notebook_learns_to_write(llama, tmp_path):
     other.load(tmp_path)
     assert other.answer([prompt for prompt, _ in test], "reply") == answers
     assert other.longest == {"reply": 3}
-    assert isinstance(generate(other.bank, other.tokenizer, ["red"], "reply", max_length=32)[0], Written)
+    assert isinstance(generate(other.bank, other.tokenizer, ["red"], "reply", max_length=32)[0], GeneratedText)

@@ -59,9 +59,7 @@ def test_first_gradient_has_the_same_scale_for_any_number_of_cores_and_rank(side
     assert gradient.square().mean().item() == pytest.approx(1, abs=6 * (2 / gradient.numel()) ** 0.5)
 
 
-@pytest.mark.parametrize(
-    ("sides", "rank"), [((1, 1), 8), ((2, 2), 2), ((2, 2), 16), ((3, 3), 8), ((4, 4), 16)]
-)
+@pytest.mark.parametrize(("sides", "rank"), [((1, 1), 8), ((2, 2), 2), ((2, 2), 16), ((3, 3), 8), ((4, 4), 16)])
 def test_first_gradient_scale_holds_for_a_single_token(sides, rank):
     count = 200
     x, y = torch.randn(2, count, WIDTH, generator=seeded(2))

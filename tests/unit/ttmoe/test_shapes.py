@@ -40,9 +40,7 @@ def test_text_round_trip(text):
     assert TTShape.parse(str(TTShape.parse(text))) == TTShape.parse(text)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "4x4@5", "4x4|4x4", "4x|4@2", "4x4|4x4@", "4x4|4x4@-1", " 4|4@1", "4*4|4@1"]
-)
+@pytest.mark.parametrize("text", ["", "4x4@5", "4x4|4x4", "4x|4@2", "4x4|4x4@", "4x4|4x4@-1", " 4|4@1", "4*4|4@1"])
 def test_text_that_is_no_shape(text):
     with pytest.raises(InputError, match="16x8x4x4"):
         TTShape.parse(text)
@@ -102,20 +100,14 @@ def count(width: int, factors: int, smallest: int, largest: int) -> int:
     if factors == 0:
         return width == 1
     return sum(
-        count(width // f, factors - 1, smallest, largest)
-        for f in range(smallest, largest + 1)
-        if width % f == 0
+        count(width // f, factors - 1, smallest, largest) for f in range(smallest, largest + 1) if width % f == 0
     )
 
 
 @pytest.mark.parametrize("width", [1, 2, 7, 64, 360, 576, 768, 2048])
-@pytest.mark.parametrize(
-    ("fewest", "most", "smallest", "largest"), [(1, 4, 2, None), (2, 6, 2, 32), (3, 5, 4, 16)]
-)
+@pytest.mark.parametrize(("fewest", "most", "smallest", "largest"), [(1, 4, 2, None), (2, 6, 2, 32), (3, 5, 4, 16)])
 def test_factorisations_are_all_there_once(width, fewest, most, smallest, largest):
-    found = factorisations(
-        width, min_factors=fewest, max_factors=most, min_factor=smallest, max_factor=largest
-    )
+    found = factorisations(width, min_factors=fewest, max_factors=most, min_factor=smallest, max_factor=largest)
     assert len(found) == sum(count(width, k, smallest, largest or width) for k in range(fewest, most + 1))
     assert len(set(found)) == len(found)
     assert all(math.prod(f) == width and fewest <= len(f) <= most for f in found)
@@ -185,9 +177,7 @@ def test_auto_shape_of_real_widths(inputs):
         assert max(shape.inputs + shape.outputs) <= 32
         assert max(shape.inputs) <= 2 * min(shape.inputs)
         assert shape.inner_rank == 8
-        assert (
-            shape.parameters < lora_parameters(inputs, outputs, 8) or inputs == outputs == 64
-        )  # too narrow to gain
+        assert shape.parameters < lora_parameters(inputs, outputs, 8) or inputs == outputs == 64  # too narrow to gain
 
 
 @pytest.mark.parametrize(

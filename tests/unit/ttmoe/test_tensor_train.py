@@ -18,8 +18,7 @@ LEADS = [(), (2, 3)]
 def random_cores(shape: TTShape, lead: tuple[int, ...] = (), dtype: torch.dtype = torch.float32):
     # Entries of such a size that the update's are near 1, so that a relative error means something.
     return [
-        (torch.randn(*lead, *core, dtype=dtype) / math.sqrt(core[2])).requires_grad_()
-        for core in shape.core_shapes
+        (torch.randn(*lead, *core, dtype=dtype) / math.sqrt(core[2])).requires_grad_() for core in shape.core_shapes
     ]
 
 
@@ -71,9 +70,7 @@ def test_index_order_is_the_papers(text):
         for place, size in zip(places, shape.inputs, strict=False):  # the first input core varies fastest
             i, stride = i + place * stride, stride * size
         o = 0
-        for place, size in zip(
-            places[shape.split :], shape.outputs, strict=True
-        ):  # the first output core slowest
+        for place, size in zip(places[shape.split :], shape.outputs, strict=True):  # the first output core slowest
             o = o * size + place
         assert found[o, i].item() == pytest.approx(value.item(), rel=1e-12)
 

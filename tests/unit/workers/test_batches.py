@@ -3,12 +3,19 @@ from itertools import islice, pairwise
 import pytest
 
 from ttmoe.encoding import Choice, Item
-from workers.batches import Rows, as_input, evaluation_batches, longest_first, packed, training_batches
-from workers.examples import Example
+from workers.data.examples import Example
+from workers.training.batches import (
+    TokenizedRows,
+    evaluation_batches,
+    longest_first,
+    to_input,
+    token_batches,
+    training_batches,
+)
 
 
 def rows_of(lengths):
-    return Rows([Item({"input_ids": [0] * n}) for n in lengths], [0] * len(lengths))
+    return TokenizedRows([Item({"input_ids": [0] * n}) for n in lengths], [0] * len(lengths))
 
 
 @pytest.fixture
@@ -83,7 +90,7 @@ def padded(rows, batch):
 
 def choices(counts):
     options = [tuple({"input_ids": [0] * (n + i)} for i in range(n)) for n in counts]
-    return Rows([Item({"input_ids": [0] * 99}, each) for each in options], [0] * len(counts))
+    return TokenizedRows([Item({"input_ids": [0] * 99}, each) for each in options], [0] * len(counts))
 
 
 @pytest.mark.parametrize("rows", [rows_of([1 + (7 * i) % 40 for i in range(503)]), choices([2, 3, 4, 5] * 50)])
@@ -102,14 +109,14 @@ def test_batches_by_tokens_hold_the_budget_and_are_full(rows, tokens):
 
 def test_packing_keeps_the_order_and_takes_no_row_that_is_too_long_along():
     rows = rows_of([3, 3, 3, 50, 2, 2])
-    assert list(packed(rows, range(6), 10)) == [[0, 1, 2], [3], [4, 5]]
-    assert list(packed(rows, [5, 0], 10)) == [[5, 0]]
-    assert list(packed(rows, [], 10)) == []
+    assert list(token_batches(rows, range(6), 10)) == [[0, 1, 2], [3], [4, 5]]
+    assert list(token_batches(rows, [5, 0], 10)) == [[5, 0]]
+    assert list(token_batches(rows, [], 10)) == []
     assert longest_first(rows) == [3, 0, 1, 2, 4, 5]
 
 
 def test_sequences_are_counted_over_the_split_options_in_order():
-    mixed = Rows([*choices([2, 3]).items, *rows_of([7]).items, *choices([2]).items], [0] * 4)
+    mixed = TokenizedRows([*choices([2, 3]).items, *rows_of([7]).items, *choices([2]).items], [0] * 4)
     assert mixed.starts == [0, 2, 5, 6, 8]
     assert mixed.sequence_numbers([3, 1]) == [6, 7, 2, 3, 4]
     assert (mixed.lengths, mixed.tokens) == ([3, 5, 7, 3], [5, 12, 7, 5])
@@ -124,11 +131,11 @@ def test_states_are_asked_for_by_the_numbers_of_sequences():
 
     rows = choices([2, 3])
     assert rows.gather_states([1], "cpu") is None
-    kept = Rows(rows.items, rows.labels, Kept())
+    kept = TokenizedRows(rows.items, rows.labels, Kept())
     assert kept.gather_states([1, 0], "cpu") == ([2, 3, 4, 0, 1], "cpu")
 
 
 def test_what_the_model_reads_of_an_example():
-    assert as_input(Example(("a",), (), 0, "")) == "a"
-    assert as_input(Example(("a", "b"), (), 0, "")) == ("a", "b")
-    assert as_input(Example(("a",), ("x", "y"), 0, "")) == Choice("a", ("x", "y"))
+    assert to_input(Example(("a",), (), 0, "")) == "a"
+    assert to_input(Example(("a", "b"), (), 0, "")) == ("a", "b")
+    assert to_input(Example(("a",), ("x", "y"), 0, "")) == Choice("a", ("x", "y"))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from workers.checkpoints import Checkpoint, CheckpointFolder, common_point
+from workers.training.checkpoints import Checkpoint, CheckpointFolder, common_checkpoints
 
 SPEC = "ab" * 32
 
@@ -62,11 +62,11 @@ def test_what_is_torn_or_foreign_is_named_and_passed_over(folder, damage, caplog
     elif damage in ("no pickle", "other fields"):
         from io import BytesIO
 
-        from workers.sealed import write_sealed
+        from workers.training.checksummed_files import write_checksummed
 
         buffer = BytesIO()
         torch.save({"step": 20}, buffer)
-        write_sealed(path, b"not a pickle" if damage == "no pickle" else buffer.getvalue())
+        write_checksummed(path, b"not a pickle" if damage == "no pickle" else buffer.getvalue())
     else:
         path.write_bytes({"cut": data[:-100], "flipped": data[:900] + b"\0\1" + data[902:], "empty": b""}[damage])
     assert steps(folder) == [10]
@@ -127,4 +127,4 @@ def test_removed_when_finished(folder):
 )
 def test_the_moment_that_all_have_in_common(found, expected):
     each = [[checkpoint(int(step), done=isinstance(step, str)) for step in steps] for steps in found]
-    assert [point.step if point else None for point in common_point(each)] == expected
+    assert [point.step if point else None for point in common_checkpoints(each)] == expected

@@ -8,10 +8,10 @@ from ttmoe.bank import Bank
 from ttmoe.base import load_body, load_tokenizer
 from ttmoe.encoding import Item, pad_id_of
 from ttmoe.scoring import score
-from workers import evaluation
-from workers.batches import Rows, tokenise
-from workers.evaluation import evaluate, scores_of
-from workers.prepared import load_split
+from workers.data.prepared import load_split
+from workers.training import evaluation
+from workers.training.batches import TokenizedRows, tokenize
+from workers.training.evaluation import evaluate, expert_scores
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +20,14 @@ def bench(base, colours):
     bank, tokenizer = Bank(load_body(base), base.pooling), load_tokenizer(base)
     expert = bank.add("x", AdapterSpec(init="paper", rank=4), 3, torch.Generator().manual_seed(0), random_head=True)
     torch.nn.init.normal_(expert.head.bias)
-    return bank, tokenise(tokenizer, load_split(colours, "test"), base.max_length), pad_id_of(tokenizer)
+    return bank, tokenize(tokenizer, load_split(colours, "test"), base.max_length), pad_id_of(tokenizer)
 
 
 def test_scores_do_not_depend_on_the_batch(bench):
     bank, rows, pad_id = bench
     with torch.no_grad():
         one = [score(bank.eval(), [item], "x", pad_id)[0] for item in rows.items]
-    for other in (scores_of(bank, "x", rows, pad_id, tokens) for tokens in (1, 40, 10_000, None)):
+    for other in (expert_scores(bank, "x", rows, pad_id, tokens) for tokens in (1, 40, 10_000, None)):
         assert len(other) == len(rows)
         assert torch.allclose(torch.stack(one), torch.stack(other), atol=1e-5)
     assert torch.stack(one).std(0).min() > 1e-3  # rows do differ: another order would show
@@ -35,12 +35,12 @@ def test_scores_do_not_depend_on_the_batch(bench):
 
 def test_accuracy_and_loss_are_those_of_the_scores(bench):
     bank, rows, pad_id = bench
-    scores = torch.stack(scores_of(bank.eval(), "x", rows, pad_id))
+    scores = torch.stack(expert_scores(bank.eval(), "x", rows, pad_id))
     labels = torch.tensor(rows.labels)
     found = evaluate(bank, "x", rows, pad_id)
     assert found["accuracy"] == pytest.approx((scores.argmax(1) == labels).float().mean().item())
     assert found["loss"] == pytest.approx(torch.nn.functional.cross_entropy(scores, labels).item(), abs=1e-5)
-    perfect = Rows(rows.items, scores.argmax(1).tolist())
+    perfect = TokenizedRows(rows.items, scores.argmax(1).tolist())
     assert evaluate(bank, "x", perfect, pad_id)["accuracy"] == 1.0
     assert math.isfinite(found["loss"])
 
@@ -51,7 +51,7 @@ def test_the_bank_stays_in_its_mode_and_gets_no_gradient(bench, training):
     bank.train(training)
     evaluate(bank, "x", rows, pad_id)
     assert bank.training == training
-    assert not scores_of(bank, "x", Rows(rows.items[:2], rows.labels[:2]), pad_id)[0].requires_grad
+    assert not expert_scores(bank, "x", TokenizedRows(rows.items[:2], rows.labels[:2]), pad_id)[0].requires_grad
 
 
 def test_rows_with_different_numbers_of_options(bench):
@@ -62,7 +62,7 @@ def test_rows_with_different_numbers_of_options(bench):
     scores = [score(bank.eval(), [item], "which", pad_id)[0].detach() for item in items]
     labels = [int(s.argmax()) for s in scores]
     labels[0] = 1 - labels[0]
-    found = evaluate(bank, "which", Rows(items, labels), pad_id)
+    found = evaluate(bank, "which", TokenizedRows(items, labels), pad_id)
     bank.remove("which")
     assert {len(s) for s in scores} == {2, 3, 4}
     assert found["accuracy"] == pytest.approx(11 / 12)
@@ -79,12 +79,12 @@ def test_batches_are_bounded_by_padded_tokens(bench, monkeypatch):
         return honest(bank, items, *args, **more)
 
     monkeypatch.setattr(evaluation, "score", counted)
-    scores_of(bank, "x", rows, pad_id, 64)
+    expert_scores(bank, "x", rows, pad_id, 64)
     assert max(sizes) <= 64 < 1.5 * min(sizes[:-1])
 
 
 def test_each_batch_is_a_sign_of_life(bench):
     bank, rows, pad_id = bench
     pulses = []
-    scores_of(bank, "x", rows, pad_id, 64, pulse=lambda: pulses.append(1))
+    expert_scores(bank, "x", rows, pad_id, 64, pulse=lambda: pulses.append(1))
     assert len(pulses) > len(rows) * min(rows.lengths) / 64

@@ -1,16 +1,14 @@
 import pytest
 
 from ttmoe.errors import InputError
-from workers.examples import Example, to_examples
-from workers.task import Task
+from workers.data.examples import Example, to_examples
+from workers.data.task import Task
 
 
 def task(kind="text", columns=None, label=None, **more):
     columns = columns or {"text": "text"}
     label = {"column": "label", **(label or {})}
-    return Task.model_validate(
-        {"kind": kind, "source": {"path": "x.csv"}, "columns": columns, "label": label, **more}
-    )
+    return Task.model_validate({"kind": kind, "source": {"path": "x.csv"}, "columns": columns, "label": label, **more})
 
 
 def refused(rows, *args, **keywords):
@@ -128,9 +126,7 @@ def test_filters_keep_what_fits(asked, left):
 
 def test_a_filtered_row_may_be_anything():
     data = rows(("", "nonsense"), ("a", 1))
-    found, _ = to_examples(
-        data, task(where=[{"column": "text", "matches": r"\S"}], label={"names": {1: "x"}}), "t"
-    )
+    found, _ = to_examples(data, task(where=[{"column": "text", "matches": r"\S"}], label={"names": {1: "x"}}), "t")
     assert len(found) == 1
 
 

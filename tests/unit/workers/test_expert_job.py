@@ -8,30 +8,38 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import InMemory
+from test_loop import InMemory
 
 from ttmoe.adapter import AdapterSpec, count_parameters, plan_groups
 from ttmoe.bank import Bank
 from ttmoe.base import load_body, load_tokenizer
 from ttmoe.encoding import pad_id_of
 from ttmoe.expert_files import load_expert, read_manifest
-from workers import expert_job, gradients, returning
-from workers.batches import tokenise
-from workers.bench import base_loads, release, resident
-from workers.evaluation import evaluate
-from workers.expert_job import RESULT, ExpertJob, finished_result, planned_memory, run_expert, run_experts
+from workers import expert_job
+from workers.base.resident import count_base_loads, load_resident_base, release_resident_base
+from workers.data.prepared import load_split
+from workers.expert_job import (
+    EXPERT_RESULT_FILE,
+    ExpertJob,
+    estimate_jobs_memory,
+    finished_result,
+    run_expert,
+    run_experts,
+)
 from workers.failure import Failure
-from workers.prepared import load_split
 from workers.progress import Progress
-from workers.settings import Train
-from workers.training import TrainingFailedError
+from workers.training import gradients, memory_limit
+from workers.training.batches import tokenize
+from workers.training.evaluation import evaluate
+from workers.training.loop import TrainingFailedError
+from workers.training.settings import TrainSettings
 
 
 @pytest.fixture
 def job(base, colours, tmp_path):
     spec = AdapterSpec(rank=4, alpha=8.0)
     count = count_parameters(plan_groups(load_body(base), spec))
-    train = Train(steps=60, batch_size=16, eval_every=20, lr=1e-2, head_lr=1e-2, seed=5)
+    train = TrainSettings(steps=60, batch_size=16, eval_every=20, lr=1e-2, head_lr=1e-2, seed=5)
     return ExpertJob("colours", base, colours, spec, "trained", train, "ab" * 32, count, str(tmp_path / "expert"))
 
 
@@ -75,7 +83,7 @@ def test_the_files_hold_the_trained_expert(job, base, colours, tmp_path):
     manifest = load_expert(bank, folder, base.digest)
     assert (manifest.task, manifest.labels, manifest.spec_hash) == ("colours", ("blue", "green", "red"), "ab" * 32)
     assert manifest.weights_digest == result.weights_digest
-    rows = tokenise(tokenizer, load_split(colours, "test"), base.max_length)
+    rows = tokenize(tokenizer, load_split(colours, "test"), base.max_length)
     found = evaluate(bank, "colours", rows, pad_id_of(tokenizer))
     assert found == {key: result.metrics[f"test.{key}"] for key in ("accuracy", "loss")}
 
@@ -108,13 +116,13 @@ def test_the_result_is_written_last(job, tmp_path, monkeypatch):
     honest, folder = expert_job.load_expert, tmp_path / "expert"
 
     def load(*args, **more):
-        assert not (folder / RESULT).exists()
+        assert not (folder / EXPERT_RESULT_FILE).exists()
         assert read_manifest(folder)
         return honest(*args, **more)
 
     monkeypatch.setattr(expert_job, "load_expert", load)
     result = run_expert(job, nothing)
-    assert (folder / RESULT).is_file()
+    assert (folder / EXPERT_RESULT_FILE).is_file()
     assert finished_result(folder, job.spec_hash) == result
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
@@ -158,9 +166,9 @@ def test_only_a_result_of_this_spec_counts(job, tmp_path):
     moved = tmp_path / "moved"
     folder.rename(moved)
     assert finished_result(moved, job.spec_hash) == replace(result, folder=str(moved))
-    whole = (moved / RESULT).read_text()
+    whole = (moved / EXPERT_RESULT_FILE).read_text()
     for broken in (whole[:-10], "[]", "null", json.dumps({"task": "colours"})):
-        (moved / RESULT).write_text(broken)
+        (moved / EXPERT_RESULT_FILE).write_text(broken)
         assert finished_result(moved, job.spec_hash) is None
 
 
@@ -186,10 +194,10 @@ def jobs(job, animals, tmp_path):
 
 
 def test_several_are_trained_at_once_on_one_load_of_the_base(jobs, tmp_path):
-    release()
-    before, reports = base_loads(), []
+    release_resident_base()
+    before, reports = count_base_loads(), []
     found = run_experts(jobs, reports.append)
-    assert base_loads() == before + 1
+    assert count_base_loads() == before + 1
     assert [found[task].metrics["base_loads"] for task in ("colours", "animals")] == [1, 0]
     for job in jobs:
         result = found[job.task]
@@ -198,7 +206,7 @@ def test_several_are_trained_at_once_on_one_load_of_the_base(jobs, tmp_path):
         assert not (Path(job.folder) / "checkpoints").exists()
         states = [r.state for r in reports if r.key == job.task]
         assert list(dict.fromkeys(states)) == ["loading", "training", "testing", "verifying"]
-    assert not resident(job.base, "cpu").bank.experts
+    assert not load_resident_base(job.base, "cpu").bank.experts
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["tokens"]
     assert Path(f"{jobs[0].folder}.cache").is_dir()  # which shares nothing
 
@@ -242,7 +250,7 @@ def test_a_fault_of_one_is_nobody_elses(jobs, fault, tmp_path):
     expected = {"data": "InputError", "adapter": "InputError", "diverged": "DivergedError"}
     assert found["animals"].error == expected.get(fault, "VerificationError")
     assert found["colours"].metrics["test.accuracy"] > 0.95
-    assert not resident(wrong.base, "cpu").bank.experts
+    assert not load_resident_base(wrong.base, "cpu").bank.experts
     again = run_experts((jobs[1], jobs[0]), nothing)  # mended: only the one that failed is trained
     assert again["colours"] == found["colours"]
     if fault != "diverged":
@@ -308,12 +316,12 @@ def test_a_training_keeps_to_what_was_planned_for_the_largest_of_a_job(job, monk
 
     def allow(limit):
         limits.append(limit)
-        return returning.Allowance(2**60)
+        return memory_limit.MemoryLimit(2**60)
 
     monkeypatch.setattr(expert_job, "Allowance", allow)
     one = replace(job, train=job.train.model_copy(update={"steps": 2, "eval_every": 2}))
     many = replace(one, task="other", train=one.train.model_copy(update={"batch_size": 4096}), folder=f"{job.folder}-2")
     run_experts((one, many), nothing)
-    body = resident(job.base, "cpu").bank.model
-    assert limits == [planned_memory((many, many), body).host]
-    assert limits[0] > planned_memory((one, one), body).host
+    body = load_resident_base(job.base, "cpu").bank.model
+    assert limits == [estimate_jobs_memory((many, many), body).host]
+    assert limits[0] > estimate_jobs_memory((one, one), body).host

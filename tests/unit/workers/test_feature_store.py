@@ -14,25 +14,25 @@ from tiny import ANIMALS, COLOURS, LAYERS, WIDTH, sentences, write_rows
 from ttmoe.base import load_body, load_tokenizer
 from ttmoe.encoding import Choice, collate, encode_inputs, pad_id_of
 from ttmoe.features import FeatureSpec, router_features
-from workers import feature_store
-from workers.batches import Rows, as_input
-from workers.bench import resident
-from workers.feature_store import (
-    FORMS,
+from workers.base.resident import load_resident_base
+from workers.cache import feature_store
+from workers.cache.feature_store import (
     LOOSE,
     SPLITS,
     STRIPPED,
+    TEXT_FORMS,
     compute_features,
     feature_folder,
-    features_there,
+    features_complete,
     load_features,
     row_counts,
 )
-from workers.prepared import load_split, prepare
-from workers.stripping import stripped
-from workers.task import Task
-from workers.token_store import rows_of
-from workers.trunk_cache import open_trunk
+from workers.cache.tokens import load_tokenized_rows
+from workers.cache.trunk_states import load_or_compute_trunk
+from workers.data.prepared import load_split, prepare_task
+from workers.data.task import Task
+from workers.data.text_forms import strip_formatting
+from workers.training.batches import TokenizedRows, to_input
 
 ALL = FeatureSpec("all", "both")
 SPECS = [FeatureSpec(layers, pooling) for layers in ("all", "last", "embeddings", (2, 0), (1,), (0, 1))
@@ -50,15 +50,15 @@ def found_in(folder, data, spec=ALL, rows=50):
 
 def keep_trunk(base, data, cache, depth, splits=("train", "validation", "test")):
     """What training leaves behind."""
-    bench = resident(base, "cpu")
+    bench = load_resident_base(base, "cpu")
     for split in splits:
-        rows = rows_of(base, bench.tokenizer, data, split, cache)
-        assert open_trunk(bench.bank, rows, base=base, fingerprint=data.fingerprint, split=split, depth=depth,
+        rows = load_tokenized_rows(base, bench.tokenizer, data, split, cache)
+        assert load_or_compute_trunk(bench.bank, rows, base=base, fingerprint=data.fingerprint, split=split, depth=depth,
                           pad_id=bench.pad_id, cache=cache, budget=10**9, report=lambda progress: None)  # fmt: skip
 
 
 def examples_of(data, split):
-    source, form = FORMS.get(split, (split, lambda example: example))
+    source, form = TEXT_FORMS.get(split, (split, lambda example: example))
     return [form(e) for e in load_split(data, source)]
 
 
@@ -68,7 +68,7 @@ def alone(base):
     model, tokenizer = load_body(base), load_tokenizer(base)
 
     def read(example, spec=ALL):
-        (item,) = encode_inputs(tokenizer, [as_input(example)], base.max_length)
+        (item,) = encode_inputs(tokenizer, [to_input(example)], base.max_length)
         return router_features(model, collate([item.whole], pad_id_of(tokenizer)), spec)[0]
 
     return read
@@ -77,7 +77,7 @@ def alone(base):
 @pytest.fixture
 def layers_run(base):
     """For every time that a layer of the resident base ran its number, and how many rows went through it."""
-    seen, layers = [], resident(base, "cpu").bank.trunk(0).layers
+    seen, layers = [], load_resident_base(base, "cpu").bank.trunk(0).layers
     hooks = [
         layer.attention.register_forward_hook(lambda module, args, out, i=i: seen.append((i, len(out[0]))))
         for i, layer in enumerate(layers)
@@ -96,7 +96,7 @@ def choice(tmp_path_factory):
     config = {"kind": "choice", "source": {"path": str(write_rows(folder / "rows.jsonl", rows))},
               "columns": {"text": "text", "choices": "options"}, "label": {"column": "label"},
               "split": {"validation": 0.2, "test": 0.2}}  # fmt: skip
-    return prepare("which", Task.model_validate(config), folder)
+    return prepare_task("which", Task.model_validate(config), folder)
 
 
 def test_each_row_has_its_own_features_in_order(base, colours, tmp_path, alone):
@@ -136,7 +136,7 @@ def test_nothing_is_computed_twice(base, colours, tmp_path, monkeypatch):
     def load(*_):
         raise AssertionError("the base was loaded again")
 
-    monkeypatch.setattr(feature_store, "resident", load)
+    monkeypatch.setattr(feature_store, "load_resident_base", load)
     assert compute(base, colours, tmp_path) == folder
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == written
     assert sorted(name.rpartition("-")[0] for name in written) == sorted(SPLITS)  # and no scrap is left
@@ -163,7 +163,7 @@ def test_more_rows_later_compute_those_alone_and_the_first_stay(base, colours, t
 def test_fewer_rows_later_are_the_first_of_those_and_nothing_is_computed(base, colours, tmp_path, layers_run):
     folder = compute(base, colours, tmp_path, rows=60)
     layers_run.clear()
-    assert features_there(folder, colours, 25)
+    assert features_complete(folder, colours, 25)
     assert compute(base, colours, tmp_path, rows=25) == folder
     assert not layers_run
     few, many = found_in(folder, colours, rows=25), found_in(folder, colours, rows=60)
@@ -174,15 +174,15 @@ def test_fewer_rows_later_are_the_first_of_those_and_nothing_is_computed(base, c
 
 def test_what_is_there_is_known_and_what_is_not_says_so(base, colours, tmp_path):
     folder = feature_folder(base, colours, tmp_path)
-    assert not features_there(folder, colours, 50)
+    assert not features_complete(folder, colours, 50)
     assert compute(base, colours, tmp_path) == folder
-    assert features_there(folder, colours, 50)
-    assert not features_there(folder, colours, 51)
+    assert features_complete(folder, colours, 50)
+    assert not features_complete(folder, colours, 51)
     with pytest.raises(FileNotFoundError, match="51 rows of train are not in"):
         load_features(folder, "train", 51, ALL)
     (lost,) = folder.glob("stripped-*")
     lost.unlink()
-    assert not features_there(folder, colours, 50)
+    assert not features_complete(folder, colours, 50)
 
 
 def test_only_the_split_that_is_lacking_is_computed_and_progress_goes_up(base, colours, tmp_path, layers_run):
@@ -288,12 +288,12 @@ def test_a_split_whose_trunk_is_not_kept_takes_the_whole_way(base, colours, tmp_
 
 
 def test_of_a_choice_the_router_reads_the_whole(base, colours, tmp_path, monkeypatch):
-    def choices(*args, original=rows_of):
+    def choices(*args, original=load_tokenized_rows):
         rows = original(*args)
-        return Rows([replace(item, options=(item.whole, item.whole)) for item in rows.items], rows.labels)
+        return TokenizedRows([replace(item, options=(item.whole, item.whole)) for item in rows.items], rows.labels)
 
     plain = found_in(compute(base, colours, tmp_path / "plain"), colours)
-    monkeypatch.setattr(feature_store, "rows_of", choices)
+    monkeypatch.setattr(feature_store, "load_tokenized_rows", choices)
     monkeypatch.setitem(globals(), "rows_of", choices)
     keep_trunk(base, colours, tmp_path, 1)
     kept = found_in(compute(base, colours, tmp_path, depth=1), colours)
@@ -304,7 +304,7 @@ def test_a_task_of_choices(base, choice, tmp_path, alone):
     found, examples = found_in(compute(base, choice, tmp_path), choice), load_split(choice, "test")
     for i in (0, len(examples) - 1):
         whole = Choice(examples[i].texts[0], examples[i].choices)
-        assert as_input(examples[i]) == whole
+        assert to_input(examples[i]) == whole
         torch.testing.assert_close(found["test"][i].float(), alone(examples[i]), rtol=0, atol=1e-3)
 
 
@@ -316,6 +316,6 @@ def test_stripped_rows_are_the_first_test_rows_without_their_form(base, choice, 
         words = example.texts[0].removeprefix("Question: ").removesuffix("?")
         bare = f"{words} red green" + " north1" * (len(example.choices) == 3)
         assert bare.split()[-1] in (*COLOURS, "north1")
-        assert stripped(example).texts == (bare,)
+        assert strip_formatting(example).texts == (bare,)
         torch.testing.assert_close(rows.float(), alone(replace(example, texts=(bare,), choices=())), rtol=0, atol=1e-3)
         assert not torch.allclose(rows.float(), alone(example), atol=1e-2)

@@ -16,11 +16,11 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 from ttmoe.adapter import AdapterSpec, count_parameters, plan_groups
 from ttmoe.bank import Bank
 from ttmoe.base import Base, empty_body
-from workers.memory import HELD, PROCESS, _adapted_width, _Body, job_memory
-from workers.settings import Train
+from workers.training.memory import HELD, PROCESS, _adapted_width, _Body, estimate_job_memory
+from workers.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[3]
-TRAIN = Train(batch_size=8)
+TRAIN = TrainSettings(batch_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def model(base):
 
 
 def memory(model, base, spec=None, train=TRAIN, **more):
-    return job_memory(model, base, spec or AdapterSpec(rank=4), 3, train, **more)
+    return estimate_job_memory(model, base, spec or AdapterSpec(rank=4), 3, train, **more)
 
 
 def test_the_parts_by_hand(model, base):
@@ -44,7 +44,7 @@ def test_the_parts_by_hand(model, base):
     assert memory(model, replace(base, dtype="bfloat16")).base == numbers * 2 + ids
 
 
-BIG = Train(batch_size=4096)  # evaluation takes nothing beside it
+BIG = TrainSettings(batch_size=4096)  # evaluation takes nothing beside it
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_what_each_setting_does_to_the_activations(model, base, spec, train, mor
 def test_on_a_gpu_the_attention_weights_are_not_kept_and_the_process_stays_in_the_host(model, base):
     def grows(device):  # as many tokens in half as many rows
         long = memory(model, replace(base, max_length=64), train=BIG, device=device)
-        return long.activations / memory(model, base, train=Train(batch_size=8192), device=device).activations
+        return long.activations / memory(model, base, train=TrainSettings(batch_size=8192), device=device).activations
 
     assert grows("cuda") == pytest.approx(1)
     assert grows("cpu") > 1.05
@@ -128,12 +128,12 @@ from pathlib import Path
 from tests.benchmarks.machine import peak_bytes
 from ttmoe.adapter import AdapterSpec, count_parameters, plan_groups
 from ttmoe.base import empty_body
-from workers.bases import resolve_base
+from workers.base.base_sources import resolve_base
 from workers.expert_job import ExpertJob, run_expert
-from workers.memory import job_memory
-from workers.prepared import prepare
-from workers.settings import Train
-from workers.task import Task
+from workers.training.memory import job_memory
+from workers.data.prepared import prepare
+from workers.training.settings import Train
+from workers.data.task import Task
 folder = Path(sys.argv[1])
 base = resolve_base(folder=str(folder / "base"), cache=folder, dtype="float32", max_length=64)
 data = prepare("t", Task.model_validate_json((folder / "task.json").read_text()), folder)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ttmoe.errors import InputError
-from workers import prepared as module
-from workers.prepared import load_split, prepare
-from workers.task import Task
+from workers.data import prepared as module
+from workers.data.prepared import load_split, prepare_task
+from workers.data.task import Task
 
 ROOT = Path(__file__).parents[3]
 
@@ -38,12 +38,12 @@ def task(tmp_path):
 
 def refused(task, cache):
     with pytest.raises(InputError) as caught:
-        prepare("t", task, cache)
+        prepare_task("t", task, cache)
     return caught.value
 
 
 def test_a_task_is_prepared(task, tmp_path):
-    found = prepare("t", task, tmp_path / "cache")
+    found = prepare_task("t", task, tmp_path / "cache")
     assert (found.name, found.kind, found.label_names) == ("t", "text", ("a", "b"))
     assert found.counts["train"]["a"] + found.counts["train"]["b"] == len(load_split(found, "train"))
     assert sum(sum(counts.values()) for counts in found.counts.values()) == 99
@@ -57,22 +57,22 @@ def test_a_task_is_prepared(task, tmp_path):
 
 def test_filters_and_samples_are_counted(task, tmp_path):
     more = task.model_dump() | {"where": [{"column": "text", "not_in": ["text 3"]}], "split": {"sample": 50}}
-    found = prepare("t", Task.model_validate(more), tmp_path)
+    found = prepare_task("t", Task.model_validate(more), tmp_path)
     assert found.left_out == {"conflicts": 2, "filtered": 1, "sampled": 48}
 
 
 def test_the_second_time_nothing_is_read(task, tmp_path, monkeypatch):
-    first = prepare("t", task, tmp_path)
+    first = prepare_task("t", task, tmp_path)
     monkeypatch.setattr(module, "read_rows", lambda *_: pytest.fail("rows were read"))
-    assert prepare("t", task, tmp_path) == first
-    assert prepare("other", task, tmp_path).folder == first.folder
+    assert prepare_task("t", task, tmp_path) == first
+    assert prepare_task("other", task, tmp_path).folder == first.folder
 
 
 def test_a_warm_task_needs_no_heavy_import(task, tmp_path):
-    found = prepare("t", task, tmp_path)
+    found = prepare_task("t", task, tmp_path)
     code = (
-        "import sys; from pathlib import Path; from workers.task import Task\n"
-        "from workers.prepared import prepare\n"
+        "import sys; from pathlib import Path; from workers.data.task import Task\n"
+        "from workers.data.prepared import prepare\n"
         "print(prepare('t', Task.model_validate_json(sys.argv[1]), Path(sys.argv[2])).fingerprint)\n"
         "print([m for m in ('datasets', 'pandas', 'torch', 'pyarrow', 'numpy') if m in sys.modules])"
     )
@@ -84,20 +84,20 @@ def test_a_warm_task_needs_no_heavy_import(task, tmp_path):
 def test_the_key_follows_data_and_config(tmp_path):
     rows = pairs(0, 60)
     path = write(tmp_path / "rows.jsonl", rows)
-    first = prepare("t", task_of(path), tmp_path)
-    assert prepare("t", task_of(path, split={"salt": "x"}), tmp_path).folder != first.folder
+    first = prepare_task("t", task_of(path), tmp_path)
+    assert prepare_task("t", task_of(path, split={"salt": "x"}), tmp_path).folder != first.folder
     write(tmp_path / "rows.jsonl", rows[::-1])
-    again = prepare("t", task_of(path), tmp_path)
+    again = prepare_task("t", task_of(path), tmp_path)
     assert again.folder != first.folder
     assert again.fingerprint == first.fingerprint  # the same rows in another order are the same data
     write(tmp_path / "rows.jsonl", [*rows[:-1], ("text 59", "a")])
-    assert prepare("t", task_of(path), tmp_path).fingerprint != first.fingerprint
+    assert prepare_task("t", task_of(path), tmp_path).fingerprint != first.fingerprint
 
 
 def test_the_order_of_labels_is_part_of_the_data(tmp_path):
     path = write(tmp_path / "rows.jsonl", pairs(0, 60))
     one, other = (
-        prepare("t", task_of(path, label={"column": "label", "names": names}), tmp_path)
+        prepare_task("t", task_of(path, label={"column": "label", "names": names}), tmp_path)
         for names in ({"a": "A", "b": "B"}, {"b": "B", "a": "A"})
     )
     assert one.label_names == other.label_names[::-1]
@@ -109,7 +109,7 @@ def test_keys_that_a_config_adds_do_not_count(task, tmp_path):
         train: int = 0
 
     entry = Entry.model_validate({**task.model_dump(), "train": 5})
-    assert prepare("t", entry, tmp_path) == prepare("t", task, tmp_path)
+    assert prepare_task("t", entry, tmp_path) == prepare_task("t", task, tmp_path)
 
 
 def test_given_splits(tmp_path):
@@ -117,7 +117,7 @@ def test_given_splits(tmp_path):
         "train": {"path": write(tmp_path / "a.jsonl", pairs(0, 60))},
         "test": {"path": write(tmp_path / "b.jsonl", pairs(50, 80))},
     }
-    found = prepare("t", task_of(source), tmp_path)
+    found = prepare_task("t", task_of(source), tmp_path)
     assert found.left_out == {"conflicts": 0, "filtered": 0, "leaked": 10, "sampled": 0}
     assert sum(found.counts["test"].values()) == 30
     assert {e.key for e in load_split(found, "train")}.isdisjoint({e.key for e in load_split(found, "test")})
@@ -128,7 +128,7 @@ def test_given_splits_share_their_labels(tmp_path):
         "train": {"path": write(tmp_path / "a.jsonl", pairs(0, 60, "abc"))},
         "test": {"path": write(tmp_path / "b.jsonl", pairs(100, 120, "bc"))},
     }
-    found = prepare("t", task_of(source), tmp_path)
+    found = prepare_task("t", task_of(source), tmp_path)
     assert {e.label for e in load_split(found, "test")} == {1, 2}
     write(tmp_path / "b.jsonl", pairs(100, 120, "bz"))
     error = refused(task_of(source), tmp_path)
@@ -141,10 +141,10 @@ def test_choices_and_pairs_come_back_whole(tmp_path):
     rows = [{"q": f"q{i}", "c": ["x", "y", "z"], "label": i % 2, "r": "r"} for i in range(40)]
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
     path = str(tmp_path / "c.jsonl")
-    choice = prepare("t", task_of(path, kind="choice", columns={"text": "q", "choices": "c"}), tmp_path)
+    choice = prepare_task("t", task_of(path, kind="choice", columns={"text": "q", "choices": "c"}), tmp_path)
     assert choice.label_names == ("0", "1", "2")
     assert load_split(choice, "train")[0].choices == ("x", "y", "z")
-    pair = prepare("t", task_of(path, kind="pair", columns={"first": "q", "second": "r"}), tmp_path)
+    pair = prepare_task("t", task_of(path, kind="pair", columns={"first": "q", "second": "r"}), tmp_path)
     assert load_split(pair, "train")[0].texts[1] == "r"
 
 
@@ -154,7 +154,7 @@ def test_the_longest_list_of_options_names_the_labels(tmp_path):
         rows = [{"q": f"{name} {i}", "c": options, "label": i % 2} for i in range(20)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
         source[name] = {"path": str(tmp_path / f"{name}.jsonl")}
-    found = prepare("t", task_of(source, kind="choice", columns={"text": "q", "choices": "c"}), tmp_path)
+    found = prepare_task("t", task_of(source, kind="choice", columns={"text": "q", "choices": "c"}), tmp_path)
     assert found.label_names == ("0", "1", "2")
 
 
@@ -183,7 +183,7 @@ def test_a_files_error_names_task_and_file(tmp_path):
 
 
 def test_a_split_that_is_not_there(task, tmp_path):
-    found = prepare("t", task, tmp_path)
+    found = prepare_task("t", task, tmp_path)
     with pytest.raises(InputError, match="no split 'dev'"):
         load_split(found, "dev")
 
@@ -198,7 +198,7 @@ def test_threads_that_write_at_once_agree(task, tmp_path, monkeypatch):
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", meet)
-    threads = [threading.Thread(target=lambda: got.append(prepare("t", task, tmp_path))) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: got.append(prepare_task("t", task, tmp_path))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -210,7 +210,7 @@ def test_threads_that_write_at_once_agree(task, tmp_path, monkeypatch):
 
 def test_processes_that_write_at_once_agree(task, tmp_path):
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        found = pool.starmap(prepare, [("t", task, tmp_path)] * 4, chunksize=1)
+        found = pool.starmap(prepare_task, [("t", task, tmp_path)] * 4, chunksize=1)
     assert len({one.fingerprint for one in found}) == 1
     assert len(list((tmp_path / "tasks").iterdir())) == 1
 
@@ -224,6 +224,6 @@ def test_a_stopped_write_leaves_nothing(task, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(pyarrow.parquet, "write_table", stop)
         with pytest.raises(KeyboardInterrupt):
-            prepare("t", task, tmp_path)
+            prepare_task("t", task, tmp_path)
     assert list((tmp_path / "tasks").iterdir()) == []
-    assert sum(map(len, (load_split(prepare("t", task, tmp_path), s) for s in module.ORDER))) == 99
+    assert sum(map(len, (load_split(prepare_task("t", task, tmp_path), s) for s in module.ORDER))) == 99

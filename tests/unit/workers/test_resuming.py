@@ -14,14 +14,16 @@ import pytest
 
 from ttmoe.adapter import AdapterSpec, count_parameters, plan_groups
 from ttmoe.base import load_body
-from workers import training
 from workers.expert_job import ExpertJob, run_experts
 from workers.failure import Failure
-from workers.settings import Train
+from workers.training import loop
+from workers.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[3]
 DROPPING = AdapterSpec(rank=4, alpha=8.0, dropout=0.2)
-PLAIN = Train(steps=60, batch_size=16, eval_every=20, lr=1e-2, head_lr=1e-2, seed=5, head_dropout=0.0, patience=0)
+PLAIN = TrainSettings(
+    steps=60, batch_size=16, eval_every=20, lr=1e-2, head_lr=1e-2, seed=5, head_dropout=0.0, patience=0
+)
 TIMED = {metric: 0.0 for metric in ("seconds.training", "seconds.job", "tokens.per_second", "base_loads")}
 
 
@@ -124,7 +126,7 @@ def test_stopped_between_checkpoints(job_of, undisturbed, case, stops):
 def test_stopped_between_the_saves_of_two(job_of, undisturbed, monkeypatch, step, common):
     jobs = [job_of(*each) for each in CASES["several"]]
     expected, expected_record = undisturbed("several", jobs)
-    record, honest, saves = Record(), training.Course.save, []
+    record, honest, saves = Record(), loop.Course.save, []
 
     def save(course, random):
         saves.append(course.fit.steps)
@@ -133,7 +135,7 @@ def test_stopped_between_the_saves_of_two(job_of, undisturbed, monkeypatch, step
         honest(course, random)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Course, "save", save)
+        patch.setattr(loop.Course, "save", save)
         with pytest.raises(Stop):
             run_experts(jobs, record)
     resumed = Record()
@@ -154,7 +156,7 @@ def test_a_failure_goes_on_from_its_checkpoint_too(job_of, undisturbed):
 def test_checkpoints_come_by_time_too(job_of, undisturbed, monkeypatch):
     (job,) = (job_of(*each) for each in CASES["dropout"])
     expected, expected_record = undisturbed("dropout", [job])
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     record = Record(("colours", 33))
     with pytest.raises(Stop):
         run_experts([job], record)
@@ -169,7 +171,7 @@ def test_checkpoints_come_by_time_too(job_of, undisturbed, monkeypatch):
 def test_early_stopping_counts_the_evaluations_before_the_stop(job_of, monkeypatch):
     (job,) = (job_of(*each) for each in CASES["plain"])
     job = replace(job, train=job.train.model_copy(update={"eval_every": 5, "patience": 3}))
-    monkeypatch.setattr(training, "evaluate", lambda *_: {"accuracy": 0.5, "loss": 1.0})
+    monkeypatch.setattr(loop, "evaluate", lambda *_: {"accuracy": 0.5, "loss": 1.0})
     expected = run_experts(elsewhere([job]), expected_record := Record())
     assert expected["colours"].metrics["steps"] == 20
     record = Record(("colours", 13))

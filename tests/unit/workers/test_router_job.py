@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 
 from ttmoe.features import FeatureSpec
 from ttmoe.router import load_router
-from workers import router_job
-from workers.prepared import Prepared
-from workers.router_job import RESULT, RouterJob, run_router
-from workers.settings import Router
+from workers.data.prepared import PreparedTask
+from workers.routing import router_job
+from workers.routing.router_job import ROUTER_RESULT_FILE, RouterJob, run_router
+from workers.training.settings import RouterSettings
 
 LAYERS, WIDTH = 3, 8  # hidden states, and the size of each
 ROWS = {"a": 300, "b": 120, "c": 60}  # training rows: tasks of different sizes
@@ -41,7 +41,7 @@ def write_task(folder, place, sizes, draw, **places):
 def data_of(task, train):
     sizes = {"train": train, "validation": 40, "test": 50}
     counts = {split: {"yes": count // 2, "no": count - count // 2} for split, count in sizes.items()}
-    return Prepared(task, "text", ("yes", "no"), f"{task} data", counts, 0.5, 0, {}, Path("/nowhere"))
+    return PreparedTask(task, "text", ("yes", "no"), f"{task} data", counts, 0.5, 0, {}, Path("/nowhere"))
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def job(base, tmp_path):
     files = {task: write_task(tmp_path / task, i, {"train": rows, **OTHERS, "stripped": 50, "loose": 40}, draw)
              for i, (task, rows) in enumerate(ROWS.items())}  # fmt: skip
     data, lock = {task: data_of(task, rows) for task, rows in ROWS.items()}, {task: f"hash-{task}" for task in ROWS}
-    return RouterJob(base, FeatureSpec("last", "mean"), data, files, lock, Router(**QUICK), 0, "ef" * 32,
+    return RouterJob(base, FeatureSpec("last", "mean"), data, files, lock, RouterSettings(**QUICK), 0, "ef" * 32,
                      str(tmp_path / "router"))  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def nothing(progress):
 @pytest.mark.parametrize("kind", ["linear", "centroid", "blend"])
 def test_it_learns_what_can_be_told_apart_and_says_how_well(job, tmp_path, kind):
     reports = []
-    result = run_router(replace(job, settings=Router(kind=kind, **QUICK)), reports.append)
+    result = run_router(replace(job, settings=RouterSettings(kind=kind, **QUICK)), reports.append)
     metrics = result.metrics
     assert result.tasks == ("a", "b", "c")
     assert metrics["test.routing_accuracy"] > 0.95
@@ -80,7 +80,7 @@ def test_it_learns_what_can_be_told_apart_and_says_how_well(job, tmp_path, kind)
     router, manifest = load_router(tmp_path / "router")
     assert (manifest["kind"], manifest["lock"], manifest["base"]) == (kind, job.lock, job.base.identity())
     assert manifest["metrics"] == metrics
-    assert json.loads((tmp_path / "router" / RESULT).read_text())["confusion"] == result.confusion
+    assert json.loads((tmp_path / "router" / ROUTER_RESULT_FILE).read_text())["confusion"] == result.confusion
     points = states(1, 50, torch.Generator().manual_seed(1))[:, -1, 0]
     routes = router.route(points)
     assert routes.names.count("b") > 45
@@ -116,7 +116,7 @@ def test_rows_that_are_like_nothing_count_as_unknown(job, tmp_path):
     far[:, -1, 0, 7] = 5
     save_file({"states": far}, tmp_path / "a" / "test-50.safetensors")
     assert run_router(job, nothing).metrics["test.unknown"] == pytest.approx(1 / 3, abs=0.05)
-    settings = Router(**QUICK, unknown=0)
+    settings = RouterSettings(**QUICK, unknown=0)
     assert run_router(replace(job, settings=settings), nothing).metrics["test.unknown"] == 0
 
 
@@ -127,7 +127,7 @@ def test_rows_in_another_form_are_known_unless_form_counts(job, tmp_path):
     for name, rows in {"test-50": beside, "loose-40": beside[:40]}.items():
         save_file({"states": rows.clone()}, tmp_path / "a" / f"{name}.safetensors")
     assert run_router(job, nothing).metrics["test.unknown"] < 0.1
-    strict = replace(job, settings=Router(**QUICK, loose=False))
+    strict = replace(job, settings=RouterSettings(**QUICK, loose=False))
     assert run_router(strict, nothing).metrics["test.unknown"] == pytest.approx(1 / 3, abs=0.05)
 
 
@@ -150,7 +150,7 @@ def test_fewer_rows_are_the_first_of_those_that_are_kept(job, monkeypatch):
 
     monkeypatch.setattr(router_job, "make_router", make)
     whole = job.load("train").by_task()
-    few = replace(job, settings=Router(**QUICK, rows_per_task=100))
+    few = replace(job, settings=RouterSettings(**QUICK, rows_per_task=100))
     run_router(few, nothing)
     assert seen == [[100, 100, 60]]
     assert all(torch.equal(rows, all_[:100]) for rows, all_ in zip(few.load("train").by_task(), whole, strict=True))
@@ -162,7 +162,11 @@ def test_another_task_leaves_the_experts_alone(job, tmp_path, monkeypatch):
     experts = tmp_path / "router" / "experts" / "a"
     experts.mkdir(parents=True)
     (experts / "expert.safetensors").write_bytes(b"as it was")
-    for module in ("workers.bench.load_body", "ttmoe.expert_files.load_expert", "ttmoe.expert_files.save_expert"):
+    for module in (
+        "workers.base.resident.load_body",
+        "ttmoe.expert_files.load_expert",
+        "ttmoe.expert_files.save_expert",
+    ):
         monkeypatch.setattr(module, None)
     without = replace(job, **{key: {k: v for k, v in getattr(job, key).items() if k != "c"}
                               for key in ("data", "files", "lock")})  # fmt: skip
@@ -173,4 +177,9 @@ def test_another_task_leaves_the_experts_alone(job, tmp_path, monkeypatch):
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.safetensors") if p.parent.name != "router"} == inputs
     after = load_router(tmp_path / "router")[0]
     assert (before.tasks, after.tasks) == (("a", "b"), ("a", "b", "c"))
-    assert {p.name for p in (tmp_path / "router").iterdir()} == {"router.json", "router.safetensors", RESULT, "experts"}
+    assert {p.name for p in (tmp_path / "router").iterdir()} == {
+        "router.json",
+        "router.safetensors",
+        ROUTER_RESULT_FILE,
+        "experts",
+    }

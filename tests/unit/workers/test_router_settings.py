@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from ttmoe.features import FeatureSpec
-from workers.settings import Router
+from workers.training.settings import RouterSettings
 
 
 @pytest.mark.parametrize(
@@ -26,13 +26,13 @@ from workers.settings import Router
     ],
 )
 def test_layers_name_hidden_states(layers, trunk, expected):
-    assert Router(layers=layers).hidden_states(trunk) == expected
+    assert RouterSettings(layers=layers).hidden_states(trunk) == expected
 
 
 @pytest.mark.parametrize("layers", ["3-1", "top", [], "", "0-", "-3", "1-2-3", "0 - 3", "trunks", "0,3", "0-3\n"])
 def test_what_names_no_hidden_states_says_what_to_write(layers):
     with pytest.raises(ValidationError) as caught:
-        Router(layers=layers)
+        RouterSettings(layers=layers)
     (error,) = caught.value.errors()
     assert error["loc"] == ("layers",)
     assert error["msg"].endswith("names no hidden states")
@@ -43,11 +43,11 @@ def test_what_names_no_hidden_states_says_what_to_write(layers):
                                       {"kind": "mlp"}, {"pooling": "cls"}, {"rows_per_task": 0}])  # fmt: skip
 def test_other_values_that_mean_nothing_are_refused(settings):
     with pytest.raises(ValidationError):
-        Router(**settings)
+        RouterSettings(**settings)
 
 
 def test_the_router_reads_everything_unless_it_is_told():
-    settings = Router()
+    settings = RouterSettings()
     spec = FeatureSpec(settings.hidden_states(2), settings.pooling)
     assert spec.indexes(4) == (0, 1, 2, 3, 4)
     assert spec.poolings == ("mean", "last")

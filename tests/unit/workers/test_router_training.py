@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 from ttmoe.features import FeatureSpec
 from ttmoe.router import Router
-from workers import router_training
-from workers.router_training import Mixture, calibrate, calibration_error, fit_linear, make_router
-from workers.settings import Router as Settings
+from workers.routing import router_training
+from workers.routing.router_training import Mixture, calibrate, calibration_error, fit_linear, fit_router
+from workers.training.settings import RouterSettings as Settings
 
 WIDTH, TASKS = 16, ("a", "b", "c")
 KINDS = ("linear", "centroid", "blend")
@@ -35,7 +35,7 @@ def nothing(progress):
 
 def made(train, validation, seed=0, tasks=TASKS, **settings):
     torch.manual_seed(seed)
-    return make_router(tasks, train, validation, SPEC, Settings(**{**QUICK, **settings}), nothing)
+    return fit_router(tasks, train, validation, SPEC, Settings(**{**QUICK, **settings}), nothing)
 
 
 def accuracy(router, rows):
@@ -51,7 +51,7 @@ def test_a_mixture_is_all_tasks_rows_and_can_be_taken_apart(monkeypatch):
     mixture = Mixture.of(tasks)
     assert mixture.labels.tolist() == [0] * 3 + [1] + [2] * 5
     assert all(map(torch.equal, mixture.by_task(), tasks))
-    monkeypatch.setattr(router_training, "CHUNK", 2)
+    monkeypatch.setattr(router_training, "FEATURE_CHUNK", 2)
     assert torch.equal(mixture.scores(lambda rows: rows * 2), torch.cat(tasks) * 2)
 
 
@@ -67,7 +67,7 @@ def test_features_are_scaled_by_the_training_rows_alone(monkeypatch):
     train, validation = clouds(), clouds((40, 40, 40), 1, apart=9)
     rows = train.features.double()
     for chunk in (4096, 7):
-        monkeypatch.setattr(router_training, "CHUNK", chunk)
+        monkeypatch.setattr(router_training, "FEATURE_CHUNK", chunk)
         router = made(train, validation, kind="centroid")
         torch.testing.assert_close(router.mean, rows.mean(0).float(), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(router.deviation, rows.std(0, correction=0).float(), rtol=1e-4, atol=1e-5)
@@ -93,7 +93,7 @@ def test_a_feature_that_never_changes_says_nothing_not_even_by_its_rounding(kind
 def test_the_nearest_mean_needs_no_training():
     reports = []
     settings = Settings(kind="centroid", unknown=0)
-    router = make_router(TASKS, clouds(), clouds((40, 40, 40), 1), SPEC, settings, reports.append)
+    router = fit_router(TASKS, clouds(), clouds((40, 40, 40), 1), SPEC, settings, reports.append)
     assert reports == []
     tasks = [router.scaled(rows) for rows in clouds().by_task()]
     near = torch.cdist(router.scaled(clouds((50, 50, 50), 2).features), torch.stack([t.mean(0) for t in tasks]))
@@ -254,7 +254,7 @@ def test_loose_rows_lower_their_own_tasks_threshold_alone():
     def thresholds(labels=None):
         torch.manual_seed(0)
         loose = None if labels is None else Mixture(beside, torch.full((40,), labels))
-        router = make_router(TASKS, train, validation, SPEC, Settings(**QUICK), nothing, loose)
+        router = fit_router(TASKS, train, validation, SPEC, Settings(**QUICK), nothing, loose)
         assert set(router.route(beside).names) == {"a"}
         return router.familiarity.thresholds
 

@@ -8,8 +8,8 @@ import types
 import pytest
 
 from ttmoe.errors import InputError
-from workers.sources import read_rows, source_identity
-from workers.task import Source
+from workers.data.sources import read_rows, source_identity
+from workers.data.task import Source
 
 
 def read(tmp_path, name, data, **options):
@@ -141,8 +141,8 @@ def test_the_real_library_reads_a_hub_source(tmp_path):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.jsonl").write_text(json.dumps({"text": "NA", "label": 1}))
     code = (
-        "import sys; from pathlib import Path; from workers.sources import read_rows\n"
-        "from workers.task import Source; from ttmoe.errors import InputError\n"
+        "import sys; from pathlib import Path; from workers.data.sources import read_rows\n"
+        "from workers.data.task import Source; from ttmoe.errors import InputError\n"
         "for split in ('train', 'tests'):\n"
         "  try: print(read_rows(Source(hub=sys.argv[1], split=split, revision='main'), Path('x')))\n"
         "  except InputError as error: print(error.what)"

@@ -3,10 +3,10 @@ from collections import Counter
 
 import pytest
 
-from workers.duplicates import deduplicate
-from workers.examples import Example
-from workers.splits import separate, split
-from workers.task import SplitSettings
+from workers.data.deduplication import deduplicate
+from workers.data.examples import Example
+from workers.data.splits import clean_given_splits, split_examples
+from workers.data.task import SplitSettings
 
 
 def ex(text, label=0, group=""):
@@ -45,7 +45,7 @@ def test_groups_that_share_an_input_become_one():
 
 
 def test_each_label_has_its_exact_share():
-    splits = split(ROWS, SETTINGS)
+    splits = split_examples(ROWS, SETTINGS)
     total = Counter(e.label for e in ROWS)
     for name, share in {"train": 0.75, "validation": 0.1, "test": 0.15}.items():
         counts = Counter(e.label for e in splits[name])
@@ -55,32 +55,32 @@ def test_each_label_has_its_exact_share():
 
 @pytest.mark.parametrize("rows", [ROWS, GROUPED])
 def test_the_order_of_rows_does_not_matter(rows):
-    assert split(shuffled(rows), SETTINGS) == split(rows, SETTINGS)
+    assert split_examples(shuffled(rows), SETTINGS) == split_examples(rows, SETTINGS)
     given = {"train": rows[:600], "test": rows[500:]}
     other = {name: shuffled(part) for name, part in given.items()}
-    assert separate(other, SETTINGS) == separate(given, SETTINGS)
+    assert clean_given_splits(other, SETTINGS) == clean_given_splits(given, SETTINGS)
 
 
 @pytest.mark.parametrize("rows", [ROWS, GROUPED])
 def test_another_salt_is_another_division(rows):
-    other = split(rows, SETTINGS.model_copy(update={"salt": "x"}))
-    assert {e.key for e in other["test"]} != {e.key for e in split(rows, SETTINGS)["test"]}
+    other = split_examples(rows, SETTINGS.model_copy(update={"salt": "x"}))
+    assert {e.key for e in other["test"]} != {e.key for e in split_examples(rows, SETTINGS)["test"]}
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(1, (1, 0, 0)), (2, (2, 0, 0)), (3, (1, 1, 1)), (4, (2, 1, 1))])
 def test_a_rare_label_is_trained_on_first(count, sizes):
-    splits = split([ex(f"r{i}", 1) for i in range(count)], SETTINGS)
+    splits = split_examples([ex(f"r{i}", 1) for i in range(count)], SETTINGS)
     assert tuple(len(splits[name]) for name in ("train", "validation", "test")) == sizes
 
 
 def test_train_is_never_rounded_away():
-    splits = split([ex(f"r{i}") for i in range(3)], SplitSettings(validation=0.5, test=0.45))
+    splits = split_examples([ex(f"r{i}") for i in range(3)], SplitSettings(validation=0.5, test=0.45))
     assert len(splits["train"]) == 1
 
 
 def test_no_group_and_no_input_is_in_two_splits():
     rows = [*GROUPED, *(ex(f"TEXT {i * 37 % 1500} ", 0, f"g{i * 11}") for i in range(20))]
-    splits = split(rows, SETTINGS)
+    splits = split_examples(rows, SETTINGS)
     for attribute in ("group", "key"):
         seen = [{getattr(e, attribute) for e in part} for part in splits.values()]
         assert sum(map(len, seen)) == len(set().union(*seen)), attribute
@@ -94,7 +94,7 @@ def test_no_group_and_no_input_is_in_two_splits():
 
 
 def test_groups_keep_the_balance_of_labels():
-    splits = split(GROUPED, SETTINGS)
+    splits = split_examples(GROUPED, SETTINGS)
     total = Counter(e.label for e in GROUPED)
     largest = max(Counter(e.group for e in GROUPED).values())
     for name, share in {"train": 0.75, "validation": 0.1, "test": 0.15}.items():
@@ -104,13 +104,13 @@ def test_groups_keep_the_balance_of_labels():
 
 def test_a_sample_is_chosen_by_hash_and_divided_like_the_rest():
     settings = SETTINGS.model_copy(update={"sample": 200})
-    splits = split(ROWS, settings)
+    splits = split_examples(ROWS, settings)
     assert sum(map(len, splits.values())) == 200
-    assert splits == split(shuffled(ROWS), settings)
+    assert splits == split_examples(shuffled(ROWS), settings)
     # A smaller sample is a part of a larger one; it is not just what would be tested on.
-    more = split(ROWS, SETTINGS.model_copy(update={"sample": 300}))
+    more = split_examples(ROWS, SETTINGS.model_copy(update={"sample": 300}))
     assert keys(splits) <= keys(more)
-    tested = {e.key for e in split(ROWS, SETTINGS)["test"]}
+    tested = {e.key for e in split_examples(ROWS, SETTINGS)["test"]}
     assert len(keys(splits) & tested) < 80
 
 
@@ -124,7 +124,7 @@ def test_given_splits_lose_what_is_held_out():
         "validation": [ex("B"), ex("e"), ex("f")],
         "test": [ex("f"), ex("c "), ex("g"), ex("g")],
     }
-    splits, removed = separate(given, SETTINGS)
+    splits, removed = clean_given_splits(given, SETTINGS)
     assert {name: sorted(e.key for e in part) for name, part in splits.items()} == {
         "train": ["a"],
         "validation": ["b", "e"],
@@ -140,14 +140,14 @@ def test_given_splits_share_no_group():
         "test": [ex("d", 0, "1"), ex("X", 0, "6"), ex("e", 0, "4")],
     }
     given["train"].append(ex("z", 0, "6"))
-    splits, removed = separate(given, SETTINGS)
+    splits, removed = clean_given_splits(given, SETTINGS)
     assert [e.key for e in splits["train"]] == ["b"]
     assert removed["leaked"] == 4
 
 
 def test_a_missing_validation_is_carved_from_train():
     settings = SETTINGS.model_copy(update={"sample": 400})
-    splits, _ = separate({"train": ROWS[:700], "test": ROWS[700:]}, settings)
+    splits, _ = clean_given_splits({"train": ROWS[:700], "test": ROWS[700:]}, settings)
     assert len(splits["test"]) == 297
     assert len(splits["train"]) + len(splits["validation"]) == 400
     assert abs(len(splits["validation"]) - 40) <= 2

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from workers.task import GivenSplits, Source, Task
+from workers.data.task import GivenSplits, Source, Task
 
 TEXT = {"kind": "text", "source": {"path": "a.csv"}, "columns": {"text": "t"}, "label": {"column": "y"}}
 
@@ -37,9 +37,7 @@ def test_a_source_that_cannot_be_is_refused(source, says):
 
 def test_errors_carry_the_key_that_the_user_wrote():
     assert "source.pth" in errors(source={"pth": "a.csv"})
-    assert "source.train.encoding" in errors(
-        source={"train": {"path": "a", "encoding": "no"}, "test": {"path": "b"}}
-    )
+    assert "source.train.encoding" in errors(source={"train": {"path": "a", "encoding": "no"}, "test": {"path": "b"}})
     assert set(errors(columns={"txt": "t"})) == {"columns.text", "columns.txt"}
     assert set(errors(kind="pair")) == {"columns.first", "columns.second", "columns.text"}
     assert "kind" in errors(kind="regression")

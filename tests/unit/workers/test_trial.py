@@ -6,20 +6,20 @@ import torch
 from ttmoe.adapter import AdapterSpec
 from workers import trial as module
 from workers.expert_job import ExpertJob, run_expert
-from workers.settings import Train
-from workers.trial import TrialBench
+from workers.training.settings import TrainSettings
+from workers.trial import TrialRunner
 
 
 @pytest.fixture(scope="module")
 def job(base, colours, tmp_path_factory):
-    train = Train(steps=30, batch_size=16, eval_every=10, lr=1e-2, head_lr=1e-2, seed=2)
+    train = TrainSettings(steps=30, batch_size=16, eval_every=10, lr=1e-2, head_lr=1e-2, seed=2)
     folder = str(tmp_path_factory.mktemp("trial"))
     return ExpertJob("colours", base, colours, AdapterSpec(rank=4), "trained", train, "aa" * 32, 1152, folder)
 
 
 @pytest.fixture(scope="module")
 def bench(job):
-    return TrialBench.load(job)
+    return TrialRunner.load(job)
 
 
 def quality(found):
@@ -39,7 +39,7 @@ def test_a_trial_is_not_disturbed_by_those_before_it(bench, job):
     alone = quality(bench.run(job))
     bench.run(replace(job, adapter=AdapterSpec(rank=8, targets=("q", "v", "o"), init="paper")))
     assert quality(bench.run(job)) == alone
-    assert quality(TrialBench.load(job).run(job)) == alone
+    assert quality(TrialRunner.load(job).run(job)) == alone
     assert not bench.bench.bank.experts
 
 

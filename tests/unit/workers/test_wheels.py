@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ttmoe.errors import InputError
-from workers import wheels
-from workers.wheels import wheel_folder, wheel_member
+from workers.data import wheels
+from workers.data.wheels import wheel_folder, wheel_member
 
 FILES = {"pkg/data/a.txt": "alpha", "pkg/data/deep/b.txt": "beta", "pkg/data/deep/c/d.txt": "delta"}
 
@@ -77,9 +77,7 @@ def test_another_digest_names_both_and_deletes_nothing(offline, tmp_path):
 
 
 def test_a_changed_wheel_in_the_cache_is_not_used(offline, tmp_path):
-    kept = (
-        wheel_member("pkg==1.0", offline, "pkg/data/a.txt", tmp_path).parents[3] / "pkg-1.0-py3-none-any.whl"
-    )
+    kept = wheel_member("pkg==1.0", offline, "pkg/data/a.txt", tmp_path).parents[3] / "pkg-1.0-py3-none-any.whl"
     kept.write_bytes(b"PK")
     with pytest.raises(InputError, match=offline):
         wheel_member("pkg==1.0", offline, "pkg/data/deep/b.txt", tmp_path)

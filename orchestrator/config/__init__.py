@@ -1,0 +1,1 @@
+"""Read and validate configs: the schema, YAML files, overrides and error messages."""

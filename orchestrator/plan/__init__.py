@@ -1,0 +1,1 @@
+"""Plan a run: what a config asks for, what the registry already holds, and what the rest takes."""

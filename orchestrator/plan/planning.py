@@ -1,0 +1,188 @@
+"""The plan: every piece of work that a config asks for, each with its identity, and what is there already."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.config.schema import Config
+from orchestrator.config.sections import AdapterSettings
+from orchestrator.plan.folders import LibraryFolders
+from orchestrator.plan.identity import hashed_settings, spec_hash
+from orchestrator.pool.capacity import GB
+from ttmoe.adapter import AdapterSpec, Group, count_lora, count_parameters, plan_groups
+from ttmoe.base import Base, empty_body
+from ttmoe.errors import InputError
+from ttmoe.features import FeatureSpec
+from ttmoe.language_head import require_language_head
+from workers.base.base_sources import resolve_base
+from workers.data.prepared import PreparedTask, prepare_task
+from workers.expert_job import ExpertJob
+from workers.recipes import RECIPES
+from workers.training.settings import MEMORY_ONLY, ROUTER_UNHASHED, TrainSettings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class ExpertPlan:
+    """One expert: its ``job``, what it is made from (``spec``), and what plain LoRA of rank 16 would cost there."""
+
+    job: ExpertJob
+    spec: dict[str, Any]
+    shapes: dict[str, str]
+    lora_parameters: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a config asks for."""
+
+    config: Config
+    folders: LibraryFolders
+    base: Base
+    features: FeatureSpec
+    experts: dict[str, ExpertPlan]
+    search_hash: str | None
+
+    @property
+    def lock(self) -> dict[str, str]:
+        """Task -> expert spec hash."""
+        return {task: expert.job.spec_hash for task, expert in self.experts.items()}
+
+    @property
+    def trunk(self) -> int:
+        """The number of layers that no expert adapts."""
+        return _trunk(self.experts)
+
+    @property
+    def router_hash(self) -> str:
+        """The router's identity. It follows from the experts': any change to one makes the router stale."""
+        return spec_hash(
+            {
+                "recipe": RECIPES["router"],
+                "lock": self.lock,
+                "seed": self.config.seed,
+                "features": hashed_settings(self.features),
+                "settings": hashed_settings(self.config.router, exclude=ROUTER_UNHASHED),
+                "base": hashed_settings(self.base, exclude={"folder"}),
+            }
+        )
+
+    def only(self, tasks: Collection[str]) -> Plan:
+        """The plan of a library of these tasks alone: what its router is trained for where others are missing."""
+        return replace(self, experts={task: expert for task, expert in self.experts.items() if task in tasks})
+
+    def work(self, kind: str, name: str, hash_: str) -> Path:
+        """The folder of one piece of work."""
+        return self.folders.work(kind, name, hash_)
+
+
+def make_plan(config: Config) -> Plan:
+    """Resolve the base, prepare the tasks, fit every adapter to the base's widths. Starts no work.
+
+    Raises InputError for whatever cannot work: a base or a file that is missing, data that cannot be used, an adapter
+    that does not fit.
+    """
+    folders = LibraryFolders.of(config)
+    device = "cuda" if config.resources.gpus else "cpu"
+    base = resolve_base(**config.base.model_dump(), cache=folders.cache, device=device)
+    model = empty_body(base)
+    if writing := [name for name, task in config.tasks.items() if task.kind == "generate"]:
+        require_language_head(model, base.folder, f"tasks.{writing[0]}.kind")
+    experts = {name: plan_expert(config, name, base, model, folders, device) for name in config.tasks}
+    features = FeatureSpec(config.router.hidden_states(_trunk(experts)), config.router.pooling)
+    features.indexes(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+    return Plan(config, folders, base, features, experts, _search_hash(config, experts))
+
+
+def plan_expert(
+    config: Config, name: str, base: Base, model: nn.Module, folders: LibraryFolders, device: str
+) -> ExpertPlan:
+    """The plan of one task's expert."""
+    data = prepare_task(name, config.tasks[name], folders.cache)
+    adapter = adapter_spec(config.task_adapter(name))
+    try:
+        groups = plan_groups(model, adapter)
+    except InputError as error:
+        where = f"tasks.{name}.{error.where}" if config.tasks[name].adapter.model_fields_set else error.where
+        raise InputError(error.what, where=where, fix=error.fix) from error
+    train, head = config.task_train(name), config.task_head(name)
+    shapes = {group.role: str(group.method) for group in groups}
+    spec = expert_spec(base, adapter, shapes, data, train, head)
+    hash_ = spec_hash(spec)
+    job = ExpertJob(
+        name,
+        base,
+        data,
+        adapter,
+        head,
+        train,
+        hash_,
+        count_parameters(groups),
+        str(folders.work("experts", name, hash_)),
+        threads=max(1, int(config.resources.cpus_per_expert)),
+        device=device,
+        cache=str(folders.cache),
+        trunk_bytes=int(config.storage.trunk_gb * GB),
+    )
+    return ExpertPlan(job, spec, shapes, count_lora(groups))
+
+
+def _trunk(experts: dict[str, ExpertPlan]) -> int:
+    return min(expert.job.adapter.first_layer for expert in experts.values())
+
+
+def expert_spec(
+    base: Base, adapter: AdapterSpec, shapes: dict[str, str], data: PreparedTask, train: TrainSettings, head: str
+) -> dict[str, Any]:
+    """Everything that decides an expert's weights. ``shapes`` holds what ``auto`` came to."""
+    return {
+        "recipe": RECIPES["expert"],
+        "base": hashed_settings(base, exclude={"folder"}),
+        "adapter": {**hashed_settings(adapter), "shape": shapes},
+        "data": data.fingerprint,
+        "train": hashed_settings(train, exclude=MEMORY_ONLY),
+        "head": head,
+    }
+
+
+def adapter_spec(adapter: AdapterSettings) -> AdapterSpec:
+    """The config's section as the model takes it."""
+    return AdapterSpec(
+        adapter.method,
+        adapter.targets,
+        adapter.first,
+        adapter.last,
+        adapter.rank,
+        adapter.alpha,
+        adapter.shape,
+        adapter.init,
+        adapter.dropout,
+    )
+
+
+def trial_expert_job(
+    plan: Plan, name: str, groups: list[Group], adapter: AdapterSpec, train: TrainSettings
+) -> ExpertJob:
+    """The job of task ``name`` with another adapter and training: a trial of a search."""
+    job = plan.experts[name].job
+    shapes = {group.role: str(group.method) for group in groups}
+    hash_ = spec_hash(expert_spec(plan.base, adapter, shapes, job.data, train, job.head))
+    return replace(job, adapter=adapter, train=train, spec_hash=hash_, parameters=count_parameters(groups))
+
+
+def _search_hash(config: Config, experts: dict[str, ExpertPlan]) -> str | None:
+    if config.search is None:
+        return None
+    spec = {
+        "recipe": RECIPES["search"],
+        "settings": hashed_settings(config.search),
+        "train": hashed_settings(config.search_train()),
+    }
+    task = dict(experts[config.search.task].spec)
+    del task["train"]  # the task's own steps and the like are replaced by the search's
+    return spec_hash(spec | {"task": task})

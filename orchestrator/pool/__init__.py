@@ -1,0 +1,1 @@
+"""Run jobs on Ray: worker processes, capacity of the cluster and retries after failures."""

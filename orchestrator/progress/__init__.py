@@ -1,0 +1,1 @@
+"""Show progress: the live view of a run, ``ttmoe status`` and the MLflow UI."""

@@ -1,0 +1,1 @@
+"""Record worker events in the registry: metrics, artifacts and versions of experts."""

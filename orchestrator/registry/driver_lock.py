@@ -1,0 +1,55 @@
+"""One driver at a time for each library."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ttmoe.errors import InputError
+
+LOCK_FILE = "driver.lock"
+
+
+@contextmanager
+def driver_lock(home: Path) -> Iterator[None]:
+    """Hold the library in ``home``. The system frees the lock when the process ends, however it ends.
+
+    Raises InputError where another driver holds it.
+    """
+    home.mkdir(parents=True, exist_ok=True)
+    path = home / LOCK_FILE
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(file, 32).decode().strip()
+        os.close(file)
+        raise InputError(
+            f"another run of this library is under way (process {holder})",
+            where=str(path),
+            fix="wait for it to end, or stop it; what it has finished is kept",
+        ) from None
+    os.truncate(file, 0)
+    os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+    try:
+        yield
+    finally:
+        os.close(file)
+
+
+def local_driver(home: Path) -> int | None:
+    """The process on this machine that holds the library; None where none does."""
+    try:
+        file = os.open(home / LOCK_FILE, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return int(os.read(file, 32).decode().strip() or 0)
+    finally:
+        os.close(file)
+    return None

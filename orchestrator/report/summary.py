@@ -1,0 +1,126 @@
+"""What a run ends with: one table of the library, and where everything lies. Read from the registry alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.plan.planning import Plan
+from orchestrator.registry import Registry
+from orchestrator.registry.artifacts import CONFUSION_PLOT, EVALUATION, PARETO_PLOT, TRIALS
+
+CONFUSION, PARETO = "routing, confusion", "search, Pareto front"
+
+
+def show_summary(plan: Plan, registry: Registry, source: str, console: Console) -> None:
+    """Print the tables, the places and the next commands."""
+    pictures = plots(plan, registry)
+    evaluation = json.loads(pictures[CONFUSION].with_name(EVALUATION).read_text())
+    tables = [_experts(plan, registry, evaluation)]
+    if PARETO in pictures:
+        tables.append(_search(json.loads(pictures[PARETO].with_name(TRIALS).read_text())))
+    store = f"{plan.config.tracking_uri}  (ttmoe ui)"
+    places: dict[str, Path | str] = {"experts and router": store, **pictures, "logs and files": plan.folders.home}
+    for table in tables:
+        console.print(table)
+    console.print(_routing(evaluation))
+    console.print("\nWhere things lie")
+    for name, where in places.items():
+        console.print(f"  {name:<22} {_short(where)}", soft_wrap=True, highlight=False, markup=False)
+    console.print(_next(plan, source), soft_wrap=True, highlight=False, markup=False)
+
+
+def plots(plan: Plan, registry: Registry) -> dict[str, Path]:
+    """The plots of a finished library, by what they show; their data lie beside them."""
+    router = registry.find_router(plan.folders.library, plan.router_hash)
+    assert router is not None
+    found = {CONFUSION: registry.fetch(router) / CONFUSION_PLOT}
+    search = plan.search_hash and registry.search_artifacts(plan.folders.library, plan.search_hash)
+    return found | ({PARETO: search / PARETO_PLOT} if search else {})
+
+
+def _experts(plan: Plan, registry: Registry, evaluation: dict[str, Any]) -> Table:
+    table = Table(
+        box=SIMPLE_HEAD,
+        title=f"Library {plan.folders.library} on {plan.base.id}",
+        title_justify="left",
+        caption="expert, routed: test accuracy alone and behind the router (of text: answers met word for word)\n"
+        "adapter, LoRA-16: trainable parameters on the same maps",
+        caption_justify="left",
+    )
+    table.add_column("task")
+    for head in ("classes", "majority", "expert", "routed", "adapter", "LoRA-16"):
+        table.add_column(head, justify="right")
+    totals = [0.0, 0.0]
+    for task, expert in plan.experts.items():
+        version = registry.find_expert(plan.folders.library, task, expert.job.spec_hash)
+        assert version is not None
+        test = evaluation["tasks"][task]
+        accuracies = version.metrics["test.accuracy"], test["answered_right"] / test["rows"]
+        totals = [total + value for total, value in zip(totals, accuracies, strict=True)]
+        data = expert.job.data
+        table.add_row(
+            task,
+            str(len(data.label_names)) if data.label_names else "text",
+            f"{data.majority:.3f}",
+            *(f"{value:.3f}" for value in accuracies),
+            f"{expert.job.parameters:,}",
+            f"{expert.lora_parameters:,}",
+        )
+    table.add_section()
+    table.add_row("mean", "", "", *(f"{total / len(plan.experts):.3f}" for total in totals), "", "")
+    return table
+
+
+def _search(record: dict[str, Any]) -> Table:
+    table = Table(
+        box=SIMPLE_HEAD,
+        title=f"Search on {record['task']}: {len(record['trials'])} trials, the Pareto front",
+        title_justify="left",
+    )
+    for head in ("rank", "factors", "cores", "parameters", "of LoRA-16", "validation accuracy"):
+        table.add_column(head, justify="right")
+    for trial in sorted(record["front"], key=lambda trial: trial["parameters"]):
+        share = trial["parameters"] / record["lora16_parameters"]
+        table.add_row(
+            str(trial["rank"]),
+            trial["factors"],
+            str(trial["cores"]),
+            f"{trial['parameters']:,.0f}",
+            f"{share:.1%}",
+            f"{trial['accuracy']:.3f}",
+        )
+    return table
+
+
+def _routing(evaluation: dict[str, Any]) -> str:
+    rows = sum(test["rows"] for test in evaluation["tasks"].values())
+    stripped = evaluation["metrics"]["stripped.routing_accuracy"]
+    return (
+        f"Routing accuracy {evaluation['routing_accuracy']:.3f} on {rows:,} mixed test rows, no task named"
+        f" ({stripped:.3f} without case, punctuation and fields)."
+    )
+
+
+def _next(plan: Plan, source: str) -> str:
+    task, expert = next(iter(plan.experts.items()))
+    steps = expert.job.train.steps // 2
+    return (
+        "\nNext\n"
+        '  ttmoe predict "where is the louvre" "u have won a prize, call now"\n'
+        "  ttmoe experts ls\n"
+        "  ttmoe ui                                  # runs, experts and router in MLflow\n"
+        f"  ttmoe run {source} --set tasks.{task}.train.steps={steps}   # redoes that expert and the router only\n"
+        "  ttmoe init                                # a config for tasks of your own"
+    )
+
+
+def _short(where: Path | str) -> str:
+    """A path as seen from here, if it is below."""
+    path = Path(where)
+    return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(where)

@@ -1,0 +1,1 @@
+"""Search TT ranks and shapes with Ray Tune and Optuna."""

@@ -1,0 +1,133 @@
+"""What a config asks for, and which of it a change touches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+
+from orchestrator.config.schema import Config
+from orchestrator.plan.planning import make_plan, trial_expert_job
+from ttmoe.adapter import AdapterSpec, count_parameters, plan_groups
+from ttmoe.base import empty_body
+from ttmoe.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two tasks as files."""
+    folder = tmp_path_factory.mktemp("data")
+    return {
+        "colours": tiny.write_texts(folder / "colours.jsonl", tiny.COLOURS, "north"),
+        "animals": tiny.write_texts(folder / "animals.jsonl", tiny.ANIMALS, "south"),
+    }
+
+
+@pytest.fixture
+def config(base_folder, data, tmp_path):
+    """Makes the config, with sections replaced."""
+
+    def make(**sections):
+        tasks = {name: tiny.text_task(path) for name, path in data.items()}
+        for name, more in sections.pop("tasks", {}).items():
+            tasks[name] = tasks[name] | more
+        base = {"folder": str(base_folder), "dtype": "float32"}
+        whole = {"library": "tiny", "base": base, "adapter": {"rank": 4}, "tasks": tasks,
+                 "train": {"steps": 40}, "search": {"task": "colours", "trials": 2, "steps": 10},
+                 "storage": {"root": str(tmp_path / "runs")}}  # fmt: skip
+        return Config.model_validate(whole | sections)
+
+    return make
+
+
+def hashes(plan):
+    return {**plan.lock, "router": plan.router_hash, "search": plan.search_hash}
+
+
+def changed(config, **sections):
+    """Which hashes differ from those of the config without the change."""
+    one, other = hashes(make_plan(config())), hashes(make_plan(config(**sections)))
+    return {name for name in one if one[name] != other[name]}
+
+
+def test_a_plan_names_all_work_and_where_it_goes(config, tmp_path, base_folder):
+    plan = make_plan(config())
+    assert list(plan.experts) == ["colours", "animals"]
+    job = plan.experts["colours"].job
+    assert job.classes == 3
+    assert Path(job.folder) == tmp_path / "runs" / "tiny" / "experts" / f"colours-{job.spec_hash[:12]}"
+    groups = plan_groups(empty_body(plan.base), AdapterSpec(rank=4))
+    assert job.parameters == count_parameters(groups)
+    assert plan.experts["colours"].lora_parameters == 2 * tiny.LAYERS * 16 * 2 * tiny.WIDTH
+    assert set(plan.experts["colours"].shapes) == {"q", "v"}
+    assert not (tmp_path / "runs" / "tiny").exists()  # a plan starts no work
+
+
+def test_the_same_config_is_the_same_plan(config):
+    assert hashes(make_plan(config())) == hashes(make_plan(config()))
+
+
+@pytest.mark.parametrize(
+    ("sections", "touched"),
+    [
+        ({"tasks": {"animals": {"train": {"steps": 41}}}}, "animals router"),
+        ({"tasks": {"animals": {"head": "frozen"}}}, "animals router"),
+        ({"tasks": {"animals": {"adapter": {"rank": 2}}}}, "animals router"),
+        ({"tasks": {"animals": {"split": {"validation": 0.2, "test": 0.2, "salt": "x"}}}}, "animals router"),
+        ({"tasks": {"colours": {"train": {"steps": 41}}}}, "colours router"),
+        ({"train": {"steps": 41}}, "colours animals router"),
+        ({"adapter": {"rank": 4, "alpha": 15}}, "colours animals router search"),
+        ({"seed": 1}, "colours animals router search"),
+        ({"router": {"epochs": 31}}, "router"),
+        ({"search": {"task": "colours", "trials": 3, "steps": 10}}, "search"),
+        ({"library": "other"}, ""),
+        ({"resources": {"max_parallel": 1}}, ""),
+        ({"base": {"dtype": "bfloat16"}}, "colours animals router search"),
+    ],
+    ids=str,
+)
+def test_what_a_change_touches(config, base_folder, sections, touched):
+    if "base" in sections:
+        sections = {"base": {"folder": str(base_folder), **sections["base"]}}
+    assert changed(config, **sections) == set(touched.split())
+
+
+def test_a_shape_written_out_is_the_one_that_auto_comes_to(config):
+    shapes = {r: s.removeprefix("tt:").split("@")[0] for r, s in make_plan(config()).experts["colours"].shapes.items()}
+    assert changed(config, adapter={"rank": 4, "shape": shapes}) == set()
+
+
+def test_without_a_search_there_is_no_hash_of_one(config):
+    assert make_plan(config(search=None)).search_hash is None
+
+
+def test_a_trial_with_the_experts_own_adapter_has_another_identity_only_by_its_training(config):
+    plan = make_plan(config())
+    job = plan.experts["colours"].job
+    groups = plan_groups(empty_body(plan.base), job.adapter)
+    assert trial_expert_job(plan, "colours", groups, job.adapter, job.train).spec_hash == job.spec_hash
+    trial = trial_expert_job(plan, "colours", groups, job.adapter, plan.config.search_train())
+    assert trial.spec_hash != job.spec_hash
+    assert trial.train.steps == 10
+
+
+@pytest.mark.parametrize(
+    ("sections", "where", "what"),
+    [
+        ({"adapter": {"shape": "4x4|8x8"}}, "adapter.shape", "shape 4x4|8x8 is for 16 to 64 features"),
+        ({"tasks": {"animals": {"adapter": {"shape": "4x4|8x8"}}}}, "tasks.animals.adapter.shape", "16 to 64"),
+        ({"adapter": {"layers": "2-"}}, "adapter.layers", "layers 2 to 1 are not among the base's 2 layers"),
+        ({"adapter": {"targets": ["qq"]}}, "adapter.targets", "'qq' meets no linear map"),
+        ({"router": {"layers": [0, 3]}}, "router.layers", "hidden state 3 is not among 0 to 2"),
+        ({"base": {"folder": "/gone"}}, "base.folder", "there is no folder /gone"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_said_while_planning(config, tmp_path, sections, where, what):
+    with pytest.raises(InputError) as caught:
+        make_plan(config(**sections))
+    assert caught.value.where == where
+    assert what in caught.value.what
+    assert caught.value.fix
+    assert not (tmp_path / "runs" / "tiny").exists()

@@ -1,0 +1,423 @@
+"""What ``ttmoe predict`` does beside the model: columns, rows of files, the first pass, writing, lines as they come."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from rich.console import Console
+
+from orchestrator.predict import files, ray_data, stream
+from orchestrator.predict.answers import with_answer
+from orchestrator.predict.input_columns import InputColumns
+from orchestrator.predict.ray_data import check_folder
+from orchestrator.predict.readers import find_files, read_chunk
+from orchestrator.predict.request import PredictRequest
+from orchestrator.predict.scan import CHUNK_ROWS, scan_files
+from orchestrator.predict.sizing import PoolSize, choose_pool_size
+from orchestrator.predict.writers import check_output, open_output
+from ttmoe.encoding import Choice
+from ttmoe.errors import InfeasibleError, InputError
+from ttmoe.routed import Prediction
+
+
+class Echo:
+    """A model that answers with what it was asked, and remembers in which portions."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[Any]] = []
+
+    def predict(self, inputs: Sequence[Any], batch_size: int) -> list[Prediction]:
+        self.asked.append(list(inputs))
+        return [Prediction("echo", str(each), 0.5, 1.0, {"a": 0.75, "b": 0.25}) for each in inputs]
+
+
+@pytest.fixture
+def echo(monkeypatch: pytest.MonkeyPatch) -> Echo:
+    model = Echo()
+
+    class Router:
+        def load(self, device: str) -> Echo:
+            return model
+
+    for module in (files, stream):
+        monkeypatch.setattr(module, "open_router", lambda *_: Router())
+    return model
+
+
+def fault_of(*call: Any) -> InputError:
+    function, *arguments = call
+    with pytest.raises(InputError) as caught:
+        function(*arguments)
+    return caught.value
+
+
+class TestColumns:
+    @pytest.mark.parametrize(
+        ("row", "asked"),
+        [
+            ({"text": " one "}, "one"),
+            ({"text": 7.0, "second": None, "choices": None}, "7"),
+            ({"text": "a", "second": "b", "choices": []}, ("a", "b")),
+            ({"text": "a", "second": "", "choices": ["x", 2]}, Choice("a", ("x", "2"))),
+            ({"text": "a", "choices": '["x", "y"]'}, Choice("a", ("x", "y"))),
+            ({"text": "a", "choices": ""}, "a"),
+            ({"text": "a", "choices": "null"}, "a"),
+        ],
+    )
+    def test_the_default_columns_make_every_form(self, row: dict[str, Any], asked: Any) -> None:
+        assert InputColumns().input_of(row, "f:1") == asked
+
+    def test_named_columns_and_a_column_for_each_option(self) -> None:
+        columns = InputColumns("question", "sentence", ("a", "b"))
+        assert columns.input_of({"question": "q", "sentence": "s", "text": "no"}, "") == ("q", "s")
+        assert columns.input_of({"question": "q", "a": "x", "b": "y"}, "") == Choice("q", ("x", "y"))
+        assert columns.input_of({"question": "q", "a": "", "b": None}, "") == "q"
+
+    @pytest.mark.parametrize(
+        ("row", "what", "fix"),
+        [
+            ({"txt": "a"}, "no column 'text'", "did you mean 'txt'"),
+            ({"text": " "}, "'text' is empty", "fill it"),
+            ({"text": ["a"]}, "nested", "holds texts"),
+            ({"text": "a", "second": "b", "choices": ["x"]}, "a second text, and options", "empty"),
+            ({"text": "a", "choices": "x, y"}, "no list", '["one", "two"]'),
+            ({"text": "a", "choices": {"x": 1}}, "no list", '["one", "two"]'),
+            ({"text": "a", "choices": 3}, "no list", '["one", "two"]'),
+            ({"text": "a", "choices": '"x"'}, "no list", '["one", "two"]'),
+            ({"text": "a", "choices": ["x", " "]}, "an option is empty", "fill it"),
+        ],
+    )
+    def test_what_cannot_be_asked_is_named(self, row: dict[str, Any], what: str, fix: str) -> None:
+        error = fault_of(InputColumns().input_of, row, "f:3")
+        assert (what in error.what, fix in error.fix, error.where) == (True, True, "f:3"), error
+
+
+JSONL = (
+    '\ufeff{"text": "007", "n": 1, "d": "2024-01-01"}\n\n{"text": "a\u2028b", "n": 2.5}\r\n{"text": "c", "l": ["x"]}'
+)
+CSV = 'text,n\r\n"one\nline, two",1\n\n"he said ""no""",2\n'
+TSV = 'text\tn\nsaid "no\t1\nb\t2\n'
+
+
+class TestRows:
+    def write(self, folder: Path, name: str, text: str) -> Path:
+        path = folder / name
+        path.write_bytes(text.encode())
+        return path
+
+    def rows(self, path: Path) -> list[Any]:
+        return [
+            (found.row, found.where.removeprefix(str(path)))
+            for piece in find_files(str(path))
+            for found in read_chunk(piece)
+        ]
+
+    def test_texts_stay_as_they_stand_and_lines_are_known(self, tmp_path: Path) -> None:
+        assert self.rows(self.write(tmp_path, "a.jsonl", JSONL)) == [
+            ({"text": "007", "n": 1, "d": "2024-01-01"}, ":1"), ({"text": "a\u2028b", "n": 2.5}, ":3"),
+            ({"text": "c", "l": ["x"]}, ":4")]  # fmt: skip
+        assert self.rows(self.write(tmp_path, "a.csv", CSV)) == [
+            ({"text": "one\nline, two", "n": "1"}, ":2"), ({"text": 'he said "no"', "n": "2"}, ":5")]  # fmt: skip
+        assert self.rows(self.write(tmp_path, "a.tsv", TSV)) == [
+            ({"text": 'said "no', "n": "1"}, ":2"), ({"text": "b", "n": "2"}, ":3")]  # fmt: skip
+
+    @pytest.mark.parametrize(
+        ("name", "text", "line", "what"),
+        [
+            ("a.jsonl", '{"text": "a"}\n{"text": \n', 2, "not JSON"),
+            ("a.jsonl", '{"text": "a"}\n[1]\n', 2, "an object"),
+            ("a.jsonl", '{"text": "\\ud800"}\n', 1, "not JSON"),
+            ("a.jsonl", '{"text": "a"}\n\n{"text": ""}\n', 3, "empty"),
+            ("a.csv", "text,n\na,1\nb\n", 3, "1 cells, the header 2"),
+            ("a.csv", 'text,n\na,1\n"b,1\n', 3, "cannot be read"),
+            ("a.csv", "text,text\na,1\n", 1, "twice"),
+        ],
+    )
+    def test_a_bad_row_is_named_by_its_line(self, tmp_path: Path, name: str, text: str, line: int, what: str) -> None:
+        path = self.write(tmp_path, name, text)
+        error = fault_of(scan_files, find_files(str(path)), InputColumns())
+        assert (error.where, what in error.what) == (f"{path}:{line}", True), error
+
+    def test_bytes_that_are_no_text_and_files_that_are_none(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.jsonl"
+        path.write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
+        assert fault_of(scan_files, find_files(str(path)), InputColumns()).where == f"{path}:2"
+        (tmp_path / "a.parquet").write_bytes(b"text")
+        assert "no Parquet" in fault_of(scan_files, find_files(str(tmp_path / "a.parquet")), InputColumns()).what
+        assert "no such file" in fault_of(find_files, str(tmp_path / "none.csv")).what
+        assert "several formats: jsonl, parquet" in fault_of(find_files, str(tmp_path / "*")).what
+        (tmp_path / "a.txt").write_text("a")
+        assert "tells no format" in fault_of(find_files, str(tmp_path / "a.txt")).what
+
+    def test_columns_that_are_not_there(self, tmp_path: Path) -> None:
+        for name in ("a.jsonl", "a.csv"):
+            path = self.write(tmp_path, name, JSONL if name == "a.jsonl" else CSV)
+            error = fault_of(scan_files, find_files(str(path)), InputColumns(second="third"))
+            assert "no column 'third'" in error.what
+        pyarrow.parquet.write_table(pyarrow.table({"txt": ["a"]}), tmp_path / "a.parquet")
+        error = fault_of(scan_files, find_files(str(tmp_path / "a.parquet")), InputColumns())
+        assert "did you mean 'txt'" in error.fix
+        assert (
+            "no row"
+            in fault_of(scan_files, find_files(str(self.write(tmp_path, "b.csv", "text\n"))), InputColumns()).what
+        )
+
+
+def three_files(folder: Path, form: str) -> list[dict[str, Any]]:
+    """Texts of one and of two lines, in three files, the first larger than a piece."""
+    rows: list[dict[str, Any]] = []
+    for number, count in enumerate((2 * CHUNK_ROWS + 40, 1, CHUNK_ROWS)):
+        some = [{"text": f"{number}.{i}" + ("\nü" if i % 3 else ""), "id": i} for i in range(count)]
+        rows += some
+        path = folder / f"{number}.{form}"
+        if form == "parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(some), path, row_group_size=100)
+        elif form == "jsonl":
+            path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in some))
+        else:
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, ["text", "id"])
+                writer.writeheader()
+                writer.writerows(some)
+    return rows if form != "csv" else [row | {"id": str(row["id"])} for row in rows]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("most", [1, 2 * CHUNK_ROWS, 10**6])
+def test_pieces_are_all_rows_once_and_in_order(tmp_path: Path, form: str, most: int) -> None:
+    rows = three_files(tmp_path, form)
+    found = scan_files(find_files(str(tmp_path / f"*.{form}")), InputColumns())
+    assert found.rows == len(rows)
+    pieces = found.pieces(most)
+    assert len(pieces) == {1: 5, 2 * CHUNK_ROWS: 4, 10**6: 3}[most]
+    assert [each.row for piece in pieces for each in read_chunk(piece)] == rows
+
+
+def test_the_types_of_columns_are_those_of_all_rows(tmp_path: Path) -> None:
+    rows = [{"text": "a", "n": 1, "f": 1, "m": 1, "l": ["x"], "b": True, "big": 2**70},
+            {"text": "b", "n": None, "f": 1.5, "m": "x", "l": [], "o": {"k": 1}}]  # fmt: skip
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = scan_files(find_files(str(tmp_path / "a.jsonl")), InputColumns())
+    text = pyarrow.string()
+    assert found.types == {"text": text, "n": pyarrow.int64(), "f": pyarrow.float64(), "m": text, "b": pyarrow.bool_(),
+                           "l": pyarrow.list_(text), "big": text, "o": text}  # fmt: skip
+    assert found.nested == {"m", "big", "o"}
+    answers = [with_answer(row, Prediction("t", "x", 0.5, 1.0, {"x": 1.0})) for row in rows]
+    with open_output(tmp_path / "out.parquet", found) as write:
+        write(answers)
+    written = pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["m"] for row in written] == ["1", "x"]
+    assert (written[0]["big"], written[1]["o"]) == (str(2**70), '{"k": 1}')
+    assert written[0]["scores"] == [("x", 1.0)]
+
+
+class TestFiles:
+    def run(self, folder: Path, out: Path | None, pattern: str = "", **more: Any) -> str:
+        said = io.StringIO()
+        messages = Console(file=said, width=40)
+        files.predict_files(Path("runs"), None, pattern or str(folder / "in.jsonl"), InputColumns(), out,
+                            more.get("force", False), 8, "cpu", messages)  # fmt: skip
+        return said.getvalue()
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        rows = [{"text": "a", "label": "x", "n": 1}, {"text": "b", "choices": ["x", "y"], "n": float("nan")}]
+        (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path
+
+    def test_each_format_holds_the_columns_and_the_answers(self, folder: Path, echo: Echo, capsys: Any) -> None:
+        answer = {"task": "echo", "label": "a", "confidence": 0.5, "routing": 1.0, "scores": {"a": 0.75, "b": 0.25}}
+        said = self.run(folder, None)
+        printed = capsys.readouterr().out.splitlines()
+        assert json.loads(printed[0]) == {"text": "a", "input_label": "x", "n": 1, **answer}
+        assert json.loads(printed[1])["n"] is None
+        assert "2 rows in" in said
+        assert "wrote" in self.run(folder, folder / "out.jsonl")
+        assert (folder / "out.jsonl").read_text().splitlines() == printed
+        self.run(folder, folder / "out.csv")
+        with (folder / "out.csv").open(newline="") as file:
+            first, second = csv.DictReader(file)
+        assert list(first) == ["text", "input_label", "n", "choices", *answer]
+        assert (first["input_label"], json.loads(first["scores"])) == ("x", answer["scores"])
+        assert (json.loads(second["choices"]), second["label"]) == (["x", "y"], "Choice(text='b', options=('x', 'y'))")
+        self.run(folder, folder / "out.parquet")
+        table = pyarrow.parquet.read_table(folder / "out.parquet")
+        assert table.column_names == list(first)
+        assert table.column("choices").to_pylist() == [None, ["x", "y"]]
+        assert dict(table.column("scores").to_pylist()[0]) == answer["scores"]
+
+    @pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+    def test_many_rows_come_in_portions_and_out_in_order(
+        self, tmp_path: Path, echo: Echo, monkeypatch: pytest.MonkeyPatch, form: str
+    ) -> None:
+        rows = three_files(tmp_path, form)
+        monkeypatch.setattr(files, "ROWS_AT_ONCE", CHUNK_ROWS)
+        self.run(tmp_path, tmp_path / "out.jsonl", str(tmp_path / f"*.{form}"))
+        written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        assert [(row["text"], row["id"]) for row in written] == [(row["text"], row["id"]) for row in rows]
+        assert [row["label"] for row in written] == [row["text"] for row in rows]
+        assert max(map(len, echo.asked)) == CHUNK_ROWS
+
+    @pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
+    def test_a_failure_leaves_what_was_there(self, folder: Path, echo: Echo, monkeypatch: Any, name: str) -> None:
+        (folder / name).write_text("before")
+        there = set(folder.iterdir())
+        monkeypatch.setattr(Echo, "predict", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            self.run(folder, folder / name, force=True)
+        assert (set(folder.iterdir()), (folder / name).read_text()) == (there, "before")
+
+    def test_nothing_is_asked_where_a_row_or_the_out_is_wrong(self, folder: Path, echo: Echo) -> None:
+        for out, what in (
+            ("in.jsonl", "that is read"),
+            ("none/out.csv", "cannot be written"),
+            ("out.txt", "no format"),
+        ):
+            assert what in fault_of(self.run, folder, folder / out).what
+        (folder / "out.csv").write_text("mine")
+        assert "already there" in fault_of(self.run, folder, folder / "out.csv").what
+        with (folder / "in.jsonl").open("a") as file:
+            file.write('{"text": ""}\n')
+        assert fault_of(self.run, folder, None).where == f"{folder}/in.jsonl:3"
+        assert echo.asked == []
+
+    def test_columns_whose_new_names_are_taken(self, folder: Path, echo: Echo) -> None:
+        (folder / "in.jsonl").write_text('{"text": "a", "label": 1, "input_label": 2}\n')
+        assert "'label' and 'input_label'" in fault_of(self.run, folder, None).what
+
+    def test_a_file_that_shrank_since_the_first_pass(self, folder: Path, echo: Echo) -> None:
+        found = scan_files(find_files(str(folder / "in.jsonl")), InputColumns())
+        (folder / "in.jsonl").write_text('{"text": "a"}\n')
+        (piece,) = found.pieces(9)
+        assert "changed" in fault_of(files.answer_chunk, echo, piece, InputColumns(), 8).what
+
+
+class TestStream:
+    def run(self, text: str, capsys: Any, **more: Any) -> list[dict[str, Any]]:
+        stdin = more.get("stdin", io.TextIOWrapper)(io.BytesIO(text.encode()))
+        try:
+            stream.predict_stream(Path("runs"), None, more.get("columns", InputColumns()), 2, "cpu", stdin,
+                                  more.get("asked_for", False), Console(stderr=True))  # fmt: skip
+        finally:
+            self.out = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        return self.out
+
+    def test_texts_and_objects_in_order_and_blank_lines_passed_over(self, echo: Echo, capsys: Any) -> None:
+        out = self.run('one\n\n{"text": "a", "second": "b", "id": 7}\r\n two {} \n', capsys)
+        assert [(row["text"], row["label"]) for row in out] == [("one", "one"), ("a", "('a', 'b')"), ("two {}",) * 2]
+        assert out[1]["id"] == 7
+        assert self.run("", capsys, asked_for=True) == []
+
+    def test_named_columns_are_those_of_objects(self, echo: Echo, capsys: Any) -> None:
+        assert [row["label"] for row in self.run('plain\n{"q": "a"}\n', capsys, columns=InputColumns("q"))] == [
+            "plain",
+            "a",
+        ]
+
+    def test_a_bad_line_is_named_when_those_before_it_were_answered(self, echo: Echo, capsys: Any) -> None:
+        text = "one\n" * 20 + '{"text": \nlater\n'
+        error = fault_of(self.run, text, capsys)
+        assert (error.where, len(self.out)) == ("standard input:21", 20)
+        error = fault_of(self.run, '{"text": " "}\n', capsys)
+        assert (error.where, self.out) == ("standard input:1", [])
+
+    def test_nothing_at_all_is_an_error_that_says_what_to_give(self, echo: Echo, capsys: Any) -> None:
+        class Terminal(io.TextIOWrapper):
+            def isatty(self) -> bool:
+                return True
+
+        assert "--file" in fault_of(self.run, "", capsys).fix
+        with pytest.raises(InputError) as caught:
+            self.run("one\n", capsys, stdin=Terminal)
+        assert "cat texts.txt" in caught.value.fix
+
+    def test_what_came_is_answered_before_more_comes(self) -> None:
+        """Each line is written when the one before it was handed on: waiting for more would wait for ever."""
+        ends = os.pipe()
+        got: list[list[bytes]] = []
+        with os.fdopen(ends[0]) as reading, os.fdopen(ends[1], "wb", buffering=0) as writing:
+            hanging = threading.Timer(20, writing.close)
+            hanging.start()
+            writing.write(b"one\ntwo\nthr")
+            for bundle in stream.read_line_batches(reading, 8):
+                got.append(bundle)
+                if len(got) == 1:
+                    writing.write(b"ee\n")
+                elif len(got) == 2:
+                    writing.write(b"4\n" * 9 + b"end")
+                    writing.close()
+            hanging.cancel()
+        assert got[:2] == [[b"one", b"two"], [b"three"]]
+        assert [line for bundle in got[2:] for line in bundle] == [b"4"] * 9 + [b"end"]
+        assert max(map(len, got)) <= 8
+
+
+class TestRequest:
+    @pytest.mark.parametrize(
+        ("request_", "what"),
+        [
+            (PredictRequest(("a",), file="f"), "texts and a file"),
+            (PredictRequest(out=Path("o")), "--out"),
+            (PredictRequest(("a",), on_ray=True), "--ray"),
+            (PredictRequest(file="f", workers=2), "--workers"),
+            (PredictRequest(file="f", gpus=0.0), "--gpus-per-worker"),
+            (PredictRequest(("a",), choices=("c",)), "--choices"),
+            (PredictRequest(file="f", on_ray=True), "a folder"),
+        ],
+    )
+    def test_options_that_do_not_go_together(self, request_: PredictRequest, what: str) -> None:
+        assert what in fault_of(request_.check).what
+
+    def test_those_that_do(self) -> None:
+        for each in (PredictRequest(("a",)), PredictRequest(("-",), text="t"), PredictRequest(text="t"), PredictRequest(file="f", out=Path("o")),
+                     PredictRequest(file="f", out=Path("o"), on_ray=True, workers=2, gpus=0.5)):  # fmt: skip
+            each.check()
+
+
+class TestPool:
+    def test_processes_that_fit_and_no_more_than_there_is_work_for(self) -> None:
+        two, eight, gpu = {"CPU": 2.0}, {"CPU": 8.0}, {"CPU": 16.0, "GPU": 2.0}
+        assert choose_pool_size([two], 9, "auto", None, None) == PoolSize(1, 2, 0)
+        assert choose_pool_size([eight, eight, two], 9, "auto", None, None) == PoolSize(4, 4, 0)
+        assert choose_pool_size([eight, gpu], 9, "auto", None, None) == PoolSize(2, 1, 1)
+        assert choose_pool_size([eight, gpu], 9, "auto", None, 0.5) == PoolSize(4, 1, 0.5)
+        assert choose_pool_size([eight, gpu], 9, "cpu", None, None) == PoolSize(6, 4, 0)
+        assert choose_pool_size([eight, gpu], 3, "cpu", 5, None) == PoolSize(3, 4, 0)
+        assert choose_pool_size([two], 9, "auto", 2, None) == PoolSize(2, 1, 0)
+        assert choose_pool_size([gpu], 9, "auto", None, 0).device == "cpu"
+
+    def test_what_fits_nowhere(self) -> None:
+        for device, gpus in (("cuda", None), ("auto", 1.0), ("auto", 3.0)):
+            with pytest.raises(InfeasibleError, match="fits on no node"):
+                choose_pool_size([{"CPU": 8.0}], 9, device, None, gpus)
+        assert "needs no GPU" in fault_of(choose_pool_size, [{"CPU": 8.0, "GPU": 1.0}], 9, "cpu", None, 1.0).what
+
+
+def test_a_folder_is_replaced_when_asked_and_only_when_it_holds_answers(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    check_folder(out, False)
+    out.mkdir()
+    check_folder(out, False)
+    (out / ray_data._FILE.format(3)).write_text("")
+    assert "not empty" in fault_of(check_folder, out, False).what
+    check_folder(out, True)
+    (out / "thesis.tex").write_text("")
+    assert "other files" in fault_of(check_folder, out, True).what
+    assert "is a file" in fault_of(check_folder, out / "thesis.tex", True).what
+    assert "not there" in fault_of(check_folder, tmp_path / "a" / "b", False).what
+
+
+def test_a_file_out_needs_force_to_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "out.csv").write_text("")
+    assert "--force" in fault_of(check_output, tmp_path / "out.csv", [], False).fix
+    check_output(tmp_path / "out.csv", [], True)

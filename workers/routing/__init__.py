@@ -1,0 +1,1 @@
+"""Train and test the router on cached features."""

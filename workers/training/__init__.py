@@ -1,0 +1,1 @@
+"""Train experts: batches, loop, checkpoints, evaluation and memory."""
