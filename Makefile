@@ -6,17 +6,17 @@ export HF_HUB_OFFLINE ?= 1
 
 .PHONY: quickstart test test-unit test-runs test-thorough style benchmark clean help
 
-help:          ## what there is to make
+help:          ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+): .*## /  make \1\t/' | expand -t 22
 
 quickstart: $(VENV)/.quickstart ## install, then train, register, route, search and evaluate on real data
 	$(VENV)/bin/ttmoe run quickstart
 
-test: $(VENV)/.test ## install what tests need and run them all, the two halves side by side
-	@echo "unit tests and whole runs, side by side: a quarter of an hour; either is shown when it has ended"
+test: $(VENV)/.test ## install the test dependencies and run all tests, unit tests beside whole runs
+	@echo "unit tests and whole runs in parallel, about a quarter of an hour; the output of each is printed when it ends"
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-unit test-runs
 
-test-thorough: $(VENV)/.test ## the same, with a crash at every moment (half an hour)
+test-thorough: $(VENV)/.test ## all tests, with a crash at every step (half an hour)
 	$(VENV)/bin/python -m pytest --thorough
 
 test-unit: $(VENV)/.test ## the tests that start no cluster (minutes)

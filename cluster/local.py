@@ -1,4 +1,4 @@
-"""Ray for one command: the cluster that is there, or one started inside this process and ended with it."""
+"""Connect to the cluster of ``RAY_ADDRESS``, or start one inside this process for the length of a command."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Within this context Ray is up.
+    """Keep Ray initialised inside this context.
 
-    ``RAY_ADDRESS`` names a running cluster; without it one is started for all cores of this machine, and every process
-    of it ends with the context.
+    Connects to the cluster of ``RAY_ADDRESS`` if it is set. Otherwise starts a cluster with all cores of this machine,
+    whose processes end with the context. Does nothing where Ray is initialised already.
     """
     import ray
 

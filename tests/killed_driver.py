@@ -1,6 +1,6 @@
-"""Lives of the driver in forked children, each of which may be killed after any of its changes of state.
+"""Runs of the driver in forked child processes that can be killed after any write to the registry.
 
-Units run inside the driver's process and not on Ray: a life then takes a second or two.
+Work units run in the driver's process instead of on Ray, so a run takes a second or two.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ import pytest
 from commands import open_registry
 from rich.console import Console
 
-CHANGES = ("create_", "log_", "set_", "update_", "delete_")
+WRITES = ("create_", "log_", "set_", "update_", "delete_")
 
 
-class InlineCrew:
-    """Runs units in this process, one after another."""
+class InlinePool:
+    """Replacement of the worker pool that runs units in this process, one after another."""
 
     def __init__(self, *settings: Any) -> None:
         self.started = 1
 
-    def __enter__(self) -> InlineCrew:
+    def __enter__(self) -> InlinePool:
         return self
 
     def __exit__(self, *error: object) -> None:
         pass
 
-    def run(self, units: Any, smaller: Any = None) -> Iterator[Any]:
+    def run(self, units: Any, reduce_memory: Any = None) -> Iterator[Any]:
         from orchestrator.pool.work_units import JobEvent
         from workers.failure import Failure
 
@@ -50,15 +50,23 @@ class InlineCrew:
                 yield JobEvent(key, result=None if failed else value, failure=value if failed else None, done=True)
 
 
-def life(config: Path, die_after: int | None = None) -> tuple[int, int]:
-    """Run the library of ``config`` in a child; (exit status or -signal, changes of state it came to)."""
-    counter = config.parent / "changes"
+def run_driver(config: Path, die_after: int | None = None) -> tuple[int, int]:
+    """Run the library of ``config`` in a child process.
+
+    Args:
+        config: The config file.
+        die_after: Kill the process after this number of writes.
+
+    Returns:
+        The exit status or -signal, and the number of writes.
+    """
+    counter = config.parent / "writes"
     counter.write_bytes(b"")
     pid = os.fork()
     if pid == 0:
         code = 70
         try:
-            code = _live(config, counter, die_after)
+            code = _run_library(config, counter, die_after)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -69,8 +77,8 @@ def life(config: Path, die_after: int | None = None) -> tuple[int, int]:
     return os.waitstatus_to_exitcode(status), counter.stat().st_size
 
 
-def side_by_side(check: Callable[[int], None], numbers: Iterable[int]) -> list[str]:
-    """``check`` for each number, in as many children as there are cores; what went wrong, as tracebacks."""
+def check_in_parallel(check: Callable[[int], None], numbers: Iterable[int]) -> list[str]:
+    """Call ``check`` for each number in one child process per core. Return the tracebacks of failed checks."""
     children, pids = os.cpu_count() or 1, []
     with tempfile.TemporaryDirectory() as scratch:
         for i in range(children):
@@ -89,7 +97,7 @@ def side_by_side(check: Callable[[int], None], numbers: Iterable[int]) -> list[s
         return [path.read_text() for path in Path(scratch).iterdir()]
 
 
-def _live(config: Path, counter: Path, die_after: int | None) -> int:
+def _run_library(config: Path, counter: Path, die_after: int | None) -> int:
     import orchestrator.pool.worker_pool
     import orchestrator.run.driver
     from orchestrator.config.loading import load_config
@@ -97,20 +105,20 @@ def _live(config: Path, counter: Path, die_after: int | None) -> int:
 
     os.chdir(config.parent)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(orchestrator.pool.worker_pool, "WorkerPool", InlineCrew)
+        patch.setattr(orchestrator.pool.worker_pool, "WorkerPool", InlinePool)
         patch.setattr(orchestrator.run.driver, "ray_session", nullcontext)
-        _count_changes(patch, counter, die_after)
+        _count_writes(patch, counter, die_after)
         try:
-            with open(os.devnull, "w") as nowhere:
-                orchestrator.run.driver.run_library(load_config(config.name, []), Console(file=nowhere))
+            with open(os.devnull, "w") as devnull:
+                orchestrator.run.driver.run_library(load_config(config.name, []), Console(file=devnull))
         except InputError as error:
             print(error)
             return error.code
     return 0
 
 
-def _count_changes(patch: pytest.MonkeyPatch, counter: Path, die_after: int | None) -> None:
-    """After each change of the registry or of a file's name: one more byte in ``counter``, and maybe the end."""
+def _count_writes(patch: pytest.MonkeyPatch, counter: Path, die_after: int | None) -> None:
+    """Append a byte to ``counter`` after each registry write or file rename, and kill the process if it is time."""
     from mlflow.tracking import MlflowClient
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -125,24 +133,24 @@ def _count_changes(patch: pytest.MonkeyPatch, counter: Path, die_after: int | No
         return call
 
     for name in dir(MlflowClient):
-        if name.startswith(CHANGES):
+        if name.startswith(WRITES):
             patch.setattr(MlflowClient, name, counted(getattr(MlflowClient, name)))
-    for place, name in ((os, "replace"), (os, "rename"), (pathlib.Path, "replace"), (pathlib.Path, "rename")):
-        patch.setattr(place, name, counted(getattr(place, name)))
+    for owner, name in ((os, "replace"), (os, "rename"), (pathlib.Path, "replace"), (pathlib.Path, "rename")):
+        patch.setattr(owner, name, counted(getattr(owner, name)))
 
 
 def registry_content(root: Path) -> dict[str, Any]:
-    """All that must be the same whatever happened on the way: versions, tags, aliases, files, how runs ended."""
+    """Return everything that must not depend on interruptions: versions, tags, aliases, weights, statuses of runs."""
     registry = open_registry(root)
     versions = {}
     for version in registry.client.search_model_versions(max_results=1000):
-        own = {key: value for key, value in version.tags.items() if not re.search("second|base_loads", key)}
+        tags = {key: value for key, value in version.tags.items() if not re.search("second|base_loads", key)}
         folder = registry.artifact_root / Path(version.source.removeprefix("file://")).relative_to(
             registry.artifact_root
         )
-        versions[version.name, version.version] = own, _files(folder), version.status
+        versions[version.name, version.version] = tags, _digests(folder), version.status
     aliases = {model.name: dict(model.aliases) for model in registry.client.search_registered_models()}
-    experiments = [found.experiment_id for found in registry.client.search_experiments()]
+    experiments = [experiment.experiment_id for experiment in registry.client.search_experiments()]
     runs = registry.client.search_runs(experiments, max_results=1000)
     work = sorted(
         (run.data.tags["ttmoe.task"], run.info.status) for run in runs if run.data.tags["ttmoe.kind"] == "expert"
@@ -155,7 +163,7 @@ def registry_content(root: Path) -> dict[str, Any]:
     }
 
 
-def _files(folder: Path) -> dict[str, str]:
-    """Digests of the files that hold what was learned; logs and times differ from life to life."""
-    kept = [path for path in folder.rglob("*.safetensors") if path.is_file()]
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(kept)}
+def _digests(folder: Path) -> dict[str, str]:
+    """Return SHA-256 digests of the weight files. Logs and times differ from run to run."""
+    weights = [path for path in folder.rglob("*.safetensors") if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(weights)}

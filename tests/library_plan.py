@@ -1,4 +1,4 @@
-"""A plan of two tasks on the tiny base, and a registry of versions that were never trained."""
+"""A plan of two tasks on the tiny base, and a registry with versions that were not trained."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ from ttmoe.errors import InputError
 
 
 def plan_of(base_folder: Path, folder: Path, **sections: Any) -> Plan:
-    """The plan of the tasks colours and animals; ``sections`` replace the config's, ``tasks`` add to the entries."""
+    """Return the plan of the tasks colours and animals.
+
+    ``sections`` replace sections of the config; the entries of ``tasks`` are merged into the tasks.
+    """
     files = {"colours": (tiny.COLOURS, "north"), "animals": (tiny.ANIMALS, "south")}
     tasks = {}
     for name, (words, filler) in files.items():
         path = folder / f"{name}.jsonl"
         tasks[name] = tiny.text_task(path if path.exists() else tiny.write_texts(path, words, filler))
-    for name, more in sections.pop("tasks", {}).items():
-        tasks[name] = tasks[name] | more
-    whole = {"library": "tiny", "base": {"folder": str(base_folder), "dtype": "float32", "max_length": 32},
+    for name, settings in sections.pop("tasks", {}).items():
+        tasks[name] = tasks[name] | settings
+    config = {"library": "tiny", "base": {"folder": str(base_folder), "dtype": "float32", "max_length": 32},
              "adapter": {"rank": 4}, "tasks": tasks, "train": {"steps": 40},
              "storage": {"root": str(folder / "runs")}}  # fmt: skip
-    return make_plan(Config.model_validate(whole | sections))
+    return make_plan(Config.model_validate(config | sections))
 
 
 def version_of(plan: Plan, task: str, number: int = 1, *, spec_tag: bool = True, **metrics: float) -> Version:
-    """The version that a run of the plan would have registered."""
+    """Return the version that a run of the plan would register."""
     expert = plan.experts[task]
     tags = {"base_digest": plan.base.digest, "data_fingerprint": expert.job.data.fingerprint,
             "method": expert.job.adapter.method, "rank": str(expert.job.adapter.rank),
@@ -48,16 +51,16 @@ def version(task: str, spec_hash: str, number: int, tags: dict[str, str], metric
 
 @dataclass
 class FakeRegistry:
-    """Answers what a standing asks, and counts how often it is asked for experts."""
+    """Registry that answers the queries for a library state, and counts the queries for experts."""
 
     versions: list[Version] = field(default_factory=list)
     champion: Version | None = None
     lock: dict[str, str] | None = None
     search: Path | None = None
-    asked: int = 0
+    queries: int = 0
 
     def experts(self, library: str, *, every: bool = False) -> list[Version]:
-        self.asked += 1
+        self.queries += 1
         return self.versions if every else []
 
     def find_router(self, library: str, spec_hash: str) -> Version | None:
@@ -68,7 +71,7 @@ class FakeRegistry:
 
     def router_lock(self, router: Version) -> dict[str, str]:
         if self.lock is None:
-            raise InputError("its files are gone")
+            raise InputError("the files are missing")
         return self.lock
 
     def search_artifacts(self, library: str, spec_hash: str) -> Path | None:

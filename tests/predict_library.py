@@ -1,4 +1,4 @@
-"""A tiny library of three experts, registered as a run does it, and rows of every form that it answers."""
+"""A registered tiny library of three experts, and rows of every form."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).parent / "unit" / "ttmoe"))  # the library that the model's own tests are made of
+sys.path.append(str(Path(__file__).parent / "unit" / "ttmoe"))  # its module library.py makes the files
 from library import KINDS, base_of, save_library
 
 ROWS: list[dict[str, Any]] = [
@@ -22,7 +22,7 @@ ROWS: list[dict[str, Any]] = [
 
 
 def register_library(root: Path, base_folder: Path, scratch: Path) -> Path:
-    """Register library ``lib`` in the store below ``root``; the router's folder."""
+    """Register library ``lib`` in the store below ``root``; return the router's folder."""
     from orchestrator.registry import Registry
 
     root.mkdir(exist_ok=True)
@@ -39,7 +39,7 @@ def register_library(root: Path, base_folder: Path, scratch: Path) -> Path:
 
 
 def answers_of(folder: Path, base_folder: Path, rows: list[dict[str, Any]]) -> list[Any]:
-    """What the routed model itself says."""
+    """Return the answers of the routed model, loaded directly."""
     from orchestrator.predict.input_columns import InputColumns
     from ttmoe.routed import RoutedModel
 
@@ -47,12 +47,12 @@ def answers_of(folder: Path, base_folder: Path, rows: list[dict[str, Any]]) -> l
     return RoutedModel.load(folder, base_of(base_folder)).predict(inputs)
 
 
-def check_alike(found: list[dict[str, Any]], answers: list[Any]) -> None:
-    """The rows hold the answers; numbers may differ in the last digits, as batches differ."""
+def check_alike(rows: list[dict[str, Any]], answers: list[Any]) -> None:
+    """Assert that the rows hold the answers; numbers may differ in the last digits, because batches differ."""
     import pytest
 
-    assert len(found) == len(answers)
-    for row, answer in zip(found, answers, strict=True):
+    assert len(rows) == len(answers)
+    for row, answer in zip(rows, answers, strict=True):
         assert (row["task"], row["label"]) == (answer.task, answer.label)
         assert (row["confidence"], row["routing"]) == pytest.approx((answer.confidence, answer.routing), abs=1e-5)
         assert dict(row["scores"]) == pytest.approx(answer.scores, abs=1e-5)

@@ -1,4 +1,4 @@
-"""A proxy before an HTTP server: it can be cut and restored, and can lose answers to requests that were carried out."""
+"""HTTP proxy for tests that can refuse connections and lose responses to requests that the server has processed."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ def free_port() -> int:
 
 
 class Proxy:
-    """Passes requests on to ``port``; a context manager.
+    """Proxy of the server on ``port``; a context manager.
 
-    ``changes`` lists the requests that change something, as ``METHOD path``. ``loses(change, body)`` says, once the
-    server has carried one out, whether its answer gets lost: the client sees a connection that was closed.
+    Attributes:
+        changes: Requests that change something, as ``METHOD path``.
+        loses: Called with such a request and its body after the server processed it. If it returns True, the response
+            is lost: the client sees a closed connection.
     """
 
     def __init__(self, port: int) -> None:
@@ -47,7 +49,7 @@ class Proxy:
         return self._server is None
 
     def cut(self) -> None:
-        """Refuse connections, and drop those that there are."""
+        """Refuse new connections and close the existing ones."""
         server, self._server = self._server, None
         if server:
             server.shutdown()
@@ -81,28 +83,28 @@ class _Server(ThreadingHTTPServer):
         for connection in list(self.open):
             try:
                 connection.shutdown(socket.SHUT_RDWR)
-            except OSError:  # it ended by itself
+            except OSError:  # already closed
                 continue
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Connections that break are what this is for."""
+        """Ignore broken connections, which the tests cause on purpose."""
 
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    wbufsize = -1  # head and body in one piece
+    wbufsize = -1  # send headers and body in one packet
 
-    def pass_on(self) -> None:
+    def forward(self) -> None:
         proxy: Proxy = self.server.proxy  # type: ignore[attr-defined]
         body = self._body()
         upstream = http.client.HTTPConnection("127.0.0.1", proxy.to, timeout=60)
         try:
             try:
                 upstream.request(self.command, self.path, body, dict(self.headers.items()))
-                answer = upstream.getresponse()
-                content = answer.read()
-            except (OSError, http.client.HTTPException):  # the server behind is away: what a gateway says then
+                response = upstream.getresponse()
+                content = response.read()
+            except (OSError, http.client.HTTPException):  # the server is down: respond as a gateway does
                 self.send_error(502)
                 return
         finally:
@@ -113,8 +115,8 @@ class _Handler(BaseHTTPRequestHandler):
             if proxy.loses(change, body):
                 self.close_connection = True
                 return
-        self.send_response_only(answer.status, answer.reason)
-        for name, value in answer.getheaders():
+        self.send_response_only(response.status, response.reason)
+        for name, value in response.getheaders():
             if name.lower() not in ("content-length", "transfer-encoding", "connection"):
                 self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
@@ -123,7 +125,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def _body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") != "chunked":  # as empty files come
+        if self.headers.get("Transfer-Encoding") != "chunked":  # empty files are sent in chunks
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
         del self.headers["Transfer-Encoding"]
         chunks = []
@@ -133,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(chunks)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = pass_on
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = forward
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing."""
+        """Log nothing."""

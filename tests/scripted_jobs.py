@@ -1,7 +1,7 @@
-"""Experts without training: each is made, written with 100 KB beside it and registered in a fraction of a second.
+"""Libraries of experts without training: each expert is created, written with 100 kB more and registered at once.
 
-All but the training is real: plan, standing, forecast, crew on Ray, worker processes, recorder, MLflow on SQLite. As a
-program (``python tests/scripted_jobs.py FOLDER COUNT``) it makes a library of COUNT experts and prints what that took.
+Everything except the training is real: plan, library state, forecast, worker pool on Ray, worker processes, recorder,
+MLflow on SQLite. ``python tests/scripted_jobs.py FOLDER COUNT`` makes a library of COUNT experts and prints the times.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from typing import Any
 import pytest
 import tiny
 
-EXTRA = 100_000  # bytes beside each expert
+EXTRA = 100_000  # bytes of an additional file in each expert's folder
 STEPS = 4
 
 
 def write_library(folder: Path, base_folder: Path, count: int) -> Path:
-    """The config of ``count`` tasks: one file under many names, which differ in their seed."""
+    """Write a config of ``count`` tasks with the same data and different seeds."""
     shutil.copytree(base_folder, folder / "base")
     tiny.write_texts(folder / "colours.jsonl", tiny.COLOURS, "north", 60)
     source = tiny.text_task(Path("colours.jsonl"))
@@ -47,9 +47,13 @@ def write_library(folder: Path, base_folder: Path, count: int) -> Path:
 
 
 def scripted(fates: Mapping[str, str], marks: Path) -> Callable[..., dict[str, Any]]:
-    """What stands in for ``run_experts``. A task's fate is to ``fail``, ``die`` or die ``once``; else all is well.
+    """Return a replacement of ``run_experts`` that does not train.
 
-    Defined inside a function, it travels to the workers by value: they cannot import this file.
+    It is defined inside a function so that Ray pickles it by value: workers cannot import this file.
+
+    Args:
+        fates: ``fail``, ``die`` (the process), or ``once`` (die at the first attempt) by task. Other tasks succeed.
+        marks: Folder with a file for each task whose process died.
     """
     extra, steps = EXTRA, STEPS
 
@@ -95,7 +99,7 @@ def scripted(fates: Mapping[str, str], marks: Path) -> Callable[..., dict[str, A
 
 @contextmanager
 def in_place_of_training(fates: Mapping[str, str], marks: Path) -> Iterator[None]:
-    """Within this context stage 1 of this process runs scripted experts."""
+    """Replace ``run_experts`` of stage 1 in this process within the context."""
     import orchestrator.run.stage1
 
     marks.mkdir(exist_ok=True)
@@ -105,7 +109,7 @@ def in_place_of_training(fates: Mapping[str, str], marks: Path) -> Iterator[None
 
 
 class Memory(threading.Thread):
-    """Samples this process's resident bytes while inside."""
+    """Sampler of this process's resident memory in bytes; a context manager."""
 
     def __init__(self) -> None:
         import psutil
@@ -132,7 +136,7 @@ class Memory(threading.Thread):
 
 
 def make_library(path: Path, fates: Mapping[str, str], out: Any = None) -> dict[str, float]:
-    """Plan, hold and train the library of ``path`` as ``ttmoe run`` does up to the router; what each part took."""
+    """Plan and train the library of ``path`` as ``ttmoe run`` does before the router. Return seconds by step."""
     from rich.console import Console
 
     from cluster.local import ray_session
@@ -149,10 +153,10 @@ def make_library(path: Path, fates: Mapping[str, str], out: Any = None) -> dict[
 
     took: dict[str, float] = {}
 
-    def timed(name: str, deed: Callable[[], Any]) -> Any:
+    def timed(name: str, call: Callable[[], Any]) -> Any:
         began = time.monotonic()
         try:
-            return deed()
+            return call()
         finally:
             took[name] = time.monotonic() - began
 
@@ -160,29 +164,29 @@ def make_library(path: Path, fates: Mapping[str, str], out: Any = None) -> dict[
     plan = timed("make_plan", lambda: make_plan(config))
     registry = timed("open", lambda: Registry.open(config.tracking_uri, plan.folders.artifacts))
     timed("close_stale", lambda: registry.close_stale(plan.folders.library))
-    standing = timed("hold", lambda: read_library_state(plan, registry))
+    state = timed("hold", lambda: read_library_state(plan, registry))
     nodes = available_nodes()
-    timed("check_feasible", lambda: check_feasible(plan, nodes, standing.todo or plan.experts))
-    outlook = timed("forecast", lambda: make_forecast(plan, standing, registry, nodes))
-    trained = Stage1Result()
-    if standing.todo:
-        run = registry.start_run(plan.folders.library, "run", {}, "", {"experts": standing.todo})
+    timed("check_feasible", lambda: check_feasible(plan, nodes, state.todo or plan.experts))
+    forecast = timed("forecast", lambda: make_forecast(plan, state, nodes))
+    result = Stage1Result()
+    if state.todo:
+        run = registry.start_run(plan.folders.library, "run", {}, "", {"experts": state.todo})
         with (
             registry.end_run_on_exit(run),
             in_place_of_training(fates, path.parent / "marks"),
             ray_session(),
             LiveView(Console(file=out or sys.stderr)) as view,
             Memory() as memory,
-            WorkerPool(outlook.need, config.failures) as crew,
+            WorkerPool(forecast.job_resources, config.failures) as pool,
         ):
-            together = outlook.experts_per_job
-            timed("stage 1", lambda: train_experts(plan, standing.todo, registry, run, crew, view, together, trained))
+            count = forecast.experts_per_job
+            timed("stage 1", lambda: train_experts(plan, state.todo, registry, run, pool, view, count, result))
         took["grown"] = memory.grown
-    return took | {"registered": len(trained.versions), "failed": len(trained.failed), "todo": len(standing.todo)}
+    return took | {"registered": len(result.versions), "failed": len(result.failed), "todo": len(state.todo)}
 
 
 def main() -> None:
-    """See above; with PROFILE in the environment, the recorder's thread and the driver's loop are profiled too."""
+    """Make a library. With PROFILE in the environment, profile the driver and the recorder's thread."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     folder, count = Path(sys.argv[1]), int(sys.argv[2])
     path = folder / "many.yaml"
@@ -195,14 +199,14 @@ def main() -> None:
         print(json.dumps(make_library(path, {})))
 
 
-def _profile(deed: Callable[[], Any]) -> None:
+def _profile(call: Callable[[], Any]) -> None:
     from orchestrator.recording.recorder import Recorder
 
-    work, threads = Recorder._work, cProfile.Profile()
-    Recorder._work = lambda self: threads.runcall(work, self)  # type: ignore[method-assign]
+    run, thread = Recorder._run, cProfile.Profile()
+    Recorder._run = lambda self: thread.runcall(run, self)  # type: ignore[method-assign]
     driver = cProfile.Profile()
-    print(json.dumps(driver.runcall(deed)))
-    for name, profile in (("driver", driver), ("recorder", threads)):
+    print(json.dumps(driver.runcall(call)))
+    for name, profile in (("driver", driver), ("recorder", thread)):
         text = io.StringIO()
         pstats.Stats(profile, stream=text).sort_stats("cumulative").print_stats(70)
         print(f"--- {name}\n{text.getvalue()}")

@@ -1,7 +1,7 @@
-"""TT-LoRA experts, banks of them on one frozen base, and the router that picks among them.
+"""TT-LoRA experts, banks of experts on one frozen base, and the router that chooses an expert for each input.
 
-This package stands on its own: it knows nothing of clusters, registries, configs or the command line. ``TextBank`` is
-the way in from a notebook. Its names are imported when the first is used: ``import ttmoe`` does not import torch.
+This package is the model alone: it imports no Ray, MLflow, config or command line. In a notebook, start with
+``TextBank``. The public names are imported at their first use, so ``import ttmoe`` does not import torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Gradient checkpointing: a layer that the backward recomputes must see what it saw in the forward."""
+"""Activation checkpointing of layers whose output depends on state outside them.
+
+The backward pass recomputes a checkpointed layer, perhaps after another forward pass with other experts. The layer must
+then apply the updates of its own forward pass.
+"""
 
 from __future__ import annotations
 
@@ -8,39 +12,41 @@ from typing import Any
 
 from torch import nn
 
+from ttmoe.architectures import layer_list
 from ttmoe.errors import InputError
-from ttmoe.targets import layer_list
 
 StateSnapshot = Callable[[], Callable[[], AbstractContextManager[None]]]
-"""Called during a forward; what it gives opens, as often as asked, a context with that moment's state."""
+"""Called in a forward pass. Returns a function that opens a context in which the state of that moment is restored."""
 
 
-def recompute_within(model: nn.Module, moment: StateSnapshot) -> None:
-    """Have each checkpointed layer of a transformers model recompute within the ``moment`` of its forward.
+def restore_on_recompute(model: nn.Module, snapshot: StateSnapshot) -> None:
+    """Make every checkpointed layer of a transformers model recompute in the state of its forward pass.
 
-    The backward comes later, perhaps after another forward with other experts. Calling this again changes nothing.
-    Raises InputError for checkpointing of the reentrant kind.
+    A second call with the same ``snapshot`` has no effect.
+
+    Raises:
+        InputError: If the model uses reentrant checkpointing.
     """
     for layer in layer_list(model):
         checkpoint = getattr(layer, "_gradient_checkpointing_func", None)
         if getattr(checkpoint, "keywords", {}).get("use_reentrant"):
-            raise InputError("reentrant checkpointing cannot train experts: layers share the experts' factors",
+            raise InputError("experts cannot be trained with reentrant checkpointing: the layers share their factors",
                              where="bank", fix="checkpoint with use_reentrant=False")  # fmt: skip
-        if checkpoint is not None and getattr(checkpoint, "moment", None) != moment:
-            layer._gradient_checkpointing_func = _Remembering(checkpoint, moment)  # type: ignore[assignment]
+        if checkpoint is not None and getattr(checkpoint, "snapshot", None) != snapshot:
+            layer._gradient_checkpointing_func = _RestoringCheckpoint(checkpoint, snapshot)  # type: ignore[assignment]
 
 
-class _Remembering:
-    """A checkpoint function that takes the state of the forward along."""
+class _RestoringCheckpoint:
+    """A checkpoint function that takes a snapshot in the forward pass and restores it in the recomputation."""
 
-    def __init__(self, checkpoint: Callable[..., Any], moment: StateSnapshot) -> None:
-        self.checkpoint, self.moment = checkpoint, moment
+    def __init__(self, checkpoint: Callable[..., Any], snapshot: StateSnapshot) -> None:
+        self.checkpoint, self.snapshot = checkpoint, snapshot
 
     def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        state = self.moment()
+        restore = self.snapshot()
 
-        def again(*args: Any) -> Any:
-            with state():
+        def recompute(*args: Any) -> Any:
+            with restore():
                 return function(*args)
 
-        return self.checkpoint(again, *args, **kwargs)
+        return self.checkpoint(recompute, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""An adapter: trained cores on chosen sites of the base, and the factors that the layers ask for."""
+"""The adapter of one expert: its specification, its groups of sites, and its trained cores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ttmoe.errors import InputError
-from ttmoe.methods import LowRank, Method, Start, TensorTrain
+from ttmoe.methods import LowRank, Method, TensorTrain, TensorTrainInit
 from ttmoe.shapes import TTShape, auto_shape, lora_parameters
 from ttmoe.targets import Site, find_sites
 
@@ -20,11 +20,21 @@ METHODS = ("tt", "lora")
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """What decides an adapter's form.
+    """The settings that decide an adapter's form.
 
-    ``shape`` is ``auto``, factors such as ``16x24|24x16``, or one of these for each target. ``first_layer`` is the
-    depth of the trunk: layers below it are shared and untouched. ``last_layer`` is inclusive; None is the top.
-    Raises InputError for a method that does not exist, no targets, or an alpha or dropout that is no such number.
+    Attributes:
+        method: ``tt`` (tensor train) or ``lora``.
+        targets: Roles, or regular expressions on paths inside a layer (see ``find_sites``).
+        first_layer: Index of the first adapted layer, and so the largest possible depth of the trunk.
+        last_layer: Index of the last adapted layer, inclusive; None for the base's last layer.
+        rank: Rank of the update.
+        alpha: Scaling of the update (see ``Method.scaling``).
+        shape: Factors of the tensor train: ``auto``, a text such as ``16x24|24x16``, or one of these for each target.
+        init: Initial cores of a tensor train: ``zero`` or ``paper``.
+        dropout: Dropout rate on the input of the update, from 0 to below 1.
+
+    Raises:
+        InputError: If ``method``, ``targets``, ``alpha`` or ``dropout`` is invalid.
     """
 
     method: str = "tt"
@@ -38,11 +48,13 @@ class AdapterSpec:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        rules = (("method", self.method in METHODS, "tt or lora"), ("targets", bool(self.targets), "one role or more"),
-                 ("alpha", _is_number(self.alpha) and math.isfinite(self.alpha), "a finite number"),
-                 ("dropout", _is_number(self.dropout) and 0 <= self.dropout < 1, "from 0 to below 1"))  # fmt: skip
-        for name, holds, fix in rules:
-            if not holds:
+        rules = (("method", self.method in METHODS, "use tt or lora"),
+                 ("targets", bool(self.targets), "give one role or more"),
+                 ("alpha", _is_number(self.alpha) and math.isfinite(self.alpha), "use a finite number"),
+                 ("dropout", _is_number(self.dropout) and 0 <= self.dropout < 1,
+                  "use a number from 0 to below 1"))  # fmt: skip
+        for name, valid, fix in rules:
+            if not valid:
                 raise InputError(f"{name} cannot be {getattr(self, name)!r}", where=f"adapter.{name}", fix=fix)
 
 
@@ -52,7 +64,13 @@ def _is_number(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Group:
-    """The sites that share one role and size: their cores are stacked over ``sites`` and built into factors at once."""
+    """The sites of one role and size. Their cores are stacked, and their factors are built together.
+
+    Attributes:
+        role: Role of the sites.
+        method: Parametrisation of each site's update.
+        sites: The sites, one for each layer.
+    """
 
     role: str
     method: Method
@@ -60,94 +78,100 @@ class Group:
 
     @property
     def key(self) -> str:
-        """A name that a parameter may carry (no dots)."""
+        """The group's name in the state dict, without dots. Expert files contain it."""
         return f"{self.role}_{self.method.in_features}x{self.method.out_features}".replace(".", "-")
 
 
 def plan_groups(model: nn.Module, spec: AdapterSpec) -> list[Group]:
-    """The adapter's groups on this model (which may be on the meta device).
+    """Return the groups that an adapter of ``spec`` has on this model, which may be on the meta device.
 
-    Raises InputError for an unknown target, an empty layer range, or factors that do not multiply to a width.
+    Raises:
+        InputError: If a target matches nothing, the layer range is not in the model, or the factors of a shape do not
+            multiply to the widths of its sites.
     """
-    bundles: dict[tuple[str, int, int], list[Site]] = {}
+    sites_of: dict[tuple[str, int, int], list[Site]] = {}
     for site in find_sites(model, spec.targets, spec.first_layer, spec.last_layer):
-        bundles.setdefault((site.role, site.in_features, site.out_features), []).append(site)
-    return [Group(role, _method(spec, role, i, o), tuple(sites)) for (role, i, o), sites in bundles.items()]
+        sites_of.setdefault((site.role, site.in_features, site.out_features), []).append(site)
+    return [Group(role, _method(spec, role, i, o), tuple(sites)) for (role, i, o), sites in sites_of.items()]
 
 
 def _method(spec: AdapterSpec, role: str, in_features: int, out_features: int) -> Method:
     if spec.method == "lora":
         return LowRank(in_features, out_features, spec.rank)
-    init = cast(Start, spec.init)  # checked there
+    init = cast(TensorTrainInit, spec.init)  # TensorTrain validates it
     text = spec.shape if isinstance(spec.shape, str) else spec.shape.get(role, "auto")
     if text == "auto":
         return TensorTrain(auto_shape(in_features, out_features, spec.rank), init)
     shape = TTShape.parse(text if "@" in text else f"{text}@{spec.rank}")
     if (shape.in_features, shape.out_features) != (in_features, out_features):
-        nearest = auto_shape(in_features, out_features, spec.rank)
+        fitting = auto_shape(in_features, out_features, spec.rank)
         raise InputError(f"shape {text} is for {shape.in_features} to {shape.out_features} features, "
                          f"but {role!r} maps {in_features} to {out_features}",
-                         where="adapter.shape", fix=f"a shape that fits: {str(nearest).split('@')[0]}")  # fmt: skip
+                         where="adapter.shape", fix=f"a shape that fits: {str(fitting).split('@')[0]}")  # fmt: skip
     return TensorTrain(shape, init)
 
 
 def count_parameters(groups: list[Group]) -> int:
-    """Trainable parameters of the adapter, the head not counted."""
+    """Return the number of trainable parameters of the adapter, without the head."""
     return sum(group.method.parameters * len(group.sites) for group in groups)
 
 
-def count_lora(groups: list[Group], rank: int = 16) -> int:
-    """Parameters that plain LoRA of ``rank`` would have on the same sites."""
+def count_lora_parameters(groups: list[Group], rank: int = 16) -> int:
+    """Return the number of parameters of plain LoRA of ``rank`` on the same sites, as a reference."""
     return sum(lora_parameters(s.in_features, s.out_features, rank) for group in groups for s in group.sites)
 
 
 class Adapter(nn.Module):
-    """The trainable cores of one expert, fp32, stacked over the layers of each group.
+    """The trainable cores of one expert, in fp32, stacked over the sites of each group.
 
-    Drawn from ``generator``; without one they are left unset, for weights to be loaded into.
+    Args:
+        groups: The groups, from ``plan_groups``.
+        spec: The specification that the groups were planned from.
+        generator: Source of the initial cores; None leaves them uninitialised, for weights to be loaded.
     """
 
     def __init__(self, groups: list[Group], spec: AdapterSpec, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.groups, self.spec = groups, spec
-        self.cores = nn.ModuleDict({g.key: nn.ParameterList(_start(g, generator)) for g in groups})
-        self._built: tuple[list[tuple[Tensor, int]], list[tuple[Tensor, Tensor]]] | None = None
+        self.cores = nn.ModuleDict({g.key: nn.ParameterList(_initial_cores(g, generator)) for g in groups})
+        self._cache: tuple[list[tuple[Tensor, int]], list[tuple[Tensor, Tensor]]] | None = None
 
     @property
-    def lowest(self) -> int:
-        """The lowest layer that it acts on: a trunk may end there."""
+    def lowest_layer(self) -> int:
+        """Index of the lowest adapted layer: the largest depth of a trunk below this adapter."""
         return min(site.layer for group in self.groups for site in group.sites)
 
     def factors(self) -> list[tuple[Tensor, Tensor]]:
-        """For each group A (sites, r, in) and B (sites, out, r), fp32, the scale already in B.
+        """Return A (sites, r, in) and B (sites, out, r) of each group, in fp32, with the scaling applied to B.
 
-        Built anew while any core is trained, for an optimizer may change it without a trace (fused ones and DeepSpeed
-        do); for a frozen expert once for each state of the cores, and kept.
+        While any core requires gradients, the factors are built in every call, because an optimizer may change cores
+        without raising their version counter (fused optimizers and DeepSpeed do). For a frozen expert they are cached
+        until a core changes.
         """
         if any(p.requires_grad for p in self.parameters()):
-            return self._build()
-        if self._built is None or not self._unchanged(self._built[0]):
+            return self._build_factors()
+        if self._cache is None or not self._is_current(self._cache[0]):
             with torch.inference_mode(False), torch.no_grad():
-                # The tensors are held so that no other can come to lie at their address.
-                self._built = ([(p.detach(), p._version) for p in self.parameters()], self._build())
-        return self._built[1]
+                # Holding the tensors keeps their memory from being reused, so equal addresses mean the same tensor.
+                self._cache = ([(p.detach(), p._version) for p in self.parameters()], self._build_factors())
+        return self._cache[1]
 
-    def _unchanged(self, state: list[tuple[Tensor, int]]) -> bool:
-        return all(p.data_ptr() == kept.data_ptr() and p.device == kept.device and p._version == version
-                   for p, (kept, version) in zip(self.parameters(), state, strict=True))  # fmt: skip
+    def _is_current(self, state: list[tuple[Tensor, int]]) -> bool:
+        return all(p.data_ptr() == cached.data_ptr() and p.device == cached.device and p._version == version
+                   for p, (cached, version) in zip(self.parameters(), state, strict=True))  # fmt: skip
 
-    def _build(self) -> list[tuple[Tensor, Tensor]]:
-        built = []
+    def _build_factors(self) -> list[tuple[Tensor, Tensor]]:
+        factors = []
         for group in self.groups:
             cores = list(cast(nn.ParameterList, self.cores[group.key]))
             with torch.autocast(cores[0].device.type, enabled=False):
                 a, b = group.method.factors(cores)
-                built.append((a, b * group.method.scaling(self.spec.alpha)))
-        return built
+                factors.append((a, b * group.method.scaling(self.spec.alpha)))
+        return factors
 
 
-def _start(group: Group, generator: torch.Generator | None) -> list[Tensor]:
+def _initial_cores(group: Group, generator: torch.Generator | None) -> list[Tensor]:
     count = len(group.sites)
     if generator is None:
         return [torch.empty(count, *shape) for shape in group.method.core_shapes]
-    return group.method.initial(count, generator)
+    return group.method.initial_cores(count, generator)

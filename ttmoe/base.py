@@ -1,4 +1,4 @@
-"""The base: a frozen language model, named by where it comes from and known by the digest of its files."""
+"""The base: a frozen language model in a local folder, identified by the digest of its files."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-# What decides the model's outputs: weights, architecture and tokenizer. Model cards and the like do not.
-_DECIDING = (
-    "*.safetensors",
-    "*.bin",
-    "config.json",
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "*.model",
-)
+# The files that decide the model's outputs: weights, architecture and tokenizer, but not model cards.
+_DIGESTED = ("*.safetensors", "*.bin", "config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
+             "*.model")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Base:
-    """A base that lies in a local folder.
+    """A base in a local folder, and how experts use it.
 
-    ``source`` is ``package``, ``folder`` or ``hub``; ``id`` and ``revision`` name it there; ``digest`` is the sha256 of
-    its deciding files, so that two places that hold the same model are the same base.
+    Attributes:
+        source: ``package``, ``folder`` or ``hub``.
+        id: Name of the base in the source.
+        revision: Revision of the base in the source.
+        digest: ``digest_folder`` of the folder; two folders with the same model are the same base.
+        folder: Path of the local folder.
+        dtype: Name of the torch dtype of the weights.
+        max_length: Longest sequence, in tokens.
+        pooling: ``mean`` or ``last``.
     """
 
     source: str
@@ -45,19 +44,20 @@ class Base:
     pooling: str
 
     def identity(self) -> dict[str, Any]:
-        """Everything but where it lies: what an expert's spec and files record."""
+        """Return all fields except ``folder``, as recorded in an expert's spec and files."""
         return {key: value for key, value in asdict(self).items() if key != "folder"}
 
 
 def digest_folder(folder: Path) -> str:
-    """sha256 over the names and contents of the files in ``folder`` that decide the model's outputs.
+    """Return the sha256 hex digest of the names and contents of the files that decide the model's outputs.
 
-    Raises InputError where there is no ``config.json`` or no weights.
+    Raises:
+        InputError: If the folder has no ``config.json`` or no weights.
     """
-    files = sorted({path for pattern in _DECIDING for path in folder.glob(pattern) if path.is_file()})
+    files = sorted({path for pattern in _DIGESTED for path in folder.glob(pattern) if path.is_file()})
     if not (folder / "config.json").is_file() or not any(f.suffix in (".safetensors", ".bin") for f in files):
-        raise InputError(f"{folder} holds no model: config.json and *.safetensors are expected", where="base",
-                         fix="give the folder that from_pretrained would load")  # fmt: skip
+        raise InputError(f"{folder} contains no model: config.json and *.safetensors are required", where="base",
+                         fix="use a folder that from_pretrained can load")  # fmt: skip
     total = hashlib.sha256()
     for path in files:
         total.update(path.name.encode() + b"\0")
@@ -67,7 +67,7 @@ def digest_folder(folder: Path) -> str:
 
 
 def choose_dtype(dtype: str, device: str = "cpu") -> str:
-    """What ``auto`` means on this device: bf16 where it is fast, in a GPU or a CPU that computes in it, else fp32."""
+    """Resolve ``auto`` to ``bfloat16`` if the device computes in it natively, else to ``float32``."""
     import torch
 
     if dtype != "auto":
@@ -79,23 +79,27 @@ def choose_dtype(dtype: str, device: str = "cpu") -> str:
 
 
 def choose_device(device: str) -> str:
-    """What ``auto`` means here: a GPU where there is one. Raises InputError for ``cuda`` without one."""
+    """Resolve ``auto`` to ``cuda`` if torch can use a GPU, else to ``cpu``.
+
+    Raises:
+        InputError: If ``device`` is ``cuda`` and torch can use no GPU.
+    """
     import torch
 
-    there = torch.cuda.is_available()
-    if device.startswith("cuda") and not there:
-        raise InputError("there is no GPU here that torch can use", where="device", fix="ask for cpu, or auto")
-    return ("cuda" if there else "cpu") if device == "auto" else device
+    available = torch.cuda.is_available()
+    if device.startswith("cuda") and not available:
+        raise InputError("torch can use no GPU on this machine", where="device", fix="use cpu or auto")
+    return ("cuda" if available else "cpu") if device == "auto" else device
 
 
 def load_body(base: Base, device: str | torch.device = "cpu") -> nn.Module:
-    """The transformer without a head, in the base's dtype, frozen, in eval mode."""
+    """Load the transformer without a head, in the base's dtype, frozen and in eval mode."""
     import torch
     from transformers import AutoModel
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # a bar for every base that is loaded would drown a log
-    # On a CPU, for the short rows of classification, plain attention ran twice as fast as the fused one.
+    disable_progress_bar()  # a bar for every loaded base would flood the log
+    # On a CPU, eager attention ran twice as fast as the fused one on the short rows of classification.
     attention = "eager" if torch.device(device).type == "cpu" else "sdpa"
     model = AutoModel.from_pretrained(base.folder, dtype=getattr(torch, base.dtype), attn_implementation=attention,
                                       local_files_only=True)  # fmt: skip
@@ -103,7 +107,7 @@ def load_body(base: Base, device: str | torch.device = "cpu") -> nn.Module:
 
 
 def empty_body(base: Base) -> nn.Module:
-    """The same modules on the meta device: shapes without weights, to plan with."""
+    """Return the modules of ``load_body`` on the meta device, without weights, for planning."""
     import torch
     from transformers import AutoConfig, AutoModel
 
@@ -112,14 +116,14 @@ def empty_body(base: Base) -> nn.Module:
 
 
 def load_tokenizer(base: Base) -> Any:
-    """The base's own tokenizer."""
+    """Load the base's tokenizer."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
 
 
 def choose_pooling(pooling: str, folder: Path) -> str:
-    """What ``auto`` means: the mean over tokens for an encoder, the last token for a causal model."""
+    """Resolve ``auto`` to ``last`` (token) for a causal model in ``folder``, else to ``mean`` (over tokens)."""
     if pooling != "auto":
         return pooling
     architectures = json.loads((folder / "config.json").read_text()).get("architectures") or [""]

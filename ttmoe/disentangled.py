@@ -1,7 +1,8 @@
-"""DeBERTa's attention in a mixed batch: relative positions go through the projections once for all rows.
+"""DeBERTa's disentangled attention in a batch of several experts.
 
-With several experts in a batch that one pass has no expert to go through. The bias of the attention scores is then
-worked out for each expert's rows in turn, by the architecture's own code; no row is worked out twice.
+DeBERTa projects the relative position embeddings once for all rows of a batch, so with several experts no single expert
+applies to that projection. The position bias of the attention scores is therefore computed separately for the rows of
+each expert, by the architecture's own code. Each row is computed once.
 """
 
 from __future__ import annotations
@@ -16,36 +17,41 @@ from ttmoe.layer import AdaptedLinear, Update
 
 
 def split_position_bias(attention: nn.Module) -> None:
-    """Make a DeBERTa self-attention ready for mixed batches; any other module, or a second call, changes nothing."""
+    """Patch a DeBERTa self-attention to compute its position bias expert by expert.
+
+    Other modules, and attentions that are already patched, stay as they are.
+    """
     bias = getattr(attention, "disentangled_attention_bias", None)
     if bias is not None and "disentangled_attention_bias" not in vars(attention):
         attention.disentangled_attention_bias = _by_expert(attention, bias)  # type: ignore[assignment]
 
 
 def _by_expert(attention: nn.Module, bias: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def split(query: Tensor, key: Tensor, *rest: object) -> Tensor:
+    def split_bias(query: Tensor, key: Tensor, *args: object) -> Tensor:
         # query and key are (batch * heads, tokens, width of a head)
         layers = [child for child in attention.children() if isinstance(child, AdaptedLinear)]
-        rows = next((u.rows for layer in layers for u in layer.updates.values() if u.rows is not None), None)
-        if rows is None:
-            return bias(query, key, *rest)
-        owner = rows.repeat_interleave(len(query) // len(rows))
-        places = [(owner == expert).nonzero().flatten() for expert in range(int(rows.max()) + 1)]
+        indexes = (update.expert_index for layer in layers for update in layer.updates.values())
+        expert_index = next((index for index in indexes if index is not None), None)
+        if expert_index is None:
+            return bias(query, key, *args)
+        expert_of_head = expert_index.repeat_interleave(len(query) // len(expert_index))
+        positions = [(expert_of_head == e).nonzero().flatten() for e in range(int(expert_index.max()) + 1)]
         parts = []
-        for expert, place in enumerate(places):
-            with _only(layers, expert):
-                parts.append(bias(query[place], key[place], *rest))
-        return torch.cat(parts)[torch.cat(places).argsort()]
+        for expert, position in enumerate(positions):
+            with _single_expert(layers, expert):
+                parts.append(bias(query[position], key[position], *args))
+        return torch.cat(parts)[torch.cat(positions).argsort()]
 
-    return split
+    return split_bias
 
 
 @contextmanager
-def _only(layers: Sequence[AdaptedLinear], expert: int) -> Iterator[None]:
+def _single_expert(layers: Sequence[AdaptedLinear], expert: int) -> Iterator[None]:
+    """Apply only the updates of one expert within this context."""
     before: list[dict[str, Update]] = [layer.updates for layer in layers]
     try:
         for layer in layers:
-            layer.updates = {role: update.only(expert) for role, update in layer.updates.items()}
+            layer.updates = {role: update.select(expert) for role, update in layer.updates.items()}
         yield
     finally:
         for layer, updates in zip(layers, before, strict=True):

@@ -1,4 +1,4 @@
-"""Texts to padded token batches, and hidden states back to one vector for each row."""
+"""Conversion of input rows to token ids and padded batches, and pooling of hidden states to one vector per row."""
 
 from __future__ import annotations
 
@@ -23,89 +23,106 @@ class Choice:
 
 @dataclass(frozen=True)
 class Completion:
-    """A prompt and the text that answers it: a row to learn from. To ask, the prompt alone is a text as any other."""
+    """A training row of an expert that generates text: a prompt and its answer.
+
+    To generate an answer, pass the prompt alone, as a text.
+    """
 
     prompt: str
     answer: str
 
 
 Input = str | tuple[str, ...] | Choice | Completion
-"""What a row may be: one text, a pair of texts that are read together, a choice among options, or a completion."""
+"""An input row: a text, a pair of texts read together, a choice among options, or a completion."""
 
 Tokens = dict[str, list[int]]
+"""One sequence as a tokenizer returns it: ``input_ids`` and, for some tokenizers, ``token_type_ids``."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """A row as token ids: the ``whole`` input, which the router reads, and each option beside the text, if any.
+    """A tokenized row.
 
-    A completion has one option, prompt and answer, of which the last ``answer`` tokens are the answer and its end.
+    Attributes:
+        whole: The sequence that the router reads, and every expert that does not read the options one by one.
+        options: For a choice, one sequence per option: the text and the option. For a completion, one sequence: prompt,
+            answer and end token.
+        answer_length: For a completion, the number of last tokens of its option that are the answer and the end token;
+            else 0.
     """
 
     whole: Tokens
     options: tuple[Tokens, ...] = ()
-    answer: int = 0
+    answer_length: int = 0
 
     @property
     def length(self) -> int:
-        """Tokens in its longest sequence."""
+        """Tokens in the longest option, or in ``whole`` if there are no options."""
         return max(len(tokens["input_ids"]) for tokens in (self.options or (self.whole,)))
 
 
 def encode_inputs(tokenizer: Any, inputs: Sequence[Input], max_length: int) -> list[Item]:
-    """Token ids of every input, cut at ``max_length`` tokens, not yet padded.
+    """Tokenize rows of any kind, without padding.
 
-    Of a completion the prompt gives way, from its beginning. Raises InputError for an answer that leaves it no room.
+    Sequences are truncated to ``max_length`` tokens on the right. A completion loses the beginning of its prompt
+    instead, never a part of its answer.
+
+    Raises:
+        InputError: If a row has no text or more than two, or an answer leaves no room for its prompt.
     """
-    wholes = [_whole(row) for row in inputs]
-    options = [(i.text, option) for i in inputs if isinstance(i, Choice) for option in i.options]
-    tokens, rest = encode(tokenizer, wholes, max_length), iter(encode(tokenizer, options, max_length))
-    completed = iter(_complete(tokenizer, [row for row in inputs if isinstance(row, Completion)], max_length))
+    choices = [(row.text, option) for row in inputs if isinstance(row, Choice) for option in row.options]
+    wholes = encode(tokenizer, [_router_text(row) for row in inputs], max_length)
+    options = iter(encode(tokenizer, choices, max_length))
+    completions = iter(_encode_completions(tokenizer, [r for r in inputs if isinstance(r, Completion)], max_length))
     items = []
-    for whole, row in zip(tokens, inputs, strict=True):
+    for whole, row in zip(wholes, inputs, strict=True):
         if isinstance(row, Completion):
-            both, answer = next(completed)
-            items.append(Item(whole, (both,), answer))
+            tokens, answer_length = next(completions)
+            items.append(Item(whole, (tokens,), answer_length))
         else:
-            items.append(Item(whole, tuple(next(rest) for _ in row.options) if isinstance(row, Choice) else ()))
+            items.append(Item(whole, tuple(next(options) for _ in row.options) if isinstance(row, Choice) else ()))
     return items
 
 
-def _whole(row: Input) -> str | tuple[str, ...]:
-    """What the router reads of a row."""
+def _router_text(row: Input) -> str | tuple[str, ...]:
+    """Return the text or pair that the router reads."""
     if isinstance(row, Choice):
         return row.text, " ".join(row.options)
     return row.prompt if isinstance(row, Completion) else row
 
 
-def encode_prompts(tokenizer: Any, prompts: Sequence[str], rooms: Sequence[int]) -> list[Tokens]:
-    """Token ids of texts that are to be gone on from, each cut on the left to so many tokens (1 or more).
+def encode_prompts(tokenizer: Any, prompts: Sequence[str], max_lengths: Sequence[int]) -> list[Tokens]:
+    """Tokenize prompts that a model continues, without padding and without an end token.
 
-    An end token that the tokenizer puts behind every text is left out.
+    Args:
+        tokenizer: The base's tokenizer.
+        prompts: The prompts.
+        max_lengths: For each prompt the number of tokens, 1 or more, to which it is truncated on the left.
     """
     if not prompts:
         return []
     bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
-    closes = whole[-1] == end_id_of(tokenizer) and whole[-len(bare) :] != bare
-    with _cutting_on_the_left(tokenizer):
-        found = encode(tokenizer, prompts, max(rooms) + closes)
-        for i, (prompt, room) in enumerate(zip(prompts, rooms, strict=True)):
-            if len(found[i]["input_ids"]) > room + closes:
-                found[i] = encode(tokenizer, [prompt], room + closes)[0]
-    return [{key: values[: len(values) - closes] for key, values in row.items()} for row in found]
+    # 1 if the tokenizer appends an end token to every text; the end token is removed from the result.
+    appended = whole[-1] == end_id_of(tokenizer) and whole[-len(bare) :] != bare
+    with _truncating_left(tokenizer):
+        encoded = encode(tokenizer, prompts, max(max_lengths) + appended)
+        for i, (prompt, max_length) in enumerate(zip(prompts, max_lengths, strict=True)):
+            if len(encoded[i]["input_ids"]) > max_length + appended:
+                encoded[i] = encode(tokenizer, [prompt], max_length + appended)[0]
+    return [{key: values[: len(values) - appended] for key, values in row.items()} for row in encoded]
 
 
-def _complete(tokenizer: Any, rows: Sequence[Completion], max_length: int) -> list[tuple[Tokens, int]]:
-    """Prompt, answer and end token of each row in ``max_length`` tokens, and the number of the last two."""
+def _encode_completions(tokenizer: Any, rows: Sequence[Completion], max_length: int) -> list[tuple[Tokens, int]]:
+    """Tokenize prompt, answer and end token of each row, and count the tokens of the last two."""
     if not rows:
         return []
     end = end_id_of(tokenizer)
-    # The blank is what most tokenizers expect before a word; neither a config's cells nor what is written keep one.
-    spoken = tokenizer([f" {row.answer}" for row in rows], add_special_tokens=False)["input_ids"]
-    answers = [[*ids, end] for ids in spoken]
+    # Most tokenizers expect a space before a word. Answers in the data and generated text are stripped of it.
+    encoded = tokenizer([f" {row.answer}" for row in rows], add_special_tokens=False)["input_ids"]
+    answers = [[*ids, end] for ids in encoded]
     longest = max(map(len, answers))
     if longest >= max_length:
-        raise InputError(f"an answer has {longest} tokens, and prompt and answer together may have {max_length}",
+        raise InputError(f"an answer has {longest} tokens, but prompt and answer together are limited to {max_length}",
                          where="base.max_length", fix=f"raise it well above {longest}, or leave rows out")  # fmt: skip
     prompts = encode_prompts(tokenizer, [row.prompt for row in rows], [max_length - len(ids) for ids in answers])
     return [
@@ -115,47 +132,55 @@ def _complete(tokenizer: Any, rows: Sequence[Completion], max_length: int) -> li
 
 
 @contextmanager
-def _cutting_on_the_left(tokenizer: Any) -> Iterator[None]:
-    before = tokenizer.truncation_side
+def _truncating_left(tokenizer: Any) -> Iterator[None]:
+    side = tokenizer.truncation_side
     tokenizer.truncation_side = "left"
     try:
         yield
     finally:
-        tokenizer.truncation_side = before
+        tokenizer.truncation_side = side
 
 
 def encode(tokenizer: Any, texts: Sequence[str | tuple[str, ...]], max_length: int) -> list[Tokens]:
-    """Token ids of each text or pair, cut at ``max_length`` tokens, not yet padded.
+    """Tokenize texts and pairs of texts, truncated to ``max_length`` tokens, without padding.
 
-    Raises InputError for a row of no texts or more than two.
+    Raises:
+        InputError: If a tuple has no text or more than two.
     """
-    wrong = next((text for text in texts if not isinstance(text, str) and len(text) not in (1, 2)), None)
-    if wrong is not None:
-        raise InputError(f"a row has {len(wrong)} texts", where="inputs", fix="give one text, or a pair of texts")
+    invalid = next((text for text in texts if not isinstance(text, str) and len(text) not in (1, 2)), None)
+    if invalid is not None:
+        raise InputError(f"a row has {len(invalid)} texts", where="inputs", fix="give one text, or a pair of texts")
     pairs = [(text, None) if isinstance(text, str) else (text[0], text[1] if len(text) > 1 else None) for text in texts]
     encoded: list[Tokens] = [{}] * len(pairs)
-    for paired in (False, True):  # a fast tokenizer takes a batch of texts or a batch of pairs, not both
-        where = [i for i, pair in enumerate(pairs) if (pair[1] is not None) == paired]
-        if where:
-            seconds = [pairs[i][1] for i in where] if paired else None
-            batch = tokenizer([pairs[i][0] for i in where], seconds, truncation=True, max_length=max_length,
+    for paired in (False, True):  # a fast tokenizer accepts a batch of texts or a batch of pairs, not a mixed one
+        rows = [i for i, pair in enumerate(pairs) if (pair[1] is not None) == paired]
+        if rows:
+            seconds = [pairs[i][1] for i in rows] if paired else None
+            batch = tokenizer([pairs[i][0] for i in rows], seconds, truncation=True, max_length=max_length,
                               return_attention_mask=False)  # fmt: skip
-            for row, i in enumerate(where):
-                encoded[i] = {key: values[row] for key, values in batch.items()}
+            for position, i in enumerate(rows):
+                encoded[i] = {key: values[position] for key, values in batch.items()}
     return encoded
 
 
 def collate(rows: Sequence[Tokens], pad_id: int, device: torch.device | str = "cpu", *,
             left: bool = False) -> dict[str, Tensor]:  # fmt: skip
-    """Rows padded on the right to the longest of them: ``input_ids``, ``attention_mask`` and what else they hold.
+    """Pad sequences to the longest one and stack them.
 
-    Each is (rows, tokens) and of dtype int64. On the ``left`` are rows padded that are to be gone on from.
+    Args:
+        rows: The sequences.
+        pad_id: Id that fills ``input_ids``; other keys are filled with 0.
+        device: Device of the result.
+        left: Pad on the left, as generation requires, instead of on the right.
+
+    Returns:
+        ``attention_mask`` and the keys of the sequences, each (rows, tokens), int64.
     """
     longest = max(len(row["input_ids"]) for row in rows)
 
-    def padded(values: list[int], filling: int) -> list[int]:
-        fill = [filling] * (longest - len(values))
-        return fill + values if left else values + fill
+    def padded(values: list[int], fill: int) -> list[int]:
+        padding = [fill] * (longest - len(values))
+        return padding + values if left else values + padding
 
     batch = {key: torch.tensor([padded(row[key], pad_id if key == "input_ids" else 0) for row in rows])
              for key in rows[0]}  # fmt: skip
@@ -163,9 +188,18 @@ def collate(rows: Sequence[Tokens], pad_id: int, device: torch.device | str = "c
     return {key: value.to(device) for key, value in batch.items()}
 
 
-def pool(states: Tensor, mask: Tensor, how: str) -> Tensor:
-    """One fp32 vector for each row of states (rows, tokens, width): the ``mean`` over real tokens, or the ``last``."""
-    if how == "last":
+def pool(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """Pool hidden states over the tokens that are not padding.
+
+    Args:
+        states: Hidden states, (rows, tokens, width).
+        mask: Attention mask, (rows, tokens), padded on the right.
+        pooling: ``mean`` or ``last`` (the last token).
+
+    Returns:
+        One vector per row, (rows, width), fp32.
+    """
+    if pooling == "last":
         ends = mask.sum(1) - 1
         return states[torch.arange(len(states), device=states.device), ends].float()
     weights = mask.unsqueeze(-1).float()
@@ -173,16 +207,20 @@ def pool(states: Tensor, mask: Tensor, how: str) -> Tensor:
 
 
 def end_id_of(tokenizer: Any) -> int:
-    """The id that ends a text. Raises InputError for a tokenizer that has none."""
+    """Return the id of the tokenizer's end token.
+
+    Raises:
+        InputError: If the tokenizer has no end token.
+    """
     end = getattr(tokenizer, "eos_token_id", None)
     if end is None:
-        raise InputError("the base's tokenizer has no end token: what an expert writes would never end", where="base",
+        raise InputError("the base's tokenizer has no end token, so generated text would never end", where="base",
                          fix="set eos_token in its tokenizer_config.json")  # fmt: skip
     return int(end)
 
 
 def pad_id_of(tokenizer: Any) -> int:
-    """The id that fills short rows: the pad token's, or the end token's where a causal tokenizer has none."""
+    """Return the id of the padding token, or of the end token if there is no padding token, or else 0."""
     for name in ("pad_token_id", "eos_token_id"):
         if getattr(tokenizer, name, None) is not None:
             return getattr(tokenizer, name)

@@ -1,17 +1,21 @@
-"""The exceptions that a user is meant to read."""
+"""Exceptions whose message is meant for the user. The command line prints it without a traceback."""
 
 from __future__ import annotations
 
 
 class InputError(Exception):
-    """Something the user gave cannot be used; no work was started and nothing was lost.
+    """A user's input cannot be used. No work was started.
 
-    ``what`` says what is wrong, ``where`` names the file and dotted key (or the object), and ``fix`` says what
-    to do. The command line prints the three and no traceback.
+    Args:
+        what: What is wrong.
+        where: The file and the dotted key, or the object.
+        fix: What to do.
+
+    Attributes:
+        code: Exit code of the command line.
     """
 
     code = 2
-    """What the command line exits with."""
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
         self.what, self.where, self.fix = what, where, fix
@@ -25,16 +29,17 @@ class InputError(Exception):
 
 
 class WorkFailedError(InputError):
-    """Work was started and a part of it failed; the rest is kept. Said in the same three parts."""
+    """A part of the work failed after it was started. The results of the other parts are kept."""
 
     code = 1
 
 
 class InfeasibleError(InputError):
-    """What was asked for fits nowhere: waiting would never end. Said in the same three parts."""
+    """The requested resources exceed every machine, so the work would wait forever."""
 
     code = 3
 
 
 def _rebuild(kind: type[InputError], what: str, where: str, fix: str) -> InputError:
+    """Create the error again when it is unpickled: ``where`` and ``fix`` are keyword-only."""
     return kind(what, where=where, fix=fix)

@@ -1,4 +1,4 @@
-"""What a bank holds: experts, by name."""
+"""The expert of one task, and a container of experts by name."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ttmoe.head import Head
 
 
 class Expert(nn.Module):
-    """What one task adds to the base: an adapter, and a linear head (width -> classes) on the pooled top states.
+    """One task's trainable modules: an adapter, and a head on the pooled last hidden states.
 
-    The head of an expert that writes text has no outputs: it speaks with the base's own ``Words``.
-    It keeps its precision (fp32) when the bank around it is cast to another dtype.
+    An expert that generates text has a head without outputs and uses the base's ``LanguageHead``. Parameters stay in
+    their dtype (fp32) when the surrounding bank is cast to another.
     """
 
     def __init__(self, adapter: Adapter, head: Head) -> None:
@@ -30,7 +30,7 @@ class Expert(nn.Module):
 
 
 class Experts(nn.ModuleDict):
-    """Experts by name. A task may be called ``train`` or ``v1.0``, names that torch keeps to itself."""
+    """Experts by name. Any name is allowed, ``train`` and ``v1.0`` too, which ``nn.ModuleDict`` refuses."""
 
     def __setitem__(self, key: str, module: nn.Module) -> None:
         self._modules[key] = module

@@ -1,4 +1,7 @@
-"""Expert files: ``expert.json`` says what an expert is, ``expert.safetensors`` holds its weights. Never pickle."""
+"""Save and load an expert as two files: ``expert.json``, its manifest, and ``expert.safetensors``, its weights.
+
+No file is pickled.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,27 @@ EXPERT_FORMAT = 1
 EXPERT_MANIFEST, EXPERT_WEIGHTS = "expert.json", "expert.safetensors"
 
 
+_RETRAIN = "train the expert again"
+
+
 @dataclass(frozen=True)
 class Manifest:
-    """What ``expert.json`` says. ``cores`` gives for each group its method and the ordered shapes of its cores.
+    """The content of ``expert.json``.
 
-    Of an expert that writes, ``answer_tokens`` is the longest answer it was trained on, its end included; 0: not known.
+    Attributes:
+        task: Name of the task.
+        kind: Kind of the task: ``text`` (``classify`` in files of ``TextBank``), ``pair``, ``choice`` or ``generate``.
+        labels: Label names in the order of the head's outputs.
+        base: Identity of the base: ``Base.identity()``.
+        adapter: Spec of the adapter.
+        cores: For each group of sites its method, its layers by path, and the ordered shapes of its cores.
+        parameters: Trainable parameters of the adapter, without the head.
+        spec_hash: Hash of the spec that the expert was trained from; empty for one trained in a notebook.
+        weights_digest: SHA-256 of ``expert.safetensors``.
+        metrics: Metrics of the training.
+        format: Version of the file format.
+        answer_tokens: Longest answer of the training rows of an expert that generates text, in tokens, the end token
+            included; 0 if unknown.
     """
 
     task: str
@@ -44,136 +63,160 @@ class Manifest:
 
     @property
     def classes(self) -> int:
-        """The head's number of outputs: one score an option in multiple choice, none where text is written."""
+        """Number of outputs of the head: 1 (a score per option) for ``choice``, 0 for ``generate``."""
         return 1 if self.kind == "choice" else len(self.labels)
 
 
 def save_expert(expert: Expert, folder: Path, *, task: str, kind: str, labels: tuple[str, ...], base: dict[str, Any],
                 spec_hash: str, metrics: dict[str, float], answer_tokens: int = 0) -> Manifest:  # fmt: skip
-    """Write the two files into ``folder``; the manifest last, so a folder that has one is whole."""
+    """Write an expert's two files into ``folder``, which is created if missing.
+
+    The manifest is written last: a folder that contains one is complete. ``Manifest`` describes the arguments.
+
+    Returns:
+        The manifest.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     data = save({name: value.detach().cpu().contiguous() for name, value in expert.state_dict().items()})
-    groups = expert.adapter.groups
-    manifest = Manifest(task, kind, labels, base, expert.adapter.spec, _describe(expert), count_parameters(groups),
-                        spec_hash, hashlib.sha256(data).hexdigest(), metrics,
+    adapter = expert.adapter
+    manifest = Manifest(task, kind, labels, base, adapter.spec, _describe_cores(expert),
+                        count_parameters(adapter.groups), spec_hash, hashlib.sha256(data).hexdigest(), metrics,
                         answer_tokens=answer_tokens)  # fmt: skip
-    write_whole(folder / EXPERT_WEIGHTS, data)
-    write_whole(folder / EXPERT_MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True).encode())
+    write_atomically(folder / EXPERT_WEIGHTS, data)
+    write_atomically(folder / EXPERT_MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True).encode())
     return manifest
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of an expert folder. Raises InputError when it is missing or not of this format."""
+    """Read the manifest of an expert folder.
+
+    Raises:
+        InputError: If the manifest is missing, cannot be parsed or has another format version.
+    """
     path = folder / EXPERT_MANIFEST
     try:
         values = json.loads(path.read_text())
-        found = values["format"]
-        if found == EXPERT_FORMAT:
+        version = values["format"]
+        if version == EXPERT_FORMAT:
             adapter = {**values["adapter"], "targets": tuple(values["adapter"]["targets"])}
-            read = {"labels": tuple(values["labels"]), "adapter": AdapterSpec(**adapter), "base": dict(values["base"])}
-            manifest = Manifest(**{**values, **read})
+            typed = {"labels": tuple(values["labels"]), "adapter": AdapterSpec(**adapter), "base": dict(values["base"])}
+            manifest = Manifest(**{**values, **typed})
+            # Fails here, not later, if a field is missing or has the wrong type.
             _ = manifest.base["digest"], manifest.base["id"], hash(manifest.task), int(manifest.answer_tokens)
             return manifest
     except (OSError, ValueError, KeyError, TypeError, InputError) as error:
-        raise InputError(f"no readable expert manifest ({error})", where=str(path),
-                         fix="give a folder that holds expert.json and expert.safetensors") from error  # fmt: skip
-    raise InputError(f"format {found!r} is not {EXPERT_FORMAT}", where=str(path), fix="use the ttmoe that wrote it")
+        raise InputError(f"cannot read the expert manifest ({error})", where=str(path),
+                         fix=f"give a folder with {EXPERT_MANIFEST} and {EXPERT_WEIGHTS}") from error  # fmt: skip
+    raise InputError(f"the manifest has format {version!r}, expected {EXPERT_FORMAT}", where=str(path),
+                     fix="use the version of ttmoe that wrote it")  # fmt: skip
 
 
 def load_expert(bank: Bank, folder: Path, base_digest: str, name: str | None = None) -> Manifest:
-    """Check an expert folder against its manifest and this base, then add it to the bank (as its task's name).
+    """Verify an expert folder and add its expert to the bank, frozen.
 
-    Raises InputError that names what differs (base, digest of the weights, core shapes, a value that is not finite);
-    then the bank is as it was.
+    Args:
+        bank: The bank. It is unchanged if an error is raised.
+        folder: A folder written by ``save_expert``.
+        base_digest: Digest of the bank's base, which must be the base that the expert was trained on.
+        name: Name of the expert in the bank; by default its task's name.
+
+    Returns:
+        The manifest of the expert.
+
+    Raises:
+        InputError: If a file is missing or altered, the base or the shapes of the cores differ, a weight is not finite,
+            or the name is taken.
     """
     manifest = read_manifest(folder)
     where = str(folder)
     if manifest.base["digest"] != base_digest:
         raise InputError(f"expert {manifest.task!r} was trained on base {manifest.base['id']} "
-                         f"({manifest.base['digest'][:12]}), not on this one ({base_digest[:12]})",
-                         where=where, fix="load the base it was trained on")  # fmt: skip
+                         f"({manifest.base['digest'][:12]}), but the loaded base is {base_digest[:12]}",
+                         where=where, fix="load the base that the expert was trained on")  # fmt: skip
     name = name or manifest.task
-    bank.require_free(name)
-    weights = _checked_weights(folder, manifest)
-    expert = _filled(_draft(bank, manifest, where), weights, manifest, where)
+    bank.require_unused_name(name)
+    weights = _read_weights(folder, manifest)
+    expert = _build_expert(bank, manifest, where)
+    _load_weights(expert, weights, manifest, where)
     bank.attach(name, expert.requires_grad_(False))
     return manifest
 
 
-def _draft(bank: Bank, manifest: Manifest, where: str) -> Expert:
+def _build_expert(bank: Bank, manifest: Manifest, where: str) -> Expert:
     try:
-        return bank.draft(manifest.adapter, manifest.classes)
+        return bank.build_expert(manifest.adapter, manifest.classes)
     except InputError as error:
         raise InputError(f"the adapter does not fit this base: {error.what}", where=where, fix=error.fix) from error
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:  # a field of the wrong type
-        raise InputError(f"the adapter cannot be read ({error})", where=where, fix="train the expert again") from error
+        raise InputError(f"cannot build the adapter of the manifest ({error})", where=where, fix=_RETRAIN) from error
 
 
-def _checked_weights(folder: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
+def _read_weights(folder: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
+    """Read the weights and verify their digest."""
     path = folder / EXPERT_WEIGHTS
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"the weights cannot be read ({error})", where=str(path),
-                         fix="train the expert again") from error  # fmt: skip
+        raise InputError(f"cannot read the weights ({error})", where=str(path), fix=_RETRAIN) from error
     digest = hashlib.sha256(data).hexdigest()
     if digest != manifest.weights_digest:
-        raise InputError(f"the weights were altered or cut: sha256 {digest[:12]}, "
-                         f"recorded {manifest.weights_digest[:12]}",
-                         where=str(path), fix="restore the file, or train the expert again")  # fmt: skip
+        raise InputError(f"the weights were altered or truncated: their sha256 is {digest[:12]}, "
+                         f"the manifest has {manifest.weights_digest[:12]}",
+                         where=str(path), fix=f"restore the file, or {_RETRAIN}")  # fmt: skip
     try:
         return load(data)
     except SafetensorError as error:
         raise InputError(f"the weights are not a safetensors file ({error})", where=str(path),
-                         fix="train the expert again") from error  # fmt: skip
+                         fix=_RETRAIN) from error  # fmt: skip
 
 
-def _filled(expert: Expert, weights: dict[str, torch.Tensor], manifest: Manifest, where: str) -> Expert:
-    if json.loads(json.dumps(_describe(expert))) != json.loads(json.dumps(manifest.cores)):
-        raise InputError(f"the cores do not fit: recorded {manifest.cores}, here {_describe(expert)}", where=where,
-                         fix="the base's architecture, or the way shapes are chosen, has changed")  # fmt: skip
-    mine = expert.state_dict()
-    wrong = [key for key in mine.keys() | weights.keys()
-             if key not in mine or key not in weights or mine[key].shape != weights[key].shape]  # fmt: skip
-    if wrong:
-        raise InputError(f"weights that are missing, unknown or of another shape: {', '.join(sorted(wrong))}",
-                         where=where, fix="train it again")  # fmt: skip
-    other = [key for key, value in weights.items() if value.dtype != mine[key].dtype]
-    if other:
-        raise InputError(f"weights that are not fp32: {', '.join(sorted(other))}", where=where, fix="train it again")
-    broken = [key for key, value in weights.items() if not torch.isfinite(value).all()]
-    if broken:
-        raise InputError(f"values that are not finite in {', '.join(sorted(broken))}", where=where,
-                         fix="train it again")  # fmt: skip
+def _load_weights(expert: Expert, weights: dict[str, torch.Tensor], manifest: Manifest, where: str) -> None:
+    """Copy the weights into the expert after checking the cores' description, keys, shapes, dtypes and values."""
+    cores = _describe_cores(expert)
+    if json.loads(json.dumps(cores)) != json.loads(json.dumps(manifest.cores)):
+        raise InputError(f"the cores do not match: the manifest has {manifest.cores}, this base gives {cores}",
+                         where=where, fix=f"{_RETRAIN}: the architecture or the choice of shapes changed")  # fmt: skip
+    expected = expert.state_dict()
+    common = expected.keys() & weights.keys()
+    mismatched = (expected.keys() ^ weights.keys()) | {k for k in common if expected[k].shape != weights[k].shape}
+    for problem, keys in (
+        ("missing, unexpected or of another shape", mismatched),
+        ("not fp32", {key for key in common if weights[key].dtype != expected[key].dtype}),
+        ("not finite", {key for key, value in weights.items() if not torch.isfinite(value).all()}),
+    ):
+        if keys:
+            raise InputError(f"weights that are {problem}: {', '.join(sorted(keys))}", where=where, fix=_RETRAIN)
     with torch.inference_mode(False):
         expert.load_state_dict(weights)
-    return expert
 
 
-def _describe(expert: Expert) -> dict[str, Any]:
+def _describe_cores(expert: Expert) -> dict[str, Any]:
     return {
-        group.key: {"method": str(group.method), "sites": _site_lists(group),
+        group.key: {"method": str(group.method), "sites": _layers_by_path(group),
                     "cores": [list(shape) for shape in group.method.core_shapes]}
         for group in expert.adapter.groups
     }  # fmt: skip
 
 
-def _site_lists(group: Group) -> dict[str, list[int]]:
-    """The layers of every path, in which ``*`` stands for the layer: short, for there may be hundreds."""
-    lists: dict[str, list[int]] = {}
+def _layers_by_path(group: Group) -> dict[str, list[int]]:
+    """List the layers of each path, with ``*`` in place of the layer: one short entry for hundreds of sites."""
+    layers: dict[str, list[int]] = {}
     for site in group.sites:
-        lists.setdefault(site.path.replace(f".{site.layer}.", ".*.", 1), []).append(site.layer)
-    return lists
+        layers.setdefault(site.path.replace(f".{site.layer}.", ".*.", 1), []).append(site.layer)
+    return layers
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Whole or not at all: a crash leaves the old file or none. Processes, of several hosts too, may do it at once."""
-    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``. A crash leaves the previous file or none, never a partial one.
+
+    Several processes, on several hosts too, may write the same path at once.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        with part.open("wb") as file:
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+        temporary.replace(path)
     finally:
-        part.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

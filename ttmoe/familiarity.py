@@ -1,4 +1,4 @@
-"""Is a row like the rows of the task it is sent to, or like nothing that the router was made for?"""
+"""Detection of inputs that resemble none of a library's tasks, from the distance to the training rows of a task."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ from ttmoe.subspace import Subspace, whitening
 
 
 class Familiarity(nn.Module):
-    """How near a row lies to its task's training rows: half-relative Mahalanobis distance in a subspace.
+    """Negated half-relative Mahalanobis distance of a row to its task's training rows, with a threshold per task.
 
-    The squared distance by the task's own scatter, less half of that by the scatter of all tasks together (of Ren et
-    al., A Simple Fix to Mahalanobis Distance, arXiv 2106.09022, who take off the whole), negated. What falls below the
-    task's threshold is not known. A task's rows can all be of one form: its own scatter says more than a shared one.
+    The squared distance under the task's own scatter, minus half of the squared distance under the scatter of all tasks
+    together. Ren et al., A Simple Fix to Mahalanobis Distance (arXiv 2106.09022), subtract the whole of the second
+    term and share one scatter between the classes; here each task keeps its own, since its rows can all have one form.
+
+    The buffers are saved with the router; their names are part of the file format.
+
+    Args:
+        width: Width of the router features.
+        tasks: Number of tasks.
+        directions: Number of directions of the subspace.
     """
 
     basis: Tensor
@@ -29,44 +36,65 @@ class Familiarity(nn.Module):
         self.register_buffer("means", torch.zeros(tasks, directions))
         self.register_buffer("whitenings", torch.zeros(tasks, directions, directions, dtype=torch.half))
         self.register_buffer("centre", torch.zeros(directions))
-        self.register_buffer("around", torch.zeros(directions, directions))
+        self.register_buffer("around", torch.zeros(directions, directions))  # whitening of the total scatter
         self.register_buffer("thresholds", torch.full((tasks,), -torch.inf))
 
     @classmethod
-    def of(cls, subspace: Subspace) -> Familiarity:
-        """From how the tasks' rows lie; every row is known until thresholds are set."""
+    def from_subspace(cls, subspace: Subspace) -> Familiarity:
+        """Create the module from the tasks' means and scatters. The thresholds start at -inf: every row is familiar."""
         tasks, directions = subspace.means.shape
-        made = cls(len(subspace.basis), tasks, directions)
-        made.basis.copy_(subspace.basis)
-        made.means.copy_(subspace.means)
-        made.whitenings.copy_(whitening(subspace.scatters))
-        made.centre.copy_(subspace.centre)
-        made.around.copy_(whitening(subspace.around))
-        return made
+        familiarity = cls(len(subspace.basis), tasks, directions)
+        familiarity.basis.copy_(subspace.basis)
+        familiarity.means.copy_(subspace.means)
+        familiarity.whitenings.copy_(whitening(subspace.scatters))
+        familiarity.centre.copy_(subspace.centre)
+        familiarity.around.copy_(whitening(subspace.total_scatter))
+        return familiarity
 
     @torch.no_grad()
     def forward(self, features: Tensor, experts: Tensor) -> Tensor:
-        """Familiarity (rows,) of standardised features (rows, width) with the tasks of index ``experts`` (rows,)."""
-        low = features @ self.basis.float()
-        common = ((low - self.centre) @ self.around).square().mean(1)
-        found = torch.empty_like(common)
+        """Score how well each row matches the training rows of the task it is routed to.
+
+        Args:
+            features: Standardised features, (rows, width).
+            experts: Index of each row's task, (rows,).
+
+        Returns:
+            Scores (rows,), fp32. Higher means more familiar.
+        """
+        projected = features @ self.basis.float()
+        total_distances = ((projected - self.centre) @ self.around).square().mean(1)
+        scores = torch.empty_like(total_distances)
         for task in experts.unique().tolist():
             rows = experts == task
-            own = (low[rows] - self.means[task]) @ self.whitenings[task].float()
-            found[rows] = 0.5 * common[rows] - own.square().mean(1)
-        return found
+            whitened = (projected[rows] - self.means[task]) @ self.whitenings[task].float()
+            scores[rows] = 0.5 * total_distances[rows] - whitened.square().mean(1)
+        return scores
 
-    def fit_thresholds(self, scores: Tensor, experts: Tensor, share: float) -> None:
-        """Let ``share`` of the rows with these familiarities, of those sent to each task, fall below its threshold."""
+    def fit_thresholds(self, scores: Tensor, experts: Tensor, fraction: float) -> None:
+        """Set each task's threshold so that ``fraction`` of the rows routed to it fall below.
+
+        Args:
+            scores: Scores of validation rows, (rows,), from ``forward``.
+            experts: Index of each row's task, (rows,).
+            fraction: Fraction of unfamiliar rows, from 0 to 1. With 0, and for a task without rows, the threshold is
+                -inf.
+        """
         for task in range(len(self.thresholds)):
-            own = scores[experts == task]
-            self.thresholds[task] = own.quantile(share) if share and len(own) else -torch.inf
+            task_scores = scores[experts == task]
+            self.thresholds[task] = task_scores.quantile(fraction) if fraction and len(task_scores) else -torch.inf
 
-    def admit(self, scores: Tensor, experts: Tensor, share: float) -> None:
-        """Lower thresholds where more than ``share`` of the rows with these familiarities would fall below."""
+    def lower_thresholds(self, scores: Tensor, experts: Tensor, fraction: float) -> None:
+        """Lower each threshold until at most ``fraction`` of these rows fall below it. No threshold is raised.
+
+        The arguments are those of ``fit_thresholds``.
+        """
         for task in experts.unique().tolist():
-            self.thresholds[task] = self.thresholds[task].minimum(scores[experts == task].quantile(share))
+            self.thresholds[task] = self.thresholds[task].minimum(scores[experts == task].quantile(fraction))
 
-    def knows(self, features: Tensor, experts: Tensor) -> Tensor:
-        """Which rows (rows,) are like their tasks. What is not finite is like nothing."""
+    def is_familiar(self, features: Tensor, experts: Tensor) -> Tensor:
+        """Return which rows reach the threshold of their task, (rows,), bool.
+
+        A row with a value that is not finite is never familiar. The arguments are those of ``forward``.
+        """
         return self(features, experts) >= self.thresholds[experts]

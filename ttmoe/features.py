@@ -1,4 +1,4 @@
-"""Router features: pooled hidden states of the bare frozen base."""
+"""Router features: pooled hidden states of the frozen base, without any expert."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ttmoe.errors import InputError
@@ -16,53 +16,60 @@ POOLINGS = ("mean", "last")
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """Which hidden states a router reads, and how tokens are pooled: their ``mean``, the ``last``, or ``both``.
+    """The hidden states that a router reads, and how their tokens are pooled.
 
-    ``layers`` is ``last``, ``embeddings``, ``all``, or hidden-state indexes: 0 is the embeddings, i what layer i gives.
+    Attributes:
+        layers: ``last``, ``embeddings``, ``all``, or indexes into the hidden states: 0 is the embeddings, i the output
+            of the i-th layer.
+        pooling: ``mean``, ``last`` (the last token) or ``both``.
     """
 
     layers: str | tuple[int, ...] = "last"
     pooling: str = "both"
 
-    def indexes(self, depth: int) -> tuple[int, ...]:
-        """The hidden-state indexes on a base of ``depth`` layers. Raises InputError for one that is not there."""
+    def indexes(self, layer_count: int) -> tuple[int, ...]:
+        """Return the hidden-state indexes on a base of ``layer_count`` layers.
+
+        Raises:
+            InputError: If an index is not in the range from 0 to ``layer_count``.
+        """
         if isinstance(self.layers, str):
-            return {"last": (depth,), "embeddings": (0,), "all": tuple(range(depth + 1))}[self.layers]
-        missing = [i for i in self.layers if not 0 <= i <= depth]
-        if missing:
-            raise InputError(f"hidden state {missing[0]} is not among 0 to {depth}", where="router.layers",
-                             fix=f"0 is the embeddings, {depth} the last layer")  # fmt: skip
+            named = {"last": (layer_count,), "embeddings": (0,), "all": tuple(range(layer_count + 1))}
+            return named[self.layers]
+        invalid = [i for i in self.layers if not 0 <= i <= layer_count]
+        if invalid:
+            raise InputError(f"hidden state {invalid[0]} is not in the range from 0 to {layer_count}",
+                             where="router.layers",
+                             fix=f"use 0 for the embeddings, up to {layer_count} for the last layer")  # fmt: skip
         return tuple(self.layers)
 
     @property
     def poolings(self) -> tuple[str, ...]:
-        """The poolings that stand side by side."""
+        """The poolings whose results are concatenated, in order."""
         return POOLINGS if self.pooling == "both" else (self.pooling,)
 
 
 @torch.no_grad()
-def router_features(model: nn.Module, inputs: dict[str, Tensor], spec: FeatureSpec) -> Tensor:
-    """Features (rows, layers x poolings x width), fp32: each layer's pooled states at unit length, side by side."""
-    states = model(**inputs, output_hidden_states=True).hidden_states
-    indexes = spec.indexes(len(states) - 1)
-    return pool_states([states[i] for i in indexes], inputs["attention_mask"], spec.poolings).flatten(1)
-
-
-@torch.no_grad()
 def pool_states(states: Sequence[Tensor], mask: Tensor, poolings: Sequence[str] = POOLINGS) -> Tensor:
-    """Hidden states (rows, tokens, width), one for each layer, pooled over real tokens, which stand on the left.
+    """Pool hidden states over their tokens and scale each pooled vector to unit length.
 
-    (rows, layers, poolings, width), fp32, at unit length.
+    Args:
+        states: Hidden states (rows, tokens, width), one tensor per layer.
+        mask: Attention mask (rows, tokens), padded on the right.
+        poolings: ``mean`` or ``last``, or both.
+
+    Returns:
+        Pooled states (rows, layers, poolings, width), fp32. Flattened from dimension 1 they are the router's features.
     """
     ends = mask.sum(1) - 1
     rows = torch.arange(len(mask), device=mask.device)
-    real = mask.unsqueeze(1).float()
+    weights = mask.unsqueeze(1).float()
 
-    def pooled(layer: Tensor, how: str) -> Tensor:
-        if how == "last":
+    def pooled(layer: Tensor, pooling: str) -> Tensor:
+        if pooling == "last":
             return layer[rows, ends].float()
-        return torch.bmm(real, layer.float()).squeeze(1)  # the mean's length does not matter here: a sum will do
+        return torch.bmm(weights, layer.float()).squeeze(1)  # the sum: the scale to unit length makes it the mean
 
-    # A layer at a time: all of them together in full precision are more than caches, and on large bases memory, hold.
-    found = [torch.stack([pooled(layer, how) for how in poolings], dim=1) for layer in states]
-    return F.normalize(torch.stack(found, dim=1), dim=-1)
+    # One layer at a time: all layers in fp32 exceed the CPU caches, and on large bases the memory.
+    layers = [torch.stack([pooled(layer, pooling) for pooling in poolings], dim=1) for layer in states]
+    return F.normalize(torch.stack(layers, dim=1), dim=-1)

@@ -1,7 +1,8 @@
-"""A frozen linear map and one update of it in one pass, where nothing stands in between.
+"""A frozen linear map and one low-rank update in one autograd function.
 
-Added one after the other, map and update cost two more tensors as large as the output in the forward, and two as large
-as the input in the backward: more than the thin products themselves. Here both products add to what is there.
+Applied one after the other, the map and the update allocate two more tensors of the output's size in the forward pass
+and two of the input's size in the backward pass, which costs more than the thin products themselves. Here both products
+are accumulated in place.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def fusible(inner: nn.Module, x: Tensor) -> bool:
-    """Whether ``inner`` is a plain frozen map of x's dtype that may be taken by its weight.
+def is_fusible(inner: nn.Module, x: Tensor) -> bool:
+    """Return whether ``inner`` can be replaced by a product with its weight: a plain frozen ``nn.Linear`` of x's dtype.
 
-    A hook (ZeRO-3 gathers the weight in one), a forward that was put in its place (offloading does that) and autocast
-    all change what calling the module does.
+    Hooks (ZeRO-3 gathers the weight in one), a replaced ``forward`` (offloading replaces it) and autocast all change
+    what a call of the module computes, so any of them makes it False.
     """
     return (type(inner) is nn.Linear and inner.weight.dtype == x.dtype
             and not any(p.requires_grad for p in inner.parameters()) and "forward" not in vars(inner)
@@ -26,9 +27,19 @@ def fusible(inner: nn.Module, x: Tensor) -> bool:
 
 
 def linear_and_update(x: Tensor, inner: nn.Linear, a: Tensor, bt: Tensor, part: slice) -> Tensor:
-    """``W x + bias``, and ``B A x`` on the output features ``part``; x (batch, ..., in) -> (batch, ..., out).
+    """Return ``W x + bias`` with ``B A x`` added on the output features ``part``.
 
-    ``a`` (n, r, in) and B transposed ``bt`` (n, r, out of the part): one for all rows, or one for each row.
+    Gradients flow to ``x``, ``a`` and ``bt``, not to ``inner``.
+
+    Args:
+        x: Input (batch, ..., in).
+        inner: The frozen map, for which ``is_fusible`` is True.
+        a: A (n, r, in), with n 1 for all rows or the number of rows.
+        bt: B transposed, (n, r, width of ``part``).
+        part: Output features that receive the update.
+
+    Returns:
+        (batch, ..., out).
     """
     return _LinearAndUpdate.apply(x, inner.weight, inner.bias, a, bt, part)  # type: ignore[no-any-return]
 
@@ -37,8 +48,8 @@ class _LinearAndUpdate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, bt: Tensor, part: slice) -> Tensor:
         y = F.linear(x, weight, bias)
-        inner = _product(_rows(x, a), a.mT)
-        _add_product(_rows(y, a)[..., part], inner, bt)
+        inner = _product(_by_factor(x, a), a.mT)
+        _add_product(_by_factor(y, a)[..., part], inner, bt)
         ctx.save_for_backward(x, weight, a, bt, inner)
         ctx.part = part
         return y
@@ -46,19 +57,19 @@ class _LinearAndUpdate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, a, bt, inner = ctx.saved_tensors
-        grad_part = _rows(grad, a)[..., ctx.part]
+        grad_part = _by_factor(grad, a)[..., ctx.part]
         grad_inner = _product(grad_part, bt.mT)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = grad @ weight
-            _add_product(_rows(grad_x, a), grad_inner, a)
-        grad_a = _product(grad_inner.mT, _rows(x, a)) if ctx.needs_input_grad[3] else None
+            _add_product(_by_factor(grad_x, a), grad_inner, a)
+        grad_a = _product(grad_inner.mT, _by_factor(x, a)) if ctx.needs_input_grad[3] else None
         grad_bt = _product(inner.mT, grad_part) if ctx.needs_input_grad[4] else None
         return grad_x, None, None, grad_a, grad_bt, None
 
 
-def _rows(x: Tensor, a: Tensor) -> Tensor:
-    """X (batch, ..., width) as (n, tokens, width), a piece for each of the factors ``a``."""
+def _by_factor(x: Tensor, a: Tensor) -> Tensor:
+    """Reshape x (batch, ..., width) to (n, tokens, width), one slice for each factor of ``a`` (n, r, in)."""
     return x.reshape(len(a), -1, x.shape[-1])
 
 
@@ -67,7 +78,7 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left @ right to ``total``, in place."""
+    """Add left @ right to ``total`` in place."""
     if len(total) == 1:
         total[0].addmm_(left[0], right[0])
     else:

@@ -1,6 +1,6 @@
-"""Text out of experts that write: greedy, a batch in which each row goes through its own expert, with a KV cache.
+"""Greedy generation with a KV cache, in batches in which each row uses its own expert.
 
-The loop is transformers' own, over the bank's body: its adapters are those of the rows, whose order it keeps.
+The loop is transformers' ``generate``, over the bank's body with the rows' experts active. It keeps the order of rows.
 """
 
 from __future__ import annotations
@@ -17,12 +17,17 @@ from ttmoe.bank import Bank
 from ttmoe.encoding import Choice, Completion, Input, collate, encode_prompts, end_id_of, pad_id_of
 from ttmoe.errors import InputError
 
-MOST_TOKENS = 64  # of an answer, where nobody knows how long the expert's answers are
+DEFAULT_MAX_NEW_TOKENS = 64  # for experts whose longest answer is unknown
 
 
 @dataclass(frozen=True)
 class GeneratedText:
-    """What an expert wrote: the ``text`` up to its end, and the ``probability`` of its tokens, the end included."""
+    """The text of an expert.
+
+    Attributes:
+        text: The generated text, without the end token.
+        probability: The probability of the generated tokens, the end token included, 0 to 1.
+    """
 
     text: str
     probability: float
@@ -30,36 +35,51 @@ class GeneratedText:
 
 @torch.no_grad()
 def generate(bank: Bank, tokenizer: Any, prompts: Sequence[str], names: Sequence[str] | str,
-             most_tokens: Sequence[int] | int = MOST_TOKENS, *, max_length: int,
+             max_new_tokens: Sequence[int] | int = DEFAULT_MAX_NEW_TOKENS, *, max_length: int,
              batch_size: int = 32) -> list[GeneratedText]:  # fmt: skip
-    """What the expert named for each prompt (one name: all prompts) writes, always taking the likeliest token.
+    """Generate a text for each prompt, greedily.
 
-    ``most_tokens`` bounds an answer, for all or for each. Prompt and answer share ``max_length`` tokens: a prompt that
-    leaves too few loses its beginning, but never more than half of the room. Rows do not depend on their companions,
-    but for rounding. Raises InputError for a base or an expert that writes no text, or lists that do not pair.
+    A row's result does not depend on the rows that share its batch, except for rounding.
+
+    Args:
+        bank: The bank. It is in eval mode during the call.
+        tokenizer: The base's tokenizer.
+        prompts: The prompts.
+        names: The expert of each prompt, or one name for all.
+        max_new_tokens: The largest number of tokens of each text, or one number for all.
+        max_length: The largest number of tokens of a prompt and its text together. A prompt that leaves fewer than
+            ``max_new_tokens`` is truncated on the left, but never to less than half of ``max_length``.
+        batch_size: Rows in a batch, at most.
+
+    Returns:
+        One text per prompt, in order.
+
+    Raises:
+        InputError: If the base is not a causal model, an expert is not loaded or has a classification head, a number of
+            tokens is below 1, or the lists differ in length.
     """
-    each = [names] * len(prompts) if isinstance(names, str) else list(names)
-    most = [most_tokens] * len(prompts) if isinstance(most_tokens, int) else list(most_tokens)
-    _check(bank, prompts, each, most)
-    rooms = [max(max_length // 2, max_length - count, 1) for count in most]
-    tokens = encode_prompts(tokenizer, prompts, rooms)
+    row_names = [names] * len(prompts) if isinstance(names, str) else list(names)
+    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    _check_arguments(bank, prompts, row_names, limits)
+    prompt_limits = [max(max_length // 2, max_length - limit, 1) for limit in limits]
+    tokens = encode_prompts(tokenizer, prompts, prompt_limits)
     lengths = [len(row["input_ids"]) for row in tokens]
-    most = [min(count, max(1, max_length - length)) for count, length in zip(most, lengths, strict=True)]
-    found: dict[int, GeneratedText] = {}
+    limits = [min(limit, max(1, max_length - length)) for limit, length in zip(limits, lengths, strict=True)]
+    texts: dict[int, GeneratedText] = {}
     training = bank.training
     bank.eval()
     try:
-        for rows in _batches(lengths, most, max_length, batch_size):
+        for rows in _batches(lengths, limits, max_length, batch_size):
             inputs = collate([tokens[i] for i in rows], pad_id_of(tokenizer), bank.device, left=True)
-            written = _continued(bank, tokenizer, inputs, [each[i] for i in rows], [most[i] for i in rows])
-            found.update(zip(rows, written, strict=True))
+            batch = _generate_batch(bank, tokenizer, inputs, [row_names[i] for i in rows], [limits[i] for i in rows])
+            texts.update(zip(rows, batch, strict=True))
     finally:
         bank.train(training)
-    return [found[i] for i in range(len(prompts))]
+    return [texts[i] for i in range(len(prompts))]
 
 
 def prompt_of(row: Input) -> str:
-    """Any input as the prompt of an expert that writes: its texts, and options, line after line."""
+    """Return the prompt of any input row: its texts and options, one per line."""
     if isinstance(row, Completion):
         return row.prompt
     if isinstance(row, Choice):
@@ -67,24 +87,28 @@ def prompt_of(row: Input) -> str:
     return row if isinstance(row, str) else "\n".join(row)
 
 
-def _check(bank: Bank, prompts: Sequence[str], names: list[str], most: list[int]) -> None:
-    if not len(names) == len(most) == len(prompts):
-        raise InputError(f"{len(names)} names and {len(most)} lengths for {len(prompts)} prompts", where="generate",
-                         fix="give one for each, or one for all")  # fmt: skip
-    if any(count < 1 for count in most):
-        raise InputError("an answer has one token or more", where="generate", fix="raise most_tokens")
+def _check_arguments(bank: Bank, prompts: Sequence[str], names: list[str], limits: list[int]) -> None:
+    if not len(names) == len(limits) == len(prompts):
+        raise InputError(f"{len(names)} names and {len(limits)} values of max_new_tokens for {len(prompts)} prompts",
+                         where="generate", fix="give one for each prompt, or one for all")  # fmt: skip
+    if any(limit < 1 for limit in limits):
+        raise InputError("max_new_tokens is below 1", where="generate", fix="raise max_new_tokens")
     for name in dict.fromkeys(names):
         if bank.expert(name).head.out_features:
-            raise InputError(f"expert {name!r} has a head: it classifies, and writes no text", where="generate",
-                             fix="ask it by `score`")  # fmt: skip
+            raise InputError(f"expert {name!r} has a classification head and cannot generate text", where="generate",
+                             fix="use `score`")  # fmt: skip
 
 
-def _batches(lengths: list[int], most: list[int], max_length: int, size: int) -> Iterator[list[int]]:
-    """Rows, the shortest prompts first. No batch goes on beyond ``max_length``: the base may know no later position."""
+def _batches(lengths: list[int], limits: list[int], max_length: int, size: int) -> Iterator[list[int]]:
+    """Yield batches of row indexes, the shortest prompts first.
+
+    The longest prompt and the longest text of a batch together stay within ``max_length``: the base may have no
+    positions beyond it.
+    """
     batch: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda row: (lengths[row], most[row])):
-        longest = max((most[i] for i in batch), default=0)
-        if batch and (len(batch) == size or lengths[row] + max(longest, most[row]) > max_length):
+    for row in sorted(range(len(lengths)), key=lambda row: (lengths[row], limits[row])):
+        longest = max((limits[i] for i in batch), default=0)
+        if batch and (len(batch) == size or lengths[row] + max(longest, limits[row]) > max_length):
             yield batch
             batch = []
         batch.append(row)
@@ -92,33 +116,35 @@ def _batches(lengths: list[int], most: list[int], max_length: int, size: int) ->
         yield batch
 
 
-def _continued(bank: Bank, tokenizer: Any, inputs: dict[str, Tensor], names: list[str],
-               most: list[int]) -> list[GeneratedText]:  # fmt: skip
-    """One batch, padded on the left, each row up to its end token or its own number of tokens."""
+def _generate_batch(bank: Bank, tokenizer: Any, inputs: dict[str, Tensor], names: list[str],
+                    limits: list[int]) -> list[GeneratedText]:  # fmt: skip
+    """Generate one batch, padded on the left. Each row ends at its end token or after its number of tokens."""
     from transformers import GenerationConfig, LogitsProcessorList
 
-    end, start, seen = end_id_of(tokenizer), inputs["input_ids"].shape[1], _Seen()
-    settings = GenerationConfig(max_new_tokens=max(most), do_sample=False, num_beams=1, use_cache=True,
+    end, recorder = end_id_of(tokenizer), _LogProbabilityRecorder()
+    settings = GenerationConfig(max_new_tokens=max(limits), do_sample=False, num_beams=1, use_cache=True,
                                 eos_token_id=end, pad_token_id=pad_id_of(tokenizer))  # fmt: skip
-    with bank.words.speaking() as causal, bank.active(names):
-        known = inspect.signature(causal.forward).parameters
-        given = {key: value for key, value in inputs.items() if key in known}
-        ids = causal.generate(**given, generation_config=settings, logits_processor=LogitsProcessorList([seen]))
-    shares = torch.stack(seen.shares, dim=1).tolist()
-    written = []
-    for row, logs, count in zip(ids[:, start:].tolist(), shares, most, strict=True):
-        length = min(row.index(end) + 1 if end in row else len(row), count)
+    with bank.language_head.generation_model() as causal, bank.active(names):
+        accepted = inspect.signature(causal.forward).parameters
+        arguments = {key: value for key, value in inputs.items() if key in accepted}
+        sequences = causal.generate(**arguments, generation_config=settings,
+                                    logits_processor=LogitsProcessorList([recorder]))  # fmt: skip
+    ids = sequences[:, inputs["input_ids"].shape[1] :].tolist()
+    log_probabilities = torch.stack(recorder.steps, dim=1).cpu()
+    texts = []
+    for row, steps, limit in zip(ids, log_probabilities, limits, strict=True):
+        length = min(row.index(end) + 1 if end in row else len(row), limit)
         text = tokenizer.decode(row[:length], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        written.append(GeneratedText(text.strip(), float(torch.tensor(logs[:length]).sum().exp())))
-    return written
+        texts.append(GeneratedText(text.strip(), float(steps[:length].sum().exp())))
+    return texts
 
 
-class _Seen:
-    """Keeps the log-probability of each step's likeliest token: (rows,) for each. Changes nothing."""
+class _LogProbabilityRecorder:
+    """A logits processor that records the log-probability of the likeliest token, (rows,) per step."""
 
     def __init__(self) -> None:
-        self.shares: list[Tensor] = []
+        self.steps: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.shares.append(scores.amax(-1) - scores.logsumexp(-1))
+        self.steps.append(scores.amax(-1) - scores.logsumexp(-1))
         return scores

@@ -1,4 +1,4 @@
-"""The head: one linear map from pooled states to scores, on standardised states while it is trained."""
+"""The head of an expert: standardise pooled states, then apply one linear map."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ttmoe.row_dropout import drop_rows
+from ttmoe.row_dropout import dropout_by_row
 
 
 class Head(nn.Module):
-    """Scores (rows, classes) from pooled states (rows, width).
+    """A linear map from standardised pooled states (rows, width) to scores (rows, classes).
 
-    ``centre`` (width,) and ``scale`` (one number) make the states of any base comparable, so that one learning rate
-    fits them all; the states' directions stay as they are. ``dropout`` acts on the standardised states in training.
+    Standardising makes the states of any base comparable, so that one learning rate fits them all; it does not change
+    their directions.
+
+    Attributes:
+        weight: (classes, width), zero at the start.
+        bias: (classes,), zero at the start.
+        centre: Mean of the states, (width,).
+        scale: Standard deviation of the states around ``centre``, one number.
+        dropout: Dropout rate on the standardised states in training.
     """
 
     centre: Tensor
@@ -31,36 +38,47 @@ class Head(nn.Module):
 
     @property
     def out_features(self) -> int:
-        """The number of scores."""
+        """The number of scores, 0 for an expert that generates text."""
         return self.weight.shape[0]
 
     @torch.no_grad()
     def fit_scale(self, states: Tensor) -> None:
-        """Take centre and scale from pooled states (rows, width) of training rows through the bare base."""
+        """Set centre and scale from pooled states (rows, width) of training rows, computed by the bare base."""
         self.centre.copy_(states.mean(0))
         self.scale.copy_((states - self.centre).std().clamp(min=1e-6))
 
     def forward(self, states: Tensor) -> Tensor:
-        """States (rows, width) -> scores (rows, classes)."""
+        """Map pooled states (rows, width) to scores (rows, classes)."""
         return F.linear(self.standardise(states), self.weight, self.bias)
 
     def standardise(self, states: Tensor) -> Tensor:
-        """What the linear map reads."""
+        """Return the input of the linear map: standardised states (rows, width), with dropout in training."""
         return F.dropout((states - self.centre) / self.scale, self.dropout, self.training)
 
 
-def standardise_rows(states: Tensor, heads: Sequence[Head], index: Tensor) -> Tensor:
-    """What each row's own head reads of states (rows, width); ``index`` (rows,) says which of the heads that is."""
-    centre, scale = (torch.stack([getattr(head, name) for head in heads])[index] for name in ("centre", "scale"))
-    read = (states - centre) / scale.unsqueeze(-1)
-    rates = [head.dropout if head.training else 0.0 for head in heads]
-    return drop_rows(read, torch.tensor(rates, device=states.device)[index]) if any(rates) else read
-
-
 def score_rows(states: Tensor, heads: Sequence[Head], index: Tensor) -> Tensor:
-    """Each row of states (rows, width) through its own head: (rows, most classes), -inf where a head has no class."""
+    """Score each row with its own head; the batched form of ``Head.forward``.
+
+    Args:
+        states: Pooled states (rows, width).
+        heads: The heads in the batch.
+        index: Index into ``heads`` for each row, (rows,).
+
+    Returns:
+        (rows, largest number of classes), -inf in the columns that a row's head does not have.
+    """
     most = max(head.out_features for head in heads)
     weight = torch.stack([F.pad(h.weight, (0, 0, 0, most - h.out_features)) for h in heads])
     bias = torch.stack([F.pad(h.bias, (0, most - h.out_features), value=float("-inf")) for h in heads])
-    read = standardise_rows(states, heads, index)
-    return torch.bmm(weight[index], read.unsqueeze(-1)).squeeze(-1) + bias[index]
+    standardised = _standardise_rows(states, heads, index)
+    return torch.bmm(weight[index], standardised.unsqueeze(-1)).squeeze(-1) + bias[index]
+
+
+def _standardise_rows(states: Tensor, heads: Sequence[Head], index: Tensor) -> Tensor:
+    """Standardise each row with its own head; the batched form of ``Head.standardise``."""
+    centre, scale = (torch.stack([getattr(head, name) for head in heads])[index] for name in ("centre", "scale"))
+    standardised = (states - centre) / scale.unsqueeze(-1)
+    rates = [head.dropout if head.training else 0.0 for head in heads]
+    if not any(rates):
+        return standardised
+    return dropout_by_row(standardised, torch.tensor(rates, device=states.device)[index])

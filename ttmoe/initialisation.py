@@ -1,9 +1,9 @@
-"""How the cores of a tensor train start: as in the paper, or at zero update with every scale fixed.
+"""Initial cores of a tensor train: as in the paper, or for an update of exactly zero.
 
-``core_shapes`` are (left bond, factor, right bond), input cores first; ``count`` is the number of layers that
-are stacked, so every core comes back as (count, left, factor, right) in fp32, on the generator's device. The
-same generator state gives the same cores. Without a generator they come from torch's global one, on the
-default device (so that a plan can be made on the meta device).
+Arguments and results of the public functions: ``core_shapes`` are (left bond, factor, right bond), input cores first;
+``count`` is the number of stacked layers. The cores are returned as tensors (count, left bond, factor, right bond) in
+fp32 on the generator's device, and equal generator states give equal cores. Without a generator they are drawn from
+torch's global one on the default device, so that a plan can be made on the meta device.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ CoreShape = tuple[int, int, int]
 
 
 def paper_cores(core_shapes: Sequence[CoreShape], count: int, generator: torch.Generator | None) -> list[Tensor]:
-    """Every core normal, divided by its Frobenius norm, as in the released code of arXiv 2504.21190.
+    """Return normal cores divided by their Frobenius norm, as in the released code of arXiv 2504.21190.
 
-    The update is not zero at the start, and its size falls by about sqrt(rank) with every further core.
+    The update is not zero, and its size falls by about sqrt(rank) with every further core.
     """
     cores = [_normal((count, *shape), generator) for shape in core_shapes]
     return [core / core.flatten(1).norm(dim=1)[:, None, None, None] for core in cores]
@@ -28,24 +28,25 @@ def paper_cores(core_shapes: Sequence[CoreShape], count: int, generator: torch.G
 def zero_start_cores(
     core_shapes: Sequence[CoreShape], split: int, count: int, generator: torch.Generator | None
 ) -> list[Tensor]:
-    """Cores whose update is exactly zero; ``split`` is the number of input cores.
+    """Return cores whose update is exactly zero; ``split`` is the number of input cores.
 
     The first output core, core ``split``, is zero. Cores left of it are left-orthogonal and cores right of it
-    right-orthogonal (uniform over such), so it is the orthogonality centre of the train (Oseledets 2011,
-    section 3): the map from it to the update keeps Frobenius norms. Hence A has orthonormal rows, a step on
-    the zero core moves the update by exactly that step's length, and its first gradient is an orthogonal
-    projection of the weight's own, entries of the same mean square whatever the number of cores and the rank.
-    (This needs bonds that are capped as in ``TTShape.ranks``; with wider ones cores are orthogonal only the
-    other way round, and the scales are bounded.)
+    right-orthogonal, drawn uniformly, which makes the zero core the orthogonality centre of the train (Oseledets 2011,
+    section 3): the map from that core to the update keeps Frobenius norms. Hence A has orthonormal rows, a step on the
+    zero core moves the update by exactly the step's length, and the core's first gradient is an orthogonal projection
+    of the weight's gradient, with entries of the same mean square for any number of cores and any rank.
+
+    This requires bonds that are capped as in ``TTShape.ranks``. With wider bonds cores are orthogonal in the other
+    direction only, and the scales are bounded.
     """
-    # Any output core could be zero, and trials found no difference. The first one touches the middle bond: it
-    # plays LoRA's zero B with the input side whole, and as an inner core it has the most values for the first
-    # step to move.
+    # Any output core could be the zero one, and trials found no difference. The first one touches the middle bond: it
+    # has the role of LoRA's zero B while the input side stays complete, and as an inner core it has the most values
+    # for the first step to move.
     cores = []
-    for place, (left, factor, right) in enumerate(core_shapes):
-        if place == split:
+    for index, (left, factor, right) in enumerate(core_shapes):
+        if index == split:
             core = torch.zeros((count, left, factor, right), device=_device(generator))
-        elif place < split:
+        elif index < split:
             core = _orthogonal(count, left * factor, right, generator)
         else:
             core = _orthogonal(count, factor * right, left, generator).mT
@@ -54,10 +55,10 @@ def zero_start_cores(
 
 
 def _orthogonal(count: int, rows: int, columns: int, generator: torch.Generator | None) -> Tensor:
-    """Random (count, rows, columns), columns orthonormal; or rows, where there are fewer of them."""
+    """Draw matrices (count, rows, columns) with orthonormal columns, or orthonormal rows if there are fewer rows."""
     normal = _normal((count, max(rows, columns), min(rows, columns)), generator)
     q, r = torch.linalg.qr(normal)
-    # QR fixes signs its own way; times the signs of R's diagonal the result is uniform (Mezzadri 2007).
+    # QR has a sign convention; multiplying by the signs of R's diagonal makes the result uniform (Mezzadri 2007).
     q = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
     return q if rows >= columns else q.mT
 

@@ -1,8 +1,8 @@
-"""The words: a causal base's own language head, frozen, with which every expert that writes text speaks.
+"""The frozen language head of a causal base, which every expert that generates text shares.
 
-The head's weights are the base's (its input embeddings where they are tied, else what its folder holds). What stands
-between the top states and the logits (Gemma 2's soft cap, Granite's and Cohere's scale, ...) is the architecture's own
-code: transformers' causal model is asked for the logits, with a body in its place that only hands over the states.
+The weights are the base's: its input embeddings if they are tied, else read from its folder. Steps between the last
+hidden states and the logits (the soft cap of Gemma 2, the scale of Granite and Cohere, ...) are run by transformers'
+own causal model of the architecture, with a body that returns the given hidden states in place of its own.
 """
 
 from __future__ import annotations
@@ -20,115 +20,149 @@ from torch.utils.checkpoint import checkpoint
 
 from ttmoe.errors import InputError
 
-MAX_POSITIONS = (
-    256  # answer tokens whose logits are there at a time: a vocabulary of 50,000 in fp32 is 50 MB for so many
-)
-_FORMER = {"lm_head.weight": "embed_out.weight"}  # as files of GPT-NeoX call it
+MAX_POSITIONS = 256  # token positions whose logits exist at a time: 50 MB for a vocabulary of 50,000 in fp32
+_OLD_KEYS = {"lm_head.weight": "embed_out.weight"}  # the key in files of GPT-NeoX
 
 
 class LanguageHead:
-    """The language head over a transformers body, in the body's dtype. Only what lies above the body is held anew."""
+    """The language head of a transformers body, in the body's dtype. It shares all other weights with the body.
+
+    Args:
+        body: The body, loaded from a folder that also contains the head's weights unless they are tied.
+
+    Raises:
+        InputError: If the base is not causal, or its folder does not contain the head's weights.
+    """
 
     def __init__(self, body: nn.Module) -> None:
-        """Raises InputError for a base that is not causal, or whose folder lacks the head's weights."""
         require_causal(body.config)
         self.body = body
-        self.causal, self._place, missing = _empty_causal(body)
+        self.causal, self._body_attribute, missing = _empty_causal_model(body)
         if missing:
-            files = _require_files(body.config._name_or_path, missing)  # type: ignore[union-attr, arg-type]
+            files = _find_tensors(body.config._name_or_path, missing)  # type: ignore[union-attr, arg-type]
             dtype, device = next(body.parameters()).dtype, next(body.parameters()).device
-            self.causal.load_state_dict(_read(files, dtype, device), strict=False, assign=True)
+            self.causal.load_state_dict(_read_tensors(files, dtype, device), strict=False, assign=True)
         self.causal.requires_grad_(False).eval()
 
     def logits(self, states: Tensor) -> Tensor:
-        """Scores of every word (places, vocabulary), fp32, that follow on top states (places, width)."""
-        dtype = self._head_on(states.device).dtype
+        """Compute the logits of the next token.
+
+        Args:
+            states: Last hidden states, (positions, width).
+
+        Returns:
+            Logits (positions, vocabulary), fp32.
+        """
+        dtype = self._move_to(states.device)
         return self.causal(inputs_embeds=states.unsqueeze(0).to(dtype), use_cache=False).logits[0].float()
 
     @contextmanager
-    def speaking(self) -> Iterator[Any]:
-        """Within this context transformers' causal model, over the bank's body as it is: with what is active there."""
-        self._head_on(next(self.body.parameters()).device)
-        stand_in = getattr(self.causal, self._place)
-        setattr(self.causal, self._place, self.body)
+    def generation_model(self) -> Iterator[Any]:
+        """Yield transformers' causal model over the real body, for ``generate``.
+
+        The experts that are active in the bank act in it.
+        """
+        self._move_to(next(self.body.parameters()).device)
+        stand_in = getattr(self.causal, self._body_attribute)
+        setattr(self.causal, self._body_attribute, self.body)
         try:
             yield self.causal
         finally:
-            setattr(self.causal, self._place, stand_in)
+            setattr(self.causal, self._body_attribute, stand_in)
 
-    def _head_on(self, device: torch.device) -> nn.Parameter:
-        """The head's weights, brought to where the bank was moved."""
+    def _move_to(self, device: torch.device) -> torch.dtype:
+        """Move the head to ``device``, to which the bank may have been moved, and return its dtype."""
         if next(self.causal.parameters()).device != device:
             self.causal.to(device)
-        return next(self.causal.parameters())
+        return next(self.causal.parameters()).dtype
 
 
-def answer_scores(words: LanguageHead, top: Tensor, inputs: dict[str, Tensor], answers: Sequence[int]) -> list[Tensor]:
-    """For each row a tensor (answer tokens, 2), fp32: each one's log-probability, and the largest at its place.
+def answer_scores(head: LanguageHead, last_hidden_state: Tensor, inputs: dict[str, Tensor],
+                  answer_lengths: Sequence[int]) -> list[Tensor]:  # fmt: skip
+    """Compute the log-probabilities of the answer tokens of each row (teacher forcing).
 
-    ``top`` (rows, tokens, width) are the last hidden states of ``inputs``, padded on the right; the last
-    ``answers[i]`` tokens of row i are its answer, and a row with none gets (0, 2). Logits are worked out at those
-    places alone, ``MAX_POSITIONS`` of them at a time: where there are more, the backward pass works them out again.
+    At most ``MAX_POSITIONS`` logits exist at a time. If there are more positions, the backward pass recomputes them.
+
+    Args:
+        head: The language head.
+        last_hidden_state: Last hidden states of ``inputs``, (rows, tokens, width).
+        inputs: Token ids and attention mask, (rows, tokens), padded on the right.
+        answer_lengths: For each row the number of its last tokens that are the answer; 0 for a row without an answer.
+
+    Returns:
+        For each row a tensor (answer tokens, 2), fp32: the log-probability of the token, and the largest
+        log-probability at its position.
     """
     ends = inputs["attention_mask"].sum(1).tolist()
-    places = [(row, end - count + i) for row, (end, count) in enumerate(zip(ends, answers, strict=True))
-              for i in range(count)]  # fmt: skip
-    if not places:
-        return [top.new_zeros(0, 2, dtype=torch.float32) for _ in answers]
-    rows, tokens = torch.tensor(places, device=top.device).unbind(1)
-    states, targets = top[rows, tokens - 1], inputs["input_ids"][rows, tokens]  # a state foretells the next token
-    parts = []
-    for some, wanted in zip(states.split(MAX_POSITIONS), targets.split(MAX_POSITIONS), strict=True):
-        if torch.is_grad_enabled() and len(targets) > MAX_POSITIONS:
-            parts.append(checkpoint(_said, words, some, wanted, use_reentrant=False))
-        else:
-            parts.append(_said(words, some, wanted))
-    return list(torch.cat(parts).split(list(answers)))
+    positions = [(row, end - length + i) for row, (end, length) in enumerate(zip(ends, answer_lengths, strict=True))
+                 for i in range(length)]  # fmt: skip
+    if not positions:
+        return [last_hidden_state.new_zeros(0, 2, dtype=torch.float32) for _ in answer_lengths]
+    rows, tokens = torch.tensor(positions, device=last_hidden_state.device).unbind(1)
+    # The state at a position predicts the next token.
+    states, targets = last_hidden_state[rows, tokens - 1], inputs["input_ids"][rows, tokens]
+    chunks = zip(states.split(MAX_POSITIONS), targets.split(MAX_POSITIONS), strict=True)
+    if torch.is_grad_enabled() and len(targets) > MAX_POSITIONS:
+        parts = [checkpoint(_log_probabilities, head, *chunk, use_reentrant=False) for chunk in chunks]
+    else:
+        parts = [_log_probabilities(head, *chunk) for chunk in chunks]
+    return list(torch.cat(parts).split(list(answer_lengths)))
 
 
-def _said(words: LanguageHead, states: Tensor, targets: Tensor) -> Tensor:
-    logits = words.logits(states)
-    both = torch.stack([logits.gather(1, targets.unsqueeze(1)).squeeze(1), logits.amax(1)], dim=1)
-    return both - logits.logsumexp(1, keepdim=True)
+def _log_probabilities(head: LanguageHead, states: Tensor, targets: Tensor) -> Tensor:
+    """Return the log-probabilities (positions, 2) of the target tokens and of the likeliest tokens."""
+    logits = head.logits(states)
+    selected = torch.stack([logits.gather(1, targets.unsqueeze(1)).squeeze(1), logits.amax(1)], dim=1)
+    return selected - logits.logsumexp(1, keepdim=True)
 
 
 def require_language_head(body: nn.Module, folder: str | Path, where: str = "base") -> None:
-    """Raise InputError unless a base (the body may be on the meta device) can write text: nothing is loaded."""
+    """Check that a base can generate text. Nothing is loaded.
+
+    Args:
+        body: The body; it may be on the meta device.
+        folder: Folder of the base.
+        where: Config key for the error message.
+
+    Raises:
+        InputError: If the base is not causal, or ``folder`` does not contain the head's weights.
+    """
     require_causal(body.config, where)
-    _, _, missing = _empty_causal(body)
-    _require_files(folder, missing)
+    _, _, missing = _empty_causal_model(body)
+    _find_tensors(folder, missing)
 
 
 def require_causal(config: Any, where: str = "base") -> None:
-    """Raise InputError for the config of a model that does not write text from left to right."""
+    """Raise InputError unless ``config`` is of a causal language model."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
     encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
-    both_ways = getattr(config, "use_bidirectional_attention", False) is True
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or encoder or config.is_encoder_decoder or both_ways:
-        raise InputError(f"the base ({config.model_type}) is no causal language model: it writes no text", where=where,
-                         fix="name a causal base (such as the recipe smollm2's), or another kind of task")  # fmt: skip
+    bidirectional = getattr(config, "use_bidirectional_attention", False) is True
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING or encoder or config.is_encoder_decoder or bidirectional:
+        raise InputError(f"the base ({config.model_type}) is not a causal language model and cannot generate text",
+                         where=where,
+                         fix="use a causal base (as the recipe smollm2 does), or another kind of task")  # fmt: skip
 
 
 def is_tied(config: Any) -> bool:
-    """Whether the head's weights are the input embeddings, as the config says."""
+    """Return whether the head's weights are the input embeddings."""
     return bool(getattr(config, "tie_word_embeddings", False))
 
 
-class _Given(nn.Module):
-    """A body that hands over the states it is given."""
+class _StatesBody(nn.Module):
+    """A body that returns the states it is given as input embeddings."""
 
     @property
-    def decoder(self) -> _Given:
-        """OPT's causal model asks the body's decoder."""
+    def decoder(self) -> _StatesBody:
+        """Return the module that OPT's causal model calls in place of the body."""
         return self
 
-    def forward(self, *args: Any, inputs_embeds: Tensor, **kwargs: Any) -> _Output:
-        return _Output((inputs_embeds,))
+    def forward(self, *args: Any, inputs_embeds: Tensor, **kwargs: Any) -> _BodyOutput:
+        return _BodyOutput((inputs_embeds,))
 
 
-class _Output(tuple):
-    """What a body returns, whichever of transformers' forms it has: beside the states all is None."""
+class _BodyOutput(tuple):
+    """A body's output, for callers that index it and callers that read attributes: all but the states are None."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -136,38 +170,43 @@ class _Output(tuple):
         return self[0] if name == "last_hidden_state" else None
 
 
-def _empty_causal(body: nn.Module) -> tuple[Any, str, list[str]]:
-    """The causal model over nothing, the attribute where its body belongs, and the tensors that are to be read."""
+def _empty_causal_model(body: nn.Module) -> tuple[Any, str, list[str]]:
+    """Build transformers' causal model around a ``_StatesBody``.
+
+    Returns:
+        The model, on the meta device except for tied weights; the attribute that holds its body; the names of the
+        parameters to load.
+    """
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         causal = AutoModelForCausalLM.from_config(copy.deepcopy(body.config))
-    place, head = causal.base_model_prefix, causal.get_output_embeddings()
-    if type(getattr(causal, place, None)) is not type(body) or head is None:
-        raise InputError(f"the language head of architecture {causal.config.model_type!r} is not known", where="base",
-                         fix="name another causal base")  # fmt: skip
-    setattr(causal, place, _Given())
-    causal.config = body.config  # one config: what is set on the body holds for the whole
-    shared = body.get_input_embeddings().weight if is_tied(body.config) else None  # type: ignore[operator]
-    if shared is not None:
-        head.weight = shared
-    return causal, place, [name for name, value in causal.named_parameters() if value is not shared]
+    attribute, head = causal.base_model_prefix, causal.get_output_embeddings()
+    if type(getattr(causal, attribute, None)) is not type(body) or head is None:
+        raise InputError(f"cannot find the language head of architecture {causal.config.model_type!r}", where="base",
+                         fix="use another causal base")  # fmt: skip
+    setattr(causal, attribute, _StatesBody())
+    causal.config = body.config  # shared, so that settings changed on the body apply to the whole model
+    tied = body.get_input_embeddings().weight if is_tied(body.config) else None  # type: ignore[operator]
+    if tied is not None:
+        head.weight = tied
+    return causal, attribute, [name for name, value in causal.named_parameters() if value is not tied]
 
 
-def _require_files(folder: str | Path | None, missing: Sequence[str]) -> dict[str, tuple[Path, str]]:
-    """The file and the key there of each tensor. Raises InputError where one is in no safetensors file."""
-    found: dict[str, tuple[Path, str]] = {}
-    for path in sorted(Path(folder).glob("*.safetensors")) if missing and folder else ():
+def _find_tensors(folder: str | Path | None, names: Sequence[str]) -> dict[str, tuple[Path, str]]:
+    """Find the safetensors file of each tensor, and its key there. Raise InputError if one is missing."""
+    files: dict[str, tuple[Path, str]] = {}
+    for path in sorted(Path(folder).glob("*.safetensors")) if names and folder else ():
         with safe_open(path, "pt") as file:
             keys = set(file.keys())
-        found |= {name: (path, key) for name in missing for key in (name, _FORMER.get(name, name)) if key in keys}
-    if lacking := [name for name in missing if name not in found]:
-        raise InputError(f"the base holds no {', '.join(lacking)}: it was saved without its language head",
-                         where=str(folder or "base"), fix="save the causal model, as safetensors")  # fmt: skip
-    return found
+        files |= {name: (path, key) for name in names for key in (name, _OLD_KEYS.get(name, name)) if key in keys}
+    if missing := [name for name in names if name not in files]:
+        raise InputError(f"the base has no {', '.join(missing)}: it was saved without its language head",
+                         where=str(folder or "base"), fix="save the causal model as safetensors")  # fmt: skip
+    return files
 
 
-def _read(files: dict[str, tuple[Path, str]], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+def _read_tensors(files: dict[str, tuple[Path, str]], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
     tensors = {}
     for name, (path, key) in files.items():
         with safe_open(path, "pt") as file:

@@ -1,4 +1,4 @@
-"""The one adapted layer: a frozen linear map plus low-rank updates, one expert for each row of the batch."""
+"""The adapted layer: a frozen linear map plus low-rank updates, with one expert for each row of the batch."""
 
 from __future__ import annotations
 
@@ -8,41 +8,46 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ttmoe.fused import fusible, linear_and_update
-from ttmoe.row_dropout import drop_rows
+from ttmoe.fused import is_fusible, linear_and_update
+from ttmoe.row_dropout import dropout_by_row
 
 
 @dataclass
 class Update:
-    """The factors that are active at one site for one batch.
+    """The low-rank factors that one role of a layer applies to one batch.
 
-    ``a`` (experts, r, in) and ``b`` (experts, out, r), the scale already in ``b``; ``rows`` (batch,) says which of
-    the stacked experts each row goes through, in order of first appearance, and is None where there is only one.
-    ``dropout`` is one rate, or a tensor (experts,) where the experts differ.
+    Attributes:
+        a: A of each expert in the batch, (experts, r, in).
+        b: B of each expert, (experts, out, r), already multiplied by the method's scaling.
+        expert_index: Index into ``a`` and ``b`` for each row, (batch,), numbered in order of first appearance; None if
+            the batch has a single expert.
+        dropout: Dropout rate on the layer's input in training, or a tensor (experts,) if the experts' rates differ.
     """
 
     a: Tensor
     b: Tensor
-    rows: Tensor | None
+    expert_index: Tensor | None
     dropout: float | Tensor = 0.0
 
     @property
-    def drops(self) -> bool:
-        """Whether there is dropout in training."""
+    def has_dropout(self) -> bool:
+        """Whether any expert has a dropout rate above zero."""
         return not isinstance(self.dropout, float) or self.dropout > 0
 
-    def only(self, expert: int) -> Update:
-        """The same for one of the stacked experts alone."""
-        one = slice(expert, expert + 1)
+    def select(self, expert: int) -> Update:
+        """Return the update of a single expert, for all rows."""
+        index = slice(expert, expert + 1)
         rate = self.dropout if isinstance(self.dropout, float) else float(self.dropout[expert])
-        return Update(self.a[one], self.b[one], None, rate)
+        return Update(self.a[index], self.b[index], None, rate)
 
 
 class AdaptedLinear(nn.Module):
-    """A frozen ``nn.Linear`` or ``Conv1D`` whose output, or parts of it, get ``B A x`` added.
+    """A frozen ``nn.Linear`` or ``Conv1D`` that adds ``B A x`` to its output, or to parts of its output.
 
-    ``parts`` names the output features of each role that can be adapted here (more than one in a fused projection).
-    The bank sets ``updates`` before a forward pass; with none set the layer is the frozen map, bit for bit.
+    Attributes:
+        inner: The frozen map. Without updates the layer's output is bitwise that of ``inner``.
+        parts: Output features of each role that can be adapted (more than one role in a fused projection).
+        updates: Update of each role for the current batch, set by the bank before a forward pass.
     """
 
     def __init__(self, inner: nn.Module) -> None:
@@ -53,7 +58,7 @@ class AdaptedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight: some architectures read it to learn a dtype."""
+        """The frozen weight. Some architectures read it to choose a dtype."""
         return self.inner.weight  # type: ignore[return-value]
 
     @property
@@ -62,75 +67,80 @@ class AdaptedLinear(nn.Module):
         return self.inner.bias  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
-        """X (batch, ..., in) -> (batch, ..., out)."""
+        """Map x (batch, ..., in) to (batch, ..., out)."""
         if len(self.updates) == 1:
             ((role, update),) = self.updates.items()
             part = self.parts[role]
-            if isinstance(part, slice) and not (self.training and update.drops) and fusible(self.inner, x):
-                return linear_and_update(x, self.inner, *rows_factors(x, update), part)  # type: ignore[arg-type]
+            if isinstance(part, slice) and not (self.training and update.has_dropout) and is_fusible(self.inner, x):
+                return linear_and_update(x, self.inner, *_factors_for(x, update), part)  # type: ignore[arg-type]
         y = self.inner(x)
         for role, update in self.updates.items():
-            y = _add(y, low_rank(x, update, self.training), self._part(role, y.device))
+            y = _add(y, apply_update(x, update, self.training), self._part(role, y.device))
         return y
 
     def _part(self, role: str, device: torch.device) -> slice | Tensor:
-        """The role's output features; an index goes to the device once, not in every pass."""
         part = self.parts[role]
         if isinstance(part, Tensor) and part.device != device:
-            part = self.parts[role] = part.to(device)
+            part = self.parts[role] = part.to(device)  # stored, so that later passes copy nothing
         return part
 
 
-def low_rank(x: Tensor, update: Update, training: bool) -> Tensor:
-    """``B A x`` for every row through its own expert: two thin products, x (batch, ..., in) -> (batch, ..., out).
+def apply_update(x: Tensor, update: Update, training: bool) -> Tensor:
+    """Return ``B A x`` with each row's own expert, as two thin matrix products.
 
-    Raises ValueError for a mixed batch whose rows cannot be told apart in ``x``.
+    Args:
+        x: Input (batch, ..., in). Batch and tokens may be flattened into one dimension, rows in order.
+        update: Factors and the expert of each row.
+        training: Whether to apply dropout to ``x``.
+
+    Returns:
+        (batch, ..., out).
+
+    Raises:
+        ValueError: If the batch has several experts and the first dimension of ``x`` is not a multiple of its rows.
     """
-    if update.rows is None:
+    if update.expert_index is None:
         if training and update.dropout:
             x = F.dropout(x, float(update.dropout))
         return F.linear(F.linear(x, update.a[0]), update.b[0])
-    a, bt = rows_factors(x, update)
+    a, bt = _factors_for(x, update)
     # Some architectures flatten (batch, tokens) before a projection; the rows of the batch stay in order.
     rows = x.reshape(len(a), -1, x.shape[-1])
     if training:
-        rows = _drop(rows, update)
+        rows = _dropout(rows, update)
     return torch.bmm(torch.bmm(rows, a.mT), bt).reshape(*x.shape[:-1], bt.shape[-1])
 
 
-def rows_factors(x: Tensor, update: Update) -> tuple[Tensor, Tensor]:
-    """A (n, r, in) and B transposed (n, r, out): one for all rows of x, or one for each row of the batch.
-
-    Raises ValueError for a mixed batch whose rows cannot be told apart in ``x``.
-    """
-    a, bt, index = update.a, update.b.mT, update.rows
+def _factors_for(x: Tensor, update: Update) -> tuple[Tensor, Tensor]:
+    """Return A (n, r, in) and B transposed (n, r, out); n is 1 for a single expert, else the rows of the batch."""
+    a, bt, index = update.a, update.b.mT, update.expert_index
     if index is None:
         return a, bt
     if x.shape[0] % len(index):
-        raise ValueError(f"{x.shape[0]} rows reach an adapted layer in a batch of {len(index)}: the architecture "
-                         "shares this input between rows, which each need their own expert")  # fmt: skip
-    if len(a) == len(index):  # each row has an expert of its own, and they stand in order
+        raise ValueError(f"an adapted layer received {x.shape[0]} rows for a batch of {len(index)}: the architecture "
+                         "shares this input between rows, but each row needs its own expert")  # fmt: skip
+    if len(a) == len(index):  # every row has its own expert, and the experts are in the order of the rows
         return a, bt
     return a.index_select(0, index), bt.index_select(0, index)
 
 
-def _drop(x: Tensor, update: Update) -> Tensor:
-    """Dropout of x (batch, tokens, in), each row at its expert's rate."""
+def _dropout(x: Tensor, update: Update) -> Tensor:
+    """Apply dropout to x (batch, tokens, in), each row at its expert's rate."""
     if isinstance(update.dropout, float):
         return F.dropout(x, update.dropout) if update.dropout else x
-    return drop_rows(x, update.dropout[update.rows])
+    return dropout_by_row(x, update.dropout[update.expert_index])
 
 
 def _add(y: Tensor, delta: Tensor, part: slice | Tensor) -> Tensor:
     if isinstance(part, Tensor):
-        return y.index_add(-1, part.to(y.device), delta)
+        return y.index_add(-1, part, delta)
     if delta.shape[-1] == y.shape[-1]:
         return y + delta
     return y + F.pad(delta, (part.start, y.shape[-1] - part.stop))
 
 
 def linear_size(module: nn.Module) -> tuple[int, int] | None:
-    """(in_features, out_features) of an ``nn.Linear``, a GPT-2 ``Conv1D`` or an adapted one; None for anything else."""
+    """Return (in_features, out_features) of an ``nn.Linear``, GPT-2 ``Conv1D`` or ``AdaptedLinear``, else None."""
     if isinstance(module, AdaptedLinear):
         return linear_size(module.inner)
     if isinstance(module, nn.Linear):

@@ -1,4 +1,4 @@
-"""An expert written into the base's weights: W + B A, for serving one expert at the bare base's cost."""
+"""Merge an expert into the base's weights, W + B A, to serve it at the cost of the bare base."""
 
 from __future__ import annotations
 
@@ -14,10 +14,19 @@ from ttmoe.layer import AdaptedLinear
 
 @torch.no_grad()
 def merged_weights(adapter: Adapter, layers: Mapping[str, AdaptedLinear]) -> dict[str, Tensor]:
-    """The weight of every layer that ``adapter`` acts on, with its update added, by the layer's path.
+    """Return the weight of every layer that ``adapter`` adapts, with the update added.
 
-    Summed in fp32 and rounded once to the base's dtype; the layers stay as they are. Raises InputError for a result
-    that is not finite.
+    The sum is computed in fp32 and rounded once to the base's dtype. The layers are not changed.
+
+    Args:
+        adapter: The adapter to add.
+        layers: The adapted layers by path.
+
+    Returns:
+        New weights by the layer's path, each of the shape and dtype of the layer's weight.
+
+    Raises:
+        InputError: If a merged weight is not finite.
     """
     sums: dict[str, Tensor] = {}
     for group, (a, b) in zip(adapter.groups, adapter.factors(), strict=True):
@@ -27,24 +36,28 @@ def merged_weights(adapter: Adapter, layers: Mapping[str, AdaptedLinear]) -> dic
             rows = total if isinstance(layers[site.path].inner, nn.Linear) else total.T  # Conv1D stores (in, out)
             rows[site.rows] += b[i].to(total.dtype) @ a[i].to(total.dtype)
     merged = {path: total.to(layers[path].weight.dtype) for path, total in sums.items()}
-    broken = [path for path, weight in merged.items() if not torch.isfinite(weight).all()]
-    if broken:
-        raise InputError(f"merged weights would not be finite in {', '.join(broken)}", where="bank",
-                         fix="nothing was merged; train the expert again, or use a base of a wider dtype")  # fmt: skip
+    not_finite = [path for path, weight in merged.items() if not torch.isfinite(weight).all()]
+    if not_finite:
+        raise InputError(f"merged weights are not finite in {', '.join(not_finite)}; nothing was merged", where="bank",
+                         fix="train the expert again, or use a base of a wider dtype")  # fmt: skip
     return merged
 
 
 class Merge:
-    """One merged expert, and the weights that were there before it."""
+    """One merged expert and the base's original weights.
+
+    Attributes:
+        name: Name of the merged expert.
+    """
 
     def __init__(self, name: str, adapter: Adapter, layers: Mapping[str, AdaptedLinear]) -> None:
         self.name = name
         merged = merged_weights(adapter, layers)
-        self._kept = [(layers[path].weight, layers[path].weight.data) for path in merged]
+        self._originals = [(layers[path].weight, layers[path].weight.data) for path in merged]
         for path, weight in merged.items():
             layers[path].weight.data = weight
 
     def undo(self) -> None:
-        """Put the very tensors back that were replaced (following the base, should it have moved meanwhile)."""
-        for weight, before in self._kept:
-            weight.data = before.to(weight.device, weight.dtype)
+        """Restore the original tensors, on the device and in the dtype that the base has now."""
+        for weight, original in self._originals:
+            weight.data = original.to(weight.device, weight.dtype)

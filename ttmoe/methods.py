@@ -1,12 +1,12 @@
-"""The parametrisations of an update dW = B A: a tensor train, and plain low rank (LoRA).
+"""Parametrisations of an update dW = B A: a tensor train, and plain low rank (LoRA).
 
-A layer or bank knows neither: it stores the cores that ``initial`` gives and asks ``factors`` for A and B.
+Layers and banks use the ``Method`` protocol only: they store the cores that ``initial_cores`` returns and get A and B
+from ``factors``.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, get_args
@@ -17,20 +17,20 @@ from torch import Tensor
 from ttmoe.errors import InputError
 from ttmoe.initialisation import paper_cores, zero_start_cores
 from ttmoe.shapes import TTShape, lora_parameters
-from ttmoe.tensor_train import factors
+from ttmoe.tensor_train import cores_to_factors
 
-Start = Literal["zero", "paper"]
-
-_LOW_RANK = re.compile(r"lora:(\d+)x(\d+)@(\d+)")
-_TENSOR_TRAIN = re.compile(r"tt:([^/]*)(?:/(\w+))?")
+TensorTrainInit = Literal["zero", "paper"]
 
 
 class Method(Protocol):
-    """What a layer needs to know of a parametrisation: a value, equal where its text is equal."""
+    """A parametrisation of the update of one linear map.
+
+    Implementations are immutable, and two of them are equal if and only if their ``str`` is equal.
+    """
 
     @property
     def name(self) -> str:
-        """``tt`` or ``lora``."""
+        """The method's name in ``AdapterSpec``: ``tt`` or ``lora``."""
 
     @property
     def in_features(self) -> int:
@@ -42,44 +42,55 @@ class Method(Protocol):
 
     @property
     def rank(self) -> int:
-        """The number of rows of A and columns of B."""
+        """The rank of the update: the number of rows of A and of columns of B."""
 
     @property
     def core_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """The shape of each trained tensor of one layer, in the order of ``initial`` and ``factors``."""
+        """The shape of each core of one layer, in the order of ``initial_cores`` and ``factors``."""
 
     @property
     def parameters(self) -> int:
-        """The number of trained values of one layer."""
+        """The number of trainable parameters of one layer."""
 
     def scaling(self, alpha: float) -> float:
-        """The number the update is multiplied by."""
+        """Return the number that the update is multiplied by."""
 
-    def initial(self, count: int, generator: torch.Generator | None) -> list[Tensor]:
-        """Fresh fp32 cores (count, *core shape) for ``count`` layers, on the generator's device.
+    def initial_cores(self, count: int, generator: torch.Generator | None) -> list[Tensor]:
+        """Return initial cores for ``count`` layers.
 
-        Determined by the generator's state; without one, from torch's global generator on the default device.
+        Args:
+            count: Number of stacked layers.
+            generator: Source of randomness; equal states give equal cores. None uses torch's global generator and the
+                default device.
+
+        Returns:
+            Tensors (count, *core shape) in fp32 on the generator's device.
         """
 
     def factors(self, cores: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """A (..., rank, in) and B (..., out, rank) from cores (..., *core shape), differentiable."""
+        """Return A (..., rank, in) and B (..., out, rank) of cores (..., *core shape), differentiably."""
 
 
 @dataclass(frozen=True)
 class TensorTrain:
     """An update whose factors are tensor trains (TT-LoRA, arXiv 2504.21190).
 
-    ``init`` is how cores start: ``zero`` leaves the base model as it is (``zero_start_cores``), ``paper``
-    does as the released code. Raises ``InputError`` for another ``init``.
+    Attributes:
+        shape: Factors and rank of the train.
+        init: Initial cores: ``zero`` for an update of zero (``zero_start_cores``), ``paper`` for the released code's
+            (``paper_cores``).
+
+    Raises:
+        InputError: If ``init`` is neither.
     """
 
     shape: TTShape
-    init: Start = "zero"
+    init: TensorTrainInit = "zero"
     name: ClassVar[str] = "tt"
 
     def __post_init__(self) -> None:
-        if self.init not in get_args(Start):
-            raise InputError(f"'{self.init}' is not a start of tensor trains", fix="use 'zero' or 'paper'")
+        if self.init not in get_args(TensorTrainInit):
+            raise InputError(f"'{self.init}' is not an initialisation of tensor trains", fix="use 'zero' or 'paper'")
 
     def __str__(self) -> str:
         return f"tt:{self.shape}" + ("" if self.init == "zero" else f"/{self.init}")
@@ -96,7 +107,7 @@ class TensorTrain:
 
     @property
     def rank(self) -> int:
-        """The middle bond: the rank of the update, not more than the shape's rank."""
+        """The middle bond, which is at most the shape's rank."""
         return self.shape.inner_rank
 
     @property
@@ -106,30 +117,32 @@ class TensorTrain:
 
     @property
     def parameters(self) -> int:
-        """The number of trained values of one layer."""
+        """The number of trainable parameters of one layer."""
         return self.shape.parameters
 
     def scaling(self, alpha: float) -> float:
-        """``alpha`` itself: the paper's bare multiplier."""
+        """Return ``alpha`` itself, as in the paper."""
         return float(alpha)
 
-    def initial(self, count: int, generator: torch.Generator | None) -> list[Tensor]:
-        """Fresh fp32 cores (count, left, factor, right), on the generator's device."""
+    def initial_cores(self, count: int, generator: torch.Generator | None) -> list[Tensor]:
+        """Return cores (count, left bond, factor, right bond), initialised according to ``init``."""
         if self.init == "paper":
             return paper_cores(self.shape.core_shapes, count, generator)
         return zero_start_cores(self.shape.core_shapes, self.shape.split, count, generator)
 
     def factors(self, cores: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """A (..., rank, in) and B (..., out, rank) from cores (..., left, factor, right)."""
-        return factors(cores, self.shape.split)
+        """Return A (..., rank, in) and B (..., out, rank) of cores (..., left bond, factor, right bond)."""
+        return cores_to_factors(cores, self.shape.split)
 
 
 @dataclass(frozen=True)
 class LowRank:
     """LoRA (arXiv 2106.09685): the cores are A (rank, in) and B (out, rank) themselves.
 
-    Raises ``InputError`` for a width or rank below 1. The rank is not capped: an adapter from elsewhere keeps
-    its own.
+    The rank may exceed the widths, so that imported adapters keep theirs.
+
+    Raises:
+        InputError: If a width or the rank is below 1.
     """
 
     in_features: int
@@ -139,27 +152,27 @@ class LowRank:
 
     def __post_init__(self) -> None:
         if min(self.in_features, self.out_features, self.rank) < 1:
-            raise InputError(f"{self} has a width or rank below 1", fix="give whole numbers from 1 up")
+            raise InputError(f"{self} has a width or rank below 1", fix="use whole numbers of at least 1")
 
     def __str__(self) -> str:
         return f"lora:{self.in_features}x{self.out_features}@{self.rank}"
 
     @property
     def core_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """(rank, in) and (out, rank)."""
+        """(rank, in) for A and (out, rank) for B."""
         return (self.rank, self.in_features), (self.out_features, self.rank)
 
     @property
     def parameters(self) -> int:
-        """The number of trained values of one layer."""
+        """The number of trainable parameters of one layer."""
         return lora_parameters(self.in_features, self.out_features, self.rank)
 
     def scaling(self, alpha: float) -> float:
-        """``alpha / rank`` (section 4.1 of the paper)."""
+        """Return ``alpha / rank`` (section 4.1 of the paper)."""
         return alpha / self.rank
 
-    def initial(self, count: int, generator: torch.Generator | None) -> list[Tensor]:
-        """A Kaiming-uniform with a = sqrt 5 as in PEFT, which is uniform within 1 / sqrt(in); B zero."""
+    def initial_cores(self, count: int, generator: torch.Generator | None) -> list[Tensor]:
+        """Return A, uniform within 1 / sqrt(in), and B, zero; as PEFT (Kaiming-uniform with a = sqrt 5)."""
         size = (count, self.rank, self.in_features)
         device = generator.device if generator else torch.get_default_device()
         a = torch.rand(size, generator=generator, device=device, dtype=torch.float32)
@@ -167,19 +180,6 @@ class LowRank:
         return [(2 * a - 1) / math.sqrt(self.in_features), b]
 
     def factors(self, cores: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The cores: A (..., rank, in) and B (..., out, rank)."""
+        """Return the cores themselves: A (..., rank, in) and B (..., out, rank)."""
         a, b = cores
         return a, b
-
-
-def parse_method(text: str) -> Method:
-    """Read what ``str`` of a method writes: ``tt:16x8|8x16@5``, ``tt:...@5/paper`` or ``lora:576x192@16``.
-
-    Raises ``InputError`` for any other text.
-    """
-    if low_rank := _LOW_RANK.fullmatch(text):
-        return LowRank(*map(int, low_rank.groups()))
-    if tensor_train := _TENSOR_TRAIN.fullmatch(text):
-        shape, init = tensor_train.groups(default="zero")
-        return TensorTrain(TTShape.parse(shape), init)  # type: ignore[arg-type]  # checked there
-    raise InputError(f"'{text}' is not a method", fix="write 'tt:16x8|8x16@5' or 'lora:576x192@16'")

@@ -1,4 +1,4 @@
-"""The public names in one place, from which ``ttmoe`` takes them when the first of them is used."""
+"""The public names of ``ttmoe``, which imports this module at the first use of one of them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The routed model: texts in; for each the expert that the router picked, and that expert's answer.
+"""The routed model: the router chooses an expert for each input, and that expert answers.
 
-What the router's reading of the base has computed is not computed again: the experts start from the hidden state up to
-which nothing differs. Where the router reads no layer that an expert adapts, the whole answer is one pass.
+The hidden states computed for the router are reused: the experts of a batch start from the highest one below their
+adapted layers. If the router reads only layers below the adapted ones, each input takes one pass through the base.
 """
 
 from __future__ import annotations
@@ -20,21 +20,26 @@ from ttmoe.encoding import Input, Item, collate, encode_inputs, pad_id_of
 from ttmoe.errors import InputError
 from ttmoe.expert_files import Manifest, load_expert
 from ttmoe.features import pool_states
-from ttmoe.generation import MOST_TOKENS, GeneratedText, generate, prompt_of
+from ttmoe.generation import DEFAULT_MAX_NEW_TOKENS, GeneratedText, generate, prompt_of
 from ttmoe.router import Router, load_router
 from ttmoe.scoring import score
 
-UNKNOWN = "unknown"  # no task may be called so
+UNKNOWN = "unknown"
+"""The task of an input that resembles none of the library's tasks. No task may have this name."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One answer: the ``task`` that was routed to, its ``label``, and how sure the two steps are (0 to 1).
+    """The answer to one input.
 
-    ``confidence`` is the expert's probability of the label, ``routing`` the router's, calibrated, of the expert.
-    ``scores`` are the probabilities of all the expert's labels (of a choice: of the options' numbers). An expert that
-    writes gives its text for a label, and no scores. A text that is like none of the library's tasks has the task
-    ``unknown``, no label and no scores.
+    Attributes:
+        task: The task that the input was routed to, or ``unknown``.
+        label: The label; for a choice the index of the option; for an expert that generates text, the text. Empty if
+            the task is unknown.
+        confidence: The expert's probability of the label, 0 to 1.
+        routing: The router's calibrated probability of the task, 0 to 1.
+        scores: The probability of every label, or of every option by its index. Empty for generated text and for an
+            unknown task.
     """
 
     task: str
@@ -45,116 +50,144 @@ class Prediction:
 
 
 class RoutedModel:
-    """A whole library behind one call. Nothing in it is trainable, and equal inputs give equal answers."""
+    """A library's experts and its router on one base, for inference. Equal inputs give equal answers.
+
+    Args:
+        bank: The bank with one expert per task of the router. It is put into eval mode.
+        router: The router. It is put into eval mode, on the bank's device.
+        manifests: The manifest of each expert, by task.
+        tokenizer: The base's tokenizer.
+        max_length: Tokens to which inputs are truncated.
+    """
 
     def __init__(self, bank: Bank, router: Router, manifests: dict[str, Manifest], tokenizer: Any,
                  max_length: int) -> None:  # fmt: skip
         self.bank, self.router, self.manifests = bank.eval(), router.eval().to(bank.device), manifests
-        if familiarity := router.familiarity:  # half precision is for the file: to widen it anew takes every batch long
+        if familiarity := router.familiarity:  # saved in fp16; converting it once is faster than in every batch
             familiarity.basis = familiarity.basis.float()
         self.tokenizer, self.max_length, self.pad_id = tokenizer, max_length, pad_id_of(tokenizer)
-        self._layers = len(bank.trunk(0).layers)
-        self._read = router.features.indexes(self._layers)
+        self._layer_count = len(bank.trunk(0).layers)
+        self._feature_indexes = router.features.indexes(self._layer_count)
 
     @classmethod
     def load(cls, folder: Path, base: Base, device: str = "cpu") -> RoutedModel:
-        """Load a router folder with its experts in ``experts/<task>/``.
+        """Load a router and its experts.
 
-        Raises InputError where the base or an expert is not the one that the router's lock names.
+        Args:
+            folder: The router's folder, with the folder of each expert in ``experts/<task>/``.
+            base: The base that the router and the experts were trained on.
+            device: Device of the model.
+
+        Raises:
+            InputError: If a file is missing or altered, or the base or an expert is not the one in the router's lock.
         """
         router, manifest = load_router(folder)
         if manifest["base"]["digest"] != base.digest:
             raise InputError(f"the router was trained on base {manifest['base']['digest'][:12]}, "
-                             f"this is {base.digest[:12]}",
-                             where=str(folder), fix="load the base it was trained on")  # fmt: skip
+                             f"but the loaded base is {base.digest[:12]}",
+                             where=str(folder), fix="load the base that the router was trained on")  # fmt: skip
         bank = Bank(load_body(base, device), base.pooling)
-        experts = {}
+        manifests = {}
         for task, spec_hash in manifest["lock"].items():
-            experts[task] = load_expert(bank, folder / "experts" / task, base.digest)
-            if experts[task].spec_hash != spec_hash:
-                raise InputError(f"expert {task!r} is {experts[task].spec_hash[:12]}, "
-                                 f"the router was trained for {spec_hash[:12]}",
-                                 where=str(folder), fix="run the library again: the router is stale")  # fmt: skip
-        return cls(bank, router, experts, load_tokenizer(base), base.max_length)
+            manifests[task] = load_expert(bank, folder / "experts" / task, base.digest)
+            if manifests[task].spec_hash != spec_hash:
+                raise InputError(f"expert {task!r} is {manifests[task].spec_hash[:12]}, "
+                                 f"but the router was trained for {spec_hash[:12]}",
+                                 where=str(folder), fix="the router is stale: run `ttmoe run` again")  # fmt: skip
+        return cls(bank, router, manifests, load_tokenizer(base), base.max_length)
 
     @property
     def one_pass(self) -> bool:
-        """Whether no layer runs twice for a row of text: the router reads nothing that an expert changes."""
-        lowest = (self.bank.expert(task).adapter.lowest for task in self.router.tasks)
-        return max(self._read) <= min(lowest)
+        """Whether every layer runs at most once per text: the router reads no hidden state that an expert changes."""
+        lowest_layers = (self.bank.expert(task).adapter.lowest_layer for task in self.router.tasks)
+        return max(self._feature_indexes) <= min(lowest_layers)
 
     def predict(self, inputs: Sequence[Input], batch_size: int = 64, *, unknown: bool = True) -> list[Prediction]:
-        """Answer every input, in order; rows of different tasks share a batch.
+        """Route and answer inputs of any kind. Rows of different tasks share a batch.
 
-        Without ``unknown``, what is like none of the tasks is answered too, by the likeliest. Raises InputError for an
-        empty text.
+        Args:
+            inputs: The rows.
+            batch_size: Rows in a batch, at most.
+            unknown: Answer ``unknown`` for a row that resembles none of the tasks. If False, the likeliest expert
+                answers it.
+
+        Returns:
+            One prediction per row, in order.
+
+        Raises:
+            InputError: If a text is empty.
         """
         if any(not prompt_of(row).strip() for row in inputs):
-            raise InputError("an empty text has no answer", where="predict", fix="leave empty inputs out")
+            raise InputError("an empty text cannot be answered", where="predict", fix="leave empty inputs out")
         items = encode_inputs(self.tokenizer, inputs, self.max_length)
         by_length = sorted(range(len(items)), key=lambda i: items[i].length)
-        answers: dict[int, Prediction] = {}
+        predictions: dict[int, Prediction] = {}
         for start in range(0, len(items), batch_size):
             rows = by_length[start : start + batch_size]
-            found = self._answer([inputs[i] for i in rows], [items[i] for i in rows], unknown)
-            answers.update(zip(rows, found, strict=True))
-        return [answers[i] for i in range(len(inputs))]
+            batch = self._predict_batch([inputs[i] for i in rows], [items[i] for i in rows], unknown)
+            predictions.update(zip(rows, batch, strict=True))
+        return [predictions[i] for i in range(len(inputs))]
 
     @torch.no_grad()
-    def _answer(self, inputs: list[Input], items: list[Item], unknown: bool) -> list[Prediction]:
+    def _predict_batch(self, inputs: list[Input], items: list[Item], unknown: bool) -> list[Prediction]:
         wholes = collate([item.whole for item in items], self.pad_id, self.bank.device)
         hidden = self._hidden_states(wholes)
-        features = pool_states([hidden[i] for i in self._read], wholes["attention_mask"], self.router.features.poolings)
+        states = [hidden[i] for i in self._feature_indexes]
+        features = pool_states(states, wholes["attention_mask"], self.router.features.poolings)
         routes = self.router.route(features.flatten(1))
-        answers = [Prediction(UNKNOWN, "", 0.0, share) for share in routes.shares]
-        known = {i: name for i, name in enumerate(routes.names) if routes.known[i] or not unknown}
-        writing = {i: name for i, name in known.items() if self.manifests[name].kind == "generate"}
-        judging = {i: name for i, name in known.items() if i not in writing}
-        for i, scores in self._scores(items, wholes, hidden, judging):
-            answers[i] = self._describe(judging[i], routes.shares[i], scores)
-        for i, written in self._written(inputs, writing):
-            answers[i] = Prediction(writing[i], written.text, written.probability, routes.shares[i])
-        return answers
+        predictions = [Prediction(UNKNOWN, "", 0.0, probability) for probability in routes.probabilities]
+        answered = {i: name for i, name in enumerate(routes.names) if routes.familiar[i] or not unknown}
+        generating = {i: name for i, name in answered.items() if self.manifests[name].kind == "generate"}
+        scoring = {i: name for i, name in answered.items() if i not in generating}
+        for i, scores in self._score(items, wholes, hidden, scoring):
+            predictions[i] = self._prediction(scoring[i], routes.probabilities[i], scores)
+        for i, generated in self._generate(inputs, generating):
+            predictions[i] = Prediction(generating[i], generated.text, generated.probability, routes.probabilities[i])
+        return predictions
 
     def _hidden_states(self, wholes: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Hidden states of the bare base from the embeddings to the highest that the router reads."""
-        top = max(self._read)
-        if top < self._layers:
+        """Compute the base's hidden states without experts, up to the highest that the router reads."""
+        top = max(self._feature_indexes)
+        if top < self._layer_count:
             return self.bank.trunk(top).hidden_states(wholes)
         return self.bank.model(**wholes, output_hidden_states=True).hidden_states
 
-    def _scores(self, items: list[Item], wholes: dict[str, Tensor], hidden: tuple[Tensor, ...],
-                names: dict[int, str]) -> Iterator[tuple[int, Tensor]]:  # fmt: skip
-        """Each row's scores through its expert: whole inputs above what was read, options by themselves."""
-        apart = [i for i, name in names.items() if self.manifests[name].kind == "choice" and items[i].options]
-        plain = [i for i in names if i not in apart]
-        if plain:
-            lowest = min(self.bank.expert(names[i]).adapter.lowest for i in plain)
-            depth = min(lowest, len(hidden) - 1)
+    def _score(self, items: list[Item], wholes: dict[str, Tensor], hidden: tuple[Tensor, ...],
+               names: dict[int, str]) -> Iterator[tuple[int, Tensor]]:  # fmt: skip
+        """Yield the index and the scores of each row of ``names``.
+
+        Whole rows start from the hidden states of the router's pass. Options are sequences of their own.
+        """
+        by_option = [i for i, name in names.items() if self.manifests[name].kind == "choice" and items[i].options]
+        whole = [i for i in names if i not in by_option]
+        if whole:
+            lowest_layer = min(self.bank.expert(names[i]).adapter.lowest_layer for i in whole)
+            depth = min(lowest_layer, len(hidden) - 1)
             inputs, states = wholes, hidden[depth]
-            if len(plain) < len(items):
-                index = torch.tensor(plain, device=self.bank.device)
+            if len(whole) < len(items):
+                index = torch.tensor(whole, device=self.bank.device)
                 inputs, states = {key: value[index] for key, value in wholes.items()}, states[index]
-            scores = self.bank(inputs, [names[i] for i in plain], states=states, depth=depth).cpu()
-            widths = [self.bank.expert(names[i]).head.out_features for i in plain]
-            yield from zip(plain, (row[:width] for row, width in zip(scores, widths, strict=True)), strict=True)
-        if apart:
-            chosen = score(self.bank, [items[i] for i in apart], [names[i] for i in apart], self.pad_id)
-            yield from zip(apart, chosen, strict=True)
+            scores = self.bank(inputs, [names[i] for i in whole], states=states, depth=depth).cpu()
+            widths = [self.bank.expert(names[i]).head.out_features for i in whole]
+            yield from zip(whole, (row[:width] for row, width in zip(scores, widths, strict=True)), strict=True)
+        if by_option:
+            option_scores = score(self.bank, [items[i] for i in by_option], [names[i] for i in by_option], self.pad_id)
+            yield from zip(by_option, option_scores, strict=True)
 
-    def _written(self, inputs: list[Input], names: dict[int, str]) -> Iterator[tuple[int, GeneratedText]]:
-        """What each row's expert writes."""
+    def _generate(self, inputs: list[Input], names: dict[int, str]) -> Iterator[tuple[int, GeneratedText]]:
+        """Yield the index and the generated text of each row of ``names``."""
         prompts = [prompt_of(inputs[i]) for i in names]
-        most = [self.manifests[name].answer_tokens or MOST_TOKENS for name in names.values()]
-        written = generate(self.bank, self.tokenizer, prompts, list(names.values()), most, max_length=self.max_length)
-        yield from zip(names, written, strict=True)
+        limits = [self.manifests[name].answer_tokens or DEFAULT_MAX_NEW_TOKENS for name in names.values()]
+        texts = generate(self.bank, self.tokenizer, prompts, list(names.values()), limits, max_length=self.max_length)
+        yield from zip(names, texts, strict=True)
 
-    def _describe(self, name: str, routing: float, scores: Tensor) -> Prediction:
+    def _prediction(self, name: str, routing: float, scores: Tensor) -> Prediction:
         manifest = self.manifests[name]
-        if manifest.kind == "choice" and len(scores) == 1:  # a plain text: there is nothing to choose among
+        if manifest.kind == "choice" and len(scores) == 1:  # a text without options, or a single option
             return Prediction(name, "", float(scores[0].sigmoid()), routing)
-        shares = torch.nan_to_num(scores, nan=-1e9, posinf=1e9, neginf=-1e9).softmax(-1).tolist()
-        # A row may have more options, or fewer, than the rows that the expert was trained on.
-        labels = manifest.labels if manifest.kind != "choice" else tuple(map(str, range(len(shares))))
-        best = max(range(len(shares)), key=shares.__getitem__)
-        return Prediction(name, labels[best], shares[best], routing, dict(zip(labels, shares, strict=True)))
+        probabilities = torch.nan_to_num(scores, nan=-1e9, posinf=1e9, neginf=-1e9).softmax(-1).tolist()
+        # A row may have more or fewer options than the rows that the expert was trained on.
+        labels = manifest.labels if manifest.kind != "choice" else tuple(map(str, range(len(probabilities))))
+        best = max(range(len(probabilities)), key=probabilities.__getitem__)
+        return Prediction(name, labels[best], probabilities[best], routing,
+                          dict(zip(labels, probabilities, strict=True)))  # fmt: skip

@@ -1,8 +1,8 @@
-"""The router: one linear map on frozen features, top 1 (TT-LoRA MoE, arXiv 2504.21190, section 3.2), calibrated.
+"""The router: a calibrated linear map from frozen features to experts, top 1.
 
-Three ways lead to the map: it is trained (``linear``, the paper's), it is the nearest mean of a task's features
-(``centroid``; the semantic prior of T-REX, arXiv 2404.08985, with tasks for clusters), or a weighted sum of these two
-(``blend``).
+TT-LoRA MoE (arXiv 2504.21190), section 3.2. The map is trained (kind ``linear``, the paper's), the nearest mean of the
+tasks' features (``centroid``; the semantic prior of T-REX, arXiv 2404.08985, with tasks as clusters), or a weighted sum
+of both (``blend``).
 """
 
 from __future__ import annotations
@@ -19,28 +19,40 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ttmoe.errors import InputError
-from ttmoe.expert_files import write_whole
+from ttmoe.expert_files import write_atomically
 from ttmoe.familiarity import Familiarity
 from ttmoe.features import FeatureSpec
 
 ROUTER_MANIFEST, ROUTER_WEIGHTS = "router.json", "router.safetensors"
+_RETRAIN = "run `ttmoe run` again to train the router"
 
 
 @dataclass(frozen=True)
 class Routes:
-    """For each row the expert's name, the probability that it is the right one, and whether the row is ``known``."""
+    """The routing decision of each row of a batch.
+
+    Attributes:
+        names: The chosen expert of each row.
+        probabilities: The calibrated probability that the chosen expert is the right one, 0 to 1.
+        familiar: False where the row resembles none of the library's tasks.
+    """
 
     names: list[str]
-    shares: list[float]
-    known: list[bool]
+    probabilities: list[float]
+    familiar: list[bool]
 
 
 class Router(nn.Module):
-    """Scores every expert from features (rows, width) -> (rows, experts).
+    """A linear map from features (rows, width) to scores (rows, experts).
 
-    Features are standardised by the training rows' mean and deviation; scores are divided by the ``temperature`` that
-    makes their softmax a probability. Gaussian ``noise`` is added to the scores while training, never at inference,
-    where the same input always meets the same expert.
+    Features are standardised by the mean and the deviation of the training rows. Scores are divided by ``temperature``,
+    which calibrates their softmax.
+
+    Args:
+        tasks: Names of the experts, in the order of the scores.
+        width: Width of the features.
+        features: The hidden states that the features are made of.
+        noise: Standard deviation of Gaussian noise that is added to the scores in training mode only.
     """
 
     mean: Tensor
@@ -58,46 +70,70 @@ class Router(nn.Module):
         nn.init.zeros_(self.gate.bias)
         self.familiarity: Familiarity | None = None
 
-    def scaled(self, features: Tensor) -> Tensor:
-        """Standardised features, fp32."""
+    def standardise(self, features: Tensor) -> Tensor:
+        """Return features (rows, width) with the training rows' mean subtracted, divided by their deviation, fp32."""
         return (features.float() - self.mean) / self.deviation
 
     def forward(self, features: Tensor) -> Tensor:
-        """Scores (rows, experts)."""
-        scores = self.gate(self.scaled(features)) / self.temperature
+        """Return scores (rows, experts), fp32, for features (rows, width)."""
+        scores = self.gate(self.standardise(features)) / self.temperature
         if self.training and self.noise:
             scores = scores + self.noise * torch.randn_like(scores)
         return scores
 
     @torch.no_grad()
     def route(self, features: Tensor) -> Routes:
-        """The expert of each row. Scores that are not finite count as lowest."""
-        shares, experts = torch.nan_to_num(self(features), nan=-1e9, posinf=1e9, neginf=-1e9).softmax(-1).max(-1)
-        known = torch.ones_like(experts, dtype=torch.bool)
+        """Choose one expert for each row of features (rows, width).
+
+        A score that is not finite counts as the lowest. Without ``familiarity`` every row is familiar.
+        """
+        scores = torch.nan_to_num(self(features), nan=-1e9, posinf=1e9, neginf=-1e9)
+        probabilities, experts = scores.softmax(-1).max(-1)
+        familiar = torch.ones_like(experts, dtype=torch.bool)
         if self.familiarity:
-            known = self.familiarity.knows(self.scaled(features), experts)
-        return Routes([self.tasks[i] for i in experts.tolist()], shares.tolist(), known.tolist())
+            familiar = self.familiarity.is_familiar(self.standardise(features), experts)
+        return Routes([self.tasks[i] for i in experts.tolist()], probabilities.tolist(), familiar.tolist())
 
 
 def save_router(router: Router, folder: Path, base: dict, lock: dict[str, str], metrics: dict[str, float],
                 kind: str = "linear") -> dict:  # fmt: skip
-    """Write ``router.json`` and ``router.safetensors``. ``lock`` gives each task's expert spec hash."""
+    """Write ``router.json`` and ``router.safetensors``.
+
+    Args:
+        router: The router.
+        folder: The folder, created if missing.
+        base: The identity of the base.
+        lock: The spec hash of the expert of each task.
+        metrics: Metrics to record in the manifest.
+        kind: ``linear``, ``centroid`` or ``blend``.
+
+    Returns:
+        The manifest, the content of ``router.json``.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     data = save({key: value.cpu().contiguous() for key, value in router.state_dict().items()})
     manifest = {"kind": kind, "tasks": list(router.tasks), "features": asdict(router.features), "base": base,
                 "lock": lock, "metrics": metrics, "weights_digest": hashlib.sha256(data).hexdigest()}  # fmt: skip
-    write_whole(folder / ROUTER_WEIGHTS, data)
-    write_whole(folder / ROUTER_MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+    write_atomically(folder / ROUTER_WEIGHTS, data)
+    write_atomically(folder / ROUTER_MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
     return manifest
 
 
 def load_router(folder: Path) -> tuple[Router, dict]:
-    """The router and its manifest. Raises InputError for files that are missing, altered or not finite."""
+    """Load a router and its manifest from the files of ``save_router``.
+
+    Returns:
+        The router, in eval mode on the CPU, and the manifest.
+
+    Raises:
+        InputError: If a file is missing, altered or truncated, or if a weight is not finite or has another shape.
+    """
+    where = str(folder)
     try:
         manifest = json.loads((folder / ROUTER_MANIFEST).read_text())
         data = (folder / ROUTER_WEIGHTS).read_bytes()
         if hashlib.sha256(data).hexdigest() != manifest["weights_digest"]:
-            raise InputError("the router's weights were altered or cut", where=str(folder), fix="run the library again")
+            raise InputError("the router's weights were altered or truncated", where=where, fix=_RETRAIN)
         weights = load(data)
         layers = manifest["features"]["layers"]
         features = FeatureSpec(layers if isinstance(layers, str) else tuple(layers), manifest["features"]["pooling"])
@@ -106,14 +142,14 @@ def load_router(folder: Path) -> tuple[Router, dict]:
             width, directions = weights["familiarity.basis"].shape
             router.familiarity = Familiarity(width, len(router.tasks), directions)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise InputError(f"no readable router ({error})", where=str(folder), fix="run the library again") from error
-    # A threshold may be minus infinity: then everything is known.
-    sound = (~value.isnan() if name.endswith("thresholds") else value.isfinite() for name, value in weights.items())
-    if not all(each.all() for each in sound):
-        raise InputError("the router's weights are not finite", where=str(folder), fix="run the library again")
+        raise InputError(f"cannot read the router ({error})", where=where, fix=_RETRAIN) from error
+    # Thresholds may be infinite: with -inf every row is familiar.
+    valid = (~value.isnan() if name.endswith("thresholds") else value.isfinite() for name, value in weights.items())
+    if not all(values.all() for values in valid):
+        raise InputError("the router's weights are not finite", where=where, fix=_RETRAIN)
     try:
         router.load_state_dict(weights)
     except RuntimeError as error:
-        raise InputError(f"the router's weights do not fit it ({error})", where=str(folder),
-                         fix="run the library again with this version of ttmoe") from error  # fmt: skip
+        raise InputError(f"the weights do not match the router ({error})", where=where,
+                         fix=f"{_RETRAIN} with this version of ttmoe") from error  # fmt: skip
     return router.eval(), manifest

@@ -1,4 +1,4 @@
-"""Scores for whole rows, whatever their kind: classes of a text or pair, options of a choice, tokens of an answer."""
+"""Scores of rows of every kind: classes of a text or pair, options of a choice, answer tokens of a completion."""
 
 from __future__ import annotations
 
@@ -14,40 +14,58 @@ from ttmoe.language_head import answer_scores
 
 def score(bank: Bank, items: Sequence[Item], names: Sequence[str] | str, pad_id: int, *, states: Tensor | None = None,
           depth: int = 0) -> list[Tensor]:  # fmt: skip
-    """Each item's scores through the expert named for it: (classes,), or (options,) where the expert chooses.
+    """Score each row through its expert. Rows of different kinds and experts share one batch.
 
-    An expert with a single output reads each option beside the text; any other reads the whole input once. An expert
-    without outputs writes: of a completion it gives (answer tokens, 2), the log-probability of each and the largest at
-    its place (where the two are equal all along, greedy decoding writes exactly this answer, but for ties), of any
-    other input an empty (0, 2). ``states`` (sequences, tokens, width) are what the trunk of ``depth`` gave for these
-    sequences, item after item; without them a ``depth`` has the trunk worked out here, without gradients and dropout:
-    it is the same trunk, kept or not. Raises InputError for an expert that is not loaded, or that adapts a layer below
-    ``depth``.
+    An expert with one output reads the sequence of each option; an expert with more outputs reads the whole row; an
+    expert without outputs, which generates text, reads a completion's prompt and answer.
+
+    Args:
+        bank: The bank.
+        items: The rows.
+        names: The expert of each row, or one name for all.
+        pad_id: Id that fills the padded sequences.
+        states: Trunk states (sequences, tokens, width) of the sequences that the experts read, row after row. If None
+            and ``depth`` is above 0, they are computed here, without gradients and without dropout.
+        depth: Depth of the trunk that gave ``states``.
+
+    Returns:
+        For each row fp32 scores: (classes,) from an expert with classes; (options,) from an expert with one output;
+        (answer tokens, 2) from an expert that generates text, with the log-probability of each token and the largest at
+        its position. If both are equal throughout, greedy decoding generates this answer, except for ties. A row that
+        is no completion has (0, 2).
+
+    Raises:
+        InputError: If an expert is not loaded or adapts a layer below ``depth``.
     """
     if not items:
         return []
-    each = [names] * len(items) if isinstance(names, str) else list(names)
-    outputs = {name: bank.expert(name).head.out_features for name in dict.fromkeys(each)}
-    rows = [_read(item, outputs[name]) for item, name in zip(items, each, strict=True)]
-    inputs = collate([tokens for row in rows for tokens in row], pad_id, bank.device)
+    row_names = [names] * len(items) if isinstance(names, str) else list(names)
+    outputs = {name: bank.expert(name).head.out_features for name in dict.fromkeys(row_names)}
+    sequences = [_sequences(item, outputs[name]) for item, name in zip(items, row_names, strict=True)]
+    counts = [len(row) for row in sequences]
+    inputs = collate([tokens for row in sequences for tokens in row], pad_id, bank.device)
     if depth and states is None:
         states = bank.trunk(depth).states(inputs)
-    flat = names if isinstance(names, str) else [name for name, row in zip(each, rows, strict=True) for _ in row]
-    top, sizes = bank.top(inputs, flat, states=states, depth=depth), [len(row) for row in rows]
-    answers = [0 if outputs[name] else item.answer for item, name, size in zip(items, each, sizes, strict=True)
-               for _ in range(size)]  # fmt: skip
-    spoken = [] if all(outputs.values()) else answer_scores(bank.words, top, inputs, answers)
-    parts = bank.judge(pool(top, inputs["attention_mask"], bank.pooling), flat).split(sizes)
-    firsts = accumulate(sizes, initial=0)
-    return [_scores(part, outputs[name]) if outputs[name] else spoken[first]
-            for part, name, first in zip(parts, each, firsts, strict=False)]  # fmt: skip
+    sequence_names = names if isinstance(names, str) else [
+        name for name, count in zip(row_names, counts, strict=True) for _ in range(count)]  # fmt: skip
+    hidden = bank.last_hidden_state(inputs, sequence_names, states=states, depth=depth)
+    answers: list[Tensor] = []
+    if not all(outputs.values()):
+        rows = zip(items, row_names, counts, strict=True)
+        lengths = [0 if outputs[name] else item.answer_length for item, name, count in rows for _ in range(count)]
+        answers = answer_scores(bank.language_head, hidden, inputs, lengths)
+    features = pool(hidden, inputs["attention_mask"], bank.pooling)
+    parts = bank.head_scores(features, sequence_names).split(counts)
+    firsts = accumulate(counts, initial=0)
+    return [_row_scores(part, outputs[name]) if outputs[name] else answers[first]
+            for part, name, first in zip(parts, row_names, firsts, strict=False)]  # fmt: skip
 
 
-def _read(item: Item, outputs: int) -> tuple[Tokens, ...]:
-    """The sequences that an expert of so many outputs reads of a row."""
-    by_options = bool(item.answer) if not outputs else outputs == 1 and not item.answer
-    return item.options if by_options and item.options else (item.whole,)
+def _sequences(item: Item, outputs: int) -> tuple[Tokens, ...]:
+    """Return the sequences of a row that an expert with this number of outputs reads."""
+    reads_options = outputs == 1 and not item.answer_length if outputs else bool(item.answer_length)
+    return item.options if reads_options and item.options else (item.whole,)
 
 
-def _scores(part: Tensor, outputs: int) -> Tensor:
+def _row_scores(part: Tensor, outputs: int) -> Tensor:
     return part[:, 0] if outputs == 1 else part[0, :outputs]

@@ -1,15 +1,15 @@
-"""Shapes of tensor trains: how a width is split into factors, and what that costs. Needs no torch."""
+"""Shapes of tensor trains: factors of both widths, bonds, and parameter counts. Does not import torch."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ttmoe.errors import InputError
+from ttmoe.factorisation import factorisations, nearest_factorisation
 
-# `auto_shape` takes two factors on a side until the larger of them passes this, then three.
+# `auto_shape` uses two factors for a width if both are at most this, else three.
 LARGEST_AUTO_FACTOR = 32
 
 _TEXT = re.compile(r"\d+(?:x\d+)*\|\d+(?:x\d+)*@\d+")
@@ -19,11 +19,16 @@ _TEXT = re.compile(r"\d+(?:x\d+)*\|\d+(?:x\d+)*@\d+")
 class TTShape:
     """The ordered factors and the rank of one tensor-train update of a linear map.
 
-    ``inputs`` multiply to the input width, the first acting on the fastest-varying part of the input index;
-    ``outputs`` multiply to the output width, the first being the slowest-varying part of the output index
-    (arXiv 2504.21190). ``rank`` is asked of every bond; see ``ranks``. Two shapes are equal only if their
-    factors stand in the same order, so mirrored shapes stay apart. Raises ``InputError`` for empty or
-    non-positive values.
+    Two shapes are equal only if their factors are in the same order.
+
+    Attributes:
+        inputs: Factors of the input width; the first indexes the fastest-varying part of the input index
+            (arXiv 2504.21190).
+        outputs: Factors of the output width; the first indexes the slowest-varying part of the output index.
+        rank: Upper limit of every bond; see ``ranks``.
+
+    Raises:
+        InputError: If a side has no factors, or a factor or the rank is below 1.
     """
 
     inputs: tuple[int, ...]
@@ -32,22 +37,24 @@ class TTShape:
 
     def __post_init__(self) -> None:
         if not self.inputs or not self.outputs or min(*self.inputs, *self.outputs, self.rank) < 1:
-            raise InputError(
-                f"the shape {self} has an empty side, or a factor or rank below 1",
-                fix="give at least one factor on each side, and whole numbers from 1 up",
-            )
+            raise InputError(f"the shape {self} has an empty side, or a factor or rank below 1",
+                             fix="use at least one factor on each side, and whole numbers of at least 1")  # fmt: skip
 
     @classmethod
     def parse(cls, text: str) -> TTShape:
-        """Read ``16x8x4x4|4x4x8x16@5``, the form that ``str`` writes; raises ``InputError``."""
+        """Parse a text such as ``16x8x4x4|4x4x8x16@5``, the form that ``str`` returns.
+
+        Raises:
+            InputError: If the text has another form.
+        """
         if not _TEXT.fullmatch(text):
-            raise InputError(f"'{text}' is not a shape", fix="write it as in '16x8x4x4|4x4x8x16@5'")
+            raise InputError(f"'{text}' is not a shape", fix="write a shape such as '16x8x4x4|4x4x8x16@5'")
         factors, rank = text.split("@")
         inputs, outputs = (tuple(map(int, side.split("x"))) for side in factors.split("|"))
         return cls(inputs, outputs, int(rank))
 
     def __str__(self) -> str:
-        return f"{_product(self.inputs)}|{_product(self.outputs)}@{self.rank}"
+        return f"{_join(self.inputs)}|{_join(self.outputs)}@{self.rank}"
 
     @property
     def in_features(self) -> int:
@@ -61,16 +68,15 @@ class TTShape:
 
     @property
     def split(self) -> int:
-        """The number of input cores: cores before it build A, the others B."""
+        """The number of input cores. They build A, the cores after them build B."""
         return len(self.inputs)
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """All bonds, the 1 at both ends included: ``len(inputs) + len(outputs) + 1`` numbers.
+        """All ``len(inputs) + len(outputs) + 1`` bonds, with the 1 at both ends.
 
-        Each is the rank, or the product of the factors left or right of the bond where that is smaller: the
-        unfolding there has no higher rank (Oseledets 2011, theorem 2.1), so a wider bond would add parameters
-        only.
+        Each bond is ``rank``, or the product of the factors left or right of it if that is smaller: the unfolding at
+        the bond has no higher rank (Oseledets 2011, theorem 2.1), so a wider bond would only add parameters.
         """
         factors = self.inputs + self.outputs
         bonds = range(len(factors) + 1)
@@ -92,74 +98,19 @@ class TTShape:
         """The number of values in all cores."""
         return sum(math.prod(core) for core in self.core_shapes)
 
-    def require(self, in_features: int, out_features: int, *, where: str = "") -> None:
-        """Raise ``InputError`` unless this shape fits a map of ``in_features`` to ``out_features``."""
+    def require_widths(self, in_features: int, out_features: int, *, where: str = "") -> None:
+        """Raise InputError, located at ``where``, unless the factors multiply to these widths."""
         sides = ("input", self.inputs, in_features), ("output", self.outputs, out_features)
         for side, factors, width in sides:
             if math.prod(factors) != width:
-                raise InputError(
-                    f"the {side} factors {_product(factors)} multiply to {math.prod(factors)}, "
-                    f"but the {side} width is {width}",
-                    where=where,
-                    fix=f"the nearest factors that fit are {_product(nearest_factorisation(factors, width))}",
-                )
+                nearest = _join(nearest_factorisation(factors, width))
+                raise InputError(f"the {side} factors {_join(factors)} multiply to {math.prod(factors)}, "
+                                 f"but the {side} width is {width}", where=where,
+                                 fix=f"the nearest factors that fit are {nearest}")  # fmt: skip
 
 
-def _product(factors: tuple[int, ...]) -> str:
+def _join(factors: tuple[int, ...]) -> str:
     return "x".join(map(str, factors))
-
-
-def factorisations(
-    width: int, *, min_factors: int = 1, max_factors: int, min_factor: int = 2, max_factor: int | None = None
-) -> list[tuple[int, ...]]:
-    """All ordered ways to write ``width`` as a product, fewest factors first and in ascending order within.
-
-    Bounds are inclusive. A width that allows none gives an empty list. Raises ``InputError`` for a width
-    below 1 or ``min_factor`` below 2 (ones could be put in anywhere, and would only add cores that hold
-    nothing).
-    """
-    if width < 1 or min_factor < 2:
-        raise InputError(
-            f"cannot factorise the width {width} into factors from {min_factor} up",
-            fix="use a width from 1 up and factors from 2 up",
-        )
-    divisors = [d for d in _divisors(width) if min_factor <= d <= (max_factor or width)]
-    counts = range(max(min_factors, 1), max_factors + 1)
-    return [factors for count in counts for factors in _ordered(width, count, divisors)]
-
-
-def _divisors(width: int) -> list[int]:
-    low = [d for d in range(1, math.isqrt(width) + 1) if width % d == 0]
-    return sorted({*low, *(width // d for d in low)})
-
-
-def _ordered(width: int, count: int, divisors: list[int]) -> Iterator[tuple[int, ...]]:
-    if count == 1:
-        if width in divisors:
-            yield (width,)
-        return
-    for first in divisors:
-        if width % first == 0:
-            for rest in _ordered(width // first, count - 1, divisors):
-                yield (first, *rest)
-
-
-def nearest_factorisation(factors: tuple[int, ...], width: int) -> tuple[int, ...]:
-    """The ordered factorisation of ``width`` that differs least from ``factors``, by the sum of |log ratio|.
-
-    It has as many factors as were given, or fewer where the width does not have that many.
-    """
-    # One position at a time, keeping only the best way to each remaining width: a width with a hundred
-    # divisors has far too many factorisations to list them for an error message.
-    best: dict[int, tuple[float, tuple[int, ...]]] = {width: (0.0, ())}
-    for wanted in factors:
-        step: dict[int, tuple[float, tuple[int, ...]]] = {}
-        for left, (cost, chosen) in best.items():
-            for d in _divisors(left):
-                way = (cost + abs(math.log(d / max(wanted, 1))), (*chosen, d))
-                step[left // d] = min(step.get(left // d, way), way)
-        best = step
-    return tuple(d for d in best[1][1] if d > 1) or (width,)
 
 
 def candidate_shapes(
@@ -172,11 +123,24 @@ def candidate_shapes(
     max_factor: int | None = None,
     ordered: bool = False,
 ) -> list[TTShape]:
-    """Every shape for these widths with ``cores`` cores (inclusive bounds), fewest parameters first.
+    """Return all shapes for these widths, sorted by the number of parameters.
 
-    With ``ordered`` all orders of the factors are listed. Without, one shape stands for all orders: largest
-    factors at both ends, where a core costs n r values instead of n r², so the cheapest unless a bond is
-    capped. May be empty. Raises ``InputError`` as ``factorisations`` does.
+    Args:
+        in_features: Input width.
+        out_features: Output width.
+        rank: Rank of every shape.
+        cores: Smallest and largest number of cores.
+        min_factor: Smallest factor.
+        max_factor: Largest factor; None for no limit.
+        ordered: Whether to return every order of the factors. If False, only the order with the largest factors at both
+            ends is returned: cores there have n r values instead of n r², so it has the fewest parameters unless a
+            bond is capped.
+
+    Returns:
+        The shapes; empty if no factorisation satisfies the bounds.
+
+    Raises:
+        InputError: If a width is below 1 or ``min_factor`` below 2.
     """
     fewest, most = cores
     inputs, outputs = (
@@ -191,25 +155,27 @@ def candidate_shapes(
 
 
 def auto_shape(in_features: int, out_features: int, rank: int) -> TTShape:
-    """A balanced shape of 4 to 6 cores for any pair of widths.
+    """Return a balanced shape of 4 to 6 cores for any pair of widths.
 
-    Each side gets two factors as equal as possible, or three where two would pass 32 (above a width of
-    1,024): with 8 cores or more TT-LoRA was seen to stall, and 4 to 6 did best. The largest factors stand at
-    the ends, where they are cheapest. A width with a large prime factor keeps that prime as its
-    largest factor, and a prime width is a single core, as in plain low rank: such a shape may have 2 or 3
-    cores. Raises ``InputError`` for a width or rank below 1.
+    Each width gets two factors as equal as possible, or three if one of two would exceed 32 (above a width of 1,024):
+    TT-LoRA was seen to stall with 8 cores or more, and did best with 4 to 6. The largest factors are at the ends, where
+    they need the fewest parameters. A width with a large prime factor keeps that prime as its largest factor, and a
+    prime width is a single core, as in plain low rank; such a shape may have 2 or 3 cores.
+
+    Raises:
+        InputError: If a width or the rank is below 1.
     """
-    inputs, outputs = _balanced(in_features), _balanced(out_features)
+    inputs, outputs = _balanced_factors(in_features), _balanced_factors(out_features)
     return TTShape(inputs[::-1], outputs, rank)
 
 
-def _balanced(width: int) -> tuple[int, ...]:
-    """Two or three nearly equal factors, ascending."""
+def _balanced_factors(width: int) -> tuple[int, ...]:
+    """Return two or three nearly equal factors in ascending order."""
     options = factorisations(width, max_factors=3)
     pairs = [f for f in options if len(f) == 2 and max(f) <= LARGEST_AUTO_FACTOR]
     return tuple(sorted(min(pairs or options, key=lambda f: (max(f), len(f), sum(f)), default=(width,))))
 
 
 def lora_parameters(in_features: int, out_features: int, rank: int) -> int:
-    """The number of values in plain low-rank factors A (rank, in) and B (out, rank)."""
+    """Return the number of values in plain low-rank factors A (rank, in) and B (out, rank)."""
     return rank * (in_features + out_features)

@@ -1,4 +1,4 @@
-"""The updates of one batch: the factors of its experts, stacked side by side at every site they act on."""
+"""Stack the factors of a batch's experts at every site that any of them adapts."""
 
 from __future__ import annotations
 
@@ -13,73 +13,75 @@ from ttmoe.layer import AdaptedLinear, Update
 from ttmoe.targets import Site
 
 Updates = dict[str, dict[str, Update]]
-"""For each layer's path the update of each role."""
+"""Maps each layer's path to the update of each role."""
 
 StackEntry = tuple[int, Group, Tensor, Tensor, float]
-"""An expert's place in the batch, one of its groups, that group's A and B, and the expert's dropout."""
+"""An expert's index in the batch, one of its groups, that group's A and B, and the expert's dropout rate."""
 
 
-def updates_for(adapters: Sequence[Adapter], rows: Tensor | None, layers: Mapping[str, AdaptedLinear]) -> Updates:
-    """What the layers add for a batch of ``adapters``, one expert each; ``rows`` as in ``Update``.
+def stack_updates(
+    adapters: Sequence[Adapter], expert_index: Tensor | None, layers: Mapping[str, AdaptedLinear]
+) -> Updates:
+    """Return the updates that the layers apply for a batch of ``adapters``.
 
-    Everything is stacked once for all the layers of a size, in the base's dtype.
+    The factors of all sites of one role and size are stacked with a few operations, in the base's dtype.
+
+    Args:
+        adapters: One adapter for each expert in the batch.
+        expert_index: Index into ``adapters`` for each row, (batch,); None for a single adapter.
+        layers: The adapted layers by path.
     """
-    kinds: dict[tuple[str, int, int], list[StackEntry]] = {}
-    for place, adapter in enumerate(adapters):
+    entries_of: dict[tuple[str, int, int], list[StackEntry]] = {}
+    for expert, adapter in enumerate(adapters):
         for group, (a, b) in zip(adapter.groups, adapter.factors(), strict=True):
             kind = (group.role, group.method.in_features, group.method.out_features)
-            dtype = layers[group.sites[0].path].weight.dtype  # cast first: less is moved in stacking
-            kinds.setdefault(kind, []).append((place, group, a.to(dtype), b.to(dtype), adapter.spec.dropout))
+            dtype = layers[group.sites[0].path].weight.dtype  # cast before stacking: fewer bytes are moved
+            entries_of.setdefault(kind, []).append((expert, group, a.to(dtype), b.to(dtype), adapter.spec.dropout))
     updates: Updates = {}
-    for (role, _, _), entries in kinds.items():
-        sites = _sites(entries)
+    for (role, _, _), entries in entries_of.items():
+        sites = list({site.path: site for _, group, *_ in entries for site in group.sites}.values())
         if len(adapters) == 1:
             a, bt = entries[0][2].unsqueeze(1), entries[0][3].mT.unsqueeze(1)
         else:
             a, bt = _stack(entries, sites, len(adapters))
-        dropout = _dropout(entries, len(adapters), a.device)
-        # B is kept as the transposed view of (r, out): products with it are quicker so. And unbinding, unlike
-        # indexing, has one backward for all layers.
-        for site, a_here, bt_here in zip(sites, a.unbind(), bt.unbind(), strict=True):
-            updates.setdefault(site.path, {})[role] = Update(a_here, bt_here.mT, rows, dropout)
+        dropout = _dropout_rates(entries, len(adapters), a.device)
+        # B is kept as the transposed view of a contiguous (r, out), with which products are faster. Unbinding, unlike
+        # indexing, has a single backward operation for all layers.
+        for site, site_a, site_bt in zip(sites, a.unbind(), bt.unbind(), strict=True):
+            updates.setdefault(site.path, {})[role] = Update(site_a, site_bt.mT, expert_index, dropout)
     return updates
 
 
-def _sites(entries: Sequence[StackEntry]) -> list[Site]:
-    """The sites of any of the experts."""
-    return list({site.path: site for _, group, *_ in entries for site in group.sites}.values())
+def _stack(entries: Sequence[StackEntry], sites: Sequence[Site], experts: int) -> tuple[Tensor, Tensor]:
+    """Return A (sites, experts, r, in) and B transposed (sites, experts, r, out).
 
-
-def _stack(entries: Sequence[StackEntry], sites: Sequence[Site], count: int) -> tuple[Tensor, Tensor]:
-    """A (sites, experts, r, in) and B transposed (sites, experts, r, out).
-
-    Lower ranks, sites that an expert does not act on and experts without any of these sites are filled with zeros.
+    Lower ranks, sites that an expert does not adapt, and experts that adapt none of the sites are filled with zeros.
     """
     rank = max(a.shape[1] for _, _, a, _, _ in entries)
-    place_of = {site.path: i for i, site in enumerate(sites)}
+    index_of = {site.path: i for i, site in enumerate(sites)}
     filled: dict[int, tuple[Tensor, Tensor]] = {}
-    for place, group, a, b, _ in entries:
-        where = [place_of[site.path] for site in group.sites]
-        filled[place] = (_fill(a, where, len(sites), rank), _fill(b.mT, where, len(sites), rank))
+    for expert, group, a, b, _ in entries:
+        indexes = [index_of[site.path] for site in group.sites]
+        filled[expert] = (_fill(a, indexes, len(sites), rank), _fill(b.mT, indexes, len(sites), rank))
     zeros = tuple(x.new_zeros(len(sites), rank, x.shape[-1]) for x in filled[entries[0][0]])
-    pairs = [filled.get(place, zeros) for place in range(count)]
+    pairs = [filled.get(expert, zeros) for expert in range(experts)]
     return torch.stack([pair[0] for pair in pairs], 1), torch.stack([pair[1] for pair in pairs], 1)
 
 
-def _fill(factor: Tensor, where: list[int], sites: int, rank: int) -> Tensor:
-    """(own sites, own rank, width) -> (sites, rank, width)."""
+def _fill(factor: Tensor, indexes: list[int], sites: int, rank: int) -> Tensor:
+    """Expand a factor (expert's sites, expert's rank, width) to (sites, rank, width) with zeros."""
     if factor.shape[1] < rank:
         factor = F.pad(factor, (0, 0, 0, rank - factor.shape[1]))
-    if where == list(range(sites)):
+    if indexes == list(range(sites)):
         return factor
-    index = torch.tensor(where, device=factor.device)
+    index = torch.tensor(indexes, device=factor.device)
     return factor.new_zeros(sites, *factor.shape[1:]).index_copy(0, index, factor)
 
 
-def _dropout(entries: Sequence[StackEntry], count: int, device: torch.device) -> float | Tensor:
-    """The experts' rate, or (experts,) rates where they differ."""
-    rates = {place: rate for place, *_, rate in entries}
+def _dropout_rates(entries: Sequence[StackEntry], experts: int, device: torch.device) -> float | Tensor:
+    """Return the experts' common dropout rate, or a tensor (experts,) if their rates differ."""
+    rates = {expert: rate for expert, *_, rate in entries}
     first = entries[0][4]
     if set(rates.values()) == {first}:
         return float(first)
-    return torch.tensor([rates.get(place, 0.0) for place in range(count)], device=device)
+    return torch.tensor([rates.get(expert, 0.0) for expert in range(experts)], device=device)

@@ -1,7 +1,7 @@
-"""The model cut at the trunk's top: states below the cut, computed once, and what the model makes of them.
+"""Split a model at a layer: compute hidden states up to it, and run the model from them.
 
 Both halves run the model's own forward, so that masks, positions and norms are the architecture's: the lower half is
-stopped at the cut, the upper half passes through the layers below it. Together they are the whole forward, bit for bit.
+stopped at the split, and the upper half skips the layers below it. Together they equal the whole forward bit for bit.
 """
 
 from __future__ import annotations
@@ -13,117 +13,135 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ttmoe.architectures import layer_list
 from ttmoe.errors import InputError
-from ttmoe.targets import layer_list
 
 
 class Trunk:
     """The lowest ``depth`` layers of a transformers body, and the model above them.
 
-    States are (rows, tokens, width) in the base's dtype and depend on the frozen base alone. They may be kept, and put
-    together in other batches with other padding: the embeddings and masks of ``inputs`` are worked out anew (a lookup).
-    One pass at a time uses a model. Raises InputError for a depth that the model does not have.
+    The trunk's states are (rows, tokens, width) in the base's dtype and depend on the frozen base alone. They can be
+    cached and used in other batches with other padding; the embeddings and masks of ``inputs`` are computed again,
+    which is cheap. A model must not be used by two passes at once.
+
+    ``inputs`` are a tokenised batch: ``input_ids`` and ``attention_mask``, each (rows, tokens).
+
+    Args:
+        model: Transformers body.
+        depth: Number of layers in the trunk, from 0 to the number of layers.
+
+    Raises:
+        InputError: If the model does not have ``depth`` layers.
     """
 
     def __init__(self, model: nn.Module, depth: int) -> None:
         self.model, self.depth, self.layers = model, depth, list(layer_list(model))
         if not 0 <= depth <= len(self.layers):
-            raise InputError(f"a trunk of {depth} layers is not in a base of {len(self.layers)}", where="trunk",
-                             fix=f"give a depth from 0 to {len(self.layers)}")  # fmt: skip
-        self._results: int | None = None
+            raise InputError(f"a trunk of {depth} layers does not fit a base of {len(self.layers)} layers",
+                             where="trunk", fix=f"use a depth from 0 to {len(self.layers)}")  # fmt: skip
+        self._outputs: int | None = None
 
     @torch.no_grad()
     def states(self, inputs: dict[str, Tensor]) -> Tensor:
-        """What layer ``depth`` reads (or the norm, at the model's top), without gradients and without dropout."""
-        return _inputs_of(self.model, self.layers, self.depth, inputs)[-1]
+        """Return the input of layer ``depth`` (of the last norm, if there is no such layer), without dropout."""
+        return _layer_inputs(self.model, self.layers, self.depth, inputs)[-1]
 
     @torch.no_grad()
     def hidden_states(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Hidden states 0 (the embeddings) to ``depth`` from the same pass; the last are the trunk's states.
+        """Return hidden states 0 (the embeddings) to ``depth`` from one pass; the last are the trunk's states.
 
-        As transformers numbers them, except that at the model's top these are the states before the last norm.
+        They equal transformers' ``hidden_states``, except that those of the model's last layer come before the norm.
         """
-        return tuple(_inputs_of(self.model, self.layers, self.depth, inputs))
+        return tuple(_layer_inputs(self.model, self.layers, self.depth, inputs))
 
-    def above(self, states: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """The model's last hidden state (rows, tokens, width), from the states on. Gradients flow above the cut.
+    def run_above(self, states: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+        """Run the model above the trunk. Gradients flow through the layers above.
 
-        Raises InputError for states of other rows or tokens than ``inputs``.
+        Args:
+            states: The trunk's states for ``inputs``.
+            inputs: The tokenised batch.
+
+        Returns:
+            The model's last hidden state (rows, tokens, width).
+
+        Raises:
+            InputError: If the rows or tokens of ``states`` differ from those of ``inputs``.
         """
         if states.shape[:2] != inputs["attention_mask"].shape:
-            raise InputError(f"states of {tuple(states.shape[:2])} rows and tokens for inputs of "
+            raise InputError(f"states of shape {tuple(states.shape[:2])} (rows, tokens) for inputs of shape "
                              f"{tuple(inputs['attention_mask'].shape)}", where="trunk",
                              fix="pad the states to the batch's tokens")  # fmt: skip
-        if self.depth and self._results is None:
-            self._results = self._count_results(inputs)
-        passed: Any = (states, *[None] * (self._results - 1)) if self._results else states
-        with _passed_through(self.layers[: self.depth], passed), _put_in(self.layers[self.depth :], states):
+        if self.depth and self._outputs is None:
+            self._outputs = self._count_outputs(inputs)
+        output: Any = (states, *[None] * (self._outputs - 1)) if self._outputs else states
+        with _skipped(self.layers[: self.depth], output), _input_replaced(self.layers[self.depth :], states):
             return self.model(**inputs).last_hidden_state
 
     @torch.no_grad()
     def hidden_states_above(self, states: Tensor, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Hidden states ``depth`` to the last, numbered and normed as transformers does, from the trunk's states."""
-        seen: list[Tensor] = [] if self.depth == len(self.layers) else [states]
+        """Return hidden states ``depth`` to the last, as transformers does, computed from the trunk's states."""
+        hidden: list[Tensor] = [] if self.depth == len(self.layers) else [states]
 
-        def keep(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            seen.append(args[0] if args else kwargs["hidden_states"])
+        def record(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            hidden.append(args[0] if args else kwargs["hidden_states"])
 
         with ExitStack() as stack:
             for layer in self.layers[self.depth + 1 :]:
-                stack.callback(layer.register_forward_pre_hook(keep, with_kwargs=True).remove)
-            last = self.above(states, inputs)
-        return (*seen, last)
+                stack.callback(layer.register_forward_pre_hook(record, with_kwargs=True).remove)
+            last = self.run_above(states, inputs)
+        return (*hidden, last)
 
     @torch.no_grad()
-    def _count_results(self, inputs: dict[str, Tensor]) -> int:
-        """How many values a layer returns in a tuple; 0 where it returns the states alone.
+    def _count_outputs(self, inputs: dict[str, Tensor]) -> int:
+        """Return the number of values in the tuple that a layer returns; 0 if it returns the states alone.
 
-        This differs between architectures and releases of transformers, and a wrong guess is silent. So one is asked.
+        It differs between architectures and releases of transformers, and a wrong number fails silently, so a layer is
+        run to find out.
         """
-        kept: list[int] = []
+        counts: list[int] = []
         hook = self.layers[0].register_forward_hook(
-            lambda module, args, out: kept.append(len(out) if isinstance(out, tuple) else 0)
+            lambda module, args, output: counts.append(len(output) if isinstance(output, tuple) else 0)
         )
         try:
-            _inputs_of(self.model, self.layers, 1, inputs)
+            _layer_inputs(self.model, self.layers, 1, inputs)
         finally:
             hook.remove()
-        return kept[0]
+        return counts[0]
 
 
-class _Reached(Exception):
-    """The pass has come to the cut."""
+class _StopForward(Exception):
+    """Raised in a hook to stop the model's forward at the split."""
 
 
-def _inputs_of(model: nn.Module, layers: Sequence[nn.Module], depth: int, inputs: dict[str, Tensor]) -> list[Tensor]:
-    """What layers 0 to ``depth`` read; beyond the last layer: what it gives."""
-    seen: list[Tensor] = []
+def _layer_inputs(model: nn.Module, layers: Sequence[nn.Module], depth: int, inputs: dict[str, Tensor]) -> list[Tensor]:
+    """Return the inputs of layers 0 to ``depth``; the last layer's output takes the place of one more layer's input."""
+    hidden: list[Tensor] = []
 
     def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        seen.append(args[0] if args else kwargs["hidden_states"])
-        if len(seen) > depth:
-            raise _Reached
+        hidden.append(args[0] if args else kwargs["hidden_states"])
+        if len(hidden) > depth:
+            raise _StopForward
 
-    def after(module: nn.Module, args: tuple, out: Any) -> None:
-        seen.append(out[0] if isinstance(out, tuple) else out)
-        raise _Reached
+    def after(module: nn.Module, args: tuple, output: Any) -> None:
+        hidden.append(output[0] if isinstance(output, tuple) else output)
+        raise _StopForward
 
     with ExitStack() as stack:
-        stack.enter_context(_without_dropout(model))
+        stack.enter_context(_eval_mode(model))
         for layer in layers[: depth + 1]:
             stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
         if depth == len(layers):
             stack.callback(layers[-1].register_forward_hook(after).remove)
         try:
             model(**inputs)
-        except _Reached:
-            return seen
-    raise RuntimeError(f"the model never came to layer {depth}")
+        except _StopForward:
+            return hidden
+    raise RuntimeError(f"the model's forward did not reach layer {depth}")
 
 
 @contextmanager
-def _without_dropout(model: nn.Module) -> Iterator[None]:
-    """States that are kept must not hold one pass's dropout."""
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off within this context: cached states must not contain the dropout of one pass."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False
@@ -135,12 +153,12 @@ def _without_dropout(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _passed_through(layers: Sequence[nn.Module], result: Any) -> Iterator[None]:
-    """These layers, still in their places and with their attributes, return ``result`` whatever they are given."""
+def _skipped(layers: Sequence[nn.Module], output: Any) -> Iterator[None]:
+    """Make ``layers`` return ``output`` for any input; they stay in the model and keep their attributes."""
     before = [vars(layer).get("forward") for layer in layers]
     try:
         for layer in layers:
-            layer.forward = lambda *args, **kwargs: result  # type: ignore[method-assign]
+            layer.forward = lambda *args, **kwargs: output  # type: ignore[method-assign]
         yield
     finally:
         for layer, forward in zip(layers, before, strict=True):
@@ -151,8 +169,8 @@ def _passed_through(layers: Sequence[nn.Module], result: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _put_in(layers: Sequence[nn.Module], states: Tensor) -> Iterator[None]:
-    """The first of these layers, if any, reads ``states``: DeBERTa may convolve what the first layer below it gave."""
+def _input_replaced(layers: Sequence[nn.Module], states: Tensor) -> Iterator[None]:
+    """Pass ``states`` to the first of ``layers``, if any: DeBERTa may convolve the output of the layers below."""
 
     def replace(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})

@@ -1,1 +1,1 @@
-"""One training process: data, loop, features, evaluation."""
+"""The code of one training process: data, base, training, caches, routing."""

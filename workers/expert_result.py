@@ -1,4 +1,4 @@
-"""What came of an expert's job, as a file beside the expert: where it is, the expert is whole and verified."""
+"""The result file of an expert job, written next to the expert after the expert was verified."""
 
 from __future__ import annotations
 
@@ -8,14 +8,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ttmoe.errors import InputError
-from ttmoe.expert_files import EXPERT_WEIGHTS, read_manifest, write_whole
+from ttmoe.expert_files import EXPERT_WEIGHTS, read_manifest, write_atomically
 
 EXPERT_RESULT_FILE = "result.json"
 
 
 @dataclass(frozen=True)
 class ExpertResult:
-    """What came of a job: metrics by name (``test.accuracy`` among them), counts and seconds."""
+    """The result of an expert job.
+
+    Attributes:
+        task: Name of the task.
+        spec_hash: Hash of the expert's spec.
+        metrics: Metrics by name, such as ``test.accuracy`` or ``seconds.job``.
+        parameters: Number of trained adapter parameters.
+        weights_digest: SHA-256 of the weights file.
+        folder: Folder of the expert's files.
+    """
 
     task: str
     spec_hash: str
@@ -26,19 +35,25 @@ class ExpertResult:
 
 
 def write_result(result: ExpertResult) -> None:
-    """The result is written last and whole: where it is, the expert beside it is verified."""
-    write_whole(Path(result.folder, EXPERT_RESULT_FILE), json.dumps(asdict(result), indent=1).encode())
+    """Write the result file atomically. Must be called last: the file marks the expert as complete and verified."""
+    write_atomically(Path(result.folder, EXPERT_RESULT_FILE), json.dumps(asdict(result), indent=1).encode())
 
 
 def finished_result(folder: Path, spec_hash: str) -> ExpertResult | None:
-    """The result of an earlier run of the same spec, if it is there and the expert beside it is still whole."""
+    """Return the result of an earlier job with the same spec.
+
+    Returns:
+        The result with the current ``folder``; None if there is no result of this spec, or if the files of the expert
+        are missing or damaged.
+    """
     try:
         result = ExpertResult(**json.loads((folder / EXPERT_RESULT_FILE).read_text()))
         manifest = read_manifest(folder)
-        weights = hashlib.sha256((folder / EXPERT_WEIGHTS).read_bytes()).hexdigest()
+        weights_digest = hashlib.sha256((folder / EXPERT_WEIGHTS).read_bytes()).hexdigest()
     except (OSError, ValueError, TypeError, InputError):
         return None
-    recorded = {result.weights_digest, manifest.weights_digest}
-    if recorded != {weights} or {result.spec_hash, manifest.spec_hash} != {spec_hash}:
+    if {result.weights_digest, manifest.weights_digest} != {weights_digest}:
+        return None
+    if {result.spec_hash, manifest.spec_hash} != {spec_hash}:
         return None
     return replace(result, folder=str(folder))

@@ -1,4 +1,4 @@
-"""How a piece of work failed, as a value that travels between processes whatever the error's class was."""
+"""The failure of a unit of work, as a value that can be sent between processes whatever the class of the error."""
 
 from __future__ import annotations
 
@@ -8,16 +8,27 @@ from dataclasses import dataclass
 from typing import Literal
 
 FailureKind = Literal["code", "memory", "system", "died", "lost", "stalled"]
-"""The code or the data; out of memory; the system around it; its process died; its node was lost; no sign of life."""
+"""The cause of a failure.
+
+``code``: the code or the data. ``memory``: out of memory. ``system``: the machine, such as a disk or the network.
+``died``: the process ended. ``lost``: the node was lost. ``stalled``: the process stopped sending progress.
+"""
 
 _SYSTEM_ERRORS = (OSError, ConnectionError, TimeoutError, EOFError)
-# What a path that does not exist or a wrong file says is the user's to mend; the rest of OSError is the machine's.
+# A missing path, a wrong type of file or missing permissions are for the user to fix; other OSErrors are the system's.
 _CODE_ERRNOS = frozenset({errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM})
 
 
 @dataclass(frozen=True)
 class Failure:
-    """``error`` is the error's class, ``message`` its text, ``trace`` the traceback as printed."""
+    """A failure of a unit of work.
+
+    Attributes:
+        kind: The cause.
+        error: Name of the error's class.
+        message: Text of the error.
+        trace: Formatted traceback.
+    """
 
     kind: FailureKind
     error: str
@@ -29,7 +40,7 @@ class Failure:
 
 
 def to_failure(error: BaseException) -> Failure:
-    """The failure that an error stands for."""
+    """Return the failure of kind ``code``, ``memory`` or ``system`` that describes an error."""
     trace = "".join(traceback.format_exception(error))
     return Failure(_kind(error), type(error).__name__, str(error), trace)
 
@@ -43,5 +54,5 @@ def _kind(error: BaseException) -> FailureKind:
 
 
 def _is_torch_memory(error: BaseException) -> bool:
-    """CUDA has a class of its own for it; the CPU's allocator only a message."""
+    """Detect torch running out of memory: CUDA has an error class for it, the CPU allocator only a message."""
     return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""What a worker says while it works. Who listens, and where, is not its business."""
+"""Progress reports of a worker. The code that reports does not depend on who receives the reports."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Progress:
-    """One report: ``state`` in words, how many of ``steps`` are done, the metrics measured now, seconds left.
+    """One progress report.
 
-    ``key`` names the piece of work where one process reports for several.
+    Attributes:
+        state: Current activity, such as "training" or "testing".
+        step: Number of finished steps.
+        steps: Total number of steps; 0 if the activity has none.
+        metrics: Metrics measured at this step.
+        left: Estimated seconds until the end of the steps; None if unknown.
+        key: The task the report is about, if one process reports for several.
     """
 
     state: str
@@ -22,7 +28,7 @@ class Progress:
 
 
 class ProgressCallback(Protocol):
-    """Takes progress; must be quick and must not fail."""
+    """Receives progress reports. Must return quickly and must not raise."""
 
     def __call__(self, progress: Progress) -> None:
-        """Take one report."""
+        """Receive one report."""

@@ -1,14 +1,14 @@
-"""Recipe numbers: the version of each computation, as part of what identifies its result.
+"""Recipe numbers: the version of each computation, a part of the identity of its results.
 
-Raise a number when the code would produce another result from the same settings and data. Results of the old number
-are then computed again: experts, routers and searches are retrained, caches are refilled. The version of the package is
-recorded with a result but identifies nothing, so a release that computes the same reuses everything.
+Raise a number if the code would produce another result from the same settings and data. Results with the old number are
+then computed again: experts, routers and searches are retrained, caches are filled anew. The version of the package is
+recorded with a result but is no part of its identity, so a release that computes the same results reuses all of them.
 """
 
 from __future__ import annotations
 
 RECIPES = {
-    # Part of a spec, so of a registered version's identity (see orchestrator/plan/identity.py).
+    # Part of a spec, and so of the identity of a registered version (see orchestrator/plan/identity.py).
     "expert": 2,
     "router": 3,
     "search": 1,

@@ -1,4 +1,4 @@
-"""One trial of a search: an expert trained for a few steps and measured on the validation split, never on the test."""
+"""One trial of a search: train an expert for a few steps and evaluate it on the validation split, never on test."""
 
 from __future__ import annotations
 
@@ -15,27 +15,31 @@ from workers.training.loop import fit_expert
 
 @dataclass(frozen=True)
 class TrialRunner:
-    """A base that is loaded once for all the trials that run in this process."""
+    """Runs trials one after another on a base that is loaded once."""
 
-    bench: ResidentBase
+    resident_base: ResidentBase
 
     @classmethod
     def load(cls, job: ExpertJob) -> TrialRunner:
-        """Set up for the base of ``job``."""
+        """Load the base of ``job`` and set the number of threads of this process."""
         torch.set_num_threads(job.threads)
         return cls(load_resident_base(job.base, job.device))
 
     def run(self, job: ExpertJob) -> dict[str, float]:
-        """Train the expert of ``job``; its best validation ``accuracy`` and ``loss``, its size and ``seconds``.
+        """Train the expert of ``job``.
 
-        Raises TrainingFailedError.
+        Returns:
+            The best validation ``accuracy`` and its ``loss``, the number of ``parameters``, and ``seconds``.
+
+        Raises:
+            TrainingFailedError: If the training fails.
         """
-        began = time.monotonic()
-        with self.bench.in_use() as bank:
-            trainee = prepare_training(job, self.bench, _nobody, resumes=False)
-            found = fit_expert(bank, trainee, pad_id=self.bench.pad_id, report=_nobody)
-        return {**found.best, "parameters": float(job.parameters), "seconds": time.monotonic() - began}
+        start = time.monotonic()
+        with self.resident_base.in_use() as bank:
+            training = prepare_training(job, self.resident_base, _ignore, resumes=False)
+            fit = fit_expert(bank, training, pad_id=self.resident_base.pad_id, report=_ignore)
+        return {**fit.best, "parameters": float(job.parameters), "seconds": time.monotonic() - start}
 
 
-def _nobody(progress: Progress) -> None:
-    """A trial reports once, at its end."""
+def _ignore(progress: Progress) -> None:
+    """Ignore a report: a trial reports only its result."""

@@ -1,4 +1,4 @@
-"""From what the user names (a packaged recipe or a file) and sets (``--set``) to a valid config."""
+"""Load a config from a packaged recipe or a YAML file, apply ``--set`` overrides and validate it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,19 @@ from orchestrator.config.schema import Config
 from orchestrator.config.yaml_document import dump_yaml, parse_value, read_yaml
 from ttmoe.errors import InputError
 
-STARTER = "starter"  # what `ttmoe init` writes; it names data that is not there, so it is no recipe to run
+STARTER = "starter"  # the file that `ttmoe init` writes; its data does not exist, so it is not a recipe to run
 
 
 @dataclass(frozen=True)
 class LoadedConfig:
-    """A valid config, the ``source_name`` it was asked for by, its file's ``text`` and the ``overrides``."""
+    """A valid config and its origin.
+
+    Attributes:
+        config: The validated config.
+        source_name: Recipe name or path as the user wrote it.
+        text: Text of the file, without the overrides.
+        overrides: ``key=value`` texts of the overrides.
+    """
 
     config: Config
     source_name: str
@@ -31,126 +38,143 @@ class LoadedConfig:
 
 
 def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedConfig:
-    """The config of a packaged recipe or of a file, with ``a.b.c=value`` overrides laid over it.
+    """Load and validate a config.
 
-    Relative paths in it are taken from the file's folder, in a recipe from the working directory, where
-    ``storage.root`` always is. Raises InputError that lists all problems.
+    Relative paths of data and of the base start at the file's folder, those of a recipe at the working directory.
+    ``storage`` paths always start at the working directory.
+
+    Args:
+        name_or_path: Name of a packaged recipe, or path of a YAML file.
+        overrides: Overrides such as ``train.steps=100``.
+
+    Raises:
+        InputError: If the file cannot be read or the config is not valid; it lists all problems.
     """
-    text, name, folder = _find(name_or_path)
-    document = read_yaml(text, name)
-    data, touched = apply_overrides(document.data, overrides)
+    text, folder = _read_source(name_or_path)
+    document = read_yaml(text, name_or_path)
+    data, override_texts = apply_overrides(document.data, overrides)
     try:
-        config = Config.model_validate(_anchored(data, folder))
+        config = Config.model_validate(_with_absolute_paths(data, folder))
     except ValidationError as error:
-        raise to_input_error(error, document, data, touched) from None
+        raise to_input_error(error, document, data, override_texts) from None
     return LoadedConfig(config, name_or_path, text, tuple(overrides))
 
 
 def resolved_yaml(config: Config) -> str:
-    """The whole config with its defaults, as YAML that loads to the same config."""
+    """Return the whole config, defaults included, as YAML that loads to the same config."""
     return dump_yaml(config.model_dump(mode="json", exclude_none=True, by_alias=True))
 
 
 def recipe_names() -> list[str]:
-    """The packaged recipes that can be run by name."""
+    """Return the names of the packaged recipes that can be run."""
     names = (Path(entry.name) for entry in files("orchestrator").joinpath("recipes").iterdir())
     return sorted(name.stem for name in names if name.suffix == ".yaml" and name.stem != STARTER)
 
 
 def recipe_text(name: str) -> str:
-    """The text of the packaged recipe ``name``, its comments included."""
+    """Return the text of a packaged recipe with its comments."""
     return files("orchestrator").joinpath("recipes", f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def _find(name_or_path: str) -> tuple[str, str, Path]:
-    """Text, name in messages, and the folder that relative paths start from."""
+def _read_source(name_or_path: str) -> tuple[str, Path]:
+    """Return the text and the folder at which relative paths start."""
     path = Path(name_or_path).expanduser()
     if name_or_path in recipe_names():
-        return recipe_text(name_or_path), name_or_path, Path.cwd()
+        return recipe_text(name_or_path), Path.cwd()
     if not path.is_file():
-        raise _not_found(name_or_path, path)
+        raise _not_found_error(name_or_path, path)
     try:
-        return path.read_text(encoding="utf-8"), name_or_path, path.resolve().parent
+        return path.read_text(encoding="utf-8"), path.resolve().parent
     except (OSError, UnicodeDecodeError) as error:
-        fix = "save the file as UTF-8 text that you may read"
-        raise InputError(f"cannot be read: {error}", where=name_or_path, fix=fix) from None
+        fix = "save it as UTF-8 text, and check its permissions"
+        raise InputError(f"cannot read the file: {error}", where=name_or_path, fix=fix) from None
 
 
-def _not_found(given: str, path: Path) -> InputError:
+def _not_found_error(given: str, path: Path) -> InputError:
     recipes = f"packaged recipes: {', '.join(recipe_names())}"
     if not path.suffix and len(path.parts) == 1:
-        there = [name for name in (f"{given}.yaml", f"{given}.yml") if Path(name).is_file()]
-        near = there[0] if there else closest_match(given, recipe_names())
-        hint = f"did you mean `{near}`?" if near else "a config of your own is named by its file: my.yaml;"
-        return InputError(f"there is no packaged recipe {given!r}", fix=f"{hint} {recipes}")
-    what = "this is a folder" if path.is_dir() else "there is no such file"
+        existing = [name for name in (f"{given}.yaml", f"{given}.yml") if Path(name).is_file()]
+        near = existing[0] if existing else closest_match(given, recipe_names())
+        hint = f"did you mean `{near}`?" if near else "give the path of a config file, such as my.yaml;"
+        return InputError(f"no packaged recipe is named {given!r}", fix=f"{hint} {recipes}")
+    what = "this is a folder, not a config file" if path.is_dir() else "the file does not exist"
     folder = path if path.is_dir() else path.parent
-    beside = sorted(each.name for each in folder.glob("*.y*ml")) if folder.is_dir() else []
-    near = closest_match(path.name, beside)
-    listed = f"did you mean `{folder / near}`? " if near else ""
-    listed += f"configs in {folder}: {', '.join(beside)}; " if beside else f"no config is in {folder}; "
-    return InputError(what, where=given, fix=f"{listed}{recipes}")
+    configs = sorted(file.name for file in folder.glob("*.y*ml")) if folder.is_dir() else []
+    near = closest_match(path.name, configs)
+    hint = f"did you mean `{folder / near}`? " if near else ""
+    hint += f"configs in {folder}: {', '.join(configs)}; " if configs else f"{folder} contains no config; "
+    return InputError(what, where=given, fix=f"{hint}{recipes}")
 
 
 OverrideTexts = dict[tuple[str | int, ...], str]
-"""The text of each override, by the path of its key."""
+"""Text of each override by the path of its key."""
 
 
 def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> tuple[dict[str, Any], OverrideTexts]:
-    """A copy of ``data`` with every ``a.b.c=value`` laid over it, and the text of each override by its path.
+    """Apply overrides to the data of a config.
 
-    Values are YAML. Whether the keys exist is for the validation to say. Raises InputError for what is no
-    override.
+    Whether the keys exist is checked later, with the whole config.
+
+    Args:
+        data: Data of the config; it is not changed.
+        overrides: Texts such as ``a.b.c=value`` with a YAML value. Of two for the same key the last one counts.
+
+    Returns:
+        The changed copy of the data, and the text of each override by the path of its key.
+
+    Raises:
+        InputError: If an override is not of this form, names a task that does not exist, or sets a key of a value
+            that is not a section.
     """
-    data, touched = copy.deepcopy(data), OverrideTexts()
+    data, override_texts = copy.deepcopy(data), OverrideTexts()
     for text in overrides:
         key, equals, value = text.partition("=")
         path = tuple(key.strip().split("."))
         if not equals or not all(path):
-            fix = "for example --set train.steps=100"
-            raise InputError("an override is key=value", where=f"--set {text}", fix=fix)
+            fix = "write it as in --set train.steps=100"
+            raise InputError("an override must have the form key=value", where=f"--set {text}", fix=fix)
         try:
             parsed = parse_value(value)
         except yaml.YAMLError:
-            what = f"the value is not YAML: {value}"
+            what = f"the value is not valid YAML: {value}"
             raise InputError(what, where=f"--set {text}", fix="put it in quotes") from None
-        _lay(data, path, parsed, text)
-        touched[path] = text
-    return data, touched
+        _set_value(data, path, parsed, text)
+        override_texts[path] = text
+    return data, override_texts
 
 
-def _lay(data: dict[str, Any], path: tuple[str, ...], value: Any, text: str) -> None:
-    """Set one value, making the sections on its way that are not there."""
+def _set_value(data: dict[str, Any], path: tuple[str, ...], value: Any, text: str) -> None:
+    """Set one value in place, and create missing sections on its path."""
     tasks = data.get("tasks")
     if len(path) > 2 and path[0] == "tasks" and isinstance(tasks, dict) and path[1] not in tasks:
-        # Made anew, a misspelt task would be told that it lacks everything a task needs.
+        # If the task were created, the error would list every key that a task requires instead of the misspelling.
         near = closest_match(path[1], tasks)
         hint = f"did you mean `{near}`?" if near else f"tasks: {', '.join(tasks)}"
-        raise InputError(f"there is no task `{path[1]}`", where=f"--set {text}, {dotted_key(path[:2])}", fix=hint)
+        raise InputError(f"no task is named `{path[1]}`", where=f"--set {text}, {dotted_key(path[:2])}", fix=hint)
     for depth, key in enumerate(path[:-1], 1):
         inner = data.get(key) or {}
         if not isinstance(inner, dict):
-            whole = dotted_key(path[:depth])
-            fix = f"set it as a whole: --set {whole}=VALUE"
-            raise InputError(f"`{whole}` holds a value, not keys", where=f"--set {text}", fix=fix)
-        inner = dict(inner)  # a YAML alias may have the same mapping stand elsewhere too
+            section = dotted_key(path[:depth])
+            fix = f"set the value itself: --set {section}=VALUE"
+            raise InputError(f"`{section}` is a value and has no keys", where=f"--set {text}", fix=fix)
+        inner = dict(inner)  # a YAML alias may use the same mapping in other places
         data[key] = inner
         data = inner
     data[path[-1]] = value
 
 
-def _anchored(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A copy in which local paths are absolute: workers run in other working directories."""
+def _with_absolute_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return a copy with absolute local paths, because workers run in other working directories."""
     data = copy.deepcopy(data)
-    _anchor(data.get("base"), "folder", folder)
+    _make_absolute(data.get("base"), "folder", folder)
     tasks = data.get("tasks")
     for task in tasks.values() if isinstance(tasks, dict) else ():
         source = task.get("source") if isinstance(task, dict) else None
         for part in (source, *source.values()) if isinstance(source, dict) else ():
-            _anchor(part, "path", folder)
+            _make_absolute(part, "path", folder)
     return data
 
 
-def _anchor(section: Any, key: str, folder: Path) -> None:
+def _make_absolute(section: Any, key: str, folder: Path) -> None:
     if isinstance(section, dict) and isinstance(section.get(key), str):
         section[key] = str(folder / Path(section[key]).expanduser())

@@ -1,7 +1,7 @@
-"""YAML that remembers where it stands: data, and the line of every key.
+"""Read YAML with the line of every key, and write YAML.
 
-Plain values are read as YAML 1.2 does, unlike PyYAML alone: ``yes``, ``no``, ``on`` and ``off`` are text
-(labels, in a config like ours), ``5e-3`` is a number, ``0123`` and ``12:30`` are text (a commit id, a time).
+Plain values follow YAML 1.2 more closely than PyYAML does: ``yes``, ``no``, ``on`` and ``off`` are text (labels, in
+these configs), ``5e-3`` is a number, and ``0123``, ``12:30`` and ``2024-01-01`` are text (a commit id, a time, a date).
 """
 
 from __future__ import annotations
@@ -27,11 +27,28 @@ _RESOLVERS = [
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - PyYAML's own attribute: its 1.1 rules are left out
+    """Loader with the rules above that records repeated keys, of which PyYAML silently keeps the last."""
+
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - PyYAML's attribute; empty, so without the YAML 1.1 rules
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.repeated_keys: list[tuple[int, int, str]] = []  # line of the repetition, line of the first, key
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        first_lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line, name = key.start_mark.line + 1, (key.tag, key.value)
+                if name in first_lines:
+                    self.repeated_keys.append((line, first_lines[name], key.value))
+                first_lines.setdefault(name, line)
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that a reader of either YAML would take for something else."""
+    """Dumper that quotes text which a reader of YAML 1.1 or 1.2 would take for another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -44,29 +61,35 @@ _Dumper.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+.0123456789"))
 
 @dataclass(frozen=True)
 class YamlDocument:
-    """One YAML file: its ``name`` in messages, its ``data``, and the nodes, which know their lines."""
+    """Content of a YAML file with the position of its keys.
+
+    Attributes:
+        name: Name of the file in messages.
+        data: Content as Python values.
+        root: PyYAML's node tree, which holds the lines.
+    """
 
     name: str
     data: dict[str, Any]
     root: yaml.MappingNode
 
     def has(self, path: Sequence[str | int]) -> bool:
-        """Whether the file itself says something at ``path``."""
+        """Return whether the file contains a key or list item at ``path``."""
         return len(list(_lines(self.root, path))) == len(path)
 
     def line(self, path: Sequence[str | int]) -> int:
-        """The line of the key at ``path``, or of the nearest one above it that is there; the first is 1."""
+        """Return the line of the key at ``path``, or of its nearest parent in the file; the first line is 1."""
         return [self.root.start_mark.line, *_lines(self.root, path)][-1] + 1
 
 
 def _lines(node: yaml.Node, path: Sequence[str | int]) -> Iterator[int]:
-    """The line of each step of ``path``, from the top, as far as the nodes go."""
+    """Yield the line of each step of ``path``, until a step does not exist; the first line is 0."""
     for step in path:
         if isinstance(node, yaml.MappingNode):
-            found = [pair for pair in node.value if pair[0].value == str(step)]
-            if not found:
+            pairs = [pair for pair in node.value if pair[0].value == str(step)]
+            if not pairs:
                 return
-            key, node = found[-1]  # a merged key (<<) stands before the mapping's own
+            key, node = pairs[-1]  # keys from a merge (<<) come before the mapping's own keys
             yield key.start_mark.line
         elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
             node = node.value[step]
@@ -76,62 +99,50 @@ def _lines(node: yaml.Node, path: Sequence[str | int]) -> Iterator[int]:
 
 
 def read_yaml(text: str, name: str) -> YamlDocument:
-    """Parse ``text``; raises InputError with file and line for broken YAML, repeated keys, or no mapping."""
+    """Parse the text of a config.
+
+    Args:
+        text: YAML text.
+        name: Name of the file in messages.
+
+    Raises:
+        InputError: If the text is not valid YAML, repeats a key, or is not a mapping; with file and line.
+    """
     try:
         loader = _Loader(text)
         root = loader.get_single_node()
-        if root is not None:
-            _refuse_repeats(root, name)
-        # This unfolds merged keys in the nodes, too.
+        if loader.repeated_keys:
+            raise _repeated_keys_error(sorted(loader.repeated_keys), name)
+        # Constructing the document also inserts merged keys (<<) into the nodes.
         data = loader.construct_document(root) if root is not None else None
     except yaml.YAMLError as error:
-        raise _broken(error, name) from None
+        raise _syntax_error(error, name) from None
     if not isinstance(data, dict) or not isinstance(root, yaml.MappingNode):
-        what = "the config is empty" if data is None else f"a config is a mapping of keys, not {data!r:.60}"
-        raise InputError(what, where=f"{name}:1", fix="`ttmoe init` writes one to start from")
+        what = "the config is empty" if data is None else f"a config must be a mapping of keys, not {data!r:.60}"
+        raise InputError(what, where=f"{name}:1", fix="write a config to start from with `ttmoe init`")
     return YamlDocument(name, data, root)
 
 
 def parse_value(text: str) -> Any:
-    """The YAML value of a ``--set``; raises yaml.YAMLError."""
+    """Parse the value of a ``--set`` as YAML; raise yaml.YAMLError if it is not valid."""
     return yaml.load(text, _Loader)
 
 
 def dump_yaml(data: Any) -> str:
-    """``data`` as YAML text, keys in their order."""
+    """Return ``data`` as YAML text with the keys in their order."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
-def _refuse_repeats(root: yaml.Node, name: str) -> None:
-    """PyYAML would silently keep the last one."""
-    repeats = [(key.value, first + 1, key.start_mark.line + 1) for key, first in _repeats(root, set())]
-    if repeats:
-        said = "; ".join(f"`{key}` on lines {first} and {second}" for key, first, second in repeats)
-        what = f"the same key twice in one mapping: {said}"
-        raise InputError(what, where=f"{name}:{repeats[0][2]}", fix="keep one of them")
+def _repeated_keys_error(repeated_keys: list[tuple[int, int, str]], name: str) -> InputError:
+    keys = "; ".join(f"`{key}` on lines {first} and {line}" for line, first, key in repeated_keys)
+    what = f"a mapping contains the same key twice: {keys}"
+    return InputError(what, where=f"{name}:{repeated_keys[0][0]}", fix="keep one of them")
 
 
-def _repeats(node: yaml.Node, seen: set[int]) -> Iterator[tuple[yaml.Node, int]]:
-    if id(node) in seen:  # an alias may lead back to its own anchor
-        return
-    seen.add(id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            yield from _repeats(item, seen)
-    elif isinstance(node, yaml.MappingNode):
-        first: dict[tuple[str, str], int] = {}
-        for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in first:
-                yield key, first[key.tag, key.value]
-            elif isinstance(key, yaml.ScalarNode):
-                first[key.tag, key.value] = key.start_mark.line
-            yield from _repeats(value, seen)
-
-
-def _broken(error: yaml.YAMLError, name: str) -> InputError:
+def _syntax_error(error: yaml.YAMLError, name: str) -> InputError:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
     tabs = "\\t" in problem
-    fix = "indent with spaces, not tabs" if tabs else "check the indentation, colons and quotes there"
+    fix = "indent with spaces, not tabs" if tabs else "check indentation, colons and quotes on this line"
     where = f"{name}:{mark.line + 1}" if mark else name
     return InputError(f"not valid YAML: {problem}", where=where, fix=fix)

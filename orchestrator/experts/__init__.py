@@ -1,1 +1,1 @@
-"""What ``ttmoe experts`` does, a module for each verb. ``orchestrator/experts/listing.py`` lists and promotes."""
+"""``ttmoe experts``: one module for each command, and what they share."""

@@ -1,4 +1,4 @@
-"""The base that a library's experts were trained on, found as ``ttmoe predict`` finds it."""
+"""Find the folder of the base that an expert or a router was trained on, and check its digest."""
 
 from __future__ import annotations
 
@@ -18,54 +18,74 @@ if TYPE_CHECKING:
 
 
 def base_of_version(registry: Registry, version: Version) -> Base:
-    """The base of an expert. Raises InputError where it is not found, or another one is."""
+    """Return the base of an expert, from TTMOE_BASE or from where the library's newest router recorded it.
+
+    Raises:
+        InputError: If the folder is missing, or contains another base.
+    """
     identity = json.loads(registry.read_file(version, EXPERT_MANIFEST))["base"]
-    place = os.environ.get("TTMOE_BASE") or _place_of_router(registry, version.library)
+    folder = os.environ.get("TTMOE_BASE") or _folder_of_router(registry, version.library)
     try:
-        return find_base(identity, place)
+        return find_base(identity, folder)
     except InputError as error:
-        fix = "let the variable TTMOE_BASE name the folder that the base lies in"
+        fix = "set the variable TTMOE_BASE to the folder of the base"
         raise InputError(error.what, where=f"the base of {version.task} v{version.version}", fix=fix) from error
 
 
 def library_base(registry: Registry, library: str) -> Base:
-    """The base of the library: that of its newest champion, or of its newest expert.
+    """Return the base of the library's newest champion, or of its newest expert if it has no champion.
 
-    Raises InputError for a library that has no expert yet: nothing says then what it stands on.
+    Raises:
+        InputError: If the library has no expert, or the base is not found.
     """
     experts = registry.experts(library)
     if not experts:
-        fix = "let `ttmoe run` train one of its experts first"
-        raise InputError("the library has no expert yet, so its base is not known", where=f"library {library}", fix=fix)
-    return base_of_version(registry, max(experts, key=lambda each: ("champion" in each.aliases, each.created)))
-
-
-def _place_of_router(registry: Registry, library: str) -> str:
-    """Where the newest router found the base when it was trained."""
-    routers = registry.routers(library)
-    if not routers:
-        return ""
-    described: dict[str, Any] = yaml.safe_load(registry.read_file(routers[-1], "MLmodel"))
-    return str((described["flavors"]["python_function"].get("config") or {}).get("base") or "")
+        what = "the library has no expert, so its base is unknown"
+        raise InputError(what, where=f"library {library}", fix="train one of its experts with `ttmoe run` first")
+    newest = max(experts, key=lambda expert: ("champion" in expert.aliases, expert.created))
+    return base_of_version(registry, newest)
 
 
 def registered_base(folder: Path) -> Base:
-    """The base of the router in a registered folder: TTMOE_BASE, or where the folder's MLmodel file says."""
-    described = yaml.safe_load((folder / "MLmodel").read_text())["flavors"]["python_function"]
-    return router_base(folder, described.get("config") or {})
+    """Return the base of the router in a registered folder, from TTMOE_BASE or the folder's MLmodel file.
+
+    Raises:
+        InputError: If the base is missing, or another one.
+    """
+    return router_base(folder, _model_config((folder / "MLmodel").read_text()))
 
 
 def router_base(folder: Path, config: dict[str, Any]) -> Base:
+    """Return the base of the router in ``folder``, from TTMOE_BASE or ``config["base"]``.
+
+    Raises:
+        InputError: If the base is missing, or another one.
+    """
     identity = json.loads((folder / "router.json").read_text())["base"]
     return find_base(identity, os.environ.get("TTMOE_BASE") or config.get("base") or "")
 
 
-def find_base(identity: dict[str, Any], place: str) -> Base:
-    """The base of that identity in the folder ``place``."""
+def find_base(identity: dict[str, Any], folder: str) -> Base:
+    """Return the base with this identity (``Base.identity()``) in ``folder``.
+
+    Raises:
+        InputError: If the folder is missing, or its digest is not that of the identity.
+    """
     fix = 'give its folder: load_model(uri, model_config={"base": folder}), or the variable TTMOE_BASE'
-    if not place or not Path(place).is_dir():
-        raise InputError(f"base {identity['id']!r} is not at {place!r}", where="base", fix=fix)
-    if (digest := digest_folder(Path(place))) != identity["digest"]:
-        wanted = f"{identity['id']!r} ({identity['digest'][:12]})"
-        raise InputError(f"{place} holds base {digest[:12]}, not {wanted}", where="base", fix=fix)
-    return Base(**identity, folder=place)
+    if not folder or not Path(folder).is_dir():
+        raise InputError(f"base {identity['id']!r} is not in folder {folder!r}", where="base", fix=fix)
+    if (digest := digest_folder(Path(folder))) != identity["digest"]:
+        expected = f"{identity['id']!r} ({identity['digest'][:12]})"
+        raise InputError(f"{folder} contains base {digest[:12]}, not {expected}", where="base", fix=fix)
+    return Base(**identity, folder=folder)
+
+
+def _folder_of_router(registry: Registry, library: str) -> str:
+    """Return the base folder that the library's newest router recorded; empty if there is none."""
+    routers = registry.routers(library)
+    return str(_model_config(registry.read_file(routers[-1], "MLmodel")).get("base") or "") if routers else ""
+
+
+def _model_config(text: str | bytes) -> dict[str, Any]:
+    """Return the ``model_config`` that is stored in the text of an MLmodel file."""
+    return yaml.safe_load(text)["flavors"]["python_function"].get("config") or {}

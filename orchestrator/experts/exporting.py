@@ -1,4 +1,4 @@
-"""``ttmoe experts export``: an expert as a folder to take elsewhere."""
+"""``ttmoe experts export``: write a registered expert to a folder."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from orchestrator.registry.library import open_library
 from ttmoe.errors import InputError
 from ttmoe.expert_files import EXPERT_MANIFEST, EXPERT_WEIGHTS, load_expert
 from ttmoe.interchange import export_lora
-from ttmoe.interchange.peft_files import CONFIG, HEAD
-from ttmoe.interchange.peft_files import LORA_WEIGHTS
+from ttmoe.interchange.peft_files import HEAD_WEIGHTS, LORA_CONFIG, LORA_WEIGHTS
 
-WRITTEN = {"ttmoe": (EXPERT_WEIGHTS, EXPERT_MANIFEST), "peft": (HEAD, EXPERT_MANIFEST, LORA_WEIGHTS, CONFIG)}
+WRITTEN = {
+    "ttmoe": (EXPERT_WEIGHTS, EXPERT_MANIFEST),
+    "peft": (HEAD_WEIGHTS, EXPERT_MANIFEST, LORA_WEIGHTS, LORA_CONFIG),
+}
+"""The files of each format. The last one is written last, so a folder that has it is complete."""
 
 
 def export_expert(
@@ -31,44 +34,46 @@ def export_expert(
     force: bool,
     console: Console,
 ) -> None:
-    """Write an expert as a standard LoRA adapter (``peft``), or as its own two files (``ttmoe``).
+    """Write an expert to a folder as a PEFT LoRA adapter (``peft``) or as its own files (``ttmoe``).
 
-    Raises InputError for a folder that holds something, unless ``force``; files of either form are then replaced,
-    others left alone.
+    ``name`` and ``number`` select the version, as in ``choose_version``. With ``force`` the folder may contain files:
+    those of an earlier export are replaced, the others are kept.
+
+    Raises:
+        InputError: If the format or the version does not exist, or the folder is not empty and ``force`` is False.
     """
     if form not in WRITTEN:
-        raise InputError(f"there is no format {form!r}", where="--format", fix=f"one of {', '.join(WRITTEN)}")
-    registry, found = open_library(root, library)
-    version = choose_version(registry, found, name, number)
+        raise InputError(f"there is no format {form!r}", where="--format", fix=f"use one of: {', '.join(WRITTEN)}")
+    registry, library = open_library(root, library)
+    version = choose_version(registry, library, name, number)
     if folder.exists() and not folder.is_dir():
-        raise InputError("a file has that name", where=str(folder), fix="name a folder")
+        raise InputError("it is a file", where=str(folder), fix="choose another folder")
     if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise InputError(
-            "the folder is not empty", where=str(folder), fix="name another, or write into it with --force"
-        )
+        fix = "choose another folder, or write into it with --force"
+        raise InputError("the folder is not empty", where=str(folder), fix=fix)
     write = _write_lora if form == "peft" else _write_expert
     write(registry, version, folder)
-    console.print(f"{version_label(version)} is in {folder}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"wrote {version_label(version)} to {folder}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _write_lora(registry: Registry, version: Version, folder: Path) -> None:
-    bench = ProbeBank.open(base_of_version(registry, version))
-    manifest = load_expert(bench.bank, registry.fetch(version), bench.base.digest, name=version.task)
+    probes = ProbeBank.open(base_of_version(registry, version))
+    manifest = load_expert(probes.bank, registry.fetch(version), probes.base.digest, name=version.task)
     _clear(folder)
-    # What writes is loaded with the base's language head; anything else has a head of its own.
+    # PEFT loads a generating expert with the base's language head; the others bring their own head.
     task_type = "CAUSAL_LM" if manifest.kind == "generate" else "FEATURE_EXTRACTION"
-    export_lora(bench.bank, version.task, folder, manifest=manifest, task_type=task_type)
+    export_lora(probes.bank, version.task, folder, manifest=manifest, task_type=task_type)
 
 
 def _write_expert(registry: Registry, version: Version, folder: Path) -> None:
     source = registry.fetch(version)
     _clear(folder)
-    for name in WRITTEN["ttmoe"]:  # the manifest last: a folder that has one is whole
+    for name in WRITTEN["ttmoe"]:
         shutil.copyfile(source / name, folder / name)
 
 
 def _clear(folder: Path) -> None:
-    """Without the files of an earlier export: of two forms in one folder nobody could say which one counts."""
+    """Create the folder, and remove the files of an earlier export: two formats in one folder would be ambiguous."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in {name for names in WRITTEN.values() for name in names}:
         (folder / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""``ttmoe experts import``: an expert that was made elsewhere becomes a version of a library."""
+"""``ttmoe experts import``: register an expert that was made elsewhere as a version of a library."""
 
 from __future__ import annotations
 
@@ -19,19 +19,26 @@ from orchestrator.plan.identity import spec_hash
 from orchestrator.registry import Registry, Version
 from orchestrator.registry.driver_lock import driver_lock
 from orchestrator.registry.library import open_library
-from ttmoe.adapter import count_lora
+from ttmoe.adapter import count_lora_parameters
 from ttmoe.errors import InputError
 from ttmoe.expert_files import EXPERT_MANIFEST, EXPERT_WEIGHTS, Manifest, load_expert, read_manifest, save_expert
 from ttmoe.interchange import import_lora
-from ttmoe.interchange.peft_files import CONFIG, HEAD
+from ttmoe.interchange.peft_files import HEAD_WEIGHTS, LORA_CONFIG
 from workers.recipes import RECIPES
 
-KINDS = {"classify": "text"}  # what a notebook's TextBank calls it
+KINDS = {"classify": "text"}
+"""Kinds that ``TextBank`` writes into a manifest, and their names in a library."""
 
 
 @dataclass(frozen=True)
 class ExpertDescription:
-    """What an expert reads and answers."""
+    """The task, kind and labels of an expert.
+
+    Attributes:
+        task: Name of the task.
+        kind: ``text``, ``pair``, ``choice`` or ``generate``.
+        labels: Labels in the order of the head's outputs; empty for ``choice`` and ``generate``.
+    """
 
     task: str
     kind: str
@@ -47,21 +54,33 @@ def import_expert(
     kind: str | None,
     console: Console,
 ) -> None:
-    """Register the expert in ``folder`` (a ttmoe expert, or a PEFT LoRA adapter) as the task's candidate.
+    """Register the expert in a folder as the candidate of a task.
 
-    The same folder gives the same version. Raises InputError for anything that is not an expert of the library's
-    base: nothing is registered that was not saved, loaded again and found to answer alike.
+    The expert is first saved, loaded again and checked to give the same scores. Importing the same folder again gives
+    the same version.
+
+    Args:
+        root: Folder that contains the runs.
+        library: Name of the library; None selects the one that ran last.
+        folder: Folder of a ttmoe expert or a PEFT LoRA adapter.
+        task: Task of the expert.
+        labels: Labels separated by commas, in the order of the head's outputs. None takes those of the manifest.
+        kind: ``text``, ``pair`` or ``generate``. None takes that of the manifest, or ``text``.
+        console: Console to print to.
+
+    Raises:
+        InputError: If the folder contains no expert of the library's base, or an argument contradicts it.
     """
     _check_task(task)
-    registry, found = open_library(root, library)
-    bench = ProbeBank.open(library_base(registry, found))
+    registry, library = open_library(root, library)
+    probes = ProbeBank.open(library_base(registry, library))
     manifest = read_manifest(folder) if (folder / EXPERT_MANIFEST).is_file() else None
-    meaning = _meaning(task, labels, kind, manifest, folder)
-    _load(bench, folder, meaning)
-    with tempfile.TemporaryDirectory() as scratch, driver_lock(root.resolve() / found):
-        saved = _save(bench, meaning, manifest, Path(scratch))
-        version = _register(registry, found, bench, saved, Path(scratch), folder)
-    headless = bool(meaning.labels) and not _has_head(folder)
+    description = _describe(task, labels, kind, manifest, folder)
+    _load(probes, folder, description)
+    with tempfile.TemporaryDirectory() as files, driver_lock(root.resolve() / library):
+        saved = _save(probes, description, manifest, Path(files))
+        version = _register(registry, library, probes, saved, Path(files), folder)
+    headless = bool(description.labels) and not _has_head(folder)
     _report(registry, version, folder, headless=headless, console=console)
 
 
@@ -69,95 +88,96 @@ def _check_task(task: str) -> None:
     try:
         TypeAdapter(TaskName).validate_python(task)
     except ValidationError as error:
-        fix = "use lower-case letters, digits, _ and -; `router` and `search` are the library's own"
-        raise InputError(f"{task!r} cannot name a task", where="--task", fix=fix) from error
+        fix = "use lower-case letters, digits, _ and -; `router` and `search` are reserved"
+        raise InputError(f"{task!r} is not a valid task name", where="--task", fix=fix) from error
 
 
-def _meaning(
+def _describe(
     task: str, labels: str | None, kind: str | None, manifest: Manifest | None, folder: Path
 ) -> ExpertDescription:
-    """What was said on the command line, and for the rest what the folder says of itself."""
+    """Combine the options with the manifest; an option overrides it. Raise InputError if they contradict."""
     names = tuple(name.strip() for name in labels.split(",")) if labels is not None else None
     if names is not None and (len(set(names)) < len(names) or len(names) < 2 or not all(names)):
-        raise InputError(
-            f"{labels!r} is no list of labels", where="--labels", fix="give two or more, as in --labels a,b"
-        )
+        fix = "give two or more different labels: --labels a,b"
+        raise InputError(f"{labels!r} is not a list of labels", where="--labels", fix=fix)
     if kind not in (None, "text", "pair", "generate"):
-        raise InputError(f"there is no kind {kind!r}", where="--kind", fix="text, pair or generate")
+        raise InputError(f"there is no kind {kind!r}", where="--kind", fix="use text, pair or generate")
     if names is not None and kind == "generate":
-        raise InputError("an expert that writes text has no labels", where="--labels", fix="leave it out")
+        raise InputError("an expert that generates text has no labels", where="--labels", fix="remove this option")
     if manifest is None and names is None and kind != "generate":
-        fix = "name the labels in the order of the head's outputs: --labels a,b"
-        raise InputError("the folder does not say what its labels are", where=str(folder), fix=fix)
-    own = KINDS.get(manifest.kind, manifest.kind) if manifest else kind or "text"
-    if kind == "generate" != own:
-        raise InputError("it has labels, and writes no text", where=str(folder), fix="leave --kind out")
-    if own in ("choice", "generate") and (labels or kind not in (None, own)):
-        does = "chooses among options" if own == "choice" else "writes text"
-        raise InputError(f"it {does}, and has no labels", where=str(folder), fix="leave --labels and --kind out")
-    return ExpertDescription(task, kind or own, names if names is not None else manifest.labels if manifest else ())
+        fix = "give the labels in the order of the head's outputs: --labels a,b"
+        raise InputError("the folder does not contain the names of the labels", where=str(folder), fix=fix)
+    recorded = KINDS.get(manifest.kind, manifest.kind) if manifest else kind or "text"
+    if kind == "generate" != recorded:
+        raise InputError("the expert has labels and generates no text", where=str(folder), fix="remove --kind")
+    if recorded in ("choice", "generate") and (labels or kind not in (None, recorded)):
+        what = f"the expert {'chooses among options' if recorded == 'choice' else 'generates text'} and has no labels"
+        raise InputError(what, where=str(folder), fix="remove --labels and --kind")
+    recorded_labels = manifest.labels if manifest else ()
+    return ExpertDescription(task, kind or recorded, recorded_labels if names is None else names)
 
 
-def _load(bench: ProbeBank, folder: Path, meaning: ExpertDescription) -> None:
-    """Put the expert into the bank. Raises InputError unless its head has one output for each label."""
-    classes = len(meaning.labels) or int(meaning.kind != "generate")
+def _load(probes: ProbeBank, folder: Path, description: ExpertDescription) -> None:
+    """Load the expert into the bank; raise InputError if its head does not have one output for each label."""
+    classes = len(description.labels) or int(description.kind != "generate")
     if (folder / EXPERT_WEIGHTS).is_file():
-        load_expert(bench.bank, folder, bench.base.digest, name=meaning.task)
-    elif (folder / CONFIG).is_file():
-        unknown = None if (folder / HEAD).is_file() else classes
-        import_lora(bench.bank, folder, meaning.task, classes=unknown, base_digest=bench.base.digest)
+        load_expert(probes.bank, folder, probes.base.digest, name=description.task)
+    elif (folder / LORA_CONFIG).is_file():
+        head_classes = None if (folder / HEAD_WEIGHTS).is_file() else classes
+        import_lora(probes.bank, folder, description.task, classes=head_classes, base_digest=probes.base.digest)
     else:
-        fix = f"give a folder with {EXPERT_MANIFEST} and {EXPERT_WEIGHTS}, or with PEFT's {CONFIG}"
-        raise InputError("the folder holds no expert", where=str(folder), fix=fix)
-    outputs = bench.bank.expert(meaning.task).head.out_features
+        fix = f"give a folder with {EXPERT_MANIFEST} and {EXPERT_WEIGHTS}, or with PEFT's {LORA_CONFIG}"
+        raise InputError("the folder contains no expert", where=str(folder), fix=fix)
+    outputs = probes.bank.expert(description.task).head.out_features
     if outputs != classes:
-        fix = "name as many labels, in the order of the head's outputs"
+        fix = "give as many labels as outputs, in their order"
         raise InputError(f"the head has {outputs} outputs, for {classes} labels", where=str(folder), fix=fix)
 
 
-def _save(bench: ProbeBank, meaning: ExpertDescription, manifest: Manifest | None, folder: Path) -> Manifest:
-    """Write the expert's files and hold what they load to against it: the same scores to the last bit, and finite."""
-    metrics = manifest.metrics if manifest else {}
-    expert = bench.bank.expert(meaning.task)
+def _save(probes: ProbeBank, description: ExpertDescription, manifest: Manifest | None, folder: Path) -> Manifest:
+    """Write the expert's files; raise InputError unless they load to the same scores, bit for bit, and finite ones."""
+    expert = probes.bank.expert(description.task)
 
     def save(hash_: str) -> Manifest:
         return save_expert(
             expert,
             folder,
-            **asdict(meaning),
-            base=bench.base.identity(),
+            **asdict(description),
+            base=probes.base.identity(),
             spec_hash=hash_,
-            metrics=metrics,
+            metrics=manifest.metrics if manifest else {},
             answer_tokens=manifest.answer_tokens if manifest else 0,
         )
 
-    # The digest of the weights is a part of the identity, and known when they are written.
-    made = {
-        "base": bench.base.identity(),
+    # The spec contains the digest of the weights, which is known after they were written once.
+    spec = {
+        "base": probes.base.identity(),
         "weights": save("").weights_digest,
         "kind": "imported",
         "recipe": RECIPES["import"],
+        "reads": description.kind,
+        "labels": description.labels,
     }
-    saved = save(spec_hash(made | {"reads": meaning.kind, "labels": meaning.labels}))
+    saved = save(spec_hash(spec))
     copy = "reloaded copy"
-    load_expert(bench.bank, folder, bench.base.digest, name=copy)
-    bench.kinds |= {meaning.task: meaning.kind, copy: meaning.kind}
-    pairs = zip(bench.scores(meaning.task), bench.scores(copy), strict=True)
+    load_expert(probes.bank, folder, probes.base.digest, name=copy)
+    probes.kinds |= {description.task: description.kind, copy: description.kind}
+    pairs = zip(probes.scores(description.task), probes.scores(copy), strict=True)
     if not all(torch.equal(a, b) and torch.isfinite(a).all() for a, b in pairs):
-        raise InputError("its answers are not finite, or change when it is saved", where=meaning.task,
-                         fix="train it again")  # fmt: skip
+        what = "its scores are not finite, or change when it is saved"
+        raise InputError(what, where=description.task, fix="train it again")
     return saved
 
 
 def _register(
-    registry: Registry, library: str, bench: ProbeBank, saved: Manifest, files: Path, source: Path
+    registry: Registry, library: str, probes: ProbeBank, saved: Manifest, files: Path, source: Path
 ) -> Version:
-    params = {"source": str(source.resolve()), "adapter.method": saved.adapter.method, "base": bench.base.id,
+    params = {"source": str(source.resolve()), "adapter.method": saved.adapter.method, "base": probes.base.id,
               "adapter.rank": saved.adapter.rank, "parameters": saved.parameters}  # fmt: skip
     run = registry.expert_run(library, None, saved.task, saved.spec_hash, params)
     with registry.end_run_on_exit(run):
         registry.tag_run(run, {"origin": "imported"})
-        # All at one moment, so that an import that is repeated adds nothing.
+        # With constant step and time, so that a repeated import adds no further values.
         registry.log_metrics(run, [(key, value, 0, 0) for key, value in saved.metrics.items()])
         return registry.register_expert(
             library,
@@ -165,15 +185,15 @@ def _register(
             saved.spec_hash,
             files,
             run,
-            _tags(bench, saved),
+            _tags(probes, saved),
             metrics=saved.metrics,
             description=f"{saved.adapter.method} adapter for {saved.task}, imported",
         )
 
 
-def _tags(bench: ProbeBank, saved: Manifest) -> dict[str, object]:
-    """As a trained expert's, as far as they apply."""
-    groups, base = bench.bank.expert(saved.task).adapter.groups, bench.base
+def _tags(probes: ProbeBank, saved: Manifest) -> dict[str, object]:
+    """Return the tags of the version: those of a trained expert, except the ones about its training."""
+    groups, base = probes.bank.expert(saved.task).adapter.groups, probes.base
     accuracy = saved.metrics.get("test.accuracy")
     return {
         "origin": "imported",
@@ -184,22 +204,21 @@ def _tags(bench: ProbeBank, saved: Manifest) -> dict[str, object]:
         "rank": saved.adapter.rank,
         "shape": "; ".join(f"{group.role}={group.method}" for group in groups),
         "parameters": saved.parameters,
-        "lora16_parameters": count_lora(groups),
+        "lora16_parameters": count_lora_parameters(groups),
         "weights_digest": saved.weights_digest,
     } | ({} if accuracy is None else {"metric": f"test.accuracy={accuracy:.4f}"})
 
 
 def _has_head(folder: Path) -> bool:
-    return (folder / EXPERT_WEIGHTS).is_file() or (folder / HEAD).is_file()
+    return (folder / EXPERT_WEIGHTS).is_file() or (folder / HEAD_WEIGHTS).is_file()
 
 
 def _report(registry: Registry, version: Version, folder: Path, *, headless: bool, console: Console) -> None:
-    said = [f"{version_label(version)} in library {version.library} is {folder}"]
+    lines = [f"registered {folder} as {version_label(version)} in library {version.library}"]
     if headless:
-        said.append("it came without a head, so it prefers no label yet: it is a start for training, not an answer")
+        lines.append("it came without a head: the new head prefers no label until it is trained")
     routing = read_router_state(registry, version.library, registry.experts(version.library))
-    if routing is None or not routing.names(version):
-        said.append(
-            f"no router knows it yet; `ttmoe experts promote {version.task}@v{version.version}` makes it champion"
-        )
-    console.print("\n".join(said), highlight=False, markup=False, soft_wrap=True)
+    if routing is None or not routing.uses(version):
+        selector = f"{version.task}@v{version.version}"
+        lines.append(f"no router uses it yet; make it the champion with `ttmoe experts promote {selector}`")
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""``ttmoe experts ls`` and ``promote``: what the registry holds of a library, and which versions answer."""
+"""``ttmoe experts ls``: list the experts of a library, their versions, and the state of the router."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from orchestrator.registry import Version
 from orchestrator.registry.library import open_library
 
 COLUMN_HEADS = ("expert", "v", "aliases", "accuracy", "parameters", "method", "spec", "origin", "routed")
-WIDE = 200  # characters
+PIPE_WIDTH = 200
+"""Characters of a line if the output is not a terminal, so that programs such as grep find one line per expert."""
 
 
 def print_experts(root: Path, library: str | None, every: bool, as_json: bool, console: Console) -> None:
-    """Print a line for each expert (with ``every``, for each version), and the router's.
+    """Print a table (or JSON) with the current version of each expert, or with ``every`` all versions; and the router.
 
-    Reading costs two queries, however many experts there are, and two for the router.
+    Takes two queries for the experts, however many they are, and two for the router.
     """
-    registry, name = open_library(root, library)
-    versions = registry.experts(name, every=every)
-    routing = read_router_state(registry, name, versions)
+    registry, library = open_library(root, library)
+    versions = registry.experts(library, every=every)
+    routing = read_router_state(registry, library, versions)
     rows = [_row(version, routing) for version in versions]
     if as_json:
-        console.out(
-            json.dumps({"library": name, "experts": rows, "router": _router(routing)}, indent=1), highlight=False
-        )
+        content = {"library": library, "experts": rows, "router": _router_row(routing)}
+        console.out(json.dumps(content, indent=1), highlight=False)
         return
-    if not console.is_terminal:  # a line stays a line for grep and the like
-        console.width = max(console.width, WIDE)
-    console.print(_table(name, rows))
-    console.print(_line(routing), highlight=False, markup=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = max(console.width, PIPE_WIDTH)
+    console.print(_table(library, rows))
+    console.print(_router_line(routing), highlight=False, markup=False, soft_wrap=True)
 
 
 def _row(version: Version, routing: RouterState | None) -> dict[str, Any]:
@@ -50,13 +50,13 @@ def _row(version: Version, routing: RouterState | None) -> dict[str, Any]:
         "rank": tags.get("rank"),
         "spec_hash": version.spec_hash,
         "origin": tags.get("origin", "trained"),
-        "routed": routing is not None and routing.names(version),
+        "routed": routing is not None and routing.uses(version),
         "registered": version.created.isoformat(timespec="seconds"),
     }
 
 
-def _table(name: str, rows: list[dict[str, Any]]) -> Table:
-    table = Table(box=SIMPLE_HEAD, title=f"Library {name}", title_justify="left")
+def _table(library: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, title=f"Library {library}", title_justify="left")
     for head in COLUMN_HEADS:
         table.add_column(head, justify="right" if head in ("accuracy", "parameters") else "left", overflow="fold")
     for row in rows:
@@ -74,7 +74,7 @@ def _table(name: str, rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _router(routing: RouterState | None) -> dict[str, Any] | None:
+def _router_row(routing: RouterState | None) -> dict[str, Any] | None:
     if routing is None:
         return None
     return {
@@ -82,17 +82,17 @@ def _router(routing: RouterState | None) -> dict[str, Any] | None:
         "routing_accuracy": routing.router.metrics.get("test.routing_accuracy"),
         "spec_hash": routing.router.spec_hash,
         "stale": routing.stale,
-        "other": list(routing.other),
-        "unknown": list(routing.unknown),
-        "gone": list(routing.gone),
+        "other": list(routing.changed),
+        "unknown": list(routing.unrouted),
+        "gone": list(routing.removed),
     }
 
 
-def _line(routing: RouterState | None) -> str:
+def _router_line(routing: RouterState | None) -> str:
     if routing is None:
-        return "no router yet: the run has not come to its end"
-    router, state = routing.router, routing.describe()
+        return "no router yet: it is trained at the end of the run"
+    router, differences = routing.router, routing.describe()
     accuracy = router.metrics.get("test.routing_accuracy")
     measured = "not measured" if accuracy is None else f"{accuracy:.3f}"
     line = f"router v{router.version}: routing accuracy {measured}, spec {router.spec_hash[:12]}"
-    return f"{line}\n{state}" if state else line
+    return f"{line}\n{differences}" if differences else line

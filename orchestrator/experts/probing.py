@@ -1,4 +1,4 @@
-"""Probe texts through experts on one base: alone, and in one batch with others."""
+"""Run probe texts through experts on one base: each expert alone, and all of them in one batch."""
 
 from __future__ import annotations
 
@@ -16,24 +16,33 @@ from ttmoe.expert_files import Manifest, load_expert
 from ttmoe.scoring import score
 
 TEXTS = ("what a wonderful day", "the parcel never arrived and nobody answers", "Who wrote it, and when?", "no")
-OTHERS = ("it could not be better", "I want my money back", "Nobody knows.", "yes")
+SECOND_TEXTS = ("it could not be better", "I want my money back", "Nobody knows.", "yes")
 
 
 class VersionMismatchError(Exception):
-    """A registered expert is not what the registry says, or does not answer as it should."""
+    """A registered expert that differs from its record in the registry, or has wrong scores."""
 
 
 def probe_inputs(kind: str) -> list[Input]:
-    """Inputs of the form that an expert of this kind reads."""
+    """Return four inputs for an expert of this kind: ``text``, ``pair``, ``choice`` or ``generate``."""
+    pairs = list(zip(TEXTS, SECOND_TEXTS, strict=True))
     if kind == "choice":
-        return [Choice(text, (other, "both", "neither")) for text, other in zip(TEXTS, OTHERS, strict=True)]
+        return [Choice(text, (second, "both", "neither")) for text, second in pairs]
     if kind == "generate":
-        return [Completion(text, other) for text, other in zip(TEXTS, OTHERS, strict=True)]
-    return list(zip(TEXTS, OTHERS, strict=True)) if kind == "pair" else list(TEXTS)
+        return [Completion(text, second) for text, second in pairs]
+    return list(pairs) if kind == "pair" else list(TEXTS)
 
 
 class ProbeBank:
-    """One base with an empty bank on it, and the scores that each expert gave when it was there alone."""
+    """An empty bank on one base, and the scores of the experts that were probed on it.
+
+    Attributes:
+        bank: The bank.
+        tokenizer: The base's tokenizer.
+        base: The base.
+        alone: Scores of each expert when it was in the bank alone, by label (``version_label``).
+        kinds: Kind of each expert, by its name in the bank.
+    """
 
     def __init__(self, bank: Bank, tokenizer: Any, base: Base) -> None:
         self.bank, self.tokenizer, self.base = bank.eval(), tokenizer, base
@@ -42,18 +51,24 @@ class ProbeBank:
 
     @classmethod
     def open(cls, base: Base) -> ProbeBank:
-        """Load the base."""
+        """Load the base and its tokenizer."""
         return cls(Bank(load_body(base), base.pooling), load_tokenizer(base), base)
 
     @property
     def tolerance(self) -> float:
-        """How far scores may differ between batches: by rounding, in the base's own precision."""
+        """Allowed relative difference of scores between batches: the rounding error in the base's dtype."""
         return 1e-5 if self.base.dtype == "float32" else 5e-2
 
     def probe_alone(self, version: Version, folder: Path) -> None:
-        """Load one expert, hold it against the registry and keep its scores; the bank is empty again afterwards.
+        """Load one expert, compare it with the registry, keep its scores and remove it from the bank.
 
-        Raises InputError for files that cannot be loaded, and VersionFaultError for what differs.
+        Args:
+            version: The registered version.
+            folder: Local folder of its files.
+
+        Raises:
+            InputError: If the files cannot be loaded.
+            VersionMismatchError: If they differ from the registry's record, or the scores are not finite.
         """
         label = f"{version.task} v{version.version}"
         manifest = load_expert(self.bank, folder, self.base.digest, name=label)
@@ -64,66 +79,66 @@ class ProbeBank:
         finally:
             self.bank.remove(label)
         if not all(torch.isfinite(row).all() for row in scores):
-            raise VersionMismatchError("scores that are not finite")
+            raise VersionMismatchError("its scores are not finite")
         self.alone[label] = scores
 
     def probe_together(self, folders: dict[str, Path]) -> dict[str, str]:
-        """Load all of these, which were probed alone, and send one mixed batch through them: what differs, by name."""
+        """Load experts that were probed alone, run all probes in one batch, and compare the scores.
+
+        Args:
+            folders: Local folder of each expert, by label.
+
+        Returns:
+            A message for each expert whose scores differ by more than ``tolerance``, by label.
+        """
         for label, folder in folders.items():
             load_expert(self.bank, folder, self.base.digest, name=label)
         try:
-            mixed = self._mixed(list(folders))
+            mixed = self._mixed_scores(list(folders))
         finally:
             for label in folders:
                 self.bank.remove(label)
-        differ = {label: _distance(self.alone[label], mixed[label]) for label in folders}
+        distances = {label: _distance(self.alone[label], mixed[label]) for label in folders}
         return {
-            label: f"FAILED: beside other experts its scores differ by {far:.1e}"
-            for label, far in differ.items()
-            if not far <= self.tolerance
+            label: f"FAILED: in a batch with other experts its scores differ by {distance:.1e}"
+            for label, distance in distances.items()
+            if not distance <= self.tolerance
         }
 
     @torch.no_grad()
     def scores(self, name: str) -> list[Tensor]:
-        """An expert's scores of its probes."""
+        """Return the scores of a loaded expert for each of its probe inputs."""
         items = encode_inputs(self.tokenizer, probe_inputs(self.kinds[name]), self.base.max_length)
         return score(self.bank, items, name, pad_id_of(self.tokenizer))
 
     @torch.no_grad()
-    def _mixed(self, names: list[str]) -> dict[str, list[Tensor]]:
+    def _mixed_scores(self, names: list[str]) -> dict[str, list[Tensor]]:
+        """Return the scores by expert, from one batch in which the experts' probes alternate."""
         if not names:
             return {}
-        rows = [
-            (name, row) for group in zip(*(self._named(name) for name in names), strict=True) for name, row in group
-        ]
-        items = encode_inputs(self.tokenizer, [row for _, row in rows], self.base.max_length)
-        found: dict[str, list[Tensor]] = {name: [] for name in names}
-        for (name, _), scores in zip(
-            rows, score(self.bank, items, [name for name, _ in rows], pad_id_of(self.tokenizer)), strict=True
-        ):
-            found[name].append(scores)
-        return found
-
-    def _named(self, name: str) -> list[tuple[str, Input]]:
-        return [(name, probe) for probe in probe_inputs(self.kinds[name])]
+        rows = [row for group in zip(*(probe_inputs(self.kinds[name]) for name in names), strict=True) for row in group]
+        experts = names * (len(rows) // len(names))
+        items = encode_inputs(self.tokenizer, rows, self.base.max_length)
+        scores = score(self.bank, items, experts, pad_id_of(self.tokenizer))
+        return {name: scores[i :: len(names)] for i, name in enumerate(names)}
 
 
 def require_registered(manifest: Manifest, version: Version) -> None:
-    """Raise VersionFaultError where an expert's manifest is not what was registered."""
+    """Raise VersionMismatchError if a manifest differs from the registered version."""
     tags = version.tags
-    for what, here, recorded in (
+    for field, value, registered in (
         ("spec hash", manifest.spec_hash, version.spec_hash),
-        ("weights", manifest.weights_digest, tags.get("weights_digest")),
-        ("base", manifest.base["digest"], tags.get("base_digest")),
+        ("weights digest", manifest.weights_digest, tags.get("weights_digest")),
+        ("base digest", manifest.base["digest"], tags.get("base_digest")),
         ("number of parameters", str(manifest.parameters), tags.get("parameters")),
         ("task", manifest.task, version.task),
     ):
-        if here != recorded:
-            raise VersionMismatchError(f"its {what} is {here[:12]}, registered was {str(recorded)[:12]}")
+        if value != registered:
+            raise VersionMismatchError(f"its {field} is {value[:12]}, registered is {str(registered)[:12]}")
 
 
 def _distance(alone: list[Tensor], mixed: list[Tensor]) -> float:
-    """The largest difference, as a share of the largest score where that is above one."""
+    """Return the largest difference of two lists of scores, relative to the largest score if that is above 1."""
     pairs = list(zip(alone, mixed, strict=True))
-    size = max(1.0, *(float(a.abs().max()) for a, _ in pairs))
-    return max(float((a - b).abs().max()) for a, b in pairs) / size
+    scale = max(1.0, *(float(a.abs().max()) for a, _ in pairs))
+    return max(float((a - b).abs().max()) for a, b in pairs) / scale

@@ -1,4 +1,4 @@
-"""``ttmoe experts promote``: make a version of an expert its task's champion."""
+"""``ttmoe experts promote``: make a version of an expert the champion of its task."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from orchestrator.registry.versions import CANDIDATE
 
 
 def promote_expert(root: Path, library: str | None, name: str, number: int | None, console: Console) -> None:
-    """Make a version (where none is said, the candidate) its task's champion, and say what that does to the router.
+    """Make a version the champion of its task, by default the candidate; report if the router becomes stale.
 
-    A later ``ttmoe run`` makes the versions that its config asks for the champions again.
+    ``name`` and ``number`` select the version, as in ``choose_version``. The next ``ttmoe run`` of a config promotes
+    the versions of that config again.
+
+    Raises:
+        InputError: If there is no such version.
     """
-    registry, found = open_library(root, library)
-    version = choose_version(registry, found, name, number, aliases=(CANDIDATE,))
+    registry, library = open_library(root, library)
+    version = choose_version(registry, library, name, number, aliases=(CANDIDATE,))
     registry.promote(version)
     console.print(f"{version_label(version)} is the champion", highlight=False)
-    routing = read_router_state(registry, found, registry.experts(found))
-    if routing and not routing.names(version):
-        knows = "another version of it" if version.task in routing.lock else "nothing of it"
-        console.print(
-            f"the router is stale: v{routing.router.version} was trained for {knows}; {RETRAIN}",
-            highlight=False,
-            soft_wrap=True,
-        )
+    routing = read_router_state(registry, library, registry.experts(library))
+    if routing and not routing.uses(version):
+        trained = "with another version of it" if version.task in routing.lock else "without it"
+        line = f"the router is stale: v{routing.router.version} was trained {trained}; {RETRAIN}"
+        console.print(line, highlight=False, soft_wrap=True)

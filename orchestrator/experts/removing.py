@@ -1,4 +1,4 @@
-"""``ttmoe experts rm``: a version out of the registry, so that the next run of its config trains it again."""
+"""``ttmoe experts rm``: remove versions of an expert, so that the next run of its config trains it again."""
 
 from __future__ import annotations
 
@@ -21,41 +21,48 @@ from ttmoe.errors import InputError
 def remove_expert(
     root: Path, library: str | None, name: str, number: int | None, yes: bool, force: bool, console: Console
 ) -> None:
-    """Remove a version, or with neither ``@`` nor ``--version`` all of a task's, with their runs and work folders.
+    """Remove a version, with its MLflow run and work folder; all versions of the task if none is selected.
 
-    A work folder that stayed would undo it in silence: stage 1 registers the finished training it finds there.
-    MLflow keeps deleted runs until ``mlflow gc``; registered versions do not come back. Raises InputError for a
-    version that the champion router answers with, unless ``force``; and where nobody is there to ask.
+    ``name`` and ``number`` select the version, as in ``choose_version``. The work folder must be removed too:
+    otherwise the next run would register the finished training in it again. MLflow keeps deleted runs until
+    ``mlflow gc``; registered versions cannot be restored. ``yes`` skips the confirmation.
+
+    Raises:
+        InputError: If there is no such version; if the champion router uses it and ``force`` is False; or if ``yes``
+            is False and standard input is not a terminal.
     """
-    registry, found = open_library(root, library)
-    one = number is not None or "@" in name
-    gone = [choose_version(registry, found, name, number)] if one else task_versions(registry, found, name)
+    registry, library = open_library(root, library)
+    if number is not None or "@" in name:
+        versions = [choose_version(registry, library, name, number)]
+    else:
+        versions = task_versions(registry, library, name)
     if not force:
-        _require_unrouted(registry, found, gone)
-    what = ", ".join(version_label(version) for version in gone)
-    if not yes and not _confirmed(f"Remove {what} from library {found}?", console):
+        _require_unused(registry, library, versions)
+    labels = ", ".join(version_label(version) for version in versions)
+    if not yes and not _confirm(f"Remove {labels} from library {library}?", console):
         console.print("nothing was removed")
         return
-    folders = LibraryFolders(root.resolve(), found, root.resolve())
+    folders = LibraryFolders(root.resolve(), library, root.resolve())
     with driver_lock(folders.home):
-        # In this order: whoever is interrupted still finds the versions listed, and removes them again.
-        for version in gone:
-            shutil.rmtree(folders.work("experts", version.task, version.spec_hash), ignore_errors=True)
-        registry.remove_versions(found, gone[0].task, [version.version for version in gone])
-    console.print(f"removed {what}; a `ttmoe run` whose config asks for it trains it again", soft_wrap=True)
+        # The folders first: after an interruption the versions are still listed, and can be removed again.
+        for version in versions:
+            shutil.rmtree(folders.work_folder("experts", version.task, version.spec_hash), ignore_errors=True)
+        registry.remove_versions(library, versions[0].task, [version.version for version in versions])
+    console.print(f"removed {labels}; the next `ttmoe run` of a config with this task trains it again", soft_wrap=True)
 
 
-def _require_unrouted(registry: Registry, library: str, gone: list[Version]) -> None:
+def _require_unused(registry: Registry, library: str, versions: list[Version]) -> None:
     routing = read_router_state(registry, library, ())
-    if routing and (named := [version_label(version) for version in gone if routing.names(version)]):
+    if routing and (used := [version_label(version) for version in versions if routing.uses(version)]):
         raise InputError(
-            f"router v{routing.router.version} answers with {', '.join(named)}",
+            f"router v{routing.router.version} uses {', '.join(used)}",
             where=f"library {library}",
-            fix="remove it all the same with --force: the router keeps its own copy and answers as before",
+            fix="add --force to remove it: the router has its own copy and keeps its answers",
         )
 
 
-def _confirmed(question: str, console: Console) -> bool:
+def _confirm(question: str, console: Console) -> bool:
     if not sys.stdin.isatty():
-        raise InputError("there is no terminal to ask on", where="rm", fix="say --yes to remove without being asked")
+        what = "confirmation is required, and standard input is not a terminal"
+        raise InputError(what, where="rm", fix="add --yes to remove without confirmation")
     return Confirm.ask(question, console=console, default=False)

@@ -1,4 +1,4 @@
-"""What a library's router was trained for, held against its experts."""
+"""Compare the lock of a library's router with the current experts."""
 
 from __future__ import annotations
 
@@ -8,45 +8,57 @@ from dataclasses import dataclass
 from orchestrator.registry import Registry, Version
 from orchestrator.registry.versions import CHAMPION
 
-RETRAIN = "`ttmoe run CONFIG` trains it again"
+RETRAIN = "retrain it with `ttmoe run CONFIG`"
 
 
 @dataclass(frozen=True)
 class RouterState:
-    """The champion ``router`` and its ``lock``; ``other``: tasks whose champion is not the version it was trained
-    for; ``unknown``: champions it knows nothing of; ``gone``: tasks it knows that have no champion any more.
+    """The champion router of a library, and how its lock differs from the champion experts.
+
+    Attributes:
+        router: The router's version.
+        lock: Spec hash of the expert that the router was trained with, by task.
+        changed: Tasks whose champion is another version than the lock's.
+        unrouted: Tasks with a champion that are not in the lock.
+        removed: Tasks of the lock that have no champion.
     """
 
     router: Version
     lock: dict[str, str]
-    other: tuple[str, ...]
-    unknown: tuple[str, ...]
-    gone: tuple[str, ...]
+    changed: tuple[str, ...]
+    unrouted: tuple[str, ...]
+    removed: tuple[str, ...]
 
     @property
     def stale(self) -> bool:
-        """Whether it answers with experts that are not the library's champions."""
-        return bool(self.other or self.gone)
+        """Whether the router uses experts that are not the champions."""
+        return bool(self.changed or self.removed)
 
-    def names(self, version: Version) -> bool:
-        """Whether the lock names this version."""
+    def uses(self, version: Version) -> bool:
+        """Return whether the lock contains this version of an expert."""
         return self.lock.get(version.task) == version.spec_hash
 
     def describe(self) -> str:
-        """What a user is to know of it, in one line; empty where all is well."""
-        parts = [f"STALE: it answers with another version of {', '.join(self.other)}"] if self.other else []
-        parts += [f"STALE: experts without a champion: {', '.join(self.gone)}"] if self.gone else []
-        parts += [f"it does not know {', '.join(self.unknown)}"] if self.unknown else []
-        return f"{'; '.join(parts)}; {RETRAIN}" if parts else ""
+        """Return the differences and what to do, in one line; empty if there are none."""
+        parts = [f"STALE: it uses another version of {', '.join(self.changed)}"] if self.changed else []
+        parts += [f"STALE: experts without a champion: {', '.join(self.removed)}"] if self.removed else []
+        parts += [f"it does not route to {', '.join(self.unrouted)}"] if self.unrouted else []
+        return "; ".join([*parts, RETRAIN]) if parts else ""
 
 
 def read_router_state(registry: Registry, library: str, experts: Iterable[Version]) -> RouterState | None:
-    """How the router stands to ``experts`` (those without a champion's alias do not count); None without a router."""
+    """Return the state of the champion router, or None if the library has none.
+
+    Args:
+        registry: The registry.
+        library: The library.
+        experts: Its expert versions; those that are not champions are ignored.
+    """
     router = registry.router(library)
     if router is None:
         return None
     lock = registry.router_lock(router)
     champions = {version.task: version.spec_hash for version in experts if CHAMPION in version.aliases}
-    other = tuple(task for task, hash_ in champions.items() if lock.get(task, hash_) != hash_)
-    unknown = tuple(sorted(champions.keys() - lock.keys()))
-    return RouterState(router, lock, other, unknown, tuple(sorted(lock.keys() - champions.keys())))
+    changed = tuple(task for task, spec_hash in champions.items() if lock.get(task, spec_hash) != spec_hash)
+    unrouted = tuple(sorted(champions.keys() - lock.keys()))
+    return RouterState(router, lock, changed, unrouted, tuple(sorted(lock.keys() - champions.keys())))

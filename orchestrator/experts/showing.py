@@ -1,4 +1,4 @@
-"""``ttmoe experts show``: all that the registry knows of one expert."""
+"""``ttmoe experts show``: print all recorded details of an expert."""
 
 from __future__ import annotations
 
@@ -15,23 +15,31 @@ from orchestrator.experts.version_selection import choose_version, version_label
 from orchestrator.registry import Registry, Version
 from orchestrator.registry.library import open_library
 
+_DETAIL_TAGS = ("origin", "base", "base_revision", "base_digest", "method", "rank", "shape", "data_fingerprint",
+                "weights_digest")  # fmt: skip
+
 
 def show_expert(
     root: Path, library: str | None, name: str, number: int | None, as_json: bool, console: Console
 ) -> None:
-    """Print one version: identity, aliases, base, adapter, sizes, metrics, where it lies, and who routes to it."""
-    registry, found = open_library(root, library)
-    sheet = expert_details(registry, choose_version(registry, found, name, number))
+    """Print the details of one version as a table or as JSON.
+
+    ``name`` and ``number`` select the version, as in ``choose_version``.
+
+    Raises:
+        InputError: If there is no such version.
+    """
+    registry, library = open_library(root, library)
+    details = expert_details(registry, choose_version(registry, library, name, number))
     if as_json:
-        console.out(json.dumps(sheet, indent=1), highlight=False)
+        console.out(json.dumps(details, indent=1), highlight=False)
         return
-    spec = sheet.pop("spec", None)
-    table = Table(
-        box=SIMPLE_HEAD, title=f"{sheet['library']}: {sheet['expert']}", title_justify="left", show_header=False
-    )
+    spec = details.pop("spec", None)
+    title = f"{details['library']}: {details['expert']}"
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", show_header=False)
     table.add_column("", overflow="fold")
     table.add_column("", overflow="fold")
-    for key, value in _lines(sheet):
+    for key, value in _lines(details):
         table.add_row(key, escape(value))
     console.print(table)
     if spec is not None:
@@ -39,36 +47,35 @@ def show_expert(
 
 
 def expert_details(registry: Registry, version: Version) -> dict[str, Any]:
-    """The same as values. Tags that have no place of their own here stand under ``tags``."""
+    """Return identity, aliases, base, adapter, size, metrics, location and routers of a version, ready for JSON.
+
+    Tags of the version without a key of their own are under ``tags``.
+    """
     tags = dict(version.tags)
-    for known in ("library", "kind", "task", "spec_hash"):
-        tags.pop(known, None)
-    parameters, lora = (int(tags.pop(key, 0)) for key in ("parameters", "lora16_parameters"))
-    sheet: dict[str, Any] = {
+    for key in ("library", "kind", "task", "spec_hash"):
+        tags.pop(key, None)
+    parameters, lora_parameters = (int(tags.pop(key, 0)) for key in ("parameters", "lora16_parameters"))
+    details: dict[str, Any] = {
         "library": version.library,
         "expert": version_label(version),
         "aliases": list(version.aliases),
         "registered": version.created.isoformat(timespec="seconds"),
         "spec_hash": version.spec_hash,
-        **{key: tags.pop(key) for key in _OF_ITS_OWN if key in tags},
+        **{key: tags.pop(key) for key in _DETAIL_TAGS if key in tags},
         "parameters": parameters,
-        "share_of_lora16": round(parameters / lora, 4) if lora else None,
+        "share_of_lora16": round(parameters / lora_parameters, 4) if lora_parameters else None,
         "metrics": version.metrics,
         "run": version.run_id,
         "files": version.uri,
         "routers": _routers(registry, version),
     }
     if text := tags.pop("spec", None):
-        sheet["spec"] = json.loads(text)
-    return sheet | ({"tags": tags} if tags else {})
-
-
-_OF_ITS_OWN = ("origin", "base", "base_revision", "base_digest", "method", "rank", "shape", "data_fingerprint",
-               "weights_digest")  # fmt: skip
+        details["spec"] = json.loads(text)
+    return details | ({"tags": tags} if tags else {})
 
 
 def _routers(registry: Registry, version: Version) -> list[str]:
-    """The router's versions whose lock names this one."""
+    """Return the router versions, with their aliases, that use this version of an expert."""
     return [
         " ".join([f"v{router.version}", *router.aliases])
         for router in registry.routers(version.library)
@@ -76,18 +83,16 @@ def _routers(registry: Registry, version: Version) -> list[str]:
     ]
 
 
-def _lines(sheet: dict[str, Any]) -> list[tuple[str, str]]:
+def _lines(details: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the rows of the table: key and value."""
     lines = []
-    for key, value in sheet.items():
+    for key, value in details.items():
         if isinstance(value, dict):
-            lines += [
-                (inner, f"{number:.6g}" if isinstance(number, float) else str(number))
-                for inner, number in value.items()
-            ]
+            lines += [(name, f"{item:.6g}" if isinstance(item, float) else str(item)) for name, item in value.items()]
         elif isinstance(value, list):
             lines.append((key, ", ".join(value) or "none"))
         elif key == "share_of_lora16":
-            lines.append(("of LoRA-16", f"{value:.1%}" if value else "not known"))
+            lines.append(("of LoRA-16", f"{value:.1%}" if value else "unknown"))
         elif key != "library":
             lines.append((key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value)))
     return lines

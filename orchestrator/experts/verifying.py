@@ -1,4 +1,4 @@
-"""``ttmoe experts verify``: are the registered files still what was registered, and do they answer as they should?"""
+"""``ttmoe experts verify``: compare registered files with their record, and check the scores of the experts."""
 
 from __future__ import annotations
 
@@ -14,29 +14,40 @@ from orchestrator.registry import Registry, Version
 from orchestrator.registry.library import open_library
 from ttmoe.errors import InputError, WorkFailedError
 
-TOGETHER = 16  # experts that are probed beside one another
-FIX = "restore its files from a backup; or remove it with `ttmoe experts rm` and let `ttmoe run` train it again"
+GROUP_SIZE = 16
+"""Experts in one batch of probes."""
+FIX = "restore its files from a backup, or remove it with `ttmoe experts rm` and retrain it with `ttmoe run`"
 
 
 def verify_experts(root: Path, library: str | None, names: Sequence[str], every: bool, console: Console) -> None:
-    """Check the named experts, or all current ones; with ``every`` all their versions. A line for each.
+    """Verify experts and print one line for each: ``ok``, or ``FAILED`` with the reason.
 
-    Raises WorkFailedError that names those which failed.
+    Args:
+        root: Folder that contains the runs.
+        library: Name of the library; None selects the one that ran last.
+        names: Experts to verify, as in ``choose_version``. Empty selects the current version of every expert.
+        every: Verify all versions of the experts.
+        console: Console to print to.
+
+    Raises:
+        InputError: If there is no such expert.
+        WorkFailedError: If an expert failed.
     """
-    registry, found = open_library(root, library)
-    versions = _wanted(registry, found, names, every)
+    registry, library = open_library(root, library)
+    versions = _select(registry, library, names, every)
     if not versions:
-        raise InputError("there is no expert to verify", where=f"library {found}", fix="let `ttmoe run` train one")
+        raise InputError("there are no experts to verify", where=f"library {library}", fix="train one with `ttmoe run`")
     failed = []
-    for version, fault in _verify(registry, found, versions):
-        console.print(f"{version_label(version)}: {fault or 'good'}", highlight=False, markup=False, soft_wrap=True)
-        failed += [version_label(version)] if fault else []
+    for version, failure in _verify(registry, library, versions):
+        label = version_label(version)
+        console.print(f"{label}: {failure or 'ok'}", highlight=False, markup=False, soft_wrap=True)
+        failed += [label] if failure else []
     if failed:
         what = f"{len(failed)} of {len(versions)} experts failed: {', '.join(failed)}"
-        raise WorkFailedError(what, where=f"library {found}", fix=FIX)
+        raise WorkFailedError(what, where=f"library {library}", fix=FIX)
 
 
-def _wanted(registry: Registry, library: str, names: Sequence[str], every: bool) -> list[Version]:
+def _select(registry: Registry, library: str, names: Sequence[str], every: bool) -> list[Version]:
     if not names:
         return registry.experts(library, every=every)
     if every:
@@ -45,55 +56,57 @@ def _wanted(registry: Registry, library: str, names: Sequence[str], every: bool)
 
 
 def _verify(registry: Registry, library: str, versions: list[Version]) -> Iterator[tuple[Version, str]]:
-    """Each version and what is wrong with it, if anything; the experts of one base on one load of it."""
-    others = registry.experts(library)
+    """Yield each version and its failure, empty if there is none. Each base is loaded once for all its experts."""
+    current = registry.experts(library)
     for digest in dict.fromkeys(version.tags.get("base_digest", "") for version in versions):
-        group = [version for version in versions if version.tags.get("base_digest", "") == digest]
+        same_base = [version for version in versions if version.tags.get("base_digest", "") == digest]
         try:
-            bench = ProbeBank.open(base_of_version(registry, group[0]))
-        except (InputError, OSError, ValueError, KeyError) as error:  # no base, or a manifest that cannot be read
-            yield from ((version, _said(error)) for version in group)
+            probes = ProbeBank.open(base_of_version(registry, same_base[0]))
+        except (InputError, OSError, ValueError, KeyError) as error:  # no base, or an unreadable manifest
+            yield from ((version, _failure(error)) for version in same_base)
             continue
-        for start in range(0, len(group), TOGETHER):
-            yield from _together(registry, bench, group[start : start + TOGETHER], others)
+        for start in range(0, len(same_base), GROUP_SIZE):
+            yield from _verify_group(registry, probes, same_base[start : start + GROUP_SIZE], current)
 
 
-def _together(
-    registry: Registry, bench: ProbeBank, versions: list[Version], others: list[Version]
+def _verify_group(
+    registry: Registry, probes: ProbeBank, versions: list[Version], current: list[Version]
 ) -> Iterator[tuple[Version, str]]:
-    """Each one alone first; then those that are good beside one another, or one that is single beside another."""
-    faults: dict[str, str] = {}
-    folders: dict[str, Path] = {}
-    for version in versions:
-        try:
-            folders[version_label(version)] = folder = registry.fetch(version)
-            bench.probe_alone(version, folder)
-        except (InputError, VersionMismatchError) as error:
-            faults[version_label(version)] = _said(error)
-    good = {label: folder for label, folder in folders.items() if label not in faults}
-    if len(good) == 1:
-        good |= _neighbour(registry, bench, versions, others)
-    differing = bench.probe_together(good)
+    """Probe each expert alone, then all that passed in one batch; a single one together with another expert."""
+    failures: dict[str, str] = {}
+    passed: dict[str, Path] = {}
     for version in versions:
         label = version_label(version)
-        yield version, faults.get(label) or differing.get(label, "")
+        try:
+            folder = registry.fetch(version)
+            probes.probe_alone(version, folder)
+            passed[label] = folder
+        except (InputError, VersionMismatchError) as error:
+            failures[label] = _failure(error)
+    if len(passed) == 1:
+        passed |= _other_expert(registry, probes, versions, current)
+    failures |= probes.probe_together(passed)
+    for version in versions:
+        yield version, failures.get(version_label(version), "")
 
 
-def _neighbour(registry: Registry, bench: ProbeBank, versions: list[Version], others: list[Version]) -> dict[str, Path]:
-    """One more expert of the same base, that is whole."""
-    own = {version_label(version) for version in versions}
-    for other in others:
-        if version_label(other) not in own:
+def _other_expert(
+    registry: Registry, probes: ProbeBank, versions: list[Version], current: list[Version]
+) -> dict[str, Path]:
+    """Return label and folder of a current expert of the same base that passes alone; empty if there is none."""
+    labels = {version_label(version) for version in versions}
+    for version in current:
+        if version_label(version) not in labels:
             try:
-                folder = registry.fetch(other)
-                bench.probe_alone(other, folder)
+                folder = registry.fetch(version)
+                probes.probe_alone(version, folder)
             except (InputError, VersionMismatchError):
                 continue
-            return {version_label(other): folder}
+            return {version_label(version): folder}
     return {}
 
 
-def _said(error: Exception) -> str:
+def _failure(error: Exception) -> str:
     if isinstance(error, InputError):
         return f"FAILED: {error.what} ({error.where})" if error.where else f"FAILED: {error.what}"
     return f"FAILED: {error}"

@@ -1,1 +1,1 @@
-"""Plan a run: what a config asks for, what the registry already holds, and what the rest takes."""
+"""Plan a run: resolve the config, compare it with the registry, and forecast resources and time."""

@@ -1,4 +1,4 @@
-"""How long experts may take, by the versions that are registered: nothing else is known of the future."""
+"""Forecast of training times from the times of registered versions."""
 
 from __future__ import annotations
 
@@ -13,33 +13,39 @@ if TYPE_CHECKING:
     from orchestrator.registry import Version
 
 
-def estimate_expert_seconds(plan: Plan, standing: LibraryState) -> dict[str, float | None]:
-    """By task the seconds that its expert still takes: 0 where it is there, None where no version on this base tells.
+def estimate_expert_seconds(plan: Plan, state: LibraryState) -> dict[str, float | None]:
+    """Estimate how long the training of each expert will take.
 
-    A task's own newest version tells best; else the mean over all. By the step, so a training that stops early takes
-    less.
+    The estimate uses the seconds per step of the task's newest version on the same base, or the mean over all versions
+    on this base if the task has none.
+
+    Returns:
+        Seconds by task: 0 if the expert exists or only has to be registered, None if no version on this base has times.
     """
-    past = [v for v in standing.versions if v.tags.get("base_digest") == plan.base.digest and _tells(v)]
-    own = {version.task: version for version in sorted(past, key=lambda version: version.version)}
-    mean = _pace(past)
-    found: dict[str, float | None] = {}
+    versions = [v for v in state.versions if v.tags.get("base_digest") == plan.base.digest and _has_times(v)]
+    newest = {version.task: version for version in sorted(versions, key=lambda version: version.version)}
+    mean_times = _mean_times(versions)
+    seconds: dict[str, float | None] = {}
     for task, expert in plan.experts.items():
-        here, pace = standing.experts[task], _pace([own[task]]) if task in own else mean
-        if here.state == "cached" or here.trained:
-            found[task] = 0.0
+        current, times = state.experts[task], _mean_times([newest[task]]) if task in newest else mean_times
+        if current.state == "cached" or current.trained:
+            seconds[task] = 0.0
+        elif times is None:
+            seconds[task] = None
         else:
-            found[task] = pace and pace[0] + pace[1] * max(0, expert.job.train.steps - here.step)
-    return found
+            overhead, per_step = times
+            seconds[task] = overhead + per_step * max(0, expert.job.train.steps - current.step)
+    return seconds
 
 
-def _pace(past: Sequence[Version]) -> tuple[float, float] | None:
-    """Mean seconds around the steps, and of a step."""
-    if not past:
+def _mean_times(versions: Sequence[Version]) -> tuple[float, float] | None:
+    """Return mean seconds outside of training, and mean seconds per step; None without versions."""
+    if not versions:
         return None
-    around = fmean(max(0.0, v.metrics["seconds.job"] - v.metrics["seconds.training"]) for v in past)
-    return around, fmean(v.metrics["seconds.training"] / v.metrics["steps"] for v in past)
+    overhead = fmean(max(0.0, v.metrics["seconds.job"] - v.metrics["seconds.training"]) for v in versions)
+    return overhead, fmean(v.metrics["seconds.training"] / v.metrics["steps"] for v in versions)
 
 
-def _tells(version: Version) -> bool:
+def _has_times(version: Version) -> bool:
     metrics = version.metrics
     return metrics.get("steps", 0) > 0 and {"seconds.training", "seconds.job"} <= metrics.keys()

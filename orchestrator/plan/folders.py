@@ -1,4 +1,4 @@
-"""Where a library's files lie below the storage root."""
+"""Folder layout of a library below the storage root."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from orchestrator.config.schema import Config
 
 @dataclass(frozen=True)
 class LibraryFolders:
-    """Paths below ``root``; all of them absolute, for workers in other folders."""
+    """Folders of a library. All paths are absolute, because workers run in other working directories.
+
+    Attributes:
+        root: Storage root.
+        library: Name of the library.
+        cache: Folder of data that can be computed again; several libraries may share it.
+    """
 
     root: Path
     library: str
@@ -18,19 +24,25 @@ class LibraryFolders:
 
     @classmethod
     def of(cls, config: Config) -> LibraryFolders:
-        """The layout of a config."""
+        """Return the folders of a config."""
         return cls(Path(config.storage.root).resolve(), config.library, config.cache.resolve())
 
     @property
     def home(self) -> Path:
-        """The library's own folder."""
+        """Folder of the library."""
         return self.root / self.library
 
     @property
     def artifacts(self) -> Path:
-        """What MLflow keeps."""
+        """Folder of MLflow's artifacts."""
         return self.root / "mlartifacts"
 
-    def work(self, kind: str, name: str, spec_hash: str) -> Path:
-        """The folder of one piece of work."""
+    def work_folder(self, kind: str, name: str, spec_hash: str) -> Path:
+        """Return the folder in which a result is computed.
+
+        Args:
+            kind: ``experts``, ``router`` or ``search``.
+            name: Name of the task, or ``router``.
+            spec_hash: Hash of the result's spec.
+        """
         return self.home / kind / f"{name}-{spec_hash[:12]}"

@@ -1,4 +1,4 @@
-"""What a run would take: memory and places of its jobs, disk for the trunk, and time as far as past runs tell."""
+"""Forecast of a run: memory of its jobs, how many run in parallel, disk space and time; and whether it fits."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from orchestrator.plan.durations import estimate_expert_seconds
 from orchestrator.plan.library_state import LibraryState
 from orchestrator.plan.packing import pack_jobs
 from orchestrator.plan.planning import Plan
+from orchestrator.plan.quantities import format_bytes
 from orchestrator.plan.router_forecast import LESS_FEATURES, RouterForecast, forecast_router
 from orchestrator.plan.trunk_forecast import TrunkForecast, forecast_trunk
-from orchestrator.pool.capacity import GB, JobResources, Node, limiting_resource, max_parallel_jobs, require_fits
+from orchestrator.pool.capacity import JobResources, Node, limiting_resource, max_parallel_jobs, require_fits
 from ttmoe.base import empty_body
 from ttmoe.errors import InfeasibleError
 from workers.training.memory import MemoryEstimate, estimate_job_memory
@@ -22,71 +23,92 @@ from workers.training.memory import MemoryEstimate, estimate_job_memory
 if TYPE_CHECKING:
     from torch import nn
 
-    from orchestrator.registry import Registry
-
-MAX_EXPERTS_PER_JOB = 8  # experts in a job that says `auto`: beyond it the base's passes are full
-GPU_SHARE = 0.9  # of a GPU's memory that is planned with
+MAX_EXPERTS_PER_JOB = 8  # maximum of `experts_per_job: auto`; larger jobs do not use the base's passes better
+GPU_SHARE = 0.9  # share of a GPU's memory that jobs may use
 LESS_MEMORY = "lower train.micro_batch or base.max_length, set train.checkpointing, or add a node with more memory"
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the work that is to be done would take.
+    """Forecast of the work that has to be done.
 
-    ``need`` is what a job reserves (the largest decides), ``experts_per_job`` how many it trains together,
-    ``at_once`` how many jobs run at a time, ``limiting_resource`` the resource that says so. ``seconds`` by task and ``total`` are
-    None where no past run tells; ``total`` is of the experts alone. ``waits``: nothing fits yet, a node must join.
+    Attributes:
+        memory: Memory of a job with this expert alone, by task.
+        job_resources: Resources that each job reserves; the largest job decides.
+        experts_per_job: Maximum number of experts that a job trains together.
+        jobs: Number of jobs.
+        parallel_jobs: Number of jobs that run at the same time.
+        limiting_resource: What limits this number: ``CPU``, ``GPU``, ``memory`` or ``max_parallel``.
+        trunk: Forecast of cached trunk states; None if none are cached.
+        router: Forecast of stage 2.
+        expert_seconds: Training time by task in seconds; None if no earlier version has times.
+        total_seconds: Time of all expert jobs in seconds; None if the time of an expert is unknown.
+        waits_for_nodes: Whether no node can run a job yet and the run waits for new nodes.
     """
 
     memory: dict[str, MemoryEstimate]
-    need: JobResources
+    job_resources: JobResources
     experts_per_job: int
     jobs: int
-    at_once: int
+    parallel_jobs: int
     limiting_resource: str
     trunk: TrunkForecast | None
     router: RouterForecast
-    seconds: dict[str, float | None]
-    total: float | None
-    waits: bool
+    expert_seconds: dict[str, float | None]
+    total_seconds: float | None
+    waits_for_nodes: bool
 
     @property
     def base_loads(self) -> int:
-        """How often the base is loaded: once in each process."""
-        return min(self.at_once, self.jobs)
+        """Number of processes that load the base."""
+        return min(self.parallel_jobs, self.jobs)
 
 
-def make_forecast(plan: Plan, standing: LibraryState, registry: Registry | None, nodes: Sequence[Node]) -> Forecast:
-    """The forecast of what the standing lacks, on these nodes. Says nothing of whether it fits: see check_feasible."""
-    resources, todo = plan.config.resources, standing.todo
-    model = empty_body(plan.base)
-    together = _together(plan, model, todo or list(plan.experts), nodes)
-    need = _need(plan, model, todo or list(plan.experts), together)
-    waits = resources.autoscaling and not max_parallel_jobs(nodes, need)
-    at_once = (
-        resources.max_parallel if resources.autoscaling else max_parallel_jobs(nodes, need, resources.max_parallel)
-    )
-    packs = pack_jobs({task: plan.experts[task].job for task in todo}, together)
-    seconds = estimate_expert_seconds(plan, standing)
+def make_forecast(plan: Plan, state: LibraryState, nodes: Sequence[Node]) -> Forecast:
+    """Forecast the work that the library still needs.
+
+    The forecast does not check whether the work fits the nodes, see ``check_feasible``.
+
+    Args:
+        plan: The plan.
+        state: State of the library.
+        nodes: Nodes on which the jobs will run.
+    """
+    resources, todo = plan.config.resources, state.todo
+    model, tasks = empty_body(plan.base), todo or list(plan.experts)
+    experts_per_job = _choose_experts_per_job(plan, model, tasks, nodes)
+    job_resources = _job_resources(plan, model, tasks, experts_per_job)
+    if resources.autoscaling:
+        parallel_jobs = resources.max_parallel or 0  # the schema requires it
+    else:
+        parallel_jobs = max_parallel_jobs(nodes, job_resources, resources.max_parallel)
+    packs = pack_jobs({task: plan.experts[task].job for task in todo}, experts_per_job)
+    seconds = estimate_expert_seconds(plan, state)
     return Forecast(
-        estimate_memory(plan, model, plan.experts, 1),
-        need,
-        together,
-        len(packs),
-        at_once or 0,
-        _limit(nodes, need, at_once or 0),
-        forecast_trunk(plan, model, todo),
-        forecast_router(plan, model),
-        seconds,
-        _total([[seconds[task] for task in pack] for pack in packs], at_once or 0),
-        waits,
+        memory=estimate_memory(plan, model, plan.experts, 1),
+        job_resources=job_resources,
+        experts_per_job=experts_per_job,
+        jobs=len(packs),
+        parallel_jobs=parallel_jobs,
+        limiting_resource=_find_limit(nodes, job_resources, parallel_jobs),
+        trunk=forecast_trunk(plan, model, todo),
+        router=forecast_router(plan, model),
+        expert_seconds=seconds,
+        total_seconds=_total_seconds([[seconds[task] for task in pack] for pack in packs], parallel_jobs),
+        waits_for_nodes=resources.autoscaling and not max_parallel_jobs(nodes, job_resources),
     )
 
 
 def check_feasible(plan: Plan, nodes: Sequence[Node], tasks: Collection[str] | None = None) -> None:
-    """Raise InfeasibleError where a job of ``tasks`` (by default of any) would wait for ever, saying what it lacks.
+    """Check that the nodes can run the jobs; with autoscaling the check is skipped, because nodes may be added.
 
-    A cluster that grows is waited for.
+    Args:
+        plan: The plan.
+        nodes: Nodes on which the jobs will run.
+        tasks: Tasks that will be trained; by default all.
+
+    Raises:
+        InfeasibleError: If a job would wait forever; it names the missing resource.
     """
     resources = plan.config.resources
     if resources.autoscaling:
@@ -95,38 +117,48 @@ def check_feasible(plan: Plan, nodes: Sequence[Node], tasks: Collection[str] | N
     model, names = empty_body(plan.base), list(plan.experts if tasks is None else tasks)
     if not names:
         return
-    together = _together(plan, model, names, nodes)
-    found = estimate_memory(plan, model, names, together)
-    largest = max(names, key=lambda task: found[task].total)
-    who = f"expert {largest!r}" if together == 1 else f"a job of {together} experts such as {largest!r}"
-    require_fits(nodes, _need(plan, model, names, together), who, LESS_MEMORY)
-    room, asks = _gpu_room(nodes, resources.gpus), found[largest].gpu
-    if resources.gpus and room and asks > room:
-        what = f"{who} asks for {asks / GB:.1f} GB of a GPU, and its share of one is {room / GB:.1f} GB"
-        raise InfeasibleError(what, where="resources", fix=LESS_MEMORY)
+    count = _choose_experts_per_job(plan, model, names, nodes)
+    memory = estimate_memory(plan, model, names, count)
+    largest = max(names, key=lambda task: memory[task].total)
+    what = f"expert {largest!r}" if count == 1 else f"a job of {count} experts such as {largest!r}"
+    require_fits(nodes, _job_resources(plan, model, names, count), what, LESS_MEMORY)
+    available, required = _gpu_bytes(nodes, resources.gpus), memory[largest].gpu
+    if resources.gpus and available and required > available:
+        share = f"{format_bytes(required)} of GPU memory, and {format_bytes(available)} are available to it"
+        raise InfeasibleError(f"{what} requires {share}", where="resources", fix=LESS_MEMORY)
 
 
-def check_router_fits(plan: Plan, standing: LibraryState, nodes: Sequence[Node]) -> None:
-    """Raise InfeasibleError where a router is to be made that no node has the memory for.
+def check_router_fits(plan: Plan, state: LibraryState, nodes: Sequence[Node]) -> None:
+    """Raise InfeasibleError if a router has to be trained and no node has the memory for it.
 
-    A cluster that grows is waited for.
+    With autoscaling the check is skipped, because nodes may be added.
     """
-    if standing.router.state != "cached" and not plan.config.resources.autoscaling:
+    if state.router.state != "cached" and not plan.config.resources.autoscaling:
         memory = forecast_router(plan, empty_body(plan.base)).memory
         require_fits(nodes, JobResources(0, 0, memory), "the router", LESS_FEATURES)
 
 
 def estimate_memory(plan: Plan, model: nn.Module, tasks: Collection[str], experts: int) -> dict[str, MemoryEstimate]:
-    """By task the memory of a job of so many such experts; worked out once for all that are alike."""
-    known: dict[tuple, MemoryEstimate] = {}
-    found = {}
+    """Estimate the memory of jobs.
+
+    Args:
+        plan: The plan.
+        model: Body of the base; its modules may be on the meta device.
+        tasks: Tasks to estimate.
+        experts: Number of experts in each job, all with the settings of the task.
+
+    Returns:
+        Estimate by task.
+    """
+    cache: dict[tuple, MemoryEstimate] = {}  # tasks with equal settings have the same estimate
+    estimates = {}
     for task in tasks:
         job = plan.experts[task].job
         train = job.train
         sizes = (train.batch_size, train.batch_tokens, train.micro_batch, train.checkpointing)
         key = (repr(job.adapter), job.classes, job.options, *sizes)
-        if key not in known:
-            known[key] = estimate_job_memory(
+        if key not in cache:
+            cache[key] = estimate_job_memory(
                 model,
                 job.base,
                 job.adapter,
@@ -136,51 +168,52 @@ def estimate_memory(plan: Plan, model: nn.Module, tasks: Collection[str], expert
                 experts=experts,
                 device=job.device,
             )
-        found[task] = known[key]
-    return found
+        estimates[task] = cache[key]
+    return estimates
 
 
-def _need(plan: Plan, model: nn.Module, tasks: Collection[str], together: int) -> JobResources:
+def _job_resources(plan: Plan, model: nn.Module, tasks: Collection[str], experts: int) -> JobResources:
     resources = plan.config.resources
-    most = max(memory.host for memory in estimate_memory(plan, model, tasks, together).values())
-    return JobResources(resources.cpus_per_expert, resources.gpus, most)
+    memory = max(estimate.host for estimate in estimate_memory(plan, model, tasks, experts).values())
+    return JobResources(resources.cpus_per_expert, resources.gpus, memory)
 
 
-def _together(plan: Plan, model: nn.Module, tasks: Sequence[str], nodes: Sequence[Node]) -> int:
-    """Experts in a job: as asked; ``auto`` is one on a CPU, and on a GPU as many as its memory holds.
+def _choose_experts_per_job(plan: Plan, model: nn.Module, tasks: Sequence[str], nodes: Sequence[Node]) -> int:
+    """Return the number of experts in a job.
 
-    But no more than leave every place on the cluster its share.
+    ``auto`` is 1 on a CPU, and on a GPU as many as fit its memory, but few enough that every GPU gets a job.
     """
     resources = plan.config.resources
     if resources.experts_per_job != "auto":
         return resources.experts_per_job
-    room, slots = (
-        _gpu_room(nodes, resources.gpus),
-        max_parallel_jobs(nodes, JobResources(resources.cpus_per_expert, resources.gpus)),
-    )
-    most = min(MAX_EXPERTS_PER_JOB, math.ceil(len(tasks) / max(1, slots)))
-    for count in range(most if resources.gpus and room else 1, 1, -1):
-        if max(memory.gpu for memory in estimate_memory(plan, model, tasks, count).values()) <= room:
+    available = _gpu_bytes(nodes, resources.gpus)
+    parallel_jobs = max_parallel_jobs(nodes, JobResources(resources.cpus_per_expert, resources.gpus))
+    limit = min(MAX_EXPERTS_PER_JOB, math.ceil(len(tasks) / max(1, parallel_jobs)))
+    for count in range(limit if resources.gpus and available else 1, 1, -1):
+        if max(estimate.gpu for estimate in estimate_memory(plan, model, tasks, count).values()) <= available:
             return count
     return 1
 
 
-def _gpu_room(nodes: Sequence[Node], share: float) -> float:
-    """Bytes that a job has on the smallest GPU; 0 where that is not known."""
+def _gpu_bytes(nodes: Sequence[Node], share: float) -> float:
+    """Return the bytes that a job may use on the smallest GPU; 0 if unknown."""
     return min((n.gpu_memory for n in nodes if n.gpus and n.gpu_memory), default=0) * min(1.0, share) * GPU_SHARE
 
 
-def _limit(nodes: Sequence[Node], need: JobResources, at_once: int) -> str:
-    """What keeps more jobs from running at a time."""
-    return limiting_resource(nodes, need) if nodes and at_once == max_parallel_jobs(nodes, need) else "max_parallel"
+def _find_limit(nodes: Sequence[Node], job: JobResources, parallel_jobs: int) -> str:
+    """Return what limits the number of parallel jobs."""
+    return limiting_resource(nodes, job) if nodes and parallel_jobs == max_parallel_jobs(nodes, job) else "max_parallel"
 
 
-def _total(packs: list[list[float | None]], at_once: int) -> float | None:
-    """Seconds until the last job ends, each going to the place that is free first; a job takes its experts' sum."""
-    known = [[each for each in pack if each is not None] for pack in packs]
-    if [len(pack) for pack in known] != [len(pack) for pack in packs] or (packs and not at_once):
+def _total_seconds(packs: list[list[float | None]], parallel_jobs: int) -> float | None:
+    """Return the seconds until the last job ends; None if a time is unknown.
+
+    A job takes the sum of its experts' seconds and starts in the place that is free first.
+    """
+    known = [[seconds for seconds in pack if seconds is not None] for pack in packs]
+    if [len(pack) for pack in known] != [len(pack) for pack in packs] or (packs and not parallel_jobs):
         return None
-    ends = [0.0] * max(1, min(at_once, len(packs)))
+    ends = [0.0] * max(1, min(parallel_jobs, len(packs)))
     for pack in known:
         heapq.heapreplace(ends, ends[0] + sum(pack))
     return max(ends)

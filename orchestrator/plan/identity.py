@@ -1,12 +1,17 @@
-"""Identity: what makes two pieces of work the same.
+"""Identity: which settings and data decide a result, and the hash by which the result is found again.
 
 - A **spec** is the JSON object of everything that decides a result: base, adapter, data, training settings, seed and a
-  recipe number (``workers/recipes.py``). Its **spec hash**, the sha256 of its canonical JSON, identifies an expert, a
-  router or a search: it decides what is skipped, resumed, registered and stale.
-- A **digest** is the sha256 of files: of the base, of an expert's weights.
-- A **fingerprint** is the digest of a task's prepared rows, label names and kind, wherever they were read from.
-- A **cache key** names an entry of the cache (tokens, trunk states, router features) by what decides its content.
-- A **lock** maps each task to the spec hash of the expert that a router was trained for.
+  recipe number (``workers/recipes.py``). It is kept with the version, so that a plan can name what changed.
+- A **spec hash** is the SHA-256 of a spec's canonical JSON. It identifies an expert, a router or a search, and decides
+  whether it is skipped, resumed, registered or stale. Equal spec hashes mean equal settings and data.
+- A **digest** is the SHA-256 of file contents: of the base's files, or of an expert's weights. It does not depend on
+  settings or paths. The digest of the base is part of the spec; the digest of an expert verifies its files.
+- A **fingerprint** is the digest of a task's prepared rows, label names and kind. It is part of the spec and does not
+  depend on the source or the format from which the rows were read.
+- A **cache key** names an entry of the cache (tokens, trunk states, router features). It contains only what decides the
+  entry, so several experts share an entry although their specs differ.
+- A **lock** maps each task to the spec hash of the expert that a router was trained for. It is part of the router's
+  spec, so a changed expert makes the router stale.
 """
 
 from __future__ import annotations
@@ -21,21 +26,21 @@ from pydantic import BaseModel
 
 
 def spec_hash(spec: dict[str, Any]) -> str:
-    """sha256 of the spec's canonical JSON, in hexadecimal."""
+    """Return the SHA-256 of the spec's canonical JSON as 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(spec, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def hashed_settings(settings: Any, exclude: Collection[str] = ()) -> dict[str, Any]:
     """Return the fields of a settings model or dataclass that enter a spec.
 
-    A field marked with a neutral value, the value at which the code behaves as it did before the field existed, enters
-    only where it differs from that value. So a new setting leaves the hash of every earlier spec as it was. Mark it with
-    ``Field(json_schema_extra={"neutral": value})`` in a pydantic model, ``field(metadata={"neutral": value})`` in a
-    dataclass.
+    A field can be marked with a neutral value: the value at which the code behaves as it did before the field existed.
+    Such a field enters only if it differs from the neutral value, so a new setting does not change the hash of earlier
+    specs. Mark it with ``Field(json_schema_extra={"neutral": value})`` in a pydantic model, and with
+    ``field(metadata={"neutral": value})`` in a dataclass.
 
     Args:
         settings: A pydantic model or a dataclass instance.
-        exclude: Names of fields that decide nothing of the result, such as those that only save memory.
+        exclude: Names of fields that do not change the result, such as those that only save memory.
 
     Returns:
         Values by field name, ready for JSON.
@@ -48,14 +53,15 @@ def hashed_settings(settings: Any, exclude: Collection[str] = ()) -> dict[str, A
 
 
 def _without_neutral(settings: BaseModel, values: dict[str, Any]) -> dict[str, Any]:
-    kept = {}
+    """Return the dumped values without neutral ones, in nested models too."""
+    hashed = {}
     for name, value in values.items():
-        inner = getattr(settings, name)
-        if isinstance(inner, BaseModel):
-            kept[name] = _without_neutral(inner, value)
-        elif not _is_neutral(type(settings).model_fields[name].json_schema_extra, inner):
-            kept[name] = value
-    return kept
+        field_value = getattr(settings, name)
+        if isinstance(field_value, BaseModel):
+            hashed[name] = _without_neutral(field_value, value)
+        elif not _is_neutral(type(settings).model_fields[name].json_schema_extra, field_value):
+            hashed[name] = value
+    return hashed
 
 
 def _is_neutral(marks: Any, value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Where a library stands: the plan held against the registry, and why each piece of work is to be done or not."""
+"""Compare a plan with the registry: which experts, router and search exist, which have to be made, and why."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.plan.planning import ExpertPlan, Plan
+from orchestrator.plan.quantities import format_names
 from ttmoe.errors import InputError
 from workers.expert_result import EXPERT_RESULT_FILE, finished_result
 
@@ -20,35 +21,52 @@ ABSENT = "not set"
 
 @dataclass(frozen=True)
 class ExpertState:
-    """One task's expert: ``cached`` (the version of this spec is there), ``changed`` (only versions of other specs are)
-    or ``missing``. ``version`` is that of the spec, else the task's newest; ``why`` says what makes it so.
+    """State of one expert.
 
-    Work that was begun is met at ``step``; ``trained`` says that only the registration is left.
+    Attributes:
+        state: ``cached`` if a version of this spec is registered, ``changed`` if only versions of other specs are,
+            ``missing`` if the task has no version.
+        version: Version of this spec, else the newest version of the task.
+        reason: Why the state is so, as text.
+        step: Step of the last checkpoint, at which training continues.
+        trained: Whether the expert is trained and only has to be registered.
     """
 
     state: Literal["cached", "changed", "missing"]
     version: Version | None = None
-    why: str = ""
+    reason: str = ""
     step: int = 0
     trained: bool = False
 
 
 @dataclass(frozen=True)
 class StageState:
-    """The router or the search: ``cached``, ``stale`` (the router that answers is of other experts or settings) or
-    ``missing``. ``differs`` are the tasks whose experts are not those of the router that answers.
+    """State of the router or the search.
+
+    Attributes:
+        state: ``cached`` if a version of this spec is registered, ``stale`` if the current router was trained for other
+            experts or settings, ``missing`` if there is none.
+        version: Version of this spec, else the current one; always None for the search.
+        reason: Why the state is so, as text.
+        changed_tasks: Tasks whose experts differ from those of the current router.
     """
 
     state: Literal["cached", "stale", "missing"]
     version: Version | None = None
-    why: str = ""
-    differs: tuple[str, ...] = ()
+    reason: str = ""
+    changed_tasks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class LibraryState:
-    """All of a library; ``search`` is None where the config has none, ``orphaned`` are tasks with versions that the
-    config does not name; ``versions`` are all of the registry's experts.
+    """State of a library.
+
+    Attributes:
+        experts: State of each expert by task.
+        router: State of the router.
+        search: State of the search; None if the config has none.
+        orphaned: Tasks with registered versions that are not in the config.
+        versions: All registered versions of experts of the library.
     """
 
     experts: dict[str, ExpertState]
@@ -59,120 +77,126 @@ class LibraryState:
 
     @property
     def todo(self) -> list[str]:
-        """The tasks whose experts are to be made."""
+        """Tasks whose experts have to be trained or registered."""
         return [task for task, expert in self.experts.items() if expert.state != "cached"]
 
     @property
-    def any(self) -> bool:
-        """Is there anything to do?"""
-        return bool(self.todo) or any(part and part.state != "cached" for part in (self.router, self.search))
+    def has_work(self) -> bool:
+        """Whether an expert, the router or the search has to be made."""
+        return bool(self.todo) or any(stage and stage.state != "cached" for stage in (self.router, self.search))
 
 
 def read_library_state(plan: Plan, registry: Registry | None) -> LibraryState:
-    """Hold the plan against the registry (None: there is no store yet). It asks for all versions at once."""
+    """Compare a plan with the registry and the work folders.
+
+    Args:
+        plan: The plan.
+        registry: The registry; None if it does not exist yet. All versions are read with one query.
+    """
     library = plan.folders.library
     versions = registry.experts(library, every=True) if registry else []
-    of_task: dict[str, list[Version]] = {}
+    by_task: dict[str, list[Version]] = {}
     for version in versions:
-        of_task.setdefault(version.task, []).append(version)
-    experts = {task: _expert(expert, of_task.get(task, [])) for task, expert in plan.experts.items()}
-    orphaned = tuple(task for task in of_task if task not in plan.experts)
-    search = None if plan.search_hash is None else _search(plan.search_hash, library, registry)
-    return LibraryState(experts, _router(plan, registry), search, orphaned, tuple(versions))
+        by_task.setdefault(version.task, []).append(version)
+    experts = {task: _expert_state(expert, by_task.get(task, [])) for task, expert in plan.experts.items()}
+    orphaned = tuple(task for task in by_task if task not in plan.experts)
+    search = None if plan.search_hash is None else _search_state(plan.search_hash, library, registry)
+    return LibraryState(experts, _router_state(plan, registry), search, orphaned, tuple(versions))
 
 
-def _expert(expert: ExpertPlan, versions: list[Version]) -> ExpertState:
+def _expert_state(expert: ExpertPlan, versions: list[Version]) -> ExpertState:
     for version in versions:
         if version.spec_hash == expert.job.spec_hash:
             return ExpertState("cached", version, f"v{version.version}")
     folder = Path(expert.job.folder)
-    # Reading the expert's weights to check them is for the few folders that claim to hold one.
+    # finished_result reads and verifies the weights, so it is called only if a result file exists.
     trained = (folder / EXPERT_RESULT_FILE).is_file() and finished_result(folder, expert.job.spec_hash) is not None
     step = 0 if trained else last_checkpoint_step(folder / "checkpoints")
-    begun = "trained, to be registered" if trained else f"continues from step {step}" if step else ""
+    progress = "trained, not yet registered" if trained else f"continues from step {step}" if step else ""
     if not versions:
-        return ExpertState("missing", None, begun or "no version yet", step, trained)
+        return ExpertState("missing", None, progress or "no version yet", step, trained)
     newest = max(versions, key=lambda version: version.version)
-    why = "; ".join(filter(None, [describe_changes(newest, expert), begun]))
-    return ExpertState("changed", newest, why, step, trained)
+    reason = "; ".join(filter(None, [describe_changes(newest, expert), progress]))
+    return ExpertState("changed", newest, reason, step, trained)
 
 
 def last_checkpoint_step(folder: Path) -> int:
-    """The step of the newest checkpoint in ``folder``, by the files' names; 0 where there is none."""
-    found = [re.findall(r"\d+", path.name) for path in folder.glob("[!.]*")]
-    return max((int(digits[-1]) for digits in found if digits), default=0)
+    """Return the step of the newest checkpoint in ``folder`` according to the file names; 0 if there is none."""
+    numbers = [re.findall(r"\d+", path.name) for path in folder.glob("[!.]*")]
+    return max((int(digits[-1]) for digits in numbers if digits), default=0)
 
 
 def describe_changes(version: Version, expert: ExpertPlan) -> str:
-    """The dotted keys in which the plan's spec differs from the version's, each with both values."""
+    """Return the dotted keys in which the plan's spec differs from the version's, each with both values, as text."""
     new = flatten(json.loads(json.dumps(expert.spec)))
     try:
         old = flatten(json.loads(version.tags["spec"]))
-    except (KeyError, ValueError, AttributeError):  # an older version, or one that came from elsewhere
-        return _by_tags(version, expert)
-    said = [_said(key, old.get(key, ABSENT), new.get(key, ABSENT)) for key in [*new, *(old.keys() - new.keys())]]
-    return "; ".join(filter(None, said)) or "its settings changed"
+    except (KeyError, ValueError, AttributeError):  # an imported version, or one of an older release
+        return _describe_tag_changes(version, expert)
+    changes = [
+        _describe_change(key, old.get(key, ABSENT), new.get(key, ABSENT)) for key in [*new, *(old.keys() - new.keys())]
+    ]
+    return "; ".join(filter(None, changes)) or "settings changed"
 
 
 def flatten(spec: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as dotted ones."""
-    out: dict[str, Any] = {}
+    """Return nested keys as dotted keys with ``prefix``."""
+    flat: dict[str, Any] = {}
     for key, value in spec.items():
-        out |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return out
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
-def _said(key: str, old: Any, new: Any) -> str:
+def _describe_change(key: str, old: Any, new: Any) -> str:
     if old == new:
         return ""
-    if key == "data" or key.endswith("digest"):  # nobody can read these
+    if key == "data" or key.endswith("digest"):  # the values are hashes
         return f"{key} changed"
     if key == "recipe":
         return f"recipe {old} -> {new} (the code trains differently)"
-    return f"{key} {_shown(old)} -> {_shown(new)}"
+    return f"{key} {_as_text(old)} -> {_as_text(new)}"
 
 
-def _shown(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else "none" if value is None else str(value)
 
 
-def _by_tags(version: Version, expert: ExpertPlan) -> str:
-    """The same as far as the version's other tags tell."""
+def _describe_tag_changes(version: Version, expert: ExpertPlan) -> str:
+    """Return the changes that the tags of a version without a spec show."""
     job = expert.job
-    asked = {
+    planned = {
         "base_digest": ("base.digest", job.base.digest),
         "data_fingerprint": ("data", job.data.fingerprint),
         "method": ("adapter.method", job.adapter.method),
         "rank": ("adapter.rank", str(job.adapter.rank)),
         "shape": ("adapter.shape", "; ".join(f"{role}={shape}" for role, shape in expert.shapes.items())),
     }
-    said = [_said(key, version.tags[tag], new) for tag, (key, new) in asked.items() if tag in version.tags]
-    return "; ".join(filter(None, said)) or "its settings changed"
+    changes = [
+        _describe_change(key, version.tags[tag], new) for tag, (key, new) in planned.items() if tag in version.tags
+    ]
+    return "; ".join(filter(None, changes)) or "settings changed"
 
 
-def _router(plan: Plan, registry: Registry | None) -> StageState:
+def _router_state(plan: Plan, registry: Registry | None) -> StageState:
     library = plan.folders.library
     if registry is None:
-        return StageState("missing", why="no version yet")
-    if found := registry.find_router(library, plan.router_hash):
-        return StageState("cached", found, f"v{found.version}")
+        return StageState("missing", reason="no version yet")
+    if version := registry.find_router(library, plan.router_hash):
+        return StageState("cached", version, f"v{version.version}")
     current = registry.router(library)
     if current is None:
-        return StageState("missing", why="no version yet")
+        return StageState("missing", reason="no version yet")
     try:
         lock = registry.router_lock(current)
-    except InputError:  # its files are gone: the run makes a new one all the same
-        return StageState("stale", current, f"v{current.version} is of another spec, and its lock is gone")
+    except InputError:  # the files are gone; the run trains a new router in any case
+        return StageState("stale", current, f"v{current.version} has another spec, and its lock cannot be read")
     new = plan.lock
-    differs = tuple(task for task in sorted(lock.keys() | new.keys()) if lock.get(task) != new.get(task))
-    about = f"other experts ({_few(differs)})" if differs else "the same experts and other settings"
-    return StageState("stale", current, f"v{current.version} is for {about}", differs)
+    changed = tuple(task for task in sorted(lock.keys() | new.keys()) if lock.get(task) != new.get(task))
+    difference = f"for other experts ({format_names(changed)})" if changed else "with other settings"
+    return StageState("stale", current, f"v{current.version} was trained {difference}", changed)
 
 
-def _search(spec_hash: str, library: str, registry: Registry | None) -> StageState:
-    there = registry is not None and registry.search_artifacts(library, spec_hash) is not None
-    return StageState("cached", why="finished") if there else StageState("missing", why="no finished search")
-
-
-def _few(tasks: tuple[str, ...], most: int = 5) -> str:
-    return ", ".join(tasks[:most]) + (f" and {len(tasks) - most} more" if len(tasks) > most else "")
+def _search_state(spec_hash: str, library: str, registry: Registry | None) -> StageState:
+    if registry is not None and registry.search_artifacts(library, spec_hash) is not None:
+        return StageState("cached", reason="finished")
+    return StageState("missing", reason="no finished search")

@@ -1,22 +1,24 @@
-"""What there is to run on, asked without starting anything."""
+"""Nodes that a run can use, found without starting anything on them."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+import psutil
+
 from orchestrator.pool.capacity import Node
 
-# Of the free memory, what Ray hands out: it sets the rest aside for the objects that travel between processes.
-OFFERED = 0.7
-_LIMITS = (
+RAY_MEMORY_SHARE = 0.7  # of the free memory; Ray reserves the rest for its object store
+# psutil reports the memory of the host, so the limits of a container are read from its cgroup (version 2 and 1).
+_CGROUP_FILES = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
 
 
 def available_nodes() -> list[Node]:
-    """The nodes of the cluster that ``RAY_ADDRESS`` names; without it this machine, which a run would take whole."""
+    """Return the nodes of the cluster of ``RAY_ADDRESS``; if it is not set, this machine as one node."""
     if os.environ.get("RAY_ADDRESS"):
         from cluster.local import ray_session
         from orchestrator.pool.ray_workers import cluster_nodes
@@ -26,20 +28,18 @@ def available_nodes() -> list[Node]:
     import torch
 
     gpus = torch.cuda.device_count()
-    each = min((torch.cuda.get_device_properties(i).total_memory for i in range(gpus)), default=0)
-    return [Node("this machine", float(os.cpu_count() or 1), float(gpus), int(OFFERED * free_memory()), each)]
+    gpu_memory = min((torch.cuda.get_device_properties(i).total_memory for i in range(gpus)), default=0)
+    memory = int(RAY_MEMORY_SHARE * free_memory())
+    return [Node("this machine", float(os.cpu_count() or 1), float(gpus), memory, gpu_memory)]
 
 
 def free_memory() -> int:
-    """Bytes that are free on this machine, or in the container that it is."""
-    lines = dict(line.split(":") for line in _read("/proc/meminfo").splitlines())
-    try:
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except KeyError:  # no Linux: what there is in all
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit, used in _LIMITS:
-        if _read(limit).isdigit() and _read(used).isdigit():  # `max` is no limit
-            free = min(free, max(0, int(_read(limit)) - int(_read(used))))
+    """Return the free memory of this machine, or of this container if it has a limit, in bytes."""
+    free = psutil.virtual_memory().available
+    for limit_file, usage_file in _CGROUP_FILES:
+        limit, usage = _read(limit_file), _read(usage_file)
+        if limit.isdigit() and usage.isdigit():  # the text `max` means no limit
+            free = min(free, max(0, int(limit) - int(usage)))
     return free
 
 

@@ -1,4 +1,4 @@
-"""The plan: every piece of work that a config asks for, each with its identity, and what is there already."""
+"""Make the plan of a config: the base, the prepared data, and a job and a spec hash for every expert."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.config.sections import AdapterSettings
 from orchestrator.plan.folders import LibraryFolders
 from orchestrator.plan.identity import hashed_settings, spec_hash
 from orchestrator.pool.capacity import GB
-from ttmoe.adapter import AdapterSpec, Group, count_lora, count_parameters, plan_groups
+from ttmoe.adapter import AdapterSpec, Group, count_lora_parameters, count_parameters, plan_groups
 from ttmoe.base import Base, empty_body
 from ttmoe.errors import InputError
 from ttmoe.features import FeatureSpec
@@ -29,7 +29,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExpertPlan:
-    """One expert: its ``job``, what it is made from (``spec``), and what plain LoRA of rank 16 would cost there."""
+    """Plan of one expert.
+
+    Attributes:
+        job: Job that trains the expert.
+        spec: Everything that decides its weights; ``job.spec_hash`` is the hash of it.
+        shapes: Shape of the adapter by role, with ``auto`` resolved.
+        lora_parameters: Parameters of a LoRA adapter of rank 16 on the same layers, for comparison.
+    """
 
     job: ExpertJob
     spec: dict[str, Any]
@@ -39,7 +46,16 @@ class ExpertPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a config asks for."""
+    """Plan of a library.
+
+    Attributes:
+        config: The config.
+        folders: Folders of the library.
+        base: Resolved base.
+        features: Features that the router reads.
+        experts: Plan of each expert by task.
+        search_hash: Spec hash of the search; None without a search.
+    """
 
     config: Config
     folders: LibraryFolders
@@ -50,17 +66,17 @@ class Plan:
 
     @property
     def lock(self) -> dict[str, str]:
-        """Task -> expert spec hash."""
+        """Spec hash of each expert by task."""
         return {task: expert.job.spec_hash for task, expert in self.experts.items()}
 
     @property
-    def trunk(self) -> int:
-        """The number of layers that no expert adapts."""
-        return _trunk(self.experts)
+    def trunk_depth(self) -> int:
+        """Number of lowest layers that no expert adapts."""
+        return _trunk_depth(self.experts)
 
     @property
     def router_hash(self) -> str:
-        """The router's identity. It follows from the experts': any change to one makes the router stale."""
+        """Spec hash of the router. It contains the lock, so a change of any expert makes the router stale."""
         return spec_hash(
             {
                 "recipe": RECIPES["router"],
@@ -73,28 +89,28 @@ class Plan:
         )
 
     def only(self, tasks: Collection[str]) -> Plan:
-        """The plan of a library of these tasks alone: what its router is trained for where others are missing."""
+        """Return the plan restricted to these tasks, such as those whose experts did not fail."""
         return replace(self, experts={task: expert for task, expert in self.experts.items() if task in tasks})
 
-    def work(self, kind: str, name: str, hash_: str) -> Path:
-        """The folder of one piece of work."""
-        return self.folders.work(kind, name, hash_)
+    def work_folder(self, kind: str, name: str, hash_: str) -> Path:
+        """Return the folder in which a result is computed, see ``LibraryFolders.work_folder``."""
+        return self.folders.work_folder(kind, name, hash_)
 
 
 def make_plan(config: Config) -> Plan:
-    """Resolve the base, prepare the tasks, fit every adapter to the base's widths. Starts no work.
+    """Resolve the base, prepare the data of all tasks, and fit every adapter to the base. No training starts.
 
-    Raises InputError for whatever cannot work: a base or a file that is missing, data that cannot be used, an adapter
-    that does not fit.
+    Raises:
+        InputError: If the base or a file is missing, data cannot be used, or an adapter does not fit the base.
     """
     folders = LibraryFolders.of(config)
     device = "cuda" if config.resources.gpus else "cpu"
     base = resolve_base(**config.base.model_dump(), cache=folders.cache, device=device)
     model = empty_body(base)
-    if writing := [name for name, task in config.tasks.items() if task.kind == "generate"]:
-        require_language_head(model, base.folder, f"tasks.{writing[0]}.kind")
+    if generate_tasks := [name for name, task in config.tasks.items() if task.kind == "generate"]:
+        require_language_head(model, base.folder, f"tasks.{generate_tasks[0]}.kind")
     experts = {name: plan_expert(config, name, base, model, folders, device) for name in config.tasks}
-    features = FeatureSpec(config.router.hidden_states(_trunk(experts)), config.router.pooling)
+    features = FeatureSpec(config.router.hidden_states(_trunk_depth(experts)), config.router.pooling)
     features.indexes(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
     return Plan(config, folders, base, features, experts, _search_hash(config, experts))
 
@@ -102,7 +118,19 @@ def make_plan(config: Config) -> Plan:
 def plan_expert(
     config: Config, name: str, base: Base, model: nn.Module, folders: LibraryFolders, device: str
 ) -> ExpertPlan:
-    """The plan of one task's expert."""
+    """Plan the expert of one task.
+
+    Args:
+        config: The config.
+        name: Name of the task.
+        base: Resolved base.
+        model: Body of the base; its modules may be on the meta device.
+        folders: Folders of the library.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        InputError: If the data cannot be used, or the adapter does not fit the base.
+    """
     data = prepare_task(name, config.tasks[name], folders.cache)
     adapter = adapter_spec(config.task_adapter(name))
     try:
@@ -123,23 +151,23 @@ def plan_expert(
         train,
         hash_,
         count_parameters(groups),
-        str(folders.work("experts", name, hash_)),
+        str(folders.work_folder("experts", name, hash_)),
         threads=max(1, int(config.resources.cpus_per_expert)),
         device=device,
         cache=str(folders.cache),
         trunk_bytes=int(config.storage.trunk_gb * GB),
     )
-    return ExpertPlan(job, spec, shapes, count_lora(groups))
+    return ExpertPlan(job, spec, shapes, count_lora_parameters(groups))
 
 
-def _trunk(experts: dict[str, ExpertPlan]) -> int:
+def _trunk_depth(experts: dict[str, ExpertPlan]) -> int:
     return min(expert.job.adapter.first_layer for expert in experts.values())
 
 
 def expert_spec(
     base: Base, adapter: AdapterSpec, shapes: dict[str, str], data: PreparedTask, train: TrainSettings, head: str
 ) -> dict[str, Any]:
-    """Everything that decides an expert's weights. ``shapes`` holds what ``auto`` came to."""
+    """Return the spec of an expert; ``shapes`` are the adapter's shapes by role with ``auto`` resolved."""
     return {
         "recipe": RECIPES["expert"],
         "base": hashed_settings(base, exclude={"folder"}),
@@ -151,7 +179,7 @@ def expert_spec(
 
 
 def adapter_spec(adapter: AdapterSettings) -> AdapterSpec:
-    """The config's section as the model takes it."""
+    """Convert the adapter section of a config to the model's adapter spec."""
     return AdapterSpec(
         adapter.method,
         adapter.targets,
@@ -168,7 +196,7 @@ def adapter_spec(adapter: AdapterSettings) -> AdapterSpec:
 def trial_expert_job(
     plan: Plan, name: str, groups: list[Group], adapter: AdapterSpec, train: TrainSettings
 ) -> ExpertJob:
-    """The job of task ``name`` with another adapter and training: a trial of a search."""
+    """Return the job of a search trial: the job of task ``name`` with another adapter and training."""
     job = plan.experts[name].job
     shapes = {group.role: str(group.method) for group in groups}
     hash_ = spec_hash(expert_spec(plan.base, adapter, shapes, job.data, train, job.head))
@@ -184,5 +212,5 @@ def _search_hash(config: Config, experts: dict[str, ExpertPlan]) -> str | None:
         "train": hashed_settings(config.search_train()),
     }
     task = dict(experts[config.search.task].spec)
-    del task["train"]  # the task's own steps and the like are replaced by the search's
+    del task["train"]  # trials use the search's training settings instead of the task's
     return spec_hash(spec | {"task": task})

@@ -1,6 +1,8 @@
-"""Durations and sizes as text for tables and messages."""
+"""Durations, sizes and lists of names as text for tables and messages."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import humanize
 
@@ -21,3 +23,9 @@ def format_duration(seconds: float) -> str:
 def format_bytes(size: float) -> str:
     """Return a number of bytes as text in decimal units: ``512 Bytes``, ``12.0 kB``, ``5.3 MB``, ``47.0 GB``."""
     return humanize.naturalsize(size)
+
+
+def format_names(names: Sequence[str], most: int = 5) -> str:
+    """Return names as text, at most ``most`` of them: ``a, b, c and 4 more``."""
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

@@ -1,12 +1,11 @@
-"""``ttmoe plan``: what a run would do and why, what it would take, and whether it fits. It starts no work."""
+"""``ttmoe plan``: print what a run would do and why, its resources and time, and whether it fits. It starts no work."""
 
 from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -15,81 +14,52 @@ from rich.table import Table
 
 from orchestrator.config.loading import LoadedConfig
 from orchestrator.plan.forecast import Forecast, check_feasible, check_router_fits, make_forecast
-from orchestrator.plan.library_state import LibraryState, StageState, read_library_state
+from orchestrator.plan.library_state import LibraryState, read_library_state
 from orchestrator.plan.nodes import available_nodes
+from orchestrator.plan.plan_json import plan_as_dict
 from orchestrator.plan.planning import Plan, make_plan
-from orchestrator.pool.capacity import GB, Node
+from orchestrator.plan.quantities import format_bytes, format_duration, format_names
+from orchestrator.pool.capacity import Node
 from ttmoe.errors import InfeasibleError
 from workers.training.memory import MemoryEstimate
 
 if TYPE_CHECKING:
     from orchestrator.registry import Registry
 
-MOST_ROWS = 40
-PARTS = ("base", "activations", "optimizer", "process")
+MAX_TABLE_ROWS = 40
+MEMORY_PARTS = ("base", "activations", "optimizer", "process")
 STATE_STYLES = {"cached": "dim", "changed": "yellow", "missing": "bold"}
 
 
 def show_plan(loaded: LoadedConfig, console: Console, as_json: bool) -> None:
-    """Print the plan of a config, as tables or as one JSON object.
+    """Print the plan of a config.
 
-    Writes nothing but prepared data and bases in storage.cache. Raises InputError for what cannot work, and, after the
-    plan was shown, InfeasibleError for work that fits on no node.
+    It writes only prepared data and converted bases to ``storage.cache``.
+
+    Args:
+        loaded: The config.
+        console: Where the plan is printed.
+        as_json: Print one JSON object instead of tables.
+
+    Raises:
+        InputError: If the config cannot be run.
+        InfeasibleError: If the work does not fit the nodes; it is raised after the plan was printed.
     """
     with nullcontext() if as_json else console.status("planning: base, data, adapters"):
         plan = make_plan(loaded.config)
-        registry = _registry(plan)
-        standing, nodes = read_library_state(plan, registry), available_nodes()
-        outlook, problem = make_forecast(plan, standing, registry, nodes), _problem(plan, standing, nodes)
+        registry = _open_registry(plan)
+        state, nodes = read_library_state(plan, registry), available_nodes()
+        forecast, problem = make_forecast(plan, state, nodes), _find_problem(plan, state, nodes)
     if as_json:
-        console.out(json.dumps(plan_as_dict(plan, standing, outlook, problem), indent=1), highlight=False)
+        console.out(json.dumps(plan_as_dict(plan, state, forecast, problem), indent=1), highlight=False)
     else:
-        _show(plan, standing, outlook, console)
+        _print_plan(plan, state, forecast, console)
     if problem:
         raise problem
 
 
-def plan_as_dict(
-    plan: Plan, standing: LibraryState, outlook: Forecast, problem: InfeasibleError | None
-) -> dict[str, Any]:
-    """The plan for programs; keys stay what they are. Memory is in bytes, times in seconds (null: no past run)."""
-    return {
-        "library": plan.folders.library,
-        "base": {**plan.base.identity(), "folder": plan.base.folder},
-        "experts": {
-            task: {
-                "state": standing.experts[task].state,
-                "why": standing.experts[task].why,
-                "step": standing.experts[task].step,
-                "parameters": expert.job.parameters,
-                "lora16_parameters": expert.lora_parameters,
-                "spec_hash": expert.job.spec_hash,
-                "memory": _bytes(outlook.memory[task]),
-                "seconds": outlook.seconds[task],
-            }
-            for task, expert in plan.experts.items()
-        },
-        "orphaned": list(standing.orphaned),
-        "router": _part(standing.router, plan.router_hash),
-        "search": _part(standing.search, plan.search_hash),
-        "resources": {
-            **asdict(outlook.need),
-            "experts_per_job": outlook.experts_per_job,
-            "jobs": outlook.jobs,
-            "at_once": outlook.at_once,
-            "scarce": outlook.limiting_resource,
-            "base_loads": outlook.base_loads,
-            "trunk": asdict(outlook.trunk) if outlook.trunk else None,
-            "router": asdict(outlook.router),
-            "waits": outlook.waits,
-        },
-        "seconds": outlook.total,
-        "infeasible": str(problem) if problem else None,
-    }
-
-
-def _registry(plan: Plan) -> Registry | None:
-    """The store, if it is there: a plan makes none."""
+def _open_registry(plan: Plan) -> Registry | None:
+    """Return the registry, or None if it does not exist: a plan does not create one."""
     uri = plan.config.tracking_uri
     if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).is_file():
         return None
@@ -98,132 +68,115 @@ def _registry(plan: Plan) -> Registry | None:
     return Registry.open(uri, plan.folders.artifacts)
 
 
-def _problem(plan: Plan, standing: LibraryState, nodes: list[Node]) -> InfeasibleError | None:
-    """Why what is to be done would wait for ever, if so. The router and the search reserve what an expert does."""
+def _find_problem(plan: Plan, state: LibraryState, nodes: list[Node]) -> InfeasibleError | None:
+    """Return why the work would wait forever, or None. A search trial reserves the resources of an expert."""
     try:
-        if standing.any:
-            check_feasible(plan, nodes, standing.todo)
-            check_router_fits(plan, standing, nodes)
+        if state.has_work:
+            check_feasible(plan, nodes, state.todo)
+            check_router_fits(plan, state, nodes)
     except InfeasibleError as error:
         return error
     return None
 
 
-def _bytes(memory: MemoryEstimate) -> dict[str, Any]:
-    return {**asdict(memory), "total": memory.total, "host": memory.host, "gpu": memory.gpu}
+def _print_plan(plan: Plan, state: LibraryState, forecast: Forecast, console: Console) -> None:
+    base = f"{plan.base.id} ({plan.base.dtype}, sha256 {plan.base.digest[:12]})"
+    console.print(f"Library {plan.folders.library} on {base}", soft_wrap=True, highlight=False, markup=False)
+    console.print(_table(plan, state, forecast))
+    lines = [*_other_experts(plan, state), *_stages(state), *_resources(plan, state, forecast)]
+    for label, text in lines:
+        console.print(f"{label:<11}{text}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _part(part: StageState | None, spec_hash: str | None) -> dict[str, Any] | None:
-    if part is None:
-        return None
-    return {"state": part.state, "why": part.why, "spec_hash": spec_hash, "differs": list(part.differs)}
-
-
-def _show(plan: Plan, standing: LibraryState, outlook: Forecast, console: Console) -> None:
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
-
-    say(f"library {plan.folders.library} on {plan.base.id} ({plan.base.dtype}, sha256 {plan.base.digest[:12]})")
-    console.print(_table(plan, standing, outlook))
-    for line in [*_left_out(plan, standing), *_parts(standing), *_resources(plan, standing, outlook)]:
-        say(line)
-
-
-def _table(plan: Plan, standing: LibraryState, outlook: Forecast) -> Table:
-    table = Table(box=SIMPLE_HEAD, title=_counts(standing), title_justify="left")
+def _table(plan: Plan, state: LibraryState, forecast: Forecast) -> Table:
+    table = Table(box=SIMPLE_HEAD, title=_counts(state), title_justify="left")
     table.add_column("task", overflow="fold", max_width=20)
     table.add_column("state", no_wrap=True)
-    for head in ("adapter", "LoRA-16", "memory", "time"):
-        table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("why", overflow="fold")
-    for task in _shown(standing):
-        expert, here = plan.experts[task], standing.experts[task]
-        seconds = outlook.seconds[task]
-        cells = [
-            *(task, here.state, f"{expert.job.parameters:,}", f"{expert.lora_parameters:,}"),
-            *(_size(outlook.memory[task].total), _time(seconds) if here.state != "cached" else "", here.why),
-        ]
-        table.add_row(*map(escape, cells), style=STATE_STYLES[here.state])
+    for heading in ("adapter", "LoRA-16", "memory"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("time", justify="right")
+    table.add_column("reason", overflow="fold")
+    for task in _table_tasks(state):
+        expert, current = plan.experts[task], state.experts[task]
+        time = "" if current.state == "cached" else _duration(forecast.expert_seconds[task])
+        sizes = [f"{expert.job.parameters:,}", f"{expert.lora_parameters:,}", format_bytes(forecast.memory[task].total)]
+        row = [task, current.state, *sizes, time, current.reason]
+        table.add_row(*map(escape, row), style=STATE_STYLES[current.state])
     return table
 
 
-def _shown(standing: LibraryState) -> list[str]:
-    """The tasks with a row of their own: all, or in a large library some of those that are to be done."""
-    return list(standing.experts) if len(standing.experts) <= MOST_ROWS else standing.todo[:MOST_ROWS]
+def _table_tasks(state: LibraryState) -> list[str]:
+    """Return the tasks that have a row: all tasks, or in a large library the first ones that have to be made."""
+    return list(state.experts) if len(state.experts) <= MAX_TABLE_ROWS else state.todo[:MAX_TABLE_ROWS]
 
 
-def _counts(standing: LibraryState) -> str:
-    states = [expert.state for expert in standing.experts.values()]
-    counts = [f"{states.count(state)} {state}" for state in STATE_STYLES if state in states]
+def _counts(state: LibraryState) -> str:
+    states = [expert.state for expert in state.experts.values()]
+    counts = [f"{states.count(name)} {name}" for name in STATE_STYLES if name in states]
     return f"{len(states)} experts: {', '.join(counts)}"
 
 
-def _left_out(plan: Plan, standing: LibraryState) -> list[str]:
-    shown = set(_shown(standing))
-    more = [task for task in standing.experts if task not in shown]
-    cached = sum(standing.experts[task].state == "cached" for task in more)
-    parts = [f"{count:,} more {what}" for count, what in ((len(more) - cached, "to do"), (cached, "cached")) if count]
-    lines = [f"... and {' and '.join(parts)}"] if parts else []
+def _other_experts(plan: Plan, state: LibraryState) -> list[tuple[str, str]]:
+    """Return lines about experts without a row, and about all experts together; each is a label and a text."""
+    shown = set(_table_tasks(state))
+    hidden = [expert.state for task, expert in state.experts.items() if task not in shown]
+    cached = hidden.count("cached")
+    counts = [f"{count:,} {what}" for count, what in ((len(hidden) - cached, "to do"), (cached, "cached")) if count]
+    lines = [("not shown", " and ".join(counts))] if counts else []
     parameters = sum(expert.job.parameters for expert in plan.experts.values())
     lora = sum(expert.lora_parameters for expert in plan.experts.values())
-    lines.append(f"parameters {parameters:,} in all, heads not counted; of LoRA-16 {lora:,}")
-    if standing.orphaned:
-        few, rest = ", ".join(standing.orphaned[:10]), len(standing.orphaned) - 10
-        names = few + (f" and {rest} more" if rest > 0 else "")
-        lines.append(f"orphaned   {names}: in the registry, not in the config; left alone")
+    lines.append(("parameters", f"{parameters:,} in all adapters, without heads; LoRA of rank 16 has {lora:,}"))
+    if state.orphaned:
+        names = format_names(state.orphaned, 10)
+        lines.append(("orphaned", f"{names}: in the registry but not in the config; not changed"))
     return lines
 
 
-def _parts(standing: LibraryState) -> list[str]:
-    lines = [f"router     {standing.router.state}: {standing.router.why}"]
-    return lines + ([f"search     {standing.search.state}: {standing.search.why}"] if standing.search else [])
+def _stages(state: LibraryState) -> list[tuple[str, str]]:
+    stages = {"router": state.router, "search": state.search}
+    return [(name, f"{stage.state}: {stage.reason}") for name, stage in stages.items() if stage]
 
 
-def _resources(plan: Plan, standing: LibraryState, outlook: Forecast) -> list[str]:
-    if not standing.any:
-        return ["to do      nothing"]
-    need = outlook.need
-    gpus = f", {need.gpus:g} GPUs" if need.gpus else ""
-    lines = [f"a job      {need.cpus:g} CPUs{gpus}, {_size(need.memory)} of memory"]
-    if standing.todo:
-        largest = max(standing.todo, key=lambda task: outlook.memory[task].total)
-        lines += [f"memory     {_memory(outlook.memory[largest])}", f"           in {largest}, the largest"]
-        each = "one expert each" if outlook.experts_per_job == 1 else f"{outlook.experts_per_job} experts each"
-        lines += [f"jobs       {outlook.jobs} of {each}, {_at_once(outlook)}"]
-    if outlook.trunk:
-        kept = "" if outlook.trunk.fits else f": more than storage.trunk_gb ({plan.config.storage.trunk_gb:g})"
-        about = f"about {_size(outlook.trunk.bytes)} on disk{kept}"
-        lines.append(f"trunk      {about}; steps skip {outlook.trunk.share:.0%} of the base's layers")
-    if standing.router.state != "cached":
-        disk, memory = _size(outlook.router.disk), _size(outlook.router.memory)
-        lines.append(f"router     about {disk} of features on disk, {memory} of memory to make it")
-        if not outlook.router.compares_depths:
-            lines.append("           not compared with routers of fewer layers (router.compare_depths)")
-    time = f"about {_time(outlook.total)} for the experts" if outlook.total is not None else "no past run tells"
-    return [*lines, f"time       {time}"] if standing.todo else lines
+def _resources(plan: Plan, state: LibraryState, forecast: Forecast) -> list[tuple[str, str]]:
+    """Return lines about the resources and the time of the work; each is a label and a text."""
+    if not state.has_work:
+        return [("to do", "nothing")]
+    job = forecast.job_resources
+    gpus = f", {job.gpus:g} GPUs" if job.gpus else ""
+    lines = [("each job", f"{job.cpus:g} CPUs{gpus}, {format_bytes(job.memory)} of memory")]
+    if state.todo:
+        largest = max(state.todo, key=lambda task: forecast.memory[task].total)
+        lines += [("memory", _memory(forecast.memory[largest])), ("", f"of {largest}, the largest expert")]
+        experts = "1 expert" if forecast.experts_per_job == 1 else f"up to {forecast.experts_per_job} experts"
+        lines.append(("jobs", f"{forecast.jobs} with {experts} each, {_parallel_jobs(forecast)}"))
+    if forecast.trunk:
+        limit = f", more than storage.trunk_gb ({plan.config.storage.trunk_gb:g})" if not forecast.trunk.fits else ""
+        size, share = format_bytes(forecast.trunk.bytes), f"{forecast.trunk.share:.0%}"
+        lines.append(("trunk", f"about {size} on disk{limit}; training steps skip {share} of the base's layers"))
+    if state.router.state != "cached":
+        disk, memory = format_bytes(forecast.router.disk), format_bytes(forecast.router.memory)
+        lines.append(("router", f"about {disk} of features on disk and {memory} of memory"))
+        if not forecast.router.compares_depths:
+            lines.append(("", "no comparison with routers on fewer layers (router.compare_depths)"))
+    if state.todo:
+        seconds = forecast.total_seconds
+        unknown = "unknown: no finished training on this base"
+        lines.append(("time", unknown if seconds is None else f"about {format_duration(seconds)} for the experts"))
+    return lines
 
 
-def _at_once(outlook: Forecast) -> str:
-    if outlook.waits:
-        return f"{outlook.at_once} at a time once there are nodes: none has room yet (resources.autoscaling waits)"
-    loads = f"{outlook.base_loads} {'load' if outlook.base_loads == 1 else 'loads'} of the base"
-    return f"{outlook.at_once} at a time (as the {outlook.limiting_resource} allows), {loads}"
+def _parallel_jobs(forecast: Forecast) -> str:
+    count = f"{forecast.parallel_jobs} in parallel"
+    if forecast.waits_for_nodes:
+        return f"{count}; no node can run one yet, the run waits for new nodes (resources.autoscaling)"
+    times = "once" if forecast.base_loads == 1 else f"{forecast.base_loads} times"
+    return f"{count} (limited by {forecast.limiting_resource}); the base is loaded {times}"
 
 
 def _memory(memory: MemoryEstimate) -> str:
-    parts = ", ".join(f"{_size(getattr(memory, part))} {part}" for part in PARTS)
-    return f"{parts}; {_size(memory.gpu)} on the GPU" if memory.gpu else parts
+    parts = ", ".join(f"{format_bytes(getattr(memory, part))} {part}" for part in MEMORY_PARTS)
+    return f"{parts}; {format_bytes(memory.gpu)} on the GPU" if memory.gpu else parts
 
 
-def _size(size: int) -> str:
-    if size >= GB:
-        return f"{size / GB:.1f} GB"
-    return f"{size / 10**6:.0f} MB" if size >= 10**6 else f"{size / 1000:.0f} kB"
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "?"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def _duration(seconds: float | None) -> str:
+    return "unknown" if seconds is None else format_duration(seconds)

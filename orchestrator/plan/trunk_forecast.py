@@ -1,4 +1,4 @@
-"""The disk that cached trunk states would take, about, and the work that they save."""
+"""Forecast of the disk space of cached trunk states, and of the computation that they save."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from orchestrator.plan.planning import Plan
-from ttmoe.targets import layer_list
+from ttmoe.architectures import layer_list
 from workers.cache.trunk_layout import trunk_size
 from workers.data.prepared import PreparedTask
 from workers.data.splits import SPLIT_NAMES
@@ -16,13 +16,17 @@ from workers.data.splits import SPLIT_NAMES
 if TYPE_CHECKING:
     from torch import nn
 
-BYTES_PER_TOKEN = 4  # of text; what tokenizers of English come to
+BYTES_PER_TOKEN = 4  # bytes of text, typical for tokenizers of English
 
 
 @dataclass(frozen=True)
 class TrunkForecast:
-    """``bytes`` on disk, about, of the tasks that are to be trained; ``share`` of the base's layers that their steps
-    skip, on average; ``fits`` says whether storage.trunk_gb holds it.
+    """Forecast of the cached trunk states of the tasks that will be trained.
+
+    Attributes:
+        bytes: Approximate bytes on disk.
+        share: Mean share of the base's layers that training steps skip.
+        fits: Whether ``bytes`` is within ``storage.trunk_gb``.
     """
 
     bytes: int
@@ -31,7 +35,16 @@ class TrunkForecast:
 
 
 def forecast_trunk(plan: Plan, model: nn.Module, tasks: Collection[str]) -> TrunkForecast | None:
-    """The forecast for these tasks; None where they have no trunk, or it is not kept."""
+    """Forecast the cached trunk states.
+
+    Args:
+        plan: The plan.
+        model: Body of the base; its modules may be on the meta device.
+        tasks: Tasks that will be trained.
+
+    Returns:
+        The forecast, or None if all tasks adapt the lowest layer or the cache is disabled.
+    """
     depths = {task: plan.experts[task].job.adapter.first_layer for task in tasks}
     budget = plan.config.storage.trunk_gb * 10**9
     if not budget or not any(depths.values()):
@@ -39,17 +52,25 @@ def forecast_trunk(plan: Plan, model: nn.Module, tasks: Collection[str]) -> Trun
     sizes = {}
     for task, depth in depths.items():
         data = plan.experts[task].job.data
-        if depth:  # tasks of the same data share their states
+        if depth:  # tasks with the same data and depth share their states
             tokens, sequences = count_tokens(data, plan.base.max_length)
-            kept = sequences if data.kind not in ("choice", "generate") else 0
+            pooled = sequences if data.kind not in ("choice", "generate") else 0
             width = model.config.hidden_size  # type: ignore[union-attr]
-            sizes[data.fingerprint, depth] = trunk_size(plan.base, tokens, width, sequences=kept, depth=depth)  # type: ignore[arg-type]
+            sizes[data.fingerprint, depth] = trunk_size(plan.base, tokens, width, sequences=pooled, depth=depth)  # type: ignore[arg-type]
     total = sum(sizes.values())
     return TrunkForecast(total, fmean(depths.values()) / len(layer_list(model)), total <= budget)
 
 
 def count_tokens(data: PreparedTask, max_length: int) -> tuple[int, int]:
-    """Tokens, about, and sequences of a task's rows, by the sizes that its files state: no row is read."""
+    """Estimate the size of a task from the metadata of its files, without reading rows.
+
+    Args:
+        data: Prepared task.
+        max_length: Maximum number of tokens of a sequence.
+
+    Returns:
+        The approximate number of tokens, and the number of sequences.
+    """
     from pyarrow.parquet import read_metadata
 
     tokens = sequences = 0

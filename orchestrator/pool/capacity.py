@@ -1,4 +1,4 @@
-"""How many jobs fit on the machines there are, and which resource says so."""
+"""How many jobs fit on the nodes of a cluster, and which resource limits their number."""
 
 from __future__ import annotations
 
@@ -7,14 +7,23 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import humanize
+
 from ttmoe.errors import InfeasibleError
 
 GB = 10**9
+ADD_A_NODE = "reserve less, or add a node with these resources (with resources.autoscaling the run waits for one)"
 
 
 @dataclass(frozen=True)
 class JobResources:
-    """What one job reserves: processor cores, GPUs (a share below one is a share of one GPU), bytes of memory."""
+    """Resources that one job reserves.
+
+    Attributes:
+        cpus: CPU cores.
+        gpus: GPUs; a number below 1 is a share of one GPU.
+        memory: Main memory in bytes.
+    """
 
     cpus: float = 1.0
     gpus: float = 0.0
@@ -23,7 +32,15 @@ class JobResources:
 
 @dataclass(frozen=True)
 class Node:
-    """What one machine has in all; ``gpu_memory`` is the bytes of each of its GPUs, 0 where they are not known."""
+    """Total resources of one machine.
+
+    Attributes:
+        name: Address or name, for messages.
+        cpus: CPU cores.
+        gpus: Number of GPUs.
+        memory: Main memory in bytes.
+        gpu_memory: Bytes of memory of each GPU; 0 if unknown.
+    """
 
     name: str
     cpus: float
@@ -32,63 +49,71 @@ class Node:
     gpu_memory: int = 0
 
 
-def jobs_on_node(node: Node, need: JobResources) -> int:
-    """How many such jobs the node holds at a time."""
-    return int(min(sys.maxsize, *_places_by(node, need).values()))
+def jobs_on_node(node: Node, job: JobResources) -> int:
+    """Return how many such jobs run on the node at the same time."""
+    return int(min(sys.maxsize, *_jobs_by_resource(node, job).values()))
 
 
-def max_parallel_jobs(nodes: Sequence[Node], need: JobResources, at_most: int | None = None) -> int:
-    """How many such jobs run at a time on all nodes, and not more than ``at_most``."""
-    room = sum(jobs_on_node(node, need) for node in nodes)
-    return room if at_most is None else min(room, at_most)
+def max_parallel_jobs(nodes: Sequence[Node], job: JobResources, limit: int | None = None) -> int:
+    """Return how many such jobs run on all nodes at the same time, at most ``limit``."""
+    count = sum(jobs_on_node(node, job) for node in nodes)
+    return count if limit is None else min(count, limit)
 
 
-def limiting_resource(nodes: Sequence[Node], need: JobResources) -> str:
-    """The resource that runs out first: ``CPU``, ``GPU`` or ``memory``."""
+def limiting_resource(nodes: Sequence[Node], job: JobResources) -> str:
+    """Return the resource that is used up first: ``CPU``, ``GPU`` or ``memory``."""
     totals: dict[str, float] = {}
     for node in nodes:
-        for name, count in _places_by(node, need).items():
+        for name, count in _jobs_by_resource(node, job).items():
             totals[name] = totals.get(name, 0) + count
     return min(totals, key=lambda name: totals[name])
 
 
-ADD_A_NODE = "ask for less, or add such a node (resources.autoscaling waits for one)"
+def require_fits(nodes: Sequence[Node], job: JobResources, what: str, fix: str = ADD_A_NODE) -> None:
+    """Check that at least one node can run the job.
 
+    Args:
+        nodes: Nodes of the cluster.
+        job: Resources of the job.
+        what: Name of the job in the error message, such as ``an expert``.
+        fix: Advice in the error message.
 
-def require_fits(nodes: Sequence[Node], need: JobResources, what: str, fix: str = ADD_A_NODE) -> None:
-    """Raise InfeasibleError where no node holds one such job."""
-    if any(jobs_on_node(node, need) for node in nodes):
+    Raises:
+        InfeasibleError: If no node has the resources.
+    """
+    if any(jobs_on_node(node, job) for node in nodes):
         return
     best = max(nodes, key=lambda node: (node.gpus, node.memory, node.cpus), default=None)
-    has = (
-        f"the largest node has {_shown(JobResources(best.cpus, best.gpus, best.memory))}"
+    largest = (
+        f"the largest node has {_as_text(JobResources(best.cpus, best.gpus, best.memory))}"
         if best
-        else "there are no nodes"
+        else "the cluster has no nodes"
     )
-    raise InfeasibleError(
-        f"{what} asks for {_shown(need)}, and {has}",
-        where="resources",
-        fix=fix,
-    )
+    raise InfeasibleError(f"{what} requires {_as_text(job)}, and {largest}", where="resources", fix=fix)
 
 
-def _places_by(node: Node, need: JobResources) -> dict[str, float]:
-    rooms = {"CPU": _room(node.cpus, need.cpus), "memory": _room(node.memory, need.memory)}
-    return rooms | {"GPU": _gpu_places(node.gpus, need.gpus)}
+def _jobs_by_resource(node: Node, job: JobResources) -> dict[str, float]:
+    return {
+        "CPU": _count(node.cpus, job.cpus),
+        "memory": _count(node.memory, job.memory),
+        "GPU": _count_by_gpus(node.gpus, job.gpus),
+    }
 
 
-def _room(has: float, wants: float) -> float:
-    # A hair more than there is still fits: three times a third is one.
-    return math.floor(has / wants + 1e-9) if wants else math.inf
+def _count(available: float, required: float) -> float:
+    # The tolerance covers rounding: three jobs with a third of a core each fit on one core.
+    return math.floor(available / required + 1e-9) if required else math.inf
 
 
-def _gpu_places(has: float, wants: float) -> float:
-    """A share of a GPU lies on one GPU; what a GPU has left over joins no other's."""
-    if not wants:
+def _count_by_gpus(available: float, required: float) -> float:
+    """Count jobs by GPUs; a share must fit on one GPU, the remainders of two GPUs do not add up."""
+    if not required:
         return math.inf
-    return math.floor(has) * math.floor(1 / wants + 1e-9) if wants < 1 else math.floor(has / wants)
+    if required < 1:
+        return math.floor(available) * math.floor(1 / required + 1e-9)
+    return math.floor(available / required)
 
 
-def _shown(need: JobResources) -> str:
-    processors = [f"{need.cpus:g} CPUs", f"{need.gpus:g} GPUs"] if need.cpus or need.gpus else []
-    return ", ".join(processors + ([f"{need.memory / GB:.1f} GB of memory"] if need.memory else []))
+def _as_text(job: JobResources) -> str:
+    processors = [f"{job.cpus:g} CPUs", f"{job.gpus:g} GPUs"] if job.cpus or job.gpus else []
+    return ", ".join(processors + ([f"{humanize.naturalsize(job.memory)} of memory"] if job.memory else []))

@@ -1,4 +1,4 @@
-"""What to do after a failure: small functions of what has failed so far, and nothing else."""
+"""Decide what to do after a failure: retry a job, fail it, or stop the stage."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ from workers.failure import Failure
 
 _BACKOFF = (1.0, 5.0, 20.0, 60.0)  # seconds before the first, second, ... retry
 _SYSTEM = ("system", "died", "stalled")
-_SAID = {
-    "code": "the code or the data failed",
-    "memory": "the memory was full",
-    "system": "the system failed",
-    "died": "its process died",
-    "lost": "its node was lost",
-    "stalled": "it gave no sign of life",
+_REASONS = {
+    "code": "error in the code or the data",
+    "memory": "out of memory",
+    "system": "system error",
+    "died": "worker process died",
+    "lost": "node lost",
+    "stalled": "no heartbeat",
 }
 
 
 class RetryLimits(Protocol):
-    """How often to try (see the config's section ``failures``)."""
+    """Limits of retries; see the section ``failures`` of the config.
+
+    Attributes:
+        retries: Retries of a job after system failures.
+        code_retries: Retries of a job after errors of the code or the data.
+        stop_after: Number of first jobs that must fail alike to stop the stage; 0 never stops it.
+    """
 
     retries: int
     code_retries: int
@@ -31,54 +37,71 @@ class RetryLimits(Protocol):
 
 @dataclass(frozen=True)
 class Retry:
-    """Try again ``after`` so many seconds; with ``smaller``, in less memory."""
+    """Decision to run the job again.
 
-    after: float = 0.0
-    smaller: bool = False
+    Attributes:
+        delay: Seconds to wait before the retry.
+        reduce_memory: Whether the retry must use less memory.
+    """
+
+    delay: float = 0.0
+    reduce_memory: bool = False
 
 
 @dataclass(frozen=True)
 class GiveUp:
-    """Leave it failed."""
+    """Decision not to retry the job."""
 
 
-def decide(past: Sequence[Failure], limits: RetryLimits) -> Retry | GiveUp:
-    """What to do with a job whose failures so far are ``past``, the newest last."""
-    kind = past[-1].kind
-    if kind == "lost":  # no fault of the job's: nodes come and go, and preemption may hit it any number of times
+def decide(failures: Sequence[Failure], limits: RetryLimits) -> Retry | GiveUp:
+    """Decide whether a failed job is retried.
+
+    Args:
+        failures: All failures of the job so far, the newest last; at least one.
+        limits: Limits of retries.
+    """
+    kind = failures[-1].kind
+    if kind == "lost":  # not the job's fault: nodes come and go, and preemption may hit a job any number of times
         return Retry()
     if kind == "memory":
-        return GiveUp() if sum(each.kind == "memory" for each in past) > 1 else Retry(smaller=True)
+        return GiveUp() if sum(failure.kind == "memory" for failure in failures) > 1 else Retry(reduce_memory=True)
     group, allowed = (_SYSTEM, limits.retries) if kind in _SYSTEM else (("code",), limits.code_retries)
-    count = sum(each.kind in group for each in past)
+    count = sum(failure.kind in group for failure in failures)
     return Retry(_BACKOFF[min(count, len(_BACKOFF)) - 1]) if count <= allowed else GiveUp()
 
 
-def common_failure(ended: Sequence[Failure | None], limits: RetryLimits) -> Failure | None:
-    """The failure with which all of the first ``stop_after`` jobs ended (None: it went well), if they ended alike.
+def common_failure(outcomes: Sequence[Failure | None], limits: RetryLimits) -> Failure | None:
+    """Return the failure that the first ``stop_after`` jobs have in common.
 
-    What the code or the data does to all the first ones it will do to the others.
+    An error of the code or the data that stops all first jobs will stop the remaining ones too.
+
+    Args:
+        outcomes: Failure of each finished job in the order in which they finished, None for a success.
+        limits: Limits of retries.
+
+    Returns:
+        The first job's failure, or None if fewer jobs finished or they did not fail alike.
     """
-    first = ended[: limits.stop_after]
+    first = outcomes[: limits.stop_after]
     if not limits.stop_after or len(first) < limits.stop_after:
         return None
-    if any(each is None or each.kind != "code" for each in first):
+    if any(failure is None or failure.kind != "code" for failure in first):
         return None
-    return first[0] if len({_signature(each) for each in first if each}) == 1 else None
+    return first[0] if len({_signature(failure) for failure in first if failure}) == 1 else None
 
 
 def describe_decision(failure: Failure, decision: Retry | GiveUp) -> str:
-    """What was done about it, in words."""
-    reason = _SAID[failure.kind]
+    """Return a decision and its reason as text, such as ``retried in 5 s: worker process died``."""
+    reason = _REASONS[failure.kind]
     if isinstance(decision, GiveUp):
-        return f"given up: {reason}"
-    how = " in smaller micro-batches" if decision.smaller else ""
-    when = f" in {decision.after:g} s" if decision.after else ""
-    return f"tried again{how}{when}: {reason}"
+        return f"not retried: {reason}"
+    how = " in smaller micro-batches" if decision.reduce_memory else ""
+    when = f" in {decision.delay:g} s" if decision.delay else ""
+    return f"retried{how}{when}: {reason}"
 
 
 def _signature(failure: Failure) -> tuple[str, str]:
-    """The error without what differs from task to task: numbers, and all that stands in quotes or in a path."""
+    """Return the error without the parts that differ from task to task: numbers, quoted text and paths."""
     text = re.sub(
         r"'[^']*'|\"[^\"]*\"|`[^`]*`|\S*/\S*|tasks\.\S+|\d+",
         "_",

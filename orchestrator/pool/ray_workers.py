@@ -1,192 +1,184 @@
-"""Worker processes on Ray, and the board where they leave their progress: all that the crew needs of Ray."""
+"""Worker processes as Ray actors, and the channel that carries their progress to the driver."""
 
 from __future__ import annotations
 
-import os
 import socket
-import sys
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.pool.capacity import JobResources, Node
+from orchestrator.pool.unit_runner import run_unit
 from orchestrator.pool.work_units import WorkUnit
-from workers.failure import Failure, to_failure
+from workers.failure import Failure
 from workers.progress import Progress
 
-REPORT_INTERVAL = 0.3  # seconds; a worker that reports more often is heard less often
+REPORT_INTERVAL = 0.3  # seconds between two sends of a worker; reports in between are sent together
+
+_Report = tuple[str, float, Progress]  # key of the job, Unix time in seconds, progress
 
 
 @ray.remote(num_cpus=0)
 class _ProgressChannel:
-    """Progress on its way from the workers to the driver."""
+    """Queue of progress reports from the workers to the driver."""
 
     def __init__(self) -> None:
-        self.news: list[tuple[str, float, Progress]] = []
+        self.reports: list[_Report] = []
 
-    def put(self, reports: list[tuple[str, float, Progress]]) -> None:
-        self.news += reports
+    def put(self, reports: list[_Report]) -> None:
+        self.reports += reports
 
-    def take(self) -> list[tuple[str, float, Progress]]:
-        """All that came since the last call."""
-        news, self.news = self.news, []
-        return news
+    def take(self) -> list[_Report]:
+        """Return and remove all reports in the queue."""
+        reports, self.reports = self.reports, []
+        return reports
 
 
 class _Reporter:
-    """Sends reports to the board in bundles, not waiting for it."""
+    """Progress callback that sends reports to the channel in batches without waiting for it."""
 
-    def __init__(self, board: Any, key: str) -> None:
-        self.board, self.key, self.sent = board, key, 0.0
-        self.waiting: list[tuple[str, float, Progress]] = []
+    def __init__(self, channel: Any, key: str) -> None:
+        self.channel, self.key, self.last_sent = channel, key, 0.0
+        self.pending: list[_Report] = []
 
     def __call__(self, progress: Progress) -> None:
-        self.waiting.append((progress.key or self.key, time.time(), progress))
-        if time.monotonic() - self.sent > REPORT_INTERVAL:
+        self.pending.append((progress.key or self.key, time.time(), progress))
+        if time.monotonic() - self.last_sent > REPORT_INTERVAL:
             self.flush()
 
     def flush(self) -> Any:
-        sent = self.board.put.remote(self.waiting)
-        self.waiting, self.sent = [], time.monotonic()
-        return sent
+        ref = self.channel.put.remote(self.pending)
+        self.pending, self.last_sent = [], time.monotonic()
+        return ref
 
 
 @ray.remote(max_restarts=0)
 class _Worker:
-    """One process: it runs a unit at a time."""
+    """Worker process; it runs one unit at a time."""
 
-    def where(self) -> str:
-        """The node it is on."""
+    def node_id(self) -> str:
         return ray.get_runtime_context().get_node_id()
 
-    def run(self, unit: WorkUnit, board: Any) -> dict[str, Any]:
-        """What came of each of the unit's jobs."""
-        report = _Reporter(board, next(iter(unit.jobs)))
+    def run(self, unit: WorkUnit, channel: Any) -> dict[str, Any]:
+        """Return a result or a Failure for each job of the unit."""
+        report = _Reporter(channel, next(iter(unit.jobs)))
         try:
-            unit.log.parent.mkdir(parents=True, exist_ok=True)
-            with _log_to(unit.log):
-                return _outcome(unit, report)
-        except OSError as error:  # the log cannot be written
-            return dict.fromkeys(unit.jobs, to_failure(error))
+            return run_unit(unit, report)
         finally:
-            # The end must not overtake the last reports; where nobody listens any more, it does not matter.
+            # The result must not reach the driver before the last reports. A driver that is gone is not waited for.
             ray.wait([report.flush()], timeout=10)
-
-
-def _outcome(unit: WorkUnit, report: Any) -> dict[str, Any]:
-    try:
-        return unit.run(unit.jobs, report=report)
-    except Exception as error:
-        traceback.print_exc()
-        return dict.fromkeys(unit.jobs, to_failure(error))
-
-
-class _log_to:
-    """Everything this process prints goes to one file while inside: C libraries included."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        self.kept = os.dup(1), os.dup(2)
-        file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        os.close(file)
-
-    def __exit__(self, *error: object) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for number, kept in zip((1, 2), self.kept, strict=True):
-            os.dup2(kept, number)
-            os.close(kept)
 
 
 @dataclass(frozen=True)
 class WorkerStarted:
-    """A process is up, on this node."""
+    """Event of a worker process that is ready.
+
+    Attributes:
+        node: Ray's id of the node on which it runs.
+    """
 
     node: str
 
 
 @dataclass
 class WorkerHandle:
-    """A worker process as the driver sees it. ``node`` is known once it is up; ``heard`` is on the monotonic clock."""
+    """Driver's view of a worker process.
+
+    Attributes:
+        actor: Ray actor handle.
+        ref: Ray object that the driver waits for: the node id at first, then the unit's results; None when idle.
+        node: Ray's id of the node; None until the process has started.
+        unit: Unit that the process runs; None when idle.
+        last_heartbeat: Monotonic time in seconds of the unit's start or of its last progress report.
+    """
 
     actor: Any
     ref: Any
     node: str | None = None
     unit: WorkUnit | None = None
-    heard: float = 0.0
+    last_heartbeat: float = 0.0
 
-    def begin(self, unit: WorkUnit, board: Any) -> None:
-        """Give it a unit."""
-        self.unit, self.heard = unit, time.monotonic()
-        self.ref = self.actor.run.remote(unit, board)
+    def assign_unit(self, unit: WorkUnit, channel: Any) -> None:
+        """Start a unit on the worker."""
+        self.unit, self.last_heartbeat = unit, time.monotonic()
+        self.ref = self.actor.run.remote(unit, channel)
 
-    def end(self) -> WorkUnit:
-        """Take the unit from it."""
+    def release_unit(self) -> WorkUnit:
+        """Return the unit and mark the worker as idle."""
         unit, self.unit, self.ref = self.unit, None, None
         assert unit is not None
         return unit
 
 
-def start_worker(need: JobResources) -> WorkerHandle:
-    """Ask Ray for one more process; it comes up when there is room."""
-    memory = {"memory": need.memory} if need.memory else {}
-    actor = _Worker.options(num_cpus=need.cpus, num_gpus=need.gpus, **memory).remote()  # type: ignore[attr-defined]
-    return WorkerHandle(actor, actor.where.remote())
+def start_worker(resources: JobResources) -> WorkerHandle:
+    """Request a worker process with these resources; Ray starts it when they are free."""
+    memory = {"memory": resources.memory} if resources.memory else {}
+    actor = _Worker.options(num_cpus=resources.cpus, num_gpus=resources.gpus, **memory).remote()  # type: ignore[attr-defined]
+    return WorkerHandle(actor, actor.node_id.remote())
 
 
-def wait_for_events(slots: Sequence[WorkerHandle], seconds: float) -> Iterator[tuple[WorkerHandle, Any]]:
-    """Slots of which something is known now: Started, the outcomes of a unit, or an error of Ray's."""
-    by_ref = {slot.ref: slot for slot in slots if slot.ref is not None}
+def wait_for_events(workers: Sequence[WorkerHandle], timeout: float) -> Iterator[tuple[WorkerHandle, Any]]:
+    """Wait for events of the workers.
+
+    Args:
+        workers: Workers to wait for.
+        timeout: Longest wait in seconds.
+
+    Yields:
+        Each worker with an event, and the event: WorkerStarted, the results of its unit by key, or a RayError. Nothing
+        after the timeout.
+    """
+    by_ref = {worker.ref: worker for worker in workers if worker.ref is not None}
     if not by_ref:
-        time.sleep(seconds)
+        time.sleep(timeout)
         return
-    first, others = ray.wait(list(by_ref), num_returns=1, timeout=seconds)
-    more = ray.wait(others, num_returns=len(others), timeout=0)[0] if first and others else []
-    for ref in first + more:
-        slot = by_ref[ref]
+    ready, pending = ray.wait(list(by_ref), num_returns=1, timeout=timeout)
+    more = ray.wait(pending, num_returns=len(pending), timeout=0)[0] if ready and pending else []
+    for ref in ready + more:
+        worker = by_ref[ref]
         try:
             value = ray.get(ref)
         except ray.exceptions.RayError as error:
-            yield slot, error
+            yield worker, error
             continue
-        if slot.node is None:
-            slot.ref = None
+        if worker.node is None:
+            worker.ref = None
             value = WorkerStarted(value)
-        yield slot, value
+        yield worker, value
 
 
 def failure_from_ray(error: BaseException, node: str | None) -> Failure:
-    """The failure that an error of Ray's stands for; ``node`` is where the process was."""
-    text = str(error).strip().splitlines()
-    message = text[-1] if text else ""
-    if isinstance(error, ray.exceptions.RayTaskError):  # its result could not travel
+    """Convert an error of Ray to a failure.
+
+    Args:
+        error: Error that Ray raised instead of the unit's results.
+        node: Ray's id of the node on which the worker ran.
+    """
+    lines = str(error).strip().splitlines()
+    message = lines[-1] if lines else ""
+    if isinstance(error, ray.exceptions.RayTaskError):  # the result cannot be pickled
         return Failure("code", type(error).__name__, str(error), str(error))
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return Failure("memory", "OutOfMemoryError", message, str(error))
-    gone = isinstance(error, ray.exceptions.NodeDiedError) or getattr(error, "preempted", False)
-    if gone or not _answers(node):
+    node_lost = isinstance(error, ray.exceptions.NodeDiedError) or getattr(error, "preempted", False)
+    if node_lost or not _node_responds(node):
         return Failure("lost", "NodeLost", f"node {(node or '')[:8]} left the cluster", str(error))
     return Failure("died", type(error).__name__, message, str(error))
 
 
-def _answers(node: str | None) -> bool:
-    """Whether a node is there. Ray itself misses a node only seconds after its processes, so the node is asked."""
-    for each in ray.nodes():
-        if each["NodeID"] == node and each["Alive"]:
+def _node_responds(node: str | None) -> bool:
+    """Return whether the node accepts connections.
+
+    Ray reports a lost node only seconds after the death of its processes, so the node itself is contacted.
+    """
+    for entry in ray.nodes():
+        if entry["NodeID"] == node and entry["Alive"]:
             try:
-                socket.create_connection((each["NodeManagerAddress"], each["NodeManagerPort"]), timeout=2).close()
+                socket.create_connection((entry["NodeManagerAddress"], entry["NodeManagerPort"]), timeout=2).close()
             except OSError:
                 return False
             return True
@@ -194,30 +186,30 @@ def _answers(node: str | None) -> bool:
 
 
 def create_progress_channel() -> Any:
-    """A board, on the driver's own node: it must outlive all others."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return _ProgressChannel.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    """Create the progress channel, an actor on the driver's own node, so that it survives the loss of other nodes."""
+    own_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return _ProgressChannel.options(scheduling_strategy=own_node).remote()  # type: ignore[attr-defined]
 
 
-def drain_progress(board: Any) -> list[tuple[str, float, Progress]]:
-    """All that the workers reported since the last call: key, when, what."""
-    return ray.get(board.take.remote())
+def drain_progress(channel: Any) -> list[_Report]:
+    """Return all reports since the last call: key of the job, Unix time in seconds, progress."""
+    return ray.get(channel.take.remote())
 
 
 def kill_actor(actor: Any) -> None:
-    """End a process at once."""
+    """Kill an actor's process at once."""
     ray.kill(actor)
 
 
 def cluster_nodes() -> list[Node]:
-    """The nodes that are alive, with what each has in all."""
+    """Return the nodes that are alive, with their total resources as Ray counts them."""
     return [
         Node(
-            each["NodeManagerAddress"],
-            each["Resources"].get("CPU", 0.0),
-            each["Resources"].get("GPU", 0.0),
-            int(each["Resources"].get("memory", 0)),
+            entry["NodeManagerAddress"],
+            entry["Resources"].get("CPU", 0.0),
+            entry["Resources"].get("GPU", 0.0),
+            int(entry["Resources"].get("memory", 0)),
         )
-        for each in ray.nodes()
-        if each["Alive"]
+        for entry in ray.nodes()
+        if entry["Alive"]
     ]

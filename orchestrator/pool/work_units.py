@@ -1,4 +1,4 @@
-"""Units of work, and what is heard of them: the seam between those who decide and whoever runs the work."""
+"""Interface of the worker pool: work units that go in, and job events that come out."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ LOG_FILE = "log.txt"
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """Work for one process: ``run(jobs, report=...)`` gives for each key its result or its Failure.
+    """Jobs that run in one worker process and share what it has loaded.
 
-    Several jobs in a unit share the process and what it has loaded. ``log`` gets all that the process prints meanwhile.
+    Attributes:
+        run: Called as ``run(jobs, report=...)`` in the worker; returns for each key a result or a Failure.
+        jobs: Arguments of the jobs by key.
+        log: File that receives everything the process prints while the unit runs.
     """
 
     run: Callable[..., dict[str, Any]]
@@ -28,36 +31,51 @@ class WorkUnit:
 
     @classmethod
     def of(cls, key: str, run: Callable[..., Any], args: tuple, folder: Path, **options: Any) -> WorkUnit:
-        """A unit of one job: ``run(*args, report=..., **options)``, its log in ``folder``."""
+        """Create a unit with one job, which calls ``run(*args, report=..., **options)`` and logs to ``folder``."""
         return cls(partial(_call, run), {key: (args, options)}, folder / LOG_FILE)
 
 
 @dataclass(frozen=True)
 class JobEvent:
-    """What was heard of a job: progress, its result, or a failure and whether it is tried ``again``.
+    """Event of one job: progress, its result, or a failure.
 
-    ``done`` is the last that is heard of it.
+    Attributes:
+        key: Key of the job.
+        progress: New progress reports, each with its Unix time in seconds.
+        result: Result of the job, set in its last event if it succeeded.
+        failure: Failure of the current attempt.
+        retry: How the job is retried after the failure; None if it is not.
+        attempt: Number of the attempt, from 1.
+        action: What the pool did after the failure, as text.
+        done: Whether this is the last event of the job.
     """
 
     key: str
     progress: tuple[tuple[float, Progress], ...] = ()
     result: Any = None
     failure: Failure | None = None
-    again: Retry | None = None
+    retry: Retry | None = None
     attempt: int = 1
     action: str = ""
     done: bool = False
 
 
 class JobRunner(Protocol):
-    """Runs units somewhere."""
+    """Anything that runs work units, such as the worker pool."""
 
     def run(
-        self, units: Sequence[WorkUnit], smaller: Callable[[Any], Any] | None = None
+        self, units: Sequence[WorkUnit], reduce_memory: Callable[[Any], Any] | None = None
     ) -> Generator[JobEvent | None, None, None]:
-        """Run all units; yields their news, and None when there is none yet. Closed early, it stops what runs.
+        """Run all units and yield their events.
 
-        ``smaller`` makes of a job one that takes less memory, or None where that is not possible.
+        Args:
+            units: Units to run.
+            reduce_memory: Returns a version of a job that uses less memory, or None if there is none. It is applied
+                once to a job that ran out of memory.
+
+        Yields:
+            Job events as they arrive, and None after a poll without a finished unit. Closing the generator stops the
+            units that still run.
         """
 
 
@@ -66,5 +84,8 @@ def _call(run: Callable[..., Any], jobs: Mapping[str, Any], report: Any) -> dict
 
 
 def run_jointly(run: Callable[..., dict[str, Any]], jobs: Mapping[str, Any], report: Any) -> dict[str, Any]:
-    """``run`` on all jobs of a unit at once. It stands here so that workers need not import what decides."""
+    """Call ``run`` once with all jobs of a unit, and return its results by key.
+
+    It is defined here so that worker processes do not import the modules that decide what to run.
+    """
     return run(tuple(jobs.values()), report)

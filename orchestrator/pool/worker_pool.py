@@ -1,4 +1,4 @@
-"""The crew: worker processes on Ray, each of which takes one unit after another and keeps its base loaded."""
+"""Worker pool on Ray: start worker processes, assign units, collect results and progress, and retry failed jobs."""
 
 from __future__ import annotations
 
@@ -25,171 +25,192 @@ from orchestrator.pool.work_units import JobEvent, WorkUnit
 from ttmoe.errors import WorkFailedError
 from workers.failure import Failure
 
-NODE_COUNT_INTERVAL = 5.0  # seconds between looks at what the cluster has: nodes join and leave
-_STARTS = 3  # processes in a row that may end before they begin
+NODE_COUNT_INTERVAL = 5.0  # seconds between two counts of the cluster's nodes, which join and leave
+_MAX_FAILED_STARTS = 3  # workers in a row that may end before they start
 
 
 @dataclass
-class _Waiting:
+class _QueuedUnit:
     unit: WorkUnit
-    since: float = 0.0  # not to be started before
+    not_before: float = 0.0  # monotonic time in seconds
 
 
 @dataclass
 class WorkerPool:
-    """Runs units on the cluster; a context manager. Processes stay between calls of ``run``, with what they loaded.
+    """Pool of worker processes on Ray; a context manager.
 
-    As many run at a time as the cluster has room for ``need``, and no more than ``at_most``. With ``grows`` so many are
-    asked for whatever there is now, so that the cluster may grow. ``stall`` is in seconds.
+    Workers stay alive between units and between calls of ``run``, and keep what they have loaded, such as the base.
+
+    Attributes:
+        resources: Resources that each worker reserves.
+        limits: Limits of retries.
+        max_workers: Largest number of workers; None for as many as the cluster can run.
+        autoscaling: Request ``max_workers`` workers even if the cluster cannot run them yet, so that it adds nodes.
+        stall_seconds: Seconds without a progress report after which a unit counts as stalled.
+        poll_seconds: Longest wait in seconds for a result before progress is collected again.
+        workers: Current workers.
+        started: Number of workers that have started so far.
     """
 
-    need: JobResources
+    resources: JobResources
     limits: RetryLimits
-    at_most: int | None = None
-    grows: bool = False
-    stall: float = 900.0
-    every: float = 0.2
-    slots: list[WorkerHandle] = field(default_factory=list)
+    max_workers: int | None = None
+    autoscaling: bool = False
+    stall_seconds: float = 900.0
+    poll_seconds: float = 0.2
+    workers: list[WorkerHandle] = field(default_factory=list)
     started: int = 0
-    _board: Any = None
-    _room: int = 1
-    _counted: float = float("-inf")
-    _stillborn: int = 0
+    _channel: Any = None
+    _worker_limit: int = 1
+    _nodes_counted_at: float = float("-inf")
+    _failed_starts: int = 0
 
     def __enter__(self) -> WorkerPool:
-        """Raises InfeasibleError where no node of the cluster could ever hold a job."""
-        if not self.grows:
-            require_fits(cluster_nodes(), self.need, "a job")
-        self._board = create_progress_channel()
+        """Open the pool; raise InfeasibleError if no node of the cluster can run a job and none will be added."""
+        if not self.autoscaling:
+            require_fits(cluster_nodes(), self.resources, "a job")
+        self._channel = create_progress_channel()
         return self
 
     def __exit__(self, *error: object) -> None:
-        for slot in self.slots:
-            kill_actor(slot.actor)
-        self.slots = []
-        kill_actor(self._board)
+        for worker in self.workers:
+            kill_actor(worker.actor)
+        self.workers = []
+        kill_actor(self._channel)
 
     def run(
-        self, units: Sequence[WorkUnit], smaller: Callable[[Any], Any] | None = None
+        self, units: Sequence[WorkUnit], reduce_memory: Callable[[Any], Any] | None = None
     ) -> Generator[JobEvent | None, None, None]:
-        """See ``Runner``. A job that fails does not disturb the others; tried again, it runs in a unit of its own."""
-        waiting, past = [_Waiting(unit) for unit in units], defaultdict[str, list[Failure]](list)
+        """Run all units and yield their events, see ``JobRunner.run``.
+
+        A failed job does not affect other jobs. Its retry runs in a unit of its own.
+
+        Raises:
+            WorkFailedError: If workers end before they start, several times in a row.
+        """
+        queue, failures = [_QueuedUnit(unit) for unit in units], defaultdict[str, list[Failure]](list)
         try:
-            while waiting or any(slot.unit for slot in self.slots):
-                self._hire(len(waiting) + sum(slot.unit is not None for slot in self.slots))
-                self._hand_out(waiting)
-                heard = list(self._wait())
-                for news in self._listen(past):
-                    yield news
-                for unit, outcome in heard + list(self._stalled()):
+            while queue or any(worker.unit for worker in self.workers):
+                self._start_workers(len(queue) + sum(worker.unit is not None for worker in self.workers))
+                self._assign_units(queue)
+                finished = list(self._poll_results())
+                yield from self._collect_progress(failures)
+                for unit, outcomes in finished + list(self._stop_stalled()):
                     for key, job in unit.jobs.items():
-                        news, again = _judge(unit, key, job, outcome[key], past, self.limits, smaller)
-                        if again:
-                            waiting.insert(0, again)  # before what has not begun
-                        yield news
-                if not heard:
+                        event, retry = _finish_job(
+                            unit, key, job, outcomes[key], failures[key], self.limits, reduce_memory
+                        )
+                        if retry:
+                            queue.insert(0, retry)  # before units that have not started
+                        yield event
+                if not finished:
                     yield None
         finally:
-            for slot in [slot for slot in self.slots if slot.unit]:
-                self._dismiss(slot)
-            drain_progress(self._board)  # what the stopped ones still said belongs to nobody
+            for worker in [worker for worker in self.workers if worker.unit]:
+                self._stop_worker(worker)
+            drain_progress(self._channel)  # the next call must not receive reports of stopped units
 
-    def _hire(self, work: int) -> None:
-        """Start processes while there is more work than processes, and room for more."""
-        if time.monotonic() - self._counted > NODE_COUNT_INTERVAL:
-            self._room, self._counted = self._limit(cluster_nodes()), time.monotonic()
-        while len(self.slots) < min(work, self._room):
-            self.slots.append(start_worker(self.need))
+    def _start_workers(self, units: int) -> None:
+        """Start workers until there is one for each unit, or the cluster is full."""
+        if time.monotonic() - self._nodes_counted_at > NODE_COUNT_INTERVAL:
+            self._worker_limit, self._nodes_counted_at = self._count_places(cluster_nodes()), time.monotonic()
+        while len(self.workers) < min(units, self._worker_limit):
+            self.workers.append(start_worker(self.resources))
 
-    def _limit(self, nodes: Sequence[Node]) -> int:
-        if self.grows and self.at_most:
-            return self.at_most
-        # Where all nodes are gone for the moment, one process waits for the first that comes back.
-        return max(1, max_parallel_jobs(nodes, self.need, self.at_most))
+    def _count_places(self, nodes: Sequence[Node]) -> int:
+        if self.autoscaling and self.max_workers:
+            return self.max_workers
+        # If all nodes are gone for the moment, one worker waits for the first node that comes back.
+        return max(1, max_parallel_jobs(nodes, self.resources, self.max_workers))
 
-    def _hand_out(self, waiting: list[_Waiting]) -> None:
+    def _assign_units(self, queue: list[_QueuedUnit]) -> None:
+        """Give each idle worker the first unit of the queue whose delay has passed."""
         now = time.monotonic()
-        for slot in self.slots:
-            if slot.node and slot.unit is None:
-                ready = next((each for each in waiting if each.since <= now), None)
+        for worker in self.workers:
+            if worker.node and worker.unit is None:
+                ready = next((queued for queued in queue if queued.not_before <= now), None)
                 if ready is None:
                     return
-                waiting.remove(ready)
-                slot.begin(ready.unit, self._board)
+                queue.remove(ready)
+                worker.assign_unit(ready.unit, self._channel)
 
-    def _wait(self) -> Iterator[tuple[WorkUnit, dict[str, Any]]]:
-        """Units that have ended, each with what came of its jobs."""
-        for slot, value in wait_for_events(self.slots, self.every):
+    def _poll_results(self) -> Iterator[tuple[WorkUnit, dict[str, Any]]]:
+        """Yield finished units with the result or Failure of each job; register started and dead workers."""
+        for worker, value in wait_for_events(self.workers, self.poll_seconds):
             if isinstance(value, WorkerStarted):
-                slot.node, self._stillborn = value.node, 0
+                worker.node, self._failed_starts = value.node, 0
                 self.started += 1
-            elif slot.node is None:
-                self._never_started(slot, value)
+            elif worker.node is None:
+                self._handle_failed_start(worker, value)
             else:
-                unit, outcome = slot.end(), value
+                unit, outcomes = worker.release_unit(), value
                 if isinstance(value, BaseException):
-                    failure = failure_from_ray(value, slot.node)
-                    outcome = dict.fromkeys(unit.jobs, failure)
-                    self._dismiss(slot)
-                elif any(isinstance(each, Failure) and each.kind == "memory" for each in value.values()):
-                    self._dismiss(slot)  # its memory may be in pieces
-                yield unit, outcome
+                    outcomes = dict.fromkeys(unit.jobs, failure_from_ray(value, worker.node))
+                    self._stop_worker(worker)
+                elif any(isinstance(outcome, Failure) and outcome.kind == "memory" for outcome in value.values()):
+                    self._stop_worker(worker)  # its memory may be fragmented
+                yield unit, outcomes
 
-    def _never_started(self, slot: WorkerHandle, error: Any) -> None:
-        self._dismiss(slot)
-        if any(each.node for each in self.slots):
-            return  # others are up: it went with its node, or by chance
-        self._stillborn += 1
-        if self._stillborn >= _STARTS:
+    def _handle_failed_start(self, worker: WorkerHandle, error: Any) -> None:
+        self._stop_worker(worker)
+        if any(other.node for other in self.workers):
+            return  # other workers run: this one was lost with its node, or by chance
+        self._failed_starts += 1
+        if self._failed_starts >= _MAX_FAILED_STARTS:
             raise WorkFailedError(
-                f"worker processes end before they begin: {error}",
+                f"worker processes end before they start: {error}",
                 where="the cluster",
-                fix="its nodes need the same ttmoe and Python as this one",
+                fix="install the same versions of ttmoe and Python on its nodes as here",
             )
 
-    def _listen(self, past: dict[str, list[Failure]]) -> Iterator[JobEvent]:
-        heard: dict[str, list[Any]] = defaultdict(list)
-        for key, when, progress in drain_progress(self._board):
-            heard[key].append((when, progress))
-        for slot in self.slots:
-            if slot.unit and not heard.keys().isdisjoint(slot.unit.jobs):
-                slot.heard = time.monotonic()
-        for key, reports in heard.items():
-            yield JobEvent(key, tuple(reports), attempt=len(past[key]) + 1)
+    def _collect_progress(self, failures: dict[str, list[Failure]]) -> Iterator[JobEvent]:
+        """Yield new progress reports of each job, and update the heartbeats of the workers."""
+        reports: dict[str, list[Any]] = defaultdict(list)
+        for key, when, progress in drain_progress(self._channel):
+            reports[key].append((when, progress))
+        for worker in self.workers:
+            if worker.unit and not reports.keys().isdisjoint(worker.unit.jobs):
+                worker.last_heartbeat = time.monotonic()
+        for key, entries in reports.items():
+            yield JobEvent(key, tuple(entries), attempt=len(failures[key]) + 1)
 
-    def _stalled(self) -> Iterator[tuple[WorkUnit, dict[str, Any]]]:
-        for slot in list(self.slots):
-            if slot.unit and time.monotonic() - slot.heard > self.stall:
-                unit = slot.end()
-                self._dismiss(slot)
-                message = f"nothing was heard of it for {self.stall / 60:g} minutes"
+    def _stop_stalled(self) -> Iterator[tuple[WorkUnit, dict[str, Any]]]:
+        """Stop workers without a recent heartbeat, and yield their units as failed."""
+        for worker in list(self.workers):
+            if worker.unit and time.monotonic() - worker.last_heartbeat > self.stall_seconds:
+                unit = worker.release_unit()
+                self._stop_worker(worker)
+                message = f"no progress report for {self.stall_seconds / 60:g} minutes"
                 yield unit, dict.fromkeys(unit.jobs, Failure("stalled", "Stalled", message))
 
-    def _dismiss(self, slot: WorkerHandle) -> None:
-        kill_actor(slot.actor)
-        self.slots.remove(slot)
+    def _stop_worker(self, worker: WorkerHandle) -> None:
+        kill_actor(worker.actor)
+        self.workers.remove(worker)
 
 
-def _judge(
+def _finish_job(
     unit: WorkUnit,
     key: str,
     job: Any,
     outcome: Any,
-    past: dict[str, list[Failure]],
+    failures: list[Failure],
     limits: RetryLimits,
-    smaller: Callable[[Any], Any] | None,
-) -> tuple[JobEvent, _Waiting | None]:
-    """The news of a job that has ended, and the unit that tries it again, if one does."""
-    attempt = len(past[key]) + 1
+    reduce_memory: Callable[[Any], Any] | None,
+) -> tuple[JobEvent, _QueuedUnit | None]:
+    """Return the event of a job's attempt that has ended, and the queued retry, if there is one.
+
+    A failure is appended to ``failures``.
+    """
+    attempt = len(failures) + 1
     if not isinstance(outcome, Failure):
         return JobEvent(key, result=outcome, attempt=attempt, done=True), None
-    past[key].append(outcome)
-    decision = decide(past[key], limits)
-    if isinstance(decision, Retry) and decision.smaller:
-        job = smaller(job) if smaller else None
+    failures.append(outcome)
+    decision = decide(failures, limits)
+    if isinstance(decision, Retry) and decision.reduce_memory:
+        job = reduce_memory(job) if reduce_memory else None
         decision = decision if job is not None else GiveUp()
     action = describe_decision(outcome, decision)
     if isinstance(decision, GiveUp):
         return JobEvent(key, failure=outcome, attempt=attempt, action=action, done=True), None
-    again = _Waiting(replace(unit, jobs={key: job}), time.monotonic() + decision.after)
-    return JobEvent(key, failure=outcome, again=decision, attempt=attempt, action=action), again
+    queued = _QueuedUnit(replace(unit, jobs={key: job}), time.monotonic() + decision.delay)
+    return JobEvent(key, failure=outcome, retry=decision, attempt=attempt, action=action), queued

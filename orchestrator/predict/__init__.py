@@ -1,1 +1,1 @@
-"""``ttmoe predict``: texts, lines of standard input, or whole files in; answers of a library's routed model out."""
+"""``ttmoe predict``: answer texts, lines of standard input or files with a library's router."""

@@ -1,4 +1,4 @@
-"""Which columns of a row are its input: the text, and a second text or the options beside it."""
+"""The columns of a row: those that are the model's input, and those that an answer adds."""
 
 from __future__ import annotations
 
@@ -10,35 +10,43 @@ from typing import Any
 
 from ttmoe.encoding import Choice, Input
 from ttmoe.errors import InputError
-from workers.data.columns import cell_text
 from workers.data.rows import Row
+from workers.data.validation import cell_text
 
 TEXT, SECOND, CHOICES = "text", "second", "choices"
-
-
 ANSWER = ("task", "label", "confidence", "routing", "scores")
-"""The columns that an answer adds."""
-_INPUT = "input_"
+"""The columns that an answer adds: the fields of ``ttmoe.routed.Prediction``."""
+_PREFIX = "input_"
 
 
 def output_names(names: Iterable[str], where: str) -> dict[str, str]:
-    """What the input's columns are called beside the answer: as they were, but ``label`` becomes ``input_label``.
+    """Return the output name of each input column: the same name, but ``input_label`` for ``label``, and so on.
 
-    Raises InputError where that name is taken, too.
+    Args:
+        names: Names of the input columns.
+        where: Location of the row, for the error.
+
+    Raises:
+        InputError: If the new name is also the name of an input column.
     """
     names = list(names)
-    kept = {name: f"{_INPUT}{name}" if name in ANSWER else name for name in names}
-    if clash := next((new for name, new in kept.items() if new != name and new in names), None):
-        raise InputError(f"the answer needs the name of two columns, {clash.removeprefix(_INPUT)!r} and {clash!r}",
-                         where=where, fix="rename one of them")  # fmt: skip
-    return kept
+    renamed = {name: f"{_PREFIX}{name}" if name in ANSWER else name for name in names}
+    for name, new in renamed.items():
+        if new != name and new in names:
+            what = f"columns {name!r} and {new!r} get the same name beside the answer"
+            raise InputError(what, where=where, fix="rename one of them")
+    return renamed
 
 
 @dataclass(frozen=True)
 class InputColumns:
-    """The columns that were named; without a name they are ``text``, ``second`` and ``choices``.
+    """The names of the input columns.
 
-    The last two may be missing or empty. ``choices`` is one column that holds lists, or a column for each option.
+    Attributes:
+        text: Column of the text. None means ``text``.
+        second: Column of the second text of a pair. None means ``second``, which may be missing.
+        choices: One column that holds lists of options, or a column for each option. Empty means ``choices``, which
+            may be missing.
     """
 
     text: str | None = None
@@ -46,49 +54,53 @@ class InputColumns:
     choices: tuple[str, ...] = ()
 
     @property
-    def looked_at(self) -> tuple[str, ...]:
-        """Every column that may be read."""
+    def names(self) -> tuple[str, ...]:
+        """All input columns, the text's column first, then the second text's."""
         return (self.text or TEXT, self.second or SECOND, *(self.choices or (CHOICES,)))
 
-    def check(self, names: Iterable[str], where: str) -> None:
-        """Raises InputError when the text's column, or one that was named, is not among ``names``."""
-        there = list(names)
+    def check(self, available: Iterable[str], where: str) -> None:
+        """Raise InputError if a required column is not one of the ``available`` columns of the file ``where``."""
+        available = list(available)
         for name in (self.text or TEXT, self.second, *self.choices):
-            if name is not None and name not in there:
-                raise InputError(f"there is no column {name!r}", where=where, fix=_nearest(name, there))
+            if name is not None and name not in available:
+                raise _missing_column(name, available, where)
 
     def input_of(self, row: Row, where: str) -> Input:
-        """What the model is asked for this row: one text, a pair, or a choice among options.
+        """Return the model's input for a row: a text, a pair of texts, or a choice among options.
 
-        Raises InputError for a row without a text, or with a second text and options both.
+        Args:
+            row: Values by column name.
+            where: Location of the row, for errors.
+
+        Raises:
+            InputError: If the row has no text, both a second text and options, or a value of another type.
         """
-        name = self.text or TEXT
+        name, second_name, *_ = self.names
         if name not in row:
-            raise InputError(f"the row has no column {name!r}", where=where, fix=_nearest(name, list(row)))
-        text, second = (_plain(row.get(column), column, where) for column in (name, self.second or SECOND))
+            raise _missing_column(name, list(row), where)
+        text, second = (_text_of(row.get(column), column, where) for column in (name, second_name))
         options = self._options(row, where)
         if not text:
-            raise InputError(f"column {name!r} is empty", where=where, fix="leave the row out, or fill it")
+            raise InputError(f"column {name!r} is empty", where=where, fix="fill it, or remove the row")
         if second and options:
-            fix = "leave one of them empty"
-            raise InputError("the row has a second text, and options to choose among", where=where, fix=fix)
+            raise InputError("the row has a second text and options", where=where, fix="leave one of them empty")
         return Choice(text, options) if options else (text, second) if second else text
 
     def _options(self, row: Row, where: str) -> tuple[str, ...]:
         if len(self.choices) > 1:
-            listed: Any = [row.get(name) for name in self.choices]
-            if not any(cell_text(option) for option in listed):
+            cells = [row.get(name) for name in self.choices]
+            if not any(cell_text(cell) for cell in cells):
                 return ()
         else:
-            listed = _listed(row.get((self.choices or (CHOICES,))[0]), where)
-        options = tuple(_plain(option, CHOICES, where) for option in listed)
+            cells = _parse_list(row.get(self.names[2]), where)
+        options = tuple(_text_of(cell, CHOICES, where) for cell in cells)
         if not all(options):
-            raise InputError("an option is empty", where=where, fix="leave it out, or fill it")
+            raise InputError("an option is empty", where=where, fix="fill it, or remove it")
         return options
 
 
-def _listed(value: Any, where: str) -> list[Any]:
-    """The options that a cell holds: a list, or in a table the JSON of one."""
+def _parse_list(value: Any, where: str) -> list[Any]:
+    """Return the options in a cell: a list, or in a table its JSON text. An empty cell has none."""
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
@@ -96,20 +108,22 @@ def _listed(value: Any, where: str) -> list[Any]:
             value = {}
     if isinstance(value, list | tuple):
         return list(value)
-    if value is not None and (isinstance(value, dict) or cell_text(value)):
-        fix = 'write ["one", "two"], or name a column for each option'
-        raise InputError("the options are no list", where=where, fix=fix)
+    if isinstance(value, dict) or cell_text(value):
+        fix = 'write a JSON list: ["one", "two"], or name a column for each option'
+        raise InputError("the options are not a list", where=where, fix=fix)
     return []
 
 
-def _plain(value: Any, name: str, where: str) -> str:
-    """The cell as tasks read it for training: numbers as they are written, white space at the ends gone."""
+def _text_of(value: Any, name: str, where: str) -> str:
+    """Return the text of a cell as training reads it: numbers as text, without white space at the ends."""
     if isinstance(value, dict | list | tuple):
-        raise InputError(f"column {name!r} is nested, not a text", where=where, fix="name a column that holds texts")
+        fix = "name a column that holds texts"
+        raise InputError(f"column {name!r} holds a list or an object, not a text", where=where, fix=fix)
     return cell_text(value)
 
 
-def _nearest(name: str, there: list[str]) -> str:
-    near = get_close_matches(name, there, 1, 0.6)
-    first = f"did you mean {near[0]!r}? " if near else ""
-    return f"{first}name it with --text, --second or --choices; there are: {', '.join(there[:20])}"
+def _missing_column(name: str, available: list[str], where: str) -> InputError:
+    near = get_close_matches(name, available, 1, 0.6)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    fix = f"{hint}select it with --text, --second or --choices; available: {', '.join(available[:20])}"
+    return InputError(f"there is no column {name!r}", where=where, fix=fix)

@@ -1,9 +1,9 @@
-"""``ttmoe predict --ray``: files answered by processes on a cluster, through Ray Data.
+"""``ttmoe predict --ray``: answer the rows of files in worker processes on a cluster, through Ray Data.
 
-What Ray Data hands around are pieces of the files, a few numbers each. A process reads its piece as the command without
-``--ray`` would, so that texts stay as they are (Ray's own readers guess types, and give one file to one process), and
-writes its answers under the piece's number: names in order are rows in order, and a piece that is done again after a
-process died replaces the same file.
+A row of the Ray data set is a chunk of a file: its path, offset and number of rows. A worker reads its chunk as the
+command without ``--ray`` does, because Ray's readers infer types and give one file to one worker. It writes the answers
+to a Parquet file that has the chunk's number in its name: files in order of their names are rows in order, and a chunk
+that is repeated after a worker died replaces the same file.
 """
 
 from __future__ import annotations
@@ -14,161 +14,159 @@ import pickle
 import secrets
 import shutil
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow
+import pyarrow.parquet
 import ray
 import ray.data
 from rich.console import Console
 
 from cluster.local import ray_session
-from orchestrator.predict.answers import answer_schema, to_table
 from orchestrator.predict.files import answer_chunk
 from orchestrator.predict.input_columns import InputColumns
+from orchestrator.predict.messages import ThroughputDisplay, print_line
 from orchestrator.predict.readers import FileChunk, find_files
-from orchestrator.predict.routed_model import RegisteredRouter, open_router, print_line
-from orchestrator.predict.scan import CHUNK_ROWS, FileScan, scan_files
+from orchestrator.predict.request import PredictRequest
+from orchestrator.predict.routed_model import RegisteredRouter, open_router
+from orchestrator.predict.scan import CHUNK_ROWS, scan_files
 from orchestrator.predict.sizing import PoolSize, choose_pool_size
-from orchestrator.predict.throughput import ThroughputDisplay
+from orchestrator.predict.writers import answer_schema, to_table
 from ttmoe.errors import InputError, WorkFailedError
-from ttmoe.expert_files import write_whole
+from ttmoe.expert_files import write_atomically
 
 if TYPE_CHECKING:
     from ttmoe.routed import RoutedModel
 
-ROWS_AT_MOST = 16384
-"""Rows of one file of answers; fewer where there would not be several files for each process."""
-_FILE, _OURS = "part-{:06}.parquet", "part-*.parquet"
-_FIELDS = ("number", "path", "form", "offset", "lines", "rows")  # of a piece, as it is handed around
-_HERE, _AGAIN = "predict --ray", "nothing was written; type the command again"
-_SHARES = 4  # pieces for each process: one that is slower then does not keep the others waiting
+MAX_FILE_ROWS = 16384
+"""Rows of an output file; fewer if each worker would otherwise write fewer than ``_CHUNKS_PER_WORKER`` files."""
+_FILE_NAME, _FILE_PATTERN = "part-{:06}.parquet", "part-*.parquet"
+_CHUNKS_PER_WORKER = 4  # so that a slow worker does not keep the others waiting
+_WHERE, _FIX = "predict --ray", "repeat the command; nothing was written"
 
 
-def predict_on_ray(
-    root: Path,
-    library: str | None,
-    pattern: str,
-    columns: InputColumns,
-    out: Path,
-    force: bool,
-    batch_size: int,
-    device: str,
-    workers: int | None,
-    gpus: float | None,
-    messages: Console,
-) -> None:
-    """Answer every row into Parquet files in the folder ``out``, which appears when all is done.
+@dataclass(frozen=True)
+class _Job:
+    """What every worker needs to answer a chunk; sent to it once. All paths are absolute."""
 
-    Input, ``out``, the library's folder and the base must lie where every node finds them under the same path. Raises
-    InputError before work starts where something is wrong with them, WorkFailedError where the work fails.
-    """
-    files = find_files(pattern)
-    check_folder(out, force)
-    router = open_router(root, library, device, messages)
-    found = scan_files(files, columns)
-    part = out.resolve().with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    with ray_session():
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        pool = choose_pool_size(nodes, -(-found.rows // CHUNK_ROWS), device, workers, gpus)
-        pieces = found.pieces(min(ROWS_AT_MOST, max(CHUNK_ROWS, found.rows // (pool.workers * _SHARES))))
-        print_line(messages, f"{found.rows:,} rows; pieces: {len(pieces)}; processes: {pool.workers} ({pool.device})")
-        try:
-            part.mkdir()
-            with ThroughputDisplay(messages, found.rows) as meter:
-                _answer(pieces, pool, _Work(router, columns, found, part, batch_size, pool.device), meter)
-            _put_in_place(part, out)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
-    print_line(messages, f"wrote {out}; its Parquet files are in the order of the rows: {len(pieces)}")
+    router: RegisteredRouter
+    columns: InputColumns
+    part: Path
+    batch_size: int
+    device: str
+    schema: pyarrow.Schema
+    nested: frozenset[str]
 
 
-def check_folder(out: Path, force: bool) -> None:
-    """Raises InputError where ``out`` is no folder for answers: a file, or holding what ``force`` would not replace."""
-    if out.exists() and not out.is_dir():
-        raise InputError("it is a file; the answers are a folder of files", where=str(out), fix="name another --out")
-    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if there - {path.name for path in out.glob(_OURS)}:
-        raise InputError("the folder holds other files", where=str(out), fix="name another --out")
-    if there and not force:
-        raise InputError("the folder is not empty", where=str(out), fix="name another, or replace it with --force")
-    if not out.parent.is_dir():
-        raise InputError("its folder is not there", where=str(out), fix="make the folder, or name another --out")
+class _Worker:
+    """An actor of Ray Data: it loads the model at its first chunk, and then answers chunk after chunk."""
 
-
-class _Work:
-    """What every process is told."""
-
-    def __init__(
-        self, router: RegisteredRouter, columns: InputColumns, found: FileScan, part: Path, batch_size: int, device: str
-    ) -> None:
-        base = replace(router.base, folder=str(Path(router.base.folder).resolve()))
-        self.router = RegisteredRouter(router.folder.resolve(), base)  # a process stands in another folder
-        self.columns, self.part, self.batch_size = columns, part, batch_size
-        self.schema, self.nested, self.device = answer_schema(found), found.nested, device
-
-
-class _Process:
-    """Loads the model once, and answers piece after piece."""
-
-    def __init__(self, work: _Work) -> None:
-        self.work = work
+    def __init__(self, job: _Job) -> None:
+        self.job = job
         self.model: RoutedModel | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """One piece: how many rows it has, or what went wrong. (Ray Data would hand on an exception as a text.)"""
-        work = self.work
-        number, path, form, *numbers = (batch[name][0] for name in _FIELDS)
-        piece = FileChunk(str(path), str(form), *map(int, numbers))
+        """Answer one chunk; return its number of rows, and the pickled exception if it failed.
+
+        Ray Data would turn a raised exception into text.
+        """
+        job, (number,) = self.job, batch["number"]
+        chunk = FileChunk(str(batch["path"][0]), str(batch["form"][0]),
+                          *(int(batch[name][0]) for name in ("offset", "lines", "rows")))  # fmt: skip
         try:
-            self.model = self.model or work.router.load(work.device)
-            rows = answer_chunk(self.model, piece, work.columns, work.batch_size)
-            write_whole(work.part / _FILE.format(int(number)), _parquet(to_table(rows, work.schema, work.nested)))
+            self.model = self.model or job.router.load(job.device)
+            rows = answer_chunk(self.model, chunk, job.columns, job.batch_size)
+            sink = pyarrow.BufferOutputStream()
+            pyarrow.parquet.write_table(to_table(rows, job.schema, job.nested), sink)
+            write_atomically(job.part / _FILE_NAME.format(int(number)), sink.getvalue().to_pybytes())
         except InputError as error:
-            return {"rows": [0], "fault": [pickle.dumps(error)]}
+            return {"rows": [0], "error": [pickle.dumps(error)]}
         except Exception as error:
-            logging.exception("piece %s of %s", number, path)  # into the log that Ray keeps of this process
-            what = f"a process failed: {type(error).__name__}: {error}"
-            return {"rows": [0], "fault": [pickle.dumps(WorkFailedError(what, where=_HERE, fix=_AGAIN))]}
-        return {"rows": [len(rows)], "fault": [b""]}
+            logging.exception("chunk %s of %s", number, chunk.path)  # goes to the log that Ray keeps for the worker
+            what = f"a worker failed: {type(error).__name__}: {error}"
+            return {"rows": [0], "error": [pickle.dumps(WorkFailedError(what, where=_WHERE, fix=_FIX))]}
+        return {"rows": [len(rows)], "error": [b""]}
 
 
-def _parquet(table: Any) -> bytes:
-    import pyarrow
-    import pyarrow.parquet
+def predict_on_ray(request: PredictRequest, messages: Console) -> None:
+    """Answer every row of ``request.file`` into Parquet files in the folder ``request.out``.
 
-    sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(table, sink)
-    return sink.getvalue().to_pybytes()
+    The folder appears, or is replaced, when all rows are answered. Input, output, library and base must have the same
+    paths on every node.
+
+    Raises:
+        InputError: Before work starts, if a row cannot be answered or the folder cannot be written.
+        InfeasibleError: If a worker fits on no node.
+        WorkFailedError: If a worker fails.
+    """
+    files, out = find_files(request.file or ""), request.out or Path()
+    check_folder(out, request.force)
+    router = open_router(request, messages)
+    scan = scan_files(files, request.columns)
+    part = out.resolve().with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    with ray_session():
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        pool = choose_pool_size(nodes, -(-scan.rows // CHUNK_ROWS), request.device, request.workers, request.gpus)
+        chunk_rows = max(CHUNK_ROWS, scan.rows // (pool.workers * _CHUNKS_PER_WORKER))
+        chunks = scan.merge_chunks(min(MAX_FILE_ROWS, chunk_rows))
+        print_line(messages, f"{scan.rows:,} rows; chunks: {len(chunks)}; workers: {pool.workers} ({pool.device})")
+        # A worker has another working folder.
+        base = replace(router.base, folder=str(Path(router.base.folder).resolve()))
+        job = _Job(RegisteredRouter(router.folder.resolve(), base), request.columns, part, request.batch_size,
+                   pool.device, answer_schema(scan), scan.nested)  # fmt: skip
+        try:
+            part.mkdir()
+            with ThroughputDisplay(messages, scan.rows) as display:
+                _answer_chunks(chunks, pool, job, display)
+            if out.exists():
+                shutil.rmtree(out)
+            part.rename(out)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    print_line(messages, f"wrote {out}; Parquet files in the order of the rows: {len(chunks)}")
 
 
-def _answer(pieces: list[FileChunk], pool: PoolSize, work: _Work, meter: ThroughputDisplay) -> None:
-    """Have every piece answered; what each came to is counted as it comes."""
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the meter tells how far it is, an exception the rest
+def check_folder(out: Path, force: bool) -> None:
+    """Check that ``out`` can be created as a folder of answers.
+
+    Raises:
+        InputError: If it is a file, contains other files than answers, contains answers and ``force`` is False, or its
+            parent folder does not exist.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError("it is a file; --ray writes a folder", where=str(out), fix="choose another --out")
+    existing = set(out.iterdir()) if out.is_dir() else set()
+    if existing - set(out.glob(_FILE_PATTERN)):
+        raise InputError("the folder contains other files", where=str(out), fix="choose another --out")
+    if existing and not force:
+        raise InputError("the folder is not empty", where=str(out), fix="choose another --out, or replace it: --force")
+    if not out.parent.is_dir():
+        raise InputError("its parent folder does not exist", where=str(out), fix="create it, or choose another --out")
+
+
+def _answer_chunks(chunks: list[FileChunk], pool: PoolSize, job: _Job, display: ThroughputDisplay) -> None:
+    """Answer all chunks and advance the display; raise the first error that a worker reports."""
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the display and the exceptions are enough
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Ray Data warns of settings that it makes itself
+        warnings.simplefilter("ignore", DeprecationWarning)  # Ray Data warns about settings that it makes itself
         ray.data.DataContext.get_current().enable_progress_bars = False
-    items = [{"number": number, **asdict(piece)} for number, piece in enumerate(pieces)]
-    data = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        _Process,
+    items = [{"number": number, **asdict(chunk)} for number, chunk in enumerate(chunks)]
+    results = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _Worker,
         batch_size=1,
         batch_format="numpy",
-        fn_constructor_args=(work,),
+        fn_constructor_args=(job,),
         compute=ray.data.ActorPoolStrategy(size=pool.workers),
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
     )
     try:
-        for done in data.iter_rows():
-            if done["fault"]:
-                raise pickle.loads(done["fault"])
-            meter.advance(int(done["rows"]))
+        for result in results.iter_rows():
+            if result["error"]:
+                raise pickle.loads(result["error"])
+            display.advance(int(result["rows"]))
     except ray.exceptions.RayError as error:
-        what = f"Ray gave up: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
-        raise WorkFailedError(what, where=_HERE, fix=_AGAIN) from error
-
-
-def _put_in_place(part: Path, out: Path) -> None:
-    if out.exists():
-        shutil.rmtree(out)
-    part.rename(out)
+        what = f"Ray failed: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+        raise WorkFailedError(what, where=_WHERE, fix=_FIX) from error

@@ -1,7 +1,7 @@
-"""Rows out of JSON Lines, CSV, TSV and Parquet files, a piece at a time: memory does not grow with the file.
+"""Read rows of JSON Lines, CSV, TSV and Parquet files in chunks, so that memory does not grow with the file.
 
-Texts come exactly as they stand there: readers that guess types turn "007" into 7 and "2024-01-01" into a date. And a
-bad row is known by its line.
+Texts stay exactly as in the file: readers that infer types turn "007" into 7 and "2024-01-01" into a date. Errors name
+the line of a bad row.
 """
 
 from __future__ import annotations
@@ -18,14 +18,19 @@ from orchestrator.predict.input_columns import Row
 from ttmoe.errors import InputError
 from workers.data.sources import ENDINGS, json_row
 
-_AT_ONCE = 1024  # rows of a Parquet file that are in memory
+_PARQUET_BATCH = 1024  # rows of a Parquet file in memory
 
 
 @dataclass(frozen=True)
 class FileChunk:
-    """Rows of one file that follow each other: ``rows`` of them (None: all) after ``offset`` bytes and ``lines`` lines.
+    """Consecutive rows of one file.
 
-    In a Parquet file ``offset`` counts rows.
+    Attributes:
+        path: Absolute path of the file.
+        form: ``jsonl``, ``csv``, ``tsv`` or ``parquet``.
+        offset: Bytes before the chunk; in a Parquet file, rows.
+        lines: Lines before the chunk.
+        rows: Number of rows. None means all that follow.
     """
 
     path: str
@@ -36,7 +41,14 @@ class FileChunk:
 
 
 class ReadRow(NamedTuple):
-    """A row, where it stands, and the ``offset`` and ``lines`` of what comes after it."""
+    """A row of a file.
+
+    Attributes:
+        row: Values by column name.
+        where: Location of the row: file and line.
+        offset: Bytes up to the end of the row; in a Parquet file, rows.
+        lines: Lines up to the end of the row.
+    """
 
     row: Row
     where: str
@@ -45,43 +57,54 @@ class ReadRow(NamedTuple):
 
 
 def find_files(pattern: str) -> list[FileChunk]:
-    """The files that a path or a glob pattern names, by name. Raises InputError for none, or for several formats."""
-    found = [Path(pattern)] if Path(pattern).is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
-    files = [path for path in found if path.is_file()]
-    if not files:
-        raise InputError("there is no such file", where=pattern, fix="name a file, or a quoted pattern: 'in/*.jsonl'")
-    forms = {path: file_format(path) for path in files}
+    """Return the file at a path, or the files that match a glob pattern, sorted by name; each as one chunk.
+
+    Raises:
+        InputError: If there is no file, or the files have different formats.
+    """
+    paths = [Path(pattern)] if Path(pattern).is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
+    forms = {path: file_format(path) for path in paths if path.is_file()}
+    if not forms:
+        raise InputError("there is no such file", where=pattern, fix="give a file or a quoted pattern: 'in/*.jsonl'")
     if len(set(forms.values())) > 1:
-        fix = "ask for one format at a time"
-        raise InputError(f"files of several formats: {', '.join(sorted(set(forms.values())))}", where=pattern, fix=fix)
+        what = f"the files have several formats: {', '.join(sorted(set(forms.values())))}"
+        raise InputError(what, where=pattern, fix="run one command for each format")
     return [FileChunk(str(path.resolve()), form) for path, form in forms.items()]
 
 
 def file_format(path: Path) -> str:
-    """jsonl, csv, tsv or parquet, by the name's ending."""
+    """Return ``jsonl``, ``csv``, ``tsv`` or ``parquet`` by the ending of the name; raise InputError for another one."""
     if form := ENDINGS.get(path.suffix.lower()):
         return form
     fix = "use .jsonl, .csv, .tsv or .parquet"
-    raise InputError(f"the ending {path.suffix!r} tells no format", where=str(path), fix=fix)
+    raise InputError(f"unknown file format {path.suffix!r}", where=str(path), fix=fix)
 
 
-def read_chunk(piece: FileChunk, only: Sequence[str] | None = None) -> Iterator[ReadRow]:
-    """The rows of a piece; of a Parquet file only the columns ``only``, if given. Raises InputError for a bad row."""
-    readers = {"jsonl": _json_rows, "parquet": lambda piece: _parquet_rows(piece, only)}
-    return islice(readers.get(piece.form, _table_rows)(piece), piece.rows)
+def read_chunk(chunk: FileChunk, columns: Sequence[str] | None = None) -> Iterator[ReadRow]:
+    """Read the rows of a chunk.
+
+    Args:
+        chunk: The rows to read.
+        columns: Columns to read from a Parquet file. None reads all; other formats always give all.
+
+    Raises:
+        InputError: If a row cannot be read.
+    """
+    readers = {"jsonl": _json_rows, "parquet": lambda chunk: _parquet_rows(chunk, columns)}
+    return islice(readers.get(chunk.form, _table_rows)(chunk), chunk.rows)
 
 
-def decode_line(raw: bytes, where: str) -> str:
-    """A line as text."""
+def decode_line(data: bytes, where: str) -> str:
+    """Decode a line from UTF-8; raise InputError with the location ``where`` if it is not UTF-8."""
     try:
-        return raw.decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        bad = raw[error.start : error.start + 4]
+        bad = data[error.start : error.start + 4]
         raise InputError(f"{bad!r} is not UTF-8", where=where, fix="convert it to UTF-8") from error
 
 
 class _Lines:
-    """A file's lines, and how far they were read."""
+    """Iterator over the lines of a file; ``offset`` and ``number`` are the bytes and lines read so far."""
 
     def __init__(self, file: BinaryIO, path: str) -> None:
         self.file, self.path, self.offset, self.number = file, path, 0, 0
@@ -90,86 +113,84 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        raw = self.file.readline()  # only line feeds end a line: texts may hold U+2028
-        if not raw:
+        data = self.file.readline()  # ends lines at line feeds only: a text may contain U+2028
+        if not data:
             raise StopIteration
-        self.offset, self.number = self.offset + len(raw), self.number + 1
-        text = decode_line(raw, self.where)
+        self.offset, self.number = self.offset + len(data), self.number + 1
+        text = decode_line(data, self.where)
         return text.removeprefix("\ufeff") if self.number == 1 else text
 
-    def go_to(self, piece: FileChunk) -> None:
-        self.file.seek(piece.offset)
-        self.offset, self.number = piece.offset, piece.lines
+    def seek(self, chunk: FileChunk) -> None:
+        self.file.seek(chunk.offset)
+        self.offset, self.number = chunk.offset, chunk.lines
 
     @property
     def where(self) -> str:
         return f"{self.path}:{self.number}"
 
 
-def _json_rows(piece: FileChunk) -> Iterator[ReadRow]:
-    with Path(piece.path).open("rb") as file:
-        lines = _Lines(file, piece.path)
-        lines.go_to(piece)
+def _json_rows(chunk: FileChunk) -> Iterator[ReadRow]:
+    with Path(chunk.path).open("rb") as file:
+        lines = _Lines(file, chunk.path)
+        lines.seek(chunk)
         for line in lines:
             if line.strip():
                 yield ReadRow(json_row(line, lines.where), lines.where, lines.offset, lines.number)
 
 
-def _table_rows(piece: FileChunk) -> Iterator[ReadRow]:
-    csv.field_size_limit(2**31 - 1)  # the limit is 128 KiB by default, and documents are longer
-    separator = "," if piece.form == "csv" else "\t"
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if piece.form == "csv" else csv.QUOTE_NONE
-    with Path(piece.path).open("rb") as file:
-        lines = _Lines(file, piece.path)
-        cells = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
-        header = next(_table_cells(cells, lines), None)
-        if header is None:
-            return
-        names, where = header
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise InputError(f"columns named twice: {', '.join(twice)}", where=where, fix="rename them")
-        if piece.offset:
-            lines.go_to(piece)
-        for row, where in _table_cells(cells, lines):
-            if len(row) != len(names):
-                what = f"the row has {len(row)} cells, the header {len(names)}"
+def _table_rows(chunk: FileChunk) -> Iterator[ReadRow]:
+    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long document
+    delimiter = "," if chunk.form == "csv" else "\t"
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if chunk.form == "csv" else csv.QUOTE_NONE
+    with Path(chunk.path).open("rb") as file:
+        lines = _Lines(file, chunk.path)
+        records = _records(csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True), lines)
+        names, where = next(records, ([], ""))
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise InputError(f"repeated column names: {', '.join(repeated)}", where=where, fix="rename them")
+        if chunk.offset:
+            lines.seek(chunk)
+        for cells, where in records:
+            if len(cells) != len(names):
+                what = f"the row has {len(cells)} cells, the header {len(names)}"
                 raise InputError(what, where=where, fix="correct the row, or put quotes around its texts")
-            yield ReadRow(dict(zip(names, row, strict=True)), where, lines.offset, lines.number)
+            yield ReadRow(dict(zip(names, cells, strict=True)), where, lines.offset, lines.number)
 
 
-def _table_cells(cells: Iterator[list[str]], lines: _Lines) -> Iterator[tuple[list[str], str]]:
+def _records(reader: Iterator[list[str]], lines: _Lines) -> Iterator[tuple[list[str], str]]:
+    """Yield the cells of every record that is not empty, and the location of its first line."""
     while True:
         where = f"{lines.path}:{lines.number + 1}"
         try:
-            row = next(cells)
+            cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            fix = "correct the row: quotes inside a quoted text are doubled"
+            fix = "correct the row: double the quotes inside a quoted text"
             raise InputError(f"the row cannot be read: {error}", where=where, fix=fix) from error
-        if row:
-            yield row, where
+        if cells:
+            yield cells, where
 
 
 def open_parquet(path: str) -> Any:
-    """The opened file. Raises InputError for what is no Parquet file."""
+    """Open a file as ``pyarrow.parquet.ParquetFile``; raise InputError if it is not a Parquet file."""
     import pyarrow
     import pyarrow.parquet
 
     try:
         return pyarrow.parquet.ParquetFile(path)
     except pyarrow.ArrowException as error:
-        raise InputError(f"this is no Parquet file: {error}", where=path, fix="check the file's ending") from error
+        raise InputError(f"not a Parquet file: {error}", where=path, fix="check the file and its ending") from error
 
 
-def _parquet_rows(piece: FileChunk, only: Sequence[str] | None) -> Iterator[ReadRow]:
-    with open_parquet(piece.path) as file:
-        first, skip, number = 0, piece.offset, piece.offset
+def _parquet_rows(chunk: FileChunk, columns: Sequence[str] | None) -> Iterator[ReadRow]:
+    with open_parquet(chunk.path) as file:
+        first, skip, number = 0, chunk.offset, chunk.offset
         while first < file.num_row_groups and skip >= (rows := file.metadata.row_group(first).num_rows):
             first, skip = first + 1, skip - rows
         groups = range(first, file.num_row_groups)
-        for batch in file.iter_batches(_AT_ONCE, row_groups=list(groups), columns=only):
+        for batch in file.iter_batches(_PARQUET_BATCH, row_groups=list(groups), columns=columns):
             for row in batch.slice(min(skip, batch.num_rows)).to_pylist():
                 number += 1
-                yield ReadRow(row, f"{piece.path}, row {number}", number, number)
+                yield ReadRow(row, f"{chunk.path}, row {number}", number, number)
             skip = max(skip - batch.num_rows, 0)

@@ -1,4 +1,4 @@
-"""What ``ttmoe predict`` was asked: which of its forms, and whether the options go with it."""
+"""The arguments of ``ttmoe predict``, and the choice of the function that answers them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,25 @@ from ttmoe.errors import InputError
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """The command's arguments and options."""
+    """The arguments and options of one ``ttmoe predict`` command.
+
+    Attributes:
+        texts: Texts to answer. Empty or ``("-",)`` reads standard input.
+        file: Path or glob pattern of the input files.
+        out: Output file, or with ``on_ray`` the output folder. None prints lines of JSON.
+        text: Column of the text.
+        second: Column of the second text of a pair.
+        choices: Column that holds lists of options, or one column for each option.
+        as_json: Print lines of JSON instead of a table; applies to ``texts``.
+        batch_size: Rows in a batch.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        force: Replace an existing ``out``.
+        on_ray: Answer the files on Ray.
+        workers: Processes on Ray. None starts as many as fit.
+        gpus: GPUs of each process on Ray; may be a fraction. None chooses by ``device`` and the cluster.
+        library: Name of the library. None selects the one that ran last.
+        root: Folder that contains the runs.
+    """
 
     texts: tuple[str, ...] = ()
     file: str | None = None
@@ -29,51 +47,62 @@ class PredictRequest:
     on_ray: bool = False
     workers: int | None = None
     gpus: float | None = None
+    library: str | None = None
+    root: Path = Path("runs")
 
     @property
     def columns(self) -> InputColumns:
-        """The columns that were named."""
+        """The columns to read from each row."""
         return InputColumns(self.text, self.second, self.choices)
 
+    @property
+    def has_texts(self) -> bool:
+        """Whether the texts are arguments of the command."""
+        return self.texts not in ((), ("-",))
+
     def check(self) -> None:
-        """Raises InputError for options that do not go together."""
+        """Raise InputError if the options do not go together."""
         if self.file is not None and self.texts:
-            raise InputError("texts and a file were given", where="predict", fix="give one of them")
-        needing_file = {"--out": self.out, "--force": self.force, "--ray": self.on_ray}
-        needing_ray = {"--workers": self.workers, "--gpus-per-worker": self.gpus}
-        needing_rows = {"--text": self.text, "--second": self.second, "--choices": self.choices}
-        plain = bool(self.texts) and self.texts != ("-",)
-        for needing, lacking, fix in (
-            (needing_file, self.file is None, "give --file"),
-            (needing_ray, not self.on_ray, "give --ray"),
-            (needing_rows, plain, "texts have no columns: write lines of JSON to standard input, or give --file"),
+            raise InputError("both texts and --file were given", where="predict", fix="give one of them")
+        columns_fix = "give --file, or write lines of JSON to standard input"
+        for option, given, allowed, needed, fix in (
+            ("--out", self.out is not None, self.file is not None, "--file", ""),
+            ("--force", self.force, self.file is not None, "--file", ""),
+            ("--ray", self.on_ray, self.file is not None, "--file", ""),
+            ("--workers", self.workers is not None, self.on_ray, "--ray", ""),
+            ("--gpus-per-worker", self.gpus is not None, self.on_ray, "--ray", ""),
+            ("--text", bool(self.text), not self.has_texts, "rows with columns", columns_fix),
+            ("--second", bool(self.second), not self.has_texts, "rows with columns", columns_fix),
+            ("--choices", bool(self.choices), not self.has_texts, "rows with columns", columns_fix),
+            ("--ray", self.on_ray, self.out is not None, "an output folder", "add --out FOLDER"),
         ):
-            given = [option for option, value in needing.items() if value or (value == 0 and value is not False)]
-            if given and lacking:
-                raise InputError(f"{given[0]} has no meaning here", where="predict", fix=fix)
-        if self.on_ray and self.out is None:
-            raise InputError("--ray writes a folder", where="predict", fix="name it: --out FOLDER")
+            if given and not allowed:
+                fix = fix or f"add {needed}, or remove {option}"
+                raise InputError(f"{option} requires {needed}", where="predict", fix=fix)
 
 
-def run_request(root: Path, library: str | None, request: PredictRequest) -> None:
-    """Do what was asked. Raises InputError as each form does."""
+def run_request(request: PredictRequest) -> None:
+    """Answer a request; print the answers, or write them to ``request.out``.
+
+    Raises:
+        InputError: If the options do not go together, or the input cannot be answered.
+        WorkFailedError: If a process on Ray fails.
+    """
     request.check()
-    console, messages = Console(), Console(stderr=True)
-    size, device = request.batch_size, request.device
-    if request.file is not None and request.on_ray and request.out is not None:
+    messages = Console(stderr=True)
+    if request.on_ray:
         from orchestrator.predict.ray_data import predict_on_ray
 
-        predict_on_ray(root, library, request.file, request.columns, request.out, request.force, size, device,
-                       request.workers, request.gpus, messages)  # fmt: skip
+        predict_on_ray(request, messages)
     elif request.file is not None:
         from orchestrator.predict.files import predict_files
 
-        predict_files(root, library, request.file, request.columns, request.out, request.force, size, device, messages)
-    elif request.texts and request.texts != ("-",):
+        predict_files(request, messages)
+    elif request.has_texts:
         from orchestrator.predict.texts import predict_texts
 
-        predict_texts(root, library, request.texts, request.as_json, size, device, console, messages)
+        predict_texts(request, Console(), messages)
     else:
-        from orchestrator.predict.stream import predict_stream
+        from orchestrator.predict.texts import predict_stream
 
-        predict_stream(root, library, request.columns, size, device, sys.stdin, bool(request.texts), messages)
+        predict_stream(request, sys.stdin, messages)

@@ -1,4 +1,4 @@
-"""The routed model of a library: what is registered, on the base where it lies."""
+"""The registered router of a library, and the base to run it on."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from rich.console import Console
 
 from orchestrator.experts.base_folder import registered_base
 from orchestrator.experts.router_state import read_router_state
+from orchestrator.predict.messages import print_line
+from orchestrator.predict.request import PredictRequest
 from orchestrator.registry.library import open_library
 from ttmoe.base import Base, choose_device
 from ttmoe.errors import InputError
@@ -23,36 +25,39 @@ DEVICES = ("auto", "cpu", "cuda")
 
 @dataclass(frozen=True)
 class RegisteredRouter:
-    """The router's ``folder``, experts included, and the ``base`` that it answers on."""
+    """A router that can be loaded.
+
+    Attributes:
+        folder: Local folder of the router and its experts.
+        base: The base that the router was trained on.
+    """
 
     folder: Path
     base: Base
 
     def load(self, device: str) -> RoutedModel:
-        """The model on ``auto``, ``cpu`` or ``cuda``."""
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the base lies in a folder; nothing is to be asked of a hub
+        """Load the router, its experts and the base onto ``auto``, ``cpu`` or ``cuda``."""
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the base is a local folder: no request to a hub is needed
         from ttmoe.routed import RoutedModel
 
         return RoutedModel.load(self.folder, self.base, device=choose_device(device))
 
 
-def open_router(root: Path, library: str | None, device: str, messages: Console) -> RegisteredRouter:
-    """The router that answers for the library; one line in ``messages`` where it is stale.
+def open_router(request: PredictRequest, messages: Console) -> RegisteredRouter:
+    """Find the champion router of the requested library; print a warning to ``messages`` if it is stale.
 
-    Raises InputError where there is none, its base is not found, or ``device`` is none.
+    Raises:
+        InputError: If the library has no router, its base is not found, or the device is unknown.
     """
-    if device not in DEVICES:
-        raise InputError(f"there is no device {device!r}", where="--device", fix=f"give one of: {', '.join(DEVICES)}")
-    registry, name = open_library(root, library)
+    if request.device not in DEVICES:
+        what = f"there is no device {request.device!r}"
+        raise InputError(what, where="--device", fix=f"use one of: {', '.join(DEVICES)}")
+    registry, name = open_library(request.root, request.library)
     routing = read_router_state(registry, name, registry.experts(name))
     if routing is None:
-        raise InputError(f"library {name!r} has no router yet", where=str(root), fix="let its run come to its end")
+        fix = "complete its `ttmoe run`: the router is trained last"
+        raise InputError(f"library {name!r} has no router", where=str(request.root), fix=fix)
     if routing.stale:
         print_line(messages, f"warning: router v{routing.router.version} of {name} is {routing.describe()}")
     folder = registry.fetch(routing.router)
     return RegisteredRouter(folder, registered_base(folder))
-
-
-def print_line(messages: Console, line: str) -> None:
-    """One line as it is: a pipe gets no line breaks, and texts hold no markup."""
-    messages.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -1,6 +1,6 @@
-"""The first pass over the files: is every row fit to be asked, how many are there, and what do the columns hold?
+"""Scan the input files once: check every row, count the rows, and find the types of the columns.
 
-What is wrong is said before a model is loaded, and a long run does not end at its last row.
+Errors are thereby reported before a model is loaded, and a long command does not fail at its last row.
 """
 
 from __future__ import annotations
@@ -10,114 +10,126 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.predict.input_columns import InputColumns, Row, output_names
-from orchestrator.predict.readers import FileChunk, ReadRow, open_parquet, read_chunk
+from orchestrator.predict.readers import FileChunk, open_parquet, read_chunk
 from ttmoe.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow
 
 CHUNK_ROWS = 256
-"""Rows between two places at which a piece may begin."""
+"""Rows of the smallest chunks; the last chunk of a file may have fewer."""
 
 
 @dataclass(frozen=True)
 class FileScan:
-    """The files, in steps of some rows; the input columns' Arrow types; those whose values are written as JSON."""
+    """The result of a scan.
 
-    steps: tuple[FileChunk, ...]
+    Attributes:
+        chunks: All rows of the files in order, in chunks of ``CHUNK_ROWS`` rows.
+        types: Arrow type of each input column.
+        nested: Columns to write as JSON text in an Arrow table, because their values have no common type.
+    """
+
+    chunks: tuple[FileChunk, ...]
     types: dict[str, pyarrow.DataType]
     nested: frozenset[str]
 
     @property
     def rows(self) -> int:
-        """How many there are in all files."""
-        return sum(step.rows or 0 for step in self.steps)
+        """Number of rows in all files."""
+        return sum(chunk.rows or 0 for chunk in self.chunks)
 
-    def pieces(self, most: int) -> list[FileChunk]:
-        """All rows, in order, in pieces of up to ``most`` rows (but whole steps)."""
-        pieces: list[FileChunk] = []
-        for step in self.steps:
-            last = pieces[-1] if pieces else None
-            if last and last.path == step.path and (rows := (last.rows or 0) + (step.rows or 0)) <= most:
-                pieces[-1] = replace(last, rows=rows)
+    def merge_chunks(self, max_rows: int) -> list[FileChunk]:
+        """Return all rows in order, in chunks of at most ``max_rows`` rows; chunks of the scan are not divided."""
+        merged: list[FileChunk] = []
+        for chunk in self.chunks:
+            last = merged[-1] if merged else None
+            if last and last.path == chunk.path and (rows := (last.rows or 0) + (chunk.rows or 0)) <= max_rows:
+                merged[-1] = replace(last, rows=rows)
             else:
-                pieces.append(step)
-        return pieces
+                merged.append(chunk)
+        return merged
 
 
 def scan_files(files: Sequence[FileChunk], columns: InputColumns) -> FileScan:
-    """Read the files once. Raises InputError for the first row that cannot be asked, and where there is none."""
+    """Read the files once and return their chunks and types.
+
+    Args:
+        files: Files of one format, from ``find_files``.
+        columns: The input columns.
+
+    Raises:
+        InputError: If a row cannot be answered, a column is missing, or there are no rows.
+    """
     kinds: dict[str, str] = {}
     schemas: list[pyarrow.Schema] = []
-    steps: list[FileChunk] = []
+    chunks: list[FileChunk] = []
     for file in files:
-        only = None
+        names = None
         if file.form == "parquet":
-            schemas.append(open_parquet(file.path).schema_arrow)
+            with open_parquet(file.path) as parquet:
+                schemas.append(parquet.schema_arrow)
             columns.check(schemas[-1].names, file.path)
-            only = [name for name in columns.looked_at if name in schemas[-1].names]
-        steps += _steps(file, _checked(read_chunk(file, only), columns, None if only else kinds))
-    if not steps:
-        raise InputError("there is no row", where=files[0].path, fix="write some, a header first in a table")
-    types = _unified(schemas, files) if schemas else {name: _arrow(kind) for name, kind in kinds.items()}
+            names = [name for name in columns.names if name in schemas[-1].names]
+        chunks += _scan_file(file, columns, names, kinds)
+    if not chunks:
+        raise InputError("there are no rows", where=files[0].path, fix="add rows; a table also needs a header")
+    types = _unified_types(schemas, files) if schemas else {name: _arrow_type(kind) for name, kind in kinds.items()}
     where = files[0].path if len(files) == 1 else f"{files[0].path} and {len(files) - 1} more"
     columns.check(types, where)
     output_names(types, where)
-    return FileScan(tuple(steps), types, frozenset(name for name, kind in kinds.items() if kind == "json"))
+    return FileScan(tuple(chunks), types, frozenset(name for name, kind in kinds.items() if kind == "json"))
 
 
-def _checked(reads: Iterator[ReadRow], columns: InputColumns, kinds: dict[str, str] | None) -> Iterator[ReadRow]:
-    for found in reads:
-        columns.input_of(found.row, found.where)
-        if kinds is not None:
-            _note(found.row, kinds)
-        yield found
+def _scan_file(
+    file: FileChunk, columns: InputColumns, names: list[str] | None, kinds: dict[str, str]
+) -> Iterator[FileChunk]:
+    """Yield the chunks of a file; check each row, and unless the schema is known update ``kinds``."""
+    start, rows = file, 0
+    for read in read_chunk(file, names):
+        columns.input_of(read.row, read.where)
+        if names is None:
+            _update_kinds(kinds, read.row)
+        rows += 1
+        if rows == CHUNK_ROWS:
+            yield replace(start, rows=rows)
+            start, rows = replace(file, offset=read.offset, lines=read.lines), 0
+    if rows:
+        yield replace(start, rows=rows)
 
 
-def _steps(file: FileChunk, reads: Iterator[ReadRow]) -> Iterator[FileChunk]:
-    step = replace(file, rows=0)
-    for found in reads:
-        step = replace(step, rows=(step.rows or 0) + 1)
-        if step.rows == CHUNK_ROWS:
-            yield step
-            step = replace(file, offset=found.offset, lines=found.lines, rows=0)
-    if step.rows:
-        yield step
-
-
-def _note(row: Row, kinds: dict[str, str]) -> None:
-    """Widen what is known of the columns by one row's values."""
+def _update_kinds(kinds: dict[str, str], row: Row) -> None:
+    """Widen the kind of each column to include the value of this row."""
     for name, value in row.items():
-        found, known = _kind(value), kinds.get(name, "null")
-        if found != known:
-            numbers = {found, known} == {"int", "float"}
-            kinds[name] = (
-                found if known == "null" else known if found == "null" else "float" if numbers else "json"
-            )  # fmt: skip
+        kind, known = _kind(value), kinds.get(name, "null")
+        if "null" in (kind, known):
+            kinds[name] = known if kind == "null" else kind
+        elif kind != known:
+            kinds[name] = "float" if {kind, known} == {"int", "float"} else "json"
 
 
 def _kind(value: Any) -> str:
     if isinstance(value, list):
-        return "strings" if all(isinstance(each, str) for each in value) else "json"
+        return "strings" if all(isinstance(item, str) for item in value) else "json"
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 2**63:
         return "json"
     names = {"NoneType": "null", "str": "string", "bool": "bool", "int": "int", "float": "float"}
     return names.get(type(value).__name__, "json")
 
 
-def _arrow(kind: str) -> pyarrow.DataType:
+def _arrow_type(kind: str) -> pyarrow.DataType:
     import pyarrow
 
-    plain = {"bool": pyarrow.bool_, "int": pyarrow.int64, "float": pyarrow.float64}
-    return pyarrow.list_(pyarrow.string()) if kind == "strings" else plain.get(kind, pyarrow.string)()
+    types = {"bool": pyarrow.bool_, "int": pyarrow.int64, "float": pyarrow.float64}
+    return pyarrow.list_(pyarrow.string()) if kind == "strings" else types.get(kind, pyarrow.string)()
 
 
-def _unified(schemas: Sequence[pyarrow.Schema], files: Sequence[FileChunk]) -> dict[str, pyarrow.DataType]:
+def _unified_types(schemas: Sequence[pyarrow.Schema], files: Sequence[FileChunk]) -> dict[str, pyarrow.DataType]:
     import pyarrow
 
     try:
         schema = pyarrow.unify_schemas(schemas, promote_options="permissive")
     except pyarrow.ArrowException as error:
-        fix = "ask for the files one by one"
-        raise InputError(f"their columns do not go together: {error}", where=files[0].path, fix=fix) from error
+        what = f"the files have different column types: {error}"
+        raise InputError(what, where=files[0].path, fix="run one command for each file") from error
     return {field.name: field.type for field in schema}

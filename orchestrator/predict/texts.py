@@ -1,38 +1,42 @@
-"""``ttmoe predict TEXT...``: a table, or lines of JSON."""
+"""Answer texts from the command line, or lines of standard input as they arrive."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import os
+import select
+from collections.abc import Iterator
+from typing import TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.predict.answers import with_answer
+from orchestrator.predict.input_columns import TEXT, InputColumns, Row, output_names
+from orchestrator.predict.readers import decode_line
+from orchestrator.predict.request import PredictRequest
 from orchestrator.predict.routed_model import open_router
-from orchestrator.predict.writers import print_rows
+from orchestrator.predict.writers import print_rows, with_answer
+from ttmoe.encoding import Input
 from ttmoe.errors import InputError
+from workers.data.sources import json_row
+
+_BATCHES = 8  # batches per call of the model when many lines are waiting: rows of similar length then share a batch
 
 
-def predict_texts(
-    root: Path,
-    library: str | None,
-    texts: Sequence[str],
-    as_json: bool,
-    batch_size: int,
-    device: str,
-    console: Console,
-    messages: Console,
-) -> None:
-    """Print task, label, confidence and routing for each text; as JSON its scores, too."""
-    empty = [number for number, text in enumerate(texts, 1) if not text.strip()]
-    if empty:
-        raise InputError(f"text {empty[0]} is empty", where="predict", fix="leave it out")
-    answers = open_router(root, library, device, messages).load(device).predict(list(texts), batch_size)
-    if as_json:
-        print_rows([with_answer({"text": text}, answer) for text, answer in zip(texts, answers, strict=True)])
+def predict_texts(request: PredictRequest, console: Console, messages: Console) -> None:
+    """Print a table of the answers to ``request.texts``, or with ``request.as_json`` lines of JSON with all scores.
+
+    Raises:
+        InputError: If a text is empty, or the library has no router.
+    """
+    texts = request.texts
+    if empty := [number for number, text in enumerate(texts, 1) if not text.strip()]:
+        raise InputError(f"text {empty[0]} is empty", where="predict", fix="remove it")
+    model = open_router(request, messages).load(request.device)
+    answers = model.predict(texts, request.batch_size)
+    if request.as_json:
+        print_rows([with_answer({TEXT: text}, answer) for text, answer in zip(texts, answers, strict=True)])
         return
     table = Table(box=SIMPLE_HEAD)
     for head in ("text", "task", "label", "confidence", "routing"):
@@ -41,3 +45,76 @@ def predict_texts(
         numbers = (f"{answer.confidence:.3f}", f"{answer.routing:.3f}")
         table.add_row(escape(text), answer.task, escape(answer.label), *numbers)
     console.print(table)
+
+
+def predict_stream(request: PredictRequest, stdin: TextIO, messages: Console) -> None:
+    """Print a line of JSON for every line of ``stdin`` that is not blank, in order and without waiting for more lines.
+
+    A line is a text, or a JSON object with the columns of ``request``.
+
+    Raises:
+        InputError: If a line cannot be answered, after the lines before it were; if ``stdin`` is a terminal; or if it
+            is empty and ``-`` was not given.
+    """
+    no_input = "give texts, a file with --file, or lines on standard input: cat texts.txt | ttmoe predict"
+    if stdin.isatty():
+        raise InputError("no input was given", where="predict", fix=no_input)
+    router, model, number = open_router(request, messages), None, 0
+    for lines in read_line_batches(stdin, request.batch_size * _BATCHES):
+        rows, error = _parse_lines(lines, number, request.columns)
+        number += len(lines)
+        if rows:
+            model = model or router.load(request.device)
+            answers = model.predict([row_input for _, row_input in rows], request.batch_size)
+            print_rows([with_answer(row, answer) for (row, _), answer in zip(rows, answers, strict=True)])
+        if error:
+            raise error
+    if not number and not request.texts:
+        raise InputError("no input was given", where="predict", fix=no_input)
+
+
+def read_line_batches(stdin: TextIO, max_lines: int) -> Iterator[list[bytes]]:
+    """Yield lists of the lines that are available without waiting, at most ``max_lines`` each, without line feeds."""
+    rest, waiting = b"", list[bytes]()
+    for data, more in _read_available(stdin):
+        *lines, rest = (rest + data).split(b"\n")
+        waiting += lines
+        while len(waiting) >= max_lines or (waiting and not more):
+            yield waiting[:max_lines]
+            del waiting[:max_lines]
+    waiting += [rest] if rest else []
+    for start in range(0, len(waiting), max_lines):
+        yield waiting[start : start + max_lines]
+
+
+def _read_available(stdin: TextIO) -> Iterator[tuple[bytes, bool]]:
+    """Yield data as it arrives, and whether more data (or the end) is available already."""
+    try:
+        descriptor = stdin.fileno()
+    except (OSError, ValueError):  # not a file of the operating system: read all of it
+        yield stdin.buffer.read(), False
+        return
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    while data := os.read(descriptor, 2**16):
+        yield data, bool(poll.poll(0))
+
+
+def _parse_lines(
+    lines: list[bytes], lines_before: int, columns: InputColumns
+) -> tuple[list[tuple[Row, Input]], InputError | None]:
+    """Return the rows and model inputs before the first line that cannot be answered, and the error of that line."""
+    rows: list[tuple[Row, Input]] = []
+    for number, data in enumerate(lines, lines_before + 1):
+        where = f"standard input:{number}"
+        try:
+            line = decode_line(data, where).removeprefix("\ufeff").strip()
+            if line.startswith("{"):
+                row = json_row(line, where)
+                output_names(row, where)
+                rows.append((row, columns.input_of(row, where)))
+            elif line:
+                rows.append(({TEXT: line}, line))
+        except InputError as error:
+            return rows, error
+    return rows, None

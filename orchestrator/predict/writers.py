@@ -1,93 +1,137 @@
-"""Where answered rows go: standard output, or a file that is whole or not there."""
+"""Add answers to rows, and write the rows to standard output or to a JSON Lines, CSV, TSV or Parquet file."""
 
 from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from orchestrator.predict.answers import answer_schema, to_json_line, to_table
 from orchestrator.predict.input_columns import ANSWER, Row, output_names
 from orchestrator.predict.readers import FileChunk, file_format
 from orchestrator.predict.scan import FileScan
 from ttmoe.errors import InputError
 
+if TYPE_CHECKING:
+    import pyarrow
+
+    from ttmoe.routed import Prediction
+
 RowWriter = Callable[[Sequence[Row]], None]
 
 
+def with_answer(row: Row, answer: Prediction) -> Row:
+    """Return the row's columns under their output names, followed by task, label, confidence, routing and scores."""
+    names = output_names(row, "")
+    return {names[name]: value for name, value in row.items()} | {name: getattr(answer, name) for name in ANSWER}
+
+
 def check_output(out: Path, files: Sequence[FileChunk], force: bool) -> None:
-    """Raises InputError for a file that cannot be written, tells no format, is read, or is there and not ``force``."""
+    """Check that the answers can be written to ``out``.
+
+    Raises:
+        InputError: If the name has no known ending, the file is one of the input ``files``, exists and ``force`` is
+            False, or its folder is not writable.
+    """
     file_format(out)
     if any(Path(file.path) == out.resolve() for file in files):
-        raise InputError("the answers would replace the file that is read", where=str(out), fix="name another --out")
-    if out.exists() and (out.is_dir() or not force):
-        fix = "name another --out" if out.is_dir() else "name another --out, or replace it with --force"
-        raise InputError("it is already there", where=str(out), fix=fix)
+        raise InputError("the answers would replace an input file", where=str(out), fix="choose another --out")
+    if out.is_dir():
+        raise InputError("it is a folder", where=str(out), fix="choose another --out")
+    if out.exists() and not force:
+        raise InputError("the file already exists", where=str(out), fix="choose another --out, or replace it: --force")
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        fix = "make the folder, or name another --out"
-        raise InputError("its folder cannot be written to", where=str(out), fix=fix)
+        fix = "create the folder, or choose another --out"
+        raise InputError("its folder does not exist or is not writable", where=str(out), fix=fix)
 
 
 @contextmanager
-def open_output(out: Path | None, survey: FileScan) -> Iterator[RowWriter]:
-    """What takes answered rows. A file appears, or is replaced, when all of them were written."""
+def open_output(out: Path | None, scan: FileScan) -> Iterator[RowWriter]:
+    """Open the output and yield a function that writes answered rows.
+
+    The rows go to a temporary file that replaces ``out`` when all were written, so ``out`` is never incomplete.
+
+    Args:
+        out: The file to write. None prints lines of JSON.
+        scan: Columns and types of the input.
+    """
     if out is None:
         yield print_rows
         return
-    part = out.with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    writers = {"jsonl": _json_lines, "parquet": _parquet}
+    part, form = out.with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}"), file_format(out)
     try:
-        with writers.get(file_format(out), _table)(part, survey, file_format(out)) as write:
-            yield write
+        with part.open("w", encoding="utf-8", newline="") as file:
+            if form == "parquet":
+                import pyarrow.parquet
+
+                schema = answer_schema(scan)
+                with pyarrow.parquet.ParquetWriter(file.buffer, schema) as parquet:
+                    yield lambda rows: parquet.write_table(to_table(rows, schema, scan.nested))
+            elif form == "jsonl":
+                yield lambda rows: file.writelines(f"{to_json_line(row)}\n" for row in rows)
+            else:
+                names = [*output_names(scan.types, "").values(), *ANSWER]
+                table = csv.DictWriter(file, names, delimiter="," if form == "csv" else "\t", lineterminator="\n")
+                table.writeheader()
+                yield lambda rows: table.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)
 
 
 def print_rows(rows: Sequence[Row]) -> None:
-    """Lines of JSON on standard output, at once."""
+    """Print rows as lines of JSON to standard output, and flush it."""
     sys.stdout.write("".join(f"{to_json_line(row)}\n" for row in rows))
     sys.stdout.flush()
 
 
-@contextmanager
-def _json_lines(part: Path, survey: FileScan, form: str) -> Iterator[RowWriter]:
-    with part.open("w", encoding="utf-8", newline="") as file:
-        yield lambda rows: file.writelines(f"{to_json_line(row)}\n" for row in rows)
-        _to_disk(file)
+def to_json_line(row: Row) -> str:
+    """Return a row as one line of JSON. NaN and infinities become null; dates and similar values become text."""
+    values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    return json.dumps(values, ensure_ascii=False, default=str)
 
 
-@contextmanager
-def _table(part: Path, survey: FileScan, form: str) -> Iterator[RowWriter]:
-    names = [*output_names(survey.types, "").values(), *ANSWER]
-    with part.open("w", encoding="utf-8", newline="") as file:
-        cells = csv.DictWriter(file, names, delimiter="," if form == "csv" else "\t", lineterminator="\n")
-        cells.writeheader()
-        yield lambda rows: cells.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-        _to_disk(file)
+def answer_schema(scan: FileScan) -> pyarrow.Schema:
+    """Return the Arrow schema of answered rows; ``scores`` is a map from label to probability."""
+    import pyarrow
+
+    names = output_names(scan.types, "")
+    text, number = pyarrow.string(), pyarrow.float64()
+    answer = (text, text, number, number, pyarrow.map_(text, number))
+    fields = [(names[name], type_) for name, type_ in scan.types.items()]
+    return pyarrow.schema(fields + list(zip(ANSWER, answer, strict=True)))
 
 
-@contextmanager
-def _parquet(part: Path, survey: FileScan, form: str) -> Iterator[RowWriter]:
-    import pyarrow.parquet
+def to_table(rows: Sequence[Row], schema: pyarrow.Schema, nested: frozenset[str]) -> pyarrow.Table:
+    """Return answered rows as an Arrow table.
 
-    schema = answer_schema(survey)
-    with part.open("wb") as file:
-        with pyarrow.parquet.ParquetWriter(file, schema) as writer:
-            yield lambda rows: writer.write_table(to_table(rows, schema, survey.nested))
-        _to_disk(file)
+    Args:
+        rows: Rows from ``with_answer``.
+        schema: Schema from ``answer_schema``.
+        nested: Input columns to write as JSON text, under their input names (``FileScan.nested``).
+    """
+    import pyarrow
+
+    names = set(output_names(nested, "").values())
+    values = [
+        {name: _to_json(value) if name in names else value for name, value in row.items()}
+        | {"scores": list(row["scores"].items())}
+        for row in rows
+    ]
+    return pyarrow.Table.from_pylist(values, schema=schema)
+
+
+def _to_json(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _cell(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list) else value
-
-
-def _to_disk(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""``ttmoe ui``: MLflow's own pages on the library's store, in the foreground."""
+"""``ttmoe ui``: serve MLflow's UI on the store of a library, in the foreground."""
 
 from __future__ import annotations
 
@@ -23,30 +23,36 @@ _STOP_SECONDS = 10.0
 
 
 class MessageSink(Protocol):
-    """Where lines for the user go; rich's Console is one."""
+    """Prints messages for the user; rich's ``Console`` is one."""
 
     def print(self, text: str) -> None:
-        """Show one line."""
+        """Print one line."""
 
 
 def open_ui(root: Path, uri: str, port: int, console: MessageSink) -> None:
-    """Serve the store at ``uri`` on ``127.0.0.1:port`` until Ctrl-C or SIGTERM; nothing is left running.
+    """Serve a store on ``127.0.0.1:port`` until Ctrl-C or SIGTERM, then end all processes of the server.
 
-    ``root`` holds the store's ``mlartifacts`` and gets the server's log. A store that is a server already is
-    only named. Raises InputError when there is no store, the port is taken, or the server does not come up.
+    Args:
+        root: Folder with the store's ``mlartifacts``; the server's log ``ui.log`` is written to it.
+        uri: Address of the store. If it is an MLflow server, only its address is printed.
+        port: Port to listen on.
+        console: Where to print the address.
+
+    Raises:
+        InputError: If there is no store, the port is in use, or the server does not start.
     """
     if uri.startswith(("http://", "https://")):
         console.print(f"MLflow UI: {uri}")
         return
     _check_store(uri)
     _check_port(port)
-    with _stop_signals(), (root / "ui.log").open("w") as log:
+    with _stop_on_signals(), (root / "ui.log").open("w") as log:
         server = subprocess.Popen(
             _command(root, uri, port),
             env=_environment(),
             stdout=log,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # a group of its own: Ctrl-C reaches us alone, and we end all of it
+            start_new_session=True,  # a process group of its own, so that Ctrl-C reaches only this process
         )
         try:
             _wait_healthy(server, port, root / "ui.log")
@@ -56,12 +62,12 @@ def open_ui(root: Path, uri: str, port: int, console: MessageSink) -> None:
         except KeyboardInterrupt:
             pass
         finally:
-            _end_group(server)
+            _stop_group(server)
 
 
 def free_port(port: int) -> int | None:
-    """The first port from ``port`` on (of a hundred) that nothing listens on, or None."""
-    return next((each for each in range(port, min(port + 100, 65536)) if not _is_taken(each)), None)
+    """Return the first unused port of the hundred from ``port`` on; None if all are in use."""
+    return next((number for number in range(port, min(port + 100, 65536)) if not _is_used(number)), None)
 
 
 def _command(root: Path, uri: str, port: int) -> list[str]:
@@ -72,25 +78,25 @@ def _command(root: Path, uri: str, port: int) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    # Job execution would start eight more processes of 2.2 GB for features that this project does not use.
+    # Job execution would start eight more processes (2.2 GB) for features that ttmoe does not use.
     return {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 def _check_store(uri: str) -> None:
     path = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:///") and not path.is_file():
-        fix = "run a library first (ttmoe run), or name the folder it was run into"
-        raise InputError(f"there is no registry at {path} yet", where="storage.root", fix=fix)
+        fix = "run a library first (ttmoe run), or name its folder with --root"
+        raise InputError(f"there is no MLflow store at {path}", where="storage.root", fix=fix)
 
 
 def _check_port(port: int) -> None:
-    if _is_taken(port):
+    if _is_used(port):
         free = free_port(port + 1)
         fix = f"use --port {free}" if free else "use another port"
         raise InputError(f"port {port} is in use", where="--port", fix=fix)
 
 
-def _is_taken(port: int) -> bool:
+def _is_used(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -108,22 +114,22 @@ def _wait_healthy(server: subprocess.Popen[bytes], port: int, log: Path) -> None
             return
         except OSError:
             time.sleep(0.2)
-    said = log.read_text(errors="replace").strip().splitlines()[-1:]
-    raise InputError(f"the MLflow server did not come up{': ' + said[0] if said else ''}", where=str(log))
+    last_line = log.read_text(errors="replace").strip().splitlines()[-1:]
+    raise InputError(f"the MLflow server did not start{': ' + last_line[0] if last_line else ''}", where=str(log))
 
 
-def _end_group(server: subprocess.Popen[bytes]) -> None:
-    """End the server and its workers, also when the server alone has died."""
-    for number, patience in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, _STOP_SECONDS)):
+def _stop_group(server: subprocess.Popen[bytes]) -> None:
+    """End the server and its workers, even if the server itself has already ended."""
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):
         try:
-            os.killpg(server.pid, number)
+            os.killpg(server.pid, signal_number)
         except ProcessLookupError:
             break
-        _wait_until(lambda: server.poll() is not None and not _group_lives(server.pid), patience)
+        _wait_until(lambda: server.poll() is not None and not _group_exists(server.pid), _STOP_SECONDS)
     server.wait()
 
 
-def _group_lives(group: int) -> bool:
+def _group_exists(group: int) -> bool:
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -138,8 +144,8 @@ def _wait_until(done: Callable[[], bool], seconds: float) -> None:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP stop us as Ctrl-C does; the handlers that were there come back."""
+def _stop_on_signals() -> Iterator[None]:
+    """Handle SIGTERM and SIGHUP like Ctrl-C inside this context, then restore the previous handlers."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

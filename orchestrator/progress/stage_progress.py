@@ -1,4 +1,4 @@
-"""The tally of a stage: every piece of work with its state, counted as it changes so that a look costs nothing."""
+"""The progress of one stage of a run: the state of every item of work, and counts that are kept up to date."""
 
 from __future__ import annotations
 
@@ -9,150 +9,160 @@ from dataclasses import dataclass, field
 
 from workers.progress import Progress
 
-DONE = ("registered", "done")
-WAITING = ("waiting", "retrying")
-ENDED = (*DONE, "cached", "failed", "stopped")
+DONE_STATES = ("registered", "done")
+WAITING_STATES = ("waiting", "retrying")
+ENDED_STATES = (*DONE_STATES, "cached", "failed", "stopped")
 LAST_FAILURES = 3
 
 
 @dataclass
 class ItemProgress:
-    """What is shown of one piece of work. Times are on the monotonic clock."""
+    """The progress of one item: an expert, a task or a trial.
+
+    Attributes:
+        state: Its state, such as ``waiting``, ``training``, ``retrying``, ``registered`` or ``failed``.
+        step: Steps done.
+        steps: Steps in total, 0 if unknown.
+        metrics: The latest value of every reported metric.
+        started: Time of its start on ``clock``; None while it waits and after it has ended.
+        expected_end: Expected time of its end on ``clock``; None if unknown.
+        note: Details of its state, such as an error message.
+        clock: Monotonic clock, in seconds.
+    """
 
     state: str = "waiting"
     step: int = 0
     steps: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
-    began: float | None = None
-    ends: float | None = None
+    started: float | None = None
+    expected_end: float | None = None
     note: str = ""
-
     clock: Callable[[], float] = time.monotonic
 
-    def take(self, progress: Progress) -> None:
-        """Show newer progress; metrics that it does not name stay."""
+    def update(self, progress: Progress) -> None:
+        """Take over a worker's report; metrics that it does not contain keep their values."""
         self.state, self.step, self.steps = progress.state, progress.step, progress.steps or self.steps
         self.metrics |= progress.metrics
-        self.ends = self.clock() + progress.left if progress.left is not None else None
+        self.expected_end = self.clock() + progress.left if progress.left is not None else None
 
-    def left(self) -> float | None:
-        """Seconds that it says it needs."""
-        return max(0.0, self.ends - self.clock()) if self.ends is not None else None
+    def seconds_left(self) -> float | None:
+        """Return the seconds until the expected end, at least 0; None if unknown."""
+        return max(0.0, self.expected_end - self.clock()) if self.expected_end is not None else None
 
 
 class StageProgress:
-    """The rows of one stage by key, in the order they came, and their counts. Every change is O(1)."""
+    """The items of one stage by key, in the order in which they were added. Every change takes constant time.
 
-    def __init__(self, keys: dict[str, int] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        steps: The keys of the items, with the number of steps of each.
+        clock: Monotonic clock, in seconds.
+    """
+
+    def __init__(self, steps: dict[str, int] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
-        self.rows = {key: ItemProgress(steps=steps, clock=clock) for key, steps in (keys or {}).items()}
-        self.counts: Counter[str] = Counter(waiting=len(self.rows))
-        self.active: dict[str, None] = {}  # what runs or is tried again, in the order it began
+        self.items = {key: ItemProgress(steps=count, clock=clock) for key, count in (steps or {}).items()}
+        self.counts: Counter[str] = Counter(waiting=len(self.items))
+        self.active: dict[str, None] = {}  # keys of running and retried items, in the order of their start
         self.failures: deque[tuple[str, str]] = deque(maxlen=LAST_FAILURES)
         self.retries = 0
-        self.began = clock()
-        self._finished, self._seconds = 0, 0.0
+        self.started = clock()
+        self._finished, self._finished_seconds = 0, 0.0
 
-    def progress(self, key: str, progress: Progress) -> bool:
-        """Take a report; whether it changed the state."""
-        row, before = self._row(key), self._row(key).state
-        row.take(progress)
-        if row.state != before:
-            row.note = ""
-            self._moved(key, row, before)
-        return row.state != before
+    def update(self, key: str, progress: Progress) -> bool:
+        """Take over a worker's report about an item, and return whether it changed the item's state."""
+        item = self._item(key)
+        before = item.state
+        item.update(progress)
+        if item.state != before:
+            item.note = ""
+            self._change_state(key, item, before)
+        return item.state != before
 
-    def state(self, key: str, state: str, note: str, metrics: dict[str, float]) -> None:
-        """Set a piece of work's state outright."""
-        row = self._row(key)
-        before, row.state, row.note, row.ends = row.state, state, note, None
-        row.metrics |= metrics
+    def set_state(self, key: str, state: str, note: str = "", metrics: dict[str, float] | None = None) -> None:
+        """Set the state and note of an item, and add metrics."""
+        item = self._item(key)
+        before, item.state, item.note, item.expected_end = item.state, state, note, None
+        item.metrics |= metrics or {}
         self.retries += state == "retrying"
         if state == "failed":
             self.failures.append((key, first_line(note)))
-        self._moved(key, row, before)
+        self._change_state(key, item, before)
 
     def count(self, *states: str) -> int:
-        """How many are in any of these states."""
+        """Return the number of items in any of these states."""
         return sum(self.counts[state] for state in states)
 
     @property
     def running(self) -> int:
-        """How many are being worked on now."""
-        return len(self.rows) - self.count(*WAITING, *ENDED)
+        """The number of items that run now."""
+        return len(self.items) - self.count(*WAITING_STATES, *ENDED_STATES)
 
-    def left(self) -> float | None:
-        """Seconds until all have ended, or None where nothing tells.
+    def seconds_left(self) -> float | None:
+        """Estimate the seconds until all items have ended; None without any basis.
 
-        What waits takes as long as what has finished took on average, as many at a time as run now; what runs says
-        itself how long it needs, or takes the average too.
+        A waiting item takes the mean time of the finished ones, and as many items run in parallel as now. A running
+        item takes the time that it reports, or the mean time.
         """
         now = self.clock()
-        # A copy: the screen is drawn from another thread than the one that hears the news.
-        running = [self.rows[key] for key in list(self.active)]
-        running = [row for row in running if row.state != "retrying"]
-        each = self._seconds / self._finished if self._finished else _expected(running, now)
-        if each is None or not running:
+        # A copy, because the terminal is drawn by another thread than the one that handles events.
+        active = [self.items[key] for key in list(self.active)]
+        running = [item for item in active if item.state != "retrying"]
+        mean = self._finished_seconds / self._finished if self._finished else _mean_expected_seconds(running)
+        if mean is None or not running:
             return None
-        rests = [
-            max(0.0, row.ends - now if row.ends is not None else (row.began or now) + each - now) for row in running
+        left = [
+            max(0.0, (item.expected_end if item.expected_end is not None else (item.started or now) + mean) - now)
+            for item in running
         ]
-        shared = (sum(rests) + each * self.count(*WAITING)) / len(rests)
-        return max(shared, *rests)
+        shared = (sum(left) + mean * self.count(*WAITING_STATES)) / len(left)
+        return max(shared, *left)
 
-    def totals(self) -> str:
-        """The counts in words, the empty ones left out."""
-        parts = {
-            "done": self.count(*DONE),
+    def summary(self) -> str:
+        """Return the counts as text, as in ``3 of 4: 1 done, 1 cached, 1 waiting``; zero counts are left out."""
+        counts = {
+            "done": self.count(*DONE_STATES),
             "cached": self.counts["cached"],
             "running": self.running,
-            "waiting": self.count(*WAITING),
+            "waiting": self.count(*WAITING_STATES),
             "failed": self.counts["failed"],
             "stopped": self.counts["stopped"],
             "retried": self.retries,
         }
-        ended = f"{self.count(*ENDED)} of {len(self.rows)}"
-        return ", ".join([ended, *(f"{count} {word}" for word, count in parts.items() if count)]).replace(",", ":", 1)
+        parts = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        ended = f"{self.count(*ENDED_STATES)} of {len(self.items)}"
+        return f"{ended}: {parts}" if parts else ended
 
-    def _row(self, key: str) -> ItemProgress:
-        if key not in self.rows:
-            self.rows[key] = ItemProgress(clock=self.clock)
+    def _item(self, key: str) -> ItemProgress:
+        if key not in self.items:
+            self.items[key] = ItemProgress(clock=self.clock)
             self.counts["waiting"] += 1
-        return self.rows[key]
+        return self.items[key]
 
-    def _moved(self, key: str, row: ItemProgress, before: str) -> None:
+    def _change_state(self, key: str, item: ItemProgress, before: str) -> None:
         self.counts[before] -= 1
-        self.counts[row.state] += 1
-        if row.state in ENDED or row.state == "waiting":
+        self.counts[item.state] += 1
+        if item.state in ENDED_STATES or item.state == "waiting":
             self.active.pop(key, None)
         else:
             self.active[key] = None
-        if row.state in DONE and row.began is not None:
-            self._finished, self._seconds = self._finished + 1, self._seconds + self.clock() - row.began
-        if row.state in (*WAITING, *ENDED):
-            row.began = None
-        elif row.began is None:
-            row.began = self.clock()
-
-
-def _expected(running: list[ItemProgress], now: float) -> float | None:
-    """How long a piece takes, from what the running ones report of themselves."""
-    whole = [row.ends - row.began for row in running if row.ends is not None and row.began is not None]
-    return sum(whole) / len(whole) if whole else None
+        if item.state in DONE_STATES and item.started is not None:
+            self._finished += 1
+            self._finished_seconds += self.clock() - item.started
+        if item.state in (*WAITING_STATES, *ENDED_STATES):
+            item.started = None
+        elif item.started is None:
+            item.started = self.clock()
 
 
 def first_line(text: str) -> str:
-    """The first line of a message that may have many, without what a terminal would obey."""
+    """Return the first line of a text without control characters, which a terminal would interpret."""
     return "".join(filter(str.isprintable, (text.strip().splitlines() or [""])[0]))
 
 
-def format_duration(seconds: float) -> str:
-    """Seconds as a person says them: ``42 s``, ``7 min``, ``2 h 5 min``, ``3 d 4 h``."""
-    whole = max(0, round(seconds))
-    if whole < 100:
-        return f"{whole} s"
-    minutes = round(whole / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+def _mean_expected_seconds(items: list[ItemProgress]) -> float | None:
+    seconds = [
+        item.expected_end - item.started
+        for item in items
+        if item.expected_end is not None and item.started is not None
+    ]
+    return sum(seconds) / len(seconds) if seconds else None

@@ -1,4 +1,4 @@
-"""``ttmoe status``: how far the newest run of a library has come, read from the record alone."""
+"""The status of a library's newest run, read from MLflow and from the driver's lock file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,17 @@ _STATES = {"FINISHED": "registered", "FAILED": "failed", "KILLED": "stopped"}
 
 @dataclass(frozen=True)
 class ExpertStatus:
-    """One expert that the run had to make, with the last that was measured of it; a loss that is no number is None."""
+    """The status of one expert that a run trains.
+
+    Attributes:
+        task: Its task.
+        state: ``waiting``, ``training``, ``registered``, ``failed`` or ``stopped``.
+        step: Training steps done.
+        steps: Training steps in total, 0 if unknown.
+        loss: Latest training loss; None if there is none or it is not finite.
+        accuracy: Test accuracy, before it is known the latest validation accuracy; None as for the loss.
+        error: Error message of a failed expert.
+    """
 
     task: str
     state: str
@@ -31,8 +41,23 @@ class ExpertStatus:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """A run as its record tells it. ``driver`` is the process on this machine that works on it, if one does; ``left``
-    is in seconds, until the experts are there.
+    """The status of a run.
+
+    Attributes:
+        library: Its library.
+        run: Name of the MLflow run.
+        status: Status of the MLflow run, such as ``RUNNING``.
+        began: Start time.
+        ended: End time; None while the run is open.
+        version: Version of ttmoe.
+        commit: Commit of the code, empty if unknown.
+        experts: The experts that the run trains.
+        cached: Number of experts that were registered before.
+        router: ``running``, ``registered``, ``failed`` or ``stopped``; empty before stage 2.
+        search: Whether the run includes a search.
+        driver: Process id of the driver on this machine; None if it does not run here.
+        left: Estimated seconds until all experts are registered; None if unknown.
+        run_id: Id of the MLflow run.
     """
 
     library: str
@@ -52,20 +77,29 @@ class RunStatus:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many experts are in each state."""
+        """The number of experts in each state."""
         return dict(Counter(expert.state for expert in self.experts))
 
 
 def read_status(registry: Registry, library: str, home: Path) -> RunStatus:
-    """The status of the newest run, in three queries; ``home`` is where a driver on this machine holds its lock."""
+    """Read the status of a library's newest run, in three queries.
+
+    Args:
+        registry: The registry.
+        library: The library.
+        home: Folder of the library, which contains the driver's lock file.
+
+    Raises:
+        InputError: If the library has no run.
+    """
     run = registry.newest_run(library)
     if run is None:
-        raise InputError("no run of it is in the record", where=f"library {library}", fix="start one with `ttmoe run`")
-    planned = registry.planned_work(run.run_id)
+        raise InputError("the library has no run", where=f"library {library}", fix="start one with `ttmoe run`")
+    plan = registry.planned_work(run.run_id)
     children = {child.tags.get("task", child.name): child for child in registry.child_runs(library, run.run_id)}
     router = children.pop(ROUTER, None)
-    todo = sorted({*planned.get("experts", []), *children})
-    experts = tuple(_expert(task, children.get(task), run) for task in todo)
+    trained = sorted({*plan.get("experts", []), *children})
+    experts = tuple(_expert(task, children.get(task), run) for task in trained)
     running = run.status == "RUNNING"
     return RunStatus(
         library=library,
@@ -76,17 +110,25 @@ def read_status(registry: Registry, library: str, home: Path) -> RunStatus:
         version=run.tags.get("version", ""),
         commit=run.tags.get("mlflow.source.git.commit", ""),
         experts=experts,
-        cached=len(set(planned.get("lock", {})) - set(todo)),
-        router=_STATES.get(router.status, "under way") if router else "",
-        search=bool(planned.get("search")),
+        cached=len(set(plan.get("lock", {})) - set(trained)),
+        router=_STATES.get(router.status, "running") if router else "",
+        search=bool(plan.get("search")),
         driver=local_driver(home) if running else None,
         left=estimate_seconds_left(experts, (datetime.now(UTC) - run.began).total_seconds()) if running else None,
         run_id=run.run_id,
     )
 
 
-def estimate_seconds_left(experts: tuple[ExpertStatus, ...], passed: float) -> float | None:
-    """Until the last expert ends, if it goes on as since the beginning; None before anything shows."""
+def estimate_seconds_left(experts: tuple[ExpertStatus, ...], elapsed: float) -> float | None:
+    """Estimate the seconds until all experts have ended, from the mean share of their steps that is done.
+
+    Args:
+        experts: The experts of a run.
+        elapsed: Seconds since the start of the run.
+
+    Returns:
+        The seconds; None without experts or before the first step.
+    """
     if not experts:
         return None
     shares = [
@@ -94,7 +136,7 @@ def estimate_seconds_left(experts: tuple[ExpertStatus, ...], passed: float) -> f
         for expert in experts
     ]
     done = sum(shares) / len(shares)
-    return passed * (1 - done) / done if done else None
+    return elapsed * (1 - done) / done if done else None
 
 
 def _expert(task: str, child: RunRecord | None, parent: RunRecord) -> ExpertStatus:
@@ -102,8 +144,8 @@ def _expert(task: str, child: RunRecord | None, parent: RunRecord) -> ExpertStat
         return ExpertStatus(task, "waiting")
     state = _STATES.get(child.status)
     if state is None:
-        # Runs are made before their work begins, and an interrupted one keeps its old metrics: what counts is news.
-        state = "training" if child.heard and child.heard >= parent.began else "waiting"
+        # A run is created before its work starts, and a resumed one keeps its old metrics: only newer metrics count.
+        state = "training" if child.last_metric_time and child.last_metric_time >= parent.began else "waiting"
     if parent.status != "RUNNING" and state in ("training", "waiting"):
         state = "stopped"
     return ExpertStatus(
@@ -111,11 +153,11 @@ def _expert(task: str, child: RunRecord | None, parent: RunRecord) -> ExpertStat
         state,
         step=child.steps.get("train.loss", 0),
         steps=int(child.params.get("train.steps", 0)),
-        loss=_number(child.metrics.get("train.loss")),
-        accuracy=_number(child.metrics.get("test.accuracy", child.metrics.get("validation.accuracy"))),
+        loss=_finite(child.metrics.get("train.loss")),
+        accuracy=_finite(child.metrics.get("test.accuracy", child.metrics.get("validation.accuracy"))),
         error=child.tags.get("error", "") if state == "failed" else "",
     )
 
 
-def _number(value: float | None) -> float | None:
+def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None

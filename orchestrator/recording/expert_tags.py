@@ -1,17 +1,17 @@
-"""What the registry is told of an expert: parameters of its run, tags of its version."""
+"""MLflow parameters of an expert's run and tags of its version."""
 
 from __future__ import annotations
 
 import json
 
 from orchestrator.plan.planning import ExpertPlan
-from workers.expert_job import ExpertResult
+from workers.expert_result import ExpertResult
 
-_LONGEST_TAG = 4500  # characters; MLflow takes 5,000
+_LONGEST_TAG = 4500  # characters; MLflow's limit is 5,000
 
 
 def run_params(expert: ExpertPlan) -> dict[str, object]:
-    """The parameters of an expert's run."""
+    """Return the parameters of an expert's run."""
     job = expert.job
     params = {f"train.{key}": value for key, value in job.train.model_dump().items()}
     params |= {f"shape.{role}": shape for role, shape in expert.shapes.items()}
@@ -29,7 +29,7 @@ def run_params(expert: ExpertPlan) -> dict[str, object]:
 
 
 def version_tags(expert: ExpertPlan, result: ExpertResult) -> dict[str, object]:
-    """The tags of an expert's version."""
+    """Return the tags of an expert's version."""
     base, adapter = expert.job.base, expert.job.adapter
     return {
         "base": f"{base.source}:{base.id}",
@@ -37,7 +37,7 @@ def version_tags(expert: ExpertPlan, result: ExpertResult) -> dict[str, object]:
         "base_digest": base.digest,
         "method": adapter.method,
         "rank": adapter.rank,
-        "shape": "; ".join(f"{k}={v}" for k, v in expert.shapes.items()),
+        "shape": "; ".join(f"{role}={shape}" for role, shape in expert.shapes.items()),
         "parameters": result.parameters,
         "lora16_parameters": expert.lora_parameters,
         "data_fingerprint": expert.job.data.fingerprint,
@@ -48,6 +48,6 @@ def version_tags(expert: ExpertPlan, result: ExpertResult) -> dict[str, object]:
 
 
 def json_tag(name: str, value: object) -> dict[str, object]:
-    """The value as a tag, where it is short enough for one."""
+    """Return ``{name: value as JSON}``, or an empty dict if the text is too long for a tag."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return {name: text} if len(text) <= _LONGEST_TAG else {}

@@ -1,4 +1,4 @@
-"""What goes into the registry while work goes on: in order, off the driver's loop, whether a server is there or not."""
+"""Background thread that writes to the registry in order, so that training does not wait for the MLflow store."""
 
 from __future__ import annotations
 
@@ -9,21 +9,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-_FIRST_WAIT, _LONGEST_WAIT = 1.0, 15.0  # seconds between tries while the store is away
-_QUIET = 10.0  # seconds without an answer after which the store seems to be away
+from orchestrator.registry import is_unavailable, retry_while_unavailable
+
+_SLOW_ATTEMPT = 10.0  # seconds after which an attempt without a response counts as a sign of an outage
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One entry, which may be repeated without harm; ``key`` says whom its result or error concerns."""
+    """A write to the registry. It must be safe to repeat.
+
+    Attributes:
+        key: Identifies the operation in its result.
+        call: Function that performs the write.
+    """
 
     key: str
-    do: Callable[[], Any]
+    call: Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class OperationResult:
-    """A deed's ``value``, or the ``error`` that it ended with."""
+    """The return ``value`` of an operation, or the ``error`` that it raised."""
 
     key: str
     value: Any = None
@@ -31,92 +37,94 @@ class OperationResult:
 
 
 class Recorder:
-    """A thread that does one deed after another; a context manager.
+    """Executor of registry operations, one after another in a background thread; a context manager.
 
-    A deed that fails because the store is away (``is_away``) is tried until it succeeds, or until the store has been
-    away for ``patience`` seconds: then it and all others end with that error. Any other error is the deed's own.
+    An operation that fails because the store is unavailable is retried for ``patience`` seconds. If it still fails,
+    neither this nor any later operation is attempted again: all end with that error. Other errors concern only the
+    operation that raised them.
+
+    Attributes:
+        patience: Seconds to retry an operation, counted from its first failure.
+        unavailable_since: Time of the first failure of the current outage on the monotonic clock, in seconds; None
+            while the store responds.
+        final_error: The error after which no operation is attempted; None before that.
     """
 
-    def __init__(self, is_away: Callable[[Exception], bool], patience: float) -> None:
-        self.is_away, self.patience = is_away, patience
-        self.away_since: float | None = None  # on the monotonic clock
-        self.given_up: Exception | None = None
-        self._asked: float | None = None  # when the deed in hand was tried last
-        self._deeds: queue.Queue[Operation | None] = queue.Queue()
-        self._done: queue.Queue[OperationResult] = queue.Queue()
-        self._open, self._lock = 0, threading.Lock()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
+    def __init__(self, patience: float) -> None:
+        self.patience = patience
+        self.unavailable_since: float | None = None
+        self.final_error: Exception | None = None
+        self._attempt_start: float | None = None
+        self._operations: queue.Queue[Operation | None] = queue.Queue()
+        self._results: queue.Queue[OperationResult] = queue.Queue()
+        self._pending, self._lock = 0, threading.Lock()
+        self._interrupt = threading.Event()
+        self._retrying = retry_while_unavailable(patience, self._note_outage, self._interrupt)
+        self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
 
     def __enter__(self) -> Recorder:
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        """Leave when all is done; after an interruption, also where the store is away: the rest is lost."""
-        self._deeds.put(None)
+        """Wait until all operations are done. After an exception, drop them if the store does not respond."""
+        self._operations.put(None)
         while self._thread.is_alive():
             self._thread.join(0.2)
-            if kind is not None and self.is_quiet:
-                self._stop.set()
-                if self.away_since is None:
-                    return  # it waits for an answer; the thread ends with the process
+            if kind is not None and self.is_unresponsive:
+                self._interrupt.set()
+                if self.unavailable_since is None:
+                    return  # the thread waits for a response; as a daemon it ends with the process
 
-    def add(self, key: str, do: Callable[[], Any]) -> None:
-        """Put a deed at the end of the line."""
+    def add(self, key: str, call: Callable[[], Any]) -> None:
+        """Append an operation to the queue."""
         with self._lock:
-            self._open += 1
-        self._deeds.put(Operation(key, do))
+            self._pending += 1
+        self._operations.put(Operation(key, call))
 
     @property
-    def is_quiet(self) -> bool:
-        """Whether the store is away, or is about to be found so: it has not answered the deed in hand for a while."""
-        asked = self._asked
-        return self.away_since is not None or (asked is not None and time.monotonic() - asked > _QUIET)
+    def is_unresponsive(self) -> bool:
+        """Whether the store is unavailable, or has not responded to the current attempt for 10 seconds."""
+        start = self._attempt_start
+        return self.unavailable_since is not None or (start is not None and time.monotonic() - start > _SLOW_ATTEMPT)
 
     @property
-    def waiting(self) -> int:
-        """Deeds that are not done yet."""
-        return self._open
+    def pending(self) -> int:
+        """Number of operations that have not ended."""
+        return self._pending
 
-    def done(self) -> list[OperationResult]:
-        """What was done since the last call."""
-        found = []
+    def pop_results(self) -> list[OperationResult]:
+        """Return the results since the last call, in order."""
+        results = []
         while True:
             try:
-                found.append(self._done.get_nowait())
+                results.append(self._results.get_nowait())
             except queue.Empty:
-                return found
+                return results
 
-    def _work(self) -> None:
-        while (deed := self._deeds.get()) is not None:
-            self._done.put(self._persist(deed))
+    def _run(self) -> None:
+        while (operation := self._operations.get()) is not None:
+            self._results.put(self._execute(operation))
             with self._lock:
-                self._open -= 1
+                self._pending -= 1
 
-    def _persist(self, deed: Operation) -> OperationResult:
-        wait = _FIRST_WAIT
-        while True:
-            if self.given_up:
-                return OperationResult(deed.key, error=self.given_up)
-            try:
-                self._asked = time.monotonic()
-                value = deed.do()
-            except Exception as error:
-                self._asked = None
-                if not self.is_away(error):
-                    self.away_since = None  # it answers
-                    return OperationResult(deed.key, error=error)
-                self._missed(error)
-                if not self.given_up:
-                    self._stop.wait(wait)
-                    wait = min(2 * wait, _LONGEST_WAIT)
-            else:
-                self.away_since = self._asked = None
-                return OperationResult(deed.key, value)
+    def _execute(self, operation: Operation) -> OperationResult:
+        if self.final_error:
+            return OperationResult(operation.key, error=self.final_error)
+        try:
+            result = OperationResult(operation.key, self._retrying(self._attempt, operation))
+        except Exception as error:
+            result = OperationResult(operation.key, error=error)
+            if is_unavailable(error):
+                self.final_error = error
+        self._attempt_start = None
+        if not self.final_error:
+            self.unavailable_since = None
+        return result
 
-    def _missed(self, error: Exception) -> None:
-        now = time.monotonic()
-        self.away_since = self.away_since or now
-        if now - self.away_since > self.patience or self._stop.is_set():
-            self.given_up = error
+    def _attempt(self, operation: Operation) -> Any:
+        self._attempt_start = time.monotonic()
+        return operation.call()
+
+    def _note_outage(self) -> None:
+        self.unavailable_since = time.monotonic()

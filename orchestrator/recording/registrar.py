@@ -1,21 +1,18 @@
-"""Pass the events of stage 1 on: to the registry, to the live view and into the stage's result."""
+"""Dispatch of stage 1's job events to the registry, the live view and the stage's result."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from statistics import fmean
-from typing import Any
 
-from orchestrator.plan.planning import Plan
 from orchestrator.pool.failure_policy import common_failure
-from orchestrator.pool.work_units import LOG_FILE, JobEvent
+from orchestrator.pool.work_units import JobEvent
 from orchestrator.progress.live_view import LiveView
-from orchestrator.recording.expert_tags import run_params, version_tags
+from orchestrator.recording.expert_operations import ExpertOperations
 from orchestrator.recording.recorder import OperationResult, Recorder
-from orchestrator.registry import Registry, Version, is_unavailable, unavailable_error
+from orchestrator.registry import Version, is_unavailable, unavailable_error
 from orchestrator.registry.runs import MetricRow
 from orchestrator.report.content import ResourceUsage
 from orchestrator.report.incidents import Incident
@@ -24,14 +21,20 @@ from workers.failure import Failure, to_failure
 from workers.progress import Progress
 
 STAGE = "Stage 1: experts"
-LOG_INTERVAL = 5.0  # seconds between writes of metrics to the tracking store
+LOG_INTERVAL = 5.0  # seconds between two writes of metrics to the store
 
 
 @dataclass
 class Stage1Result:
-    """What came of the stage: versions and failures by task, and all that went wrong on the way.
+    """Result of stage 1, filled while the stage runs.
 
-    ``stopped`` is the failure that the first experts had in common; ``workers`` counts the processes.
+    Attributes:
+        versions: Registered versions by task.
+        failed: Final failures by task.
+        incidents: All failures, including those of attempts that were retried.
+        stopped: The failure that the first experts had in common, after which the others were not tried; else None.
+        workers: Number of worker processes that were started.
+        results: Results of the experts that were trained or found trained.
     """
 
     versions: dict[str, Version] = field(default_factory=dict)
@@ -43,7 +46,7 @@ class Stage1Result:
 
     @property
     def usage(self) -> ResourceUsage:
-        """What the work took."""
+        """Resources that the stage used."""
         shares = [
             result.metrics["tokens.real_share"] for result in self.results if result.metrics.get("tokens.real_share")
         ]
@@ -52,152 +55,116 @@ class Stage1Result:
 
 
 class Registrar:
-    """Takes the news of the experts and passes them on: to the registry, to the view, and into what was found."""
+    """Receiver of job events, which queues registry operations and updates the live view and the stage's result.
+
+    Attributes:
+        operations: The registry operations, which ``recorder`` executes in its thread.
+        recorder: Executor of the operations.
+        view: The live view.
+        stage_result: The result to fill.
+    """
 
     def __init__(
-        self, plan: Plan, registry: Registry, parent: str, recorder: Recorder, view: LiveView, found: Stage1Result
+        self, operations: ExpertOperations, recorder: Recorder, view: LiveView, stage_result: Stage1Result
     ) -> None:
-        self.plan, self.registry, self.parent = plan, registry, parent
-        self.recorder, self.view, self.found = recorder, view, found
-        self.runs: dict[str, str] = {}  # only the recorder's thread writes here
-        self.open: set[str] = set()
-        self.ended: list[Failure | None] = []
-        self.metrics: dict[str, list[MetricRow]] = {}
-        self.logged, self.warned = time.monotonic(), False
+        self.operations, self.recorder, self.view, self.stage_result = operations, recorder, view, stage_result
+        self._config = operations.plan.config
+        self._open_runs: set[str] = set()  # tasks
+        self._outcomes: list[Failure | None] = []  # of the ended jobs in order; None for a success
+        self._metrics: dict[str, list[MetricRow]] = {}  # by task, not queued yet
+        self._last_log_time, self._outage_reported = time.monotonic(), False
 
-    def take(self, news: JobEvent | None) -> None:
-        """One piece of news; None is a moment to look after the record."""
+    def handle_event(self, event: JobEvent | None) -> None:
+        """Process one job event; None only processes what the recorder has finished."""
         self._log_metrics()
-        self._heard()
-        if news is None:
+        self._process_results()
+        if event is None:
             return
-        if news.progress and news.key not in self.open:
-            self.open.add(news.key)
-            self.recorder.add(f"begin {news.key}", partial(self._run, news.key))
-        for when, progress in news.progress:
-            self.metrics.setdefault(news.key, []).extend(_rows(when, progress))
-            self.view.progress(news.key, progress)
-        if news.failure:
-            self._failed(news)
-        elif news.done:
-            self.ended.append(None)
-            self.register(news.key, news.result)
+        if event.progress and event.key not in self._open_runs:
+            self._open_runs.add(event.key)
+            self.recorder.add(f"start {event.key}", partial(self.operations.start_run, event.key))
+        for timestamp, progress in event.progress:
+            self._metrics.setdefault(event.key, []).extend(_metric_rows(timestamp, progress))
+            self.view.update(event.key, progress)
+        if event.failure:
+            self._handle_failure(event, event.failure)
+        elif event.done:
+            self._outcomes.append(None)
+            self.register(event.key, event.result)
 
     def register(self, task: str, result: ExpertResult) -> None:
-        """Have a finished expert registered."""
+        """Queue the registration of a trained expert."""
         self._log_metrics(task)
-        self.open.discard(task)
-        self.found.results.append(result)
-        self.view.state(task, "registering")
-        self.recorder.add(f"register {task}", partial(self._register, task, result))
+        self._open_runs.discard(task)
+        self.stage_result.results.append(result)
+        self.view.set_state(task, "registering")
+        self.recorder.add(f"register {task}", partial(self.operations.register, task, result))
 
-    def wait(self) -> None:
-        """Until all is recorded. Raises WorkFailedError where that was not to be."""
+    def wait_until_recorded(self) -> None:
+        """Wait until all queued operations are done. Raise WorkFailedError if the store stayed unavailable."""
         self._log_metrics()
-        while self.recorder.waiting:
-            self._heard()
+        while self.recorder.pending:
+            self._process_results()
             time.sleep(0.05)
-        self._heard()
-        if self.recorder.given_up:
-            raise unavailable_error(self.plan.config.tracking_uri, self.recorder.patience, self.recorder.given_up)
+        self._process_results()
+        if error := self.recorder.final_error:
+            raise unavailable_error(self._config.tracking_uri, self.recorder.patience, error)
 
-    def close(self) -> None:
-        """End the runs of what was not finished."""
-        for task in self.open:
-            self.view.state(task, "stopped")
-            self.recorder.add(f"stop {task}", partial(self._end, task, "KILLED"))
+    def stop_open_runs(self) -> None:
+        """Queue the end of all runs that are still open, with status KILLED."""
+        for task in self._open_runs:
+            self.view.set_state(task, "stopped")
+            self.recorder.add(f"stop {task}", partial(self.operations.end_run, task, "KILLED"))
 
-    def _failed(self, news: JobEvent) -> None:
-        failure = news.failure
-        assert failure is not None
-        self.found.incidents.append(Incident(time.time(), STAGE, news.key, news.attempt, failure, news.action))
-        line = str(failure).splitlines()[0]
-        if not news.done:
-            self.view.state(news.key, "retrying", f"attempt {news.attempt + 1}, {news.action}: {line}")
+    def _handle_failure(self, event: JobEvent, failure: Failure) -> None:
+        task, message = event.key, str(failure).splitlines()[0]
+        self._add_incident(task, failure, event.attempt, event.action)
+        if not event.done:
+            self.view.set_state(task, "retrying", f"attempt {event.attempt + 1}, {event.action}: {message}")
             return
-        self._fail(news.key, failure)
-        self.ended.append(failure)
-        self.found.stopped = self.found.stopped or common_failure(self.ended, self.plan.config.failures)
+        self.stage_result.failed[task] = failure
+        self._open_runs.discard(task)
+        self.view.set_state(task, "failed", message)
+        self.recorder.add(f"fail {task}", partial(self.operations.end_run, task, "FAILED", failure))
+        self._outcomes.append(failure)
+        self.stage_result.stopped = self.stage_result.stopped or common_failure(self._outcomes, self._config.failures)
 
-    def _fail(self, task: str, failure: Failure) -> None:
-        self.found.failed[task] = failure
-        self.open.discard(task)
-        self.view.state(task, "failed", str(failure).splitlines()[0])
-        self.recorder.add(f"fail {task}", partial(self._end, task, "FAILED", failure))
+    def _process_results(self) -> None:
+        """Process the recorder's results, and report once if the store does not respond."""
+        for result in self.recorder.pop_results():
+            self._process_result(result)
+        unresponsive = self.recorder.is_unresponsive
+        if unresponsive and not self._outage_reported:
+            self.view.print("the MLflow store does not respond; work continues, and is recorded when it responds again")
+        self._outage_reported = unresponsive
 
-    def _heard(self) -> None:
-        """What the recorder has done, and whether it can."""
-        for done in self.recorder.done():
-            self._recorded(done)
-        if self.recorder.is_quiet and not self.warned:
-            self.view.say("the MLflow store does not answer; work goes on, and what is found waits to be recorded")
-        self.warned = self.recorder.is_quiet
+    def _process_result(self, result: OperationResult) -> None:
+        operation, _, task = result.key.partition(" ")
+        if isinstance(result.value, Version):
+            self.stage_result.versions[task] = result.value
+            accuracy = result.value.metrics["test.accuracy"]
+            self.view.set_state(task, "registered", f"v{result.value.version}", {"test.accuracy": accuracy})
+        elif result.error and operation == "register":
+            failure = to_failure(result.error)
+            self._add_incident(task, failure, 1, "kept on disk; registered by the next run")
+            self.stage_result.failed[task] = failure
+            self.view.set_state(task, "failed", f"not registered: {str(failure).splitlines()[0]}")
+        elif result.error and not is_unavailable(result.error):
+            self.view.print(f"the MLflow run of {task} is incomplete: {result.error}")
 
-    def _recorded(self, done: OperationResult) -> None:
-        deed, _, task = done.key.partition(" ")
-        if isinstance(done.value, Version):
-            self.found.versions[task] = done.value
-            accuracy = done.value.metrics["test.accuracy"]
-            self.view.state(task, "registered", f"v{done.value.version}", {"test.accuracy": accuracy})
-        elif done.error and deed == "register":
-            failure = to_failure(done.error)
-            action = "kept on disk; registered by the next run"
-            self.found.incidents.append(Incident(time.time(), STAGE, task, 1, failure, action))
-            self.found.failed[task] = failure
-            self.view.state(task, "failed", f"not registered: {str(failure).splitlines()[0]}")
-        elif done.error and not is_unavailable(done.error):
-            self.view.say(f"the record of {task} is incomplete: {done.error}")
+    def _add_incident(self, task: str, failure: Failure, attempt: int, action: str) -> None:
+        self.stage_result.incidents.append(Incident(time.time(), STAGE, task, attempt, failure, action))
 
     def _log_metrics(self, task: str | None = None) -> None:
-        """Send what waits, of one run or, when it is time, of all."""
-        if task is None and time.monotonic() - self.logged < LOG_INTERVAL:
+        """Queue the collected metrics of one task; without a task, those of all tasks every LOG_INTERVAL seconds."""
+        if task is None and time.monotonic() - self._last_log_time < LOG_INTERVAL:
             return
-        for name in [task] if task else list(self.metrics):
-            if rows := self.metrics.pop(name, []):
-                self.recorder.add(f"measure {name}", partial(self._measure, name, rows))
+        for name in [task] if task else list(self._metrics):
+            if rows := self._metrics.pop(name, []):
+                self.recorder.add(f"log {name}", partial(self.operations.log_metrics, name, rows))
         if task is None:
-            self.logged = time.monotonic()
-
-    # Below: deeds of the recorder's thread. Each may be done twice.
-
-    def _run(self, task: str) -> str:
-        if task not in self.runs:
-            expert = self.plan.experts[task]
-            self.runs[task] = self.registry.expert_run(
-                self.plan.folders.library, self.parent, task, expert.job.spec_hash, run_params(expert)
-            )
-        return self.runs[task]
-
-    def _measure(self, task: str, rows: list[MetricRow]) -> None:
-        self.registry.log_metrics(self._run(task), rows)
-
-    def _register(self, task: str, result: ExpertResult) -> Version:
-        expert, folder, run = self.plan.experts[task], Path(result.folder), self._run(task)
-        now = int(time.time() * 1000)
-        last = [(key, value, 0, now) for key, value in result.metrics.items() if not key.startswith("validation.")]
-        self.registry.log_metrics(run, last)
-        accuracy = result.metrics["test.accuracy"]
-        version = self.registry.register_expert(
-            self.plan.folders.library,
-            task,
-            result.spec_hash,
-            folder,
-            run,
-            version_tags(expert, result),
-            metrics=result.metrics,
-            description=f"{expert.job.adapter.method} adapter for {task}: test accuracy {accuracy:.3f}",
-        )
-        self._end(task, "FINISHED")
-        return version
-
-    def _end(self, task: str, status: Any, failure: Failure | None = None) -> None:
-        run, log = self._run(task), Path(self.plan.experts[task].job.folder, LOG_FILE)
-        if log.is_file():
-            self.registry.log_file(run, log)
-        if failure:
-            self.registry.tag_run(run, {"error": str(failure)[:2000]})
-        self.registry.finish_run(run, status)
+            self._last_log_time = time.monotonic()
 
 
-def _rows(when: float, progress: Progress) -> list[MetricRow]:
-    return [(name, value, progress.step, int(when * 1000)) for name, value in progress.metrics.items()]
+def _metric_rows(timestamp: float, progress: Progress) -> list[MetricRow]:
+    return [(name, value, progress.step, int(timestamp * 1000)) for name, value in progress.metrics.items()]

@@ -1,6 +1,6 @@
-"""The registry: the state of every library, kept in MLflow. The only package that imports it.
+"""State of every library in an MLflow store. Only this package imports MLflow.
 
-``Registry`` is its whole surface; each operation is described where it is written.
+``Registry`` has every operation as a method; each is documented in the module that defines it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-# Read by MLflow at import. Unless told not to, it reports home, prints addresses and draws bars.
+# MLflow reads these at import. By default it sends telemetry, prints addresses and draws progress bars.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-# A server that is away shall be noticed: MLflow's client would try for four minutes, and wait two for each answer. One
-# repetition is for a connection that the server closed while it was idle; beyond that, waiting is the driver's affair.
+# By default MLflow's client retries for four minutes and waits two minutes for each response, which hides an outage.
+# One retry covers a connection that the server closed while it was idle; longer outages are handled in `retrying`.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -31,7 +31,13 @@ with warnings.catch_warnings():
     from orchestrator.registry.expert_models import list_experts, register_expert
     from orchestrator.registry.recovery import close_stale
     from orchestrator.registry.removal import remove_versions
-    from orchestrator.registry.retrying import RetryingStore, end_run_on_exit, retried, unavailable_error
+    from orchestrator.registry.retrying import (
+        RetryingStore,
+        end_run_on_exit,
+        retried,
+        retry_while_unavailable,
+        unavailable_error,
+    )
     from orchestrator.registry.router_models import (
         current_router,
         find_router,
@@ -61,25 +67,46 @@ with warnings.catch_warnings():
     from orchestrator.registry.version_files import fetch, read_file
     from orchestrator.registry.versions import Version, find_version, promote
 
-__all__ = ["Library", "Registry", "RunRecord", "Version", "is_unavailable", "unavailable_error"]
+__all__ = [
+    "Library",
+    "Registry",
+    "RunRecord",
+    "Version",
+    "is_unavailable",
+    "retry_while_unavailable",
+    "unavailable_error",
+]
 
 
 class Registry(RetryingStore):
-    """An open store with everything that can be done to it. Every method may be repeated after a crash."""
+    """An open MLflow store and its operations. Every operation is safe to repeat after a crash."""
 
     @classmethod
     def open(cls, uri: str, artifact_root: Path) -> Registry:
-        """Open the store, made first where it is a new SQLite file. Raises InputError when it cannot be."""
+        """Open the store at ``uri``; a missing SQLite file is created.
+
+        Args:
+            uri: ``sqlite:///file``, a database URI, or the ``http(s)`` URI of a tracking server.
+            artifact_root: Folder for artifacts; with a tracking server, for downloaded copies of them.
+
+        Raises:
+            InputError: The store cannot be opened.
+        """
         store = open_store(uri, artifact_root)
         return cls(store.client, store.uri, store.artifact_root)
 
-    def with_retries(self, seconds: float, say: Callable[[str], Any]) -> Registry:
-        """The same store, waited for whenever it is away, for so long: then WorkFailedError. ``say`` tells of it."""
-        return replace(self, patience=seconds, say=say)
+    def with_retries(self, seconds: float, notify: Callable[[str], Any]) -> Registry:
+        """Return the same store with operations that are retried while it is unavailable.
+
+        Args:
+            seconds: Time to retry an operation before it raises WorkFailedError.
+            notify: Function that receives a message for the user when an operation fails for the first time.
+        """
+        return replace(self, patience=seconds, notify=notify)
 
     @property
     def without_retries(self) -> Registry:
-        """The same store, not waited for."""
+        """The same store with operations that raise the first error."""
         return replace(self, patience=0.0)
 
     libraries = retried(libraries)

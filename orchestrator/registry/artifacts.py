@@ -1,8 +1,8 @@
-"""Names of the artifacts that runs and registered versions hold."""
+"""File names of the artifacts of runs and registered versions."""
 
-EVALUATION = "evaluation.json"  # the router's test, beside the router
+EVALUATION = "evaluation.json"  # test results of a router, in its model folder
 CONFUSION_PLOT = "confusion.png"
-TRIALS = "trials.json"  # a search's trials and Pareto front
+TRIALS = "trials.json"  # trials and Pareto front of a search
 PARETO_PLOT = "pareto.png"
-INCIDENTS = "incidents.json"  # the failures of a run
+INCIDENTS = "incidents.json"  # failures during a run
 REPORT = "report.html"

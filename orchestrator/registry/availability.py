@@ -1,4 +1,4 @@
-"""Is it the store that is away, or is the request wrong?"""
+"""Distinguish an unavailable MLflow store from a wrong request."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from mlflow.exceptions import MlflowException
 from requests.exceptions import ChunkedEncodingError
 from sqlalchemy.exc import OperationalError
 
-# What MLflow says where no answer came at all, or the server could not give one now.
 _CODES = ("TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED")
+# Parts of the messages of MlflowException and OperationalError when no response arrived, or a gateway's error did.
 _TEXTS = (
     "Max retries exceeded",
     "Connection refused",
@@ -25,7 +25,11 @@ _TEXTS = (
 
 
 def is_unavailable(error: BaseException | None) -> bool:
-    """Whether the same request may succeed later, unchanged."""
+    """Return whether the same request may succeed later, unchanged.
+
+    Args:
+        error: The exception that a store operation raised. Its causes and contexts are checked too.
+    """
     while error is not None:
         if isinstance(error, (requests.ConnectionError, requests.Timeout, ChunkedEncodingError)):
             return True

@@ -1,4 +1,4 @@
-"""What a user gave wrong, said as MLflow says it."""
+"""Conversion of a user's mistake to the exception that MLflow's model server expects."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from ttmoe.errors import InputError
 
 
 def bad_request(error: InputError) -> MlflowException:
-    """The exception that MLflow's server answers with status 400 and the error's own words."""
+    """Return an exception that MLflow's server sends as status 400 with the text of ``error``."""
     return MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE)

@@ -1,4 +1,4 @@
-"""One driver at a time for each library."""
+"""File lock that allows one driver at a time for each library."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ LOCK_FILE = "driver.lock"
 
 @contextmanager
 def driver_lock(home: Path) -> Iterator[None]:
-    """Hold the library in ``home``. The system frees the lock when the process ends, however it ends.
+    """Hold the lock of the library in ``home``.
 
-    Raises InputError where another driver holds it.
+    The operating system releases the lock when the process ends, even if it is killed.
+
+    Args:
+        home: The library's folder, ``<root>/<library>``. It is created if missing.
+
+    Raises:
+        InputError: Another driver holds the lock.
     """
     home.mkdir(parents=True, exist_ok=True)
     path = home / LOCK_FILE
@@ -28,9 +34,9 @@ def driver_lock(home: Path) -> Iterator[None]:
         holder = os.read(file, 32).decode().strip()
         os.close(file)
         raise InputError(
-            f"another run of this library is under way (process {holder})",
+            f"another run of this library is in progress (process {holder})",
             where=str(path),
-            fix="wait for it to end, or stop it; what it has finished is kept",
+            fix="wait until it ends, or stop it; its finished experts are kept",
         ) from None
     os.truncate(file, 0)
     os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
@@ -41,7 +47,7 @@ def driver_lock(home: Path) -> Iterator[None]:
 
 
 def local_driver(home: Path) -> int | None:
-    """The process on this machine that holds the library; None where none does."""
+    """Return the id of the process on this machine that holds the library's lock, or None if no process does."""
     try:
         file = os.open(home / LOCK_FILE, os.O_RDONLY)
     except OSError:

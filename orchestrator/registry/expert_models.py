@@ -1,4 +1,4 @@
-"""Experts in the registry: the registered model ``<library>.<task>``."""
+"""Experts as registered models ``<library>.<task>``."""
 
 from __future__ import annotations
 
@@ -33,14 +33,28 @@ def register_expert(
     description: str = "",
     promote: bool = False,
 ) -> Version:
-    """Upload a verified expert's folder to its run and register it; at most one version per spec hash.
+    """Upload a verified expert to its run and register it as a version, at most one per spec hash.
 
-    A spec that has a version keeps it, files included: versions never change. It becomes the candidate
-    again, and the champion where ``promote`` says so. ``tags`` get our prefix; ``metrics`` stay with it.
+    If the spec has a version, its files are not changed; only its aliases are set.
+
+    Args:
+        store: An open store.
+        library: Name of the library.
+        task: Name of the task.
+        spec_hash: Hash of the expert's spec.
+        folder: The expert's files.
+        run_id: The run that receives the files as artifacts.
+        tags: Tags of the version, without the prefix ``ttmoe.``.
+        metrics: Metrics of the version; they are stored as tags.
+        description: Description of the version in MLflow.
+        promote: Set the alias ``champion`` in addition to ``candidate``.
+
+    Raises:
+        InputError: The task is called ``router``.
     """
     if task == ROUTER:
         raise InputError(
-            "a task cannot be called 'router': the library's router has that name",
+            "a task cannot be called 'router': this is the name of the library's router",
             where=f"tasks.{task}",
             fix="choose another name",
         )
@@ -49,14 +63,20 @@ def register_expert(
         store.client.log_artifacts(run_id, str(folder), "expert")
         return artifact_uri(store, run_id, "expert")
 
-    entry = VersionMetadata("expert", run_id, tags, metrics or {}, description)
-    return register(store, library, task, spec_hash, upload, entry, promote=promote)
+    metadata = VersionMetadata("expert", run_id, tags, metrics or {}, description)
+    return register(store, library, task, spec_hash, upload, metadata, promote=promote)
 
 
 def list_experts(store: Store, library: str, *, every: bool = False) -> list[Version]:
-    """The library's experts by task: each task's champion, or its candidate where none was promoted.
+    """Return one version per task: the champion, or the candidate if none was promoted.
 
-    With ``every``, all versions.
+    Args:
+        store: An open store.
+        library: Name of the library.
+        every: Return all versions instead.
+
+    Returns:
+        Versions sorted by task, then version number.
     """
     versions = list_versions(store, library, "expert")
     if every:

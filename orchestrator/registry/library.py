@@ -1,33 +1,36 @@
-"""Which library a command means, and its store: for the commands that read."""
+"""The store and library of a command that reads an existing library."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from orchestrator.config.schema import store_uri
 from orchestrator.registry import Registry
 from ttmoe.errors import InputError
 
 
-def tracking_uri(root: Path) -> str:
-    """The store of the runs below ``root``, or the one that MLFLOW_TRACKING_URI names."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
-
-
 def open_library(root: Path, library: str | None) -> tuple[Registry, str]:
-    """The registry, and the library: the one named, or the one that ran last.
+    """Open the store of a storage root and select a library.
 
-    Raises InputError where there is none.
+    Args:
+        root: The storage root. MLFLOW_TRACKING_URI, if set, names another store.
+        library: Name of the library; None selects the one with the newest run.
+
+    Returns:
+        The registry and the library's name.
+
+    Raises:
+        InputError: The store or the library does not exist.
     """
-    uri = tracking_uri(root)
-    fix = "`ttmoe run quickstart` makes one; or name the folder of another with --root"
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or store_uri(root)
+    fix = "create one with `ttmoe run quickstart`, or name another storage root with --root"
     if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise InputError("there is no library here", where=str(root), fix=fix)
+        raise InputError("there is no library in this folder", where=str(root), fix=fix)
     registry = Registry.open(uri, root.resolve() / "mlartifacts")
-    there = registry.libraries()
-    if not there:
-        raise InputError("the store holds no library yet", where=uri, fix=fix)
-    names = [found.name for found in there]
+    names = [entry.name for entry in registry.libraries()]
+    if not names:
+        raise InputError("the store contains no library", where=uri, fix=fix)
     if library is not None and library not in names:
-        raise InputError(f"there is no library {library!r}", where=uri, fix=f"there are: {', '.join(names)}")
+        raise InputError(f"there is no library {library!r}", where=uri, fix=f"existing libraries: {', '.join(names)}")
     return registry, library or names[0]

@@ -1,4 +1,4 @@
-"""What dead drivers left behind, brought to an end."""
+"""Repair of the runs and versions that a crashed driver left unfinished."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ from orchestrator.registry.versions import CANDIDATE, Version, find_by_alias, li
 
 
 def close_stale(store: Store, library: str) -> int:
-    """End the runs that a dead driver left open; how many. Only for the holder of the library's lock.
+    """End the runs that a crashed driver left open. Only the holder of the library's lock may call it.
 
-    A run whose version is registered lacked nothing but its end: it becomes FINISHED, and its version the
-    candidate unless there is a newer one. Whatever else is RUNNING becomes KILLED.
+    A run with a registered version becomes FINISHED, and its version becomes the candidate unless a newer one is.
+    Every other RUNNING run becomes KILLED.
+
+    Returns:
+        Number of runs that were ended.
     """
-    found = [store.find_experiment(library, search=search) for search in (False, True)]
-    ids = [experiment.experiment_id for experiment in found if experiment]
+    experiments = [store.find_experiment(library, search=search) for search in (False, True)]
+    ids = [experiment.experiment_id for experiment in experiments if experiment]
     if not ids:
         return 0
     query = "attributes.status != 'FINISHED'"
     runs = list(all_pages(lambda token: store.client.search_runs(ids, query, page_token=token)))
-    registered = _by_run(store, library) if runs else {}
+    registered = _versions_by_run(store, library) if runs else {}
     closed = 0
     for run in runs:
         if versions := registered.get(run.info.run_id):
-            _complete(store, versions)
+            _complete_registration(store, versions)
             finish_run(store, run.info.run_id, "FINISHED")
         elif run.info.status == "RUNNING":
             finish_run(store, run.info.run_id, "KILLED")
@@ -35,20 +38,20 @@ def close_stale(store: Store, library: str) -> int:
     return closed
 
 
-def _by_run(store: Store, library: str) -> dict[str, list[Version]]:
-    """The versions that each run made, oldest first."""
-    found: dict[str, list[Version]] = {}
+def _versions_by_run(store: Store, library: str) -> dict[str, list[Version]]:
+    """Return the library's versions by run id, oldest first."""
+    by_run: dict[str, list[Version]] = {}
     for kind in ("expert", "router"):
         for version in list_versions(store, library, kind):
-            found.setdefault(version.run_id, []).append(version)
-    return found
+            by_run.setdefault(version.run_id, []).append(version)
+    return by_run
 
 
-def _complete(store: Store, versions: list[Version]) -> None:
-    """What ``register`` does once a version is made: no second one of its spec, and its alias."""
-    first, *doubles = versions
-    for double in doubles:
-        ignore_missing(partial(store.client.delete_model_version, double.name, str(double.version)))
+def _complete_registration(store: Store, versions: list[Version]) -> None:
+    """Do what ``register`` does after it created a version: delete duplicates of the spec and set the alias."""
+    first, *duplicates = versions
+    for duplicate in duplicates:
+        ignore_missing(partial(store.client.delete_model_version, duplicate.name, str(duplicate.version)))
     candidate = find_by_alias(store, first.library, first.task, CANDIDATE)
     if candidate is None or candidate.version < first.version:
         promote(store, first, CANDIDATE)

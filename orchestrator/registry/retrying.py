@@ -1,13 +1,24 @@
-"""Waiting for a store that is away, where the driver cannot go on without its answer."""
+"""Retries with exponential back-off while the MLflow store is unavailable."""
 
 from __future__ import annotations
 
 import functools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    sleep_using_event,
+    stop_after_delay,
+    stop_when_event_set,
+    wait_exponential,
+)
 
 from orchestrator.registry.availability import is_unavailable
 from orchestrator.registry.runs import FinalStatus, finish_run
@@ -16,58 +27,95 @@ from ttmoe.errors import WorkFailedError
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_FIRST_WAIT, _LONGEST_WAIT = 1.0, 15.0  # seconds between tries
+_FIRST_WAIT, _LONGEST_WAIT = 1.0, 15.0  # seconds between two attempts; each wait is twice the one before
 
 
-def _silent(text: str) -> None:
+def _ignore(message: str) -> None:
     pass
 
 
 @dataclass(frozen=True)
 class RetryingStore(Store):
-    """A store that is waited for up to ``patience`` seconds whenever it does not answer, and who is told so."""
+    """An open store whose operations are retried while it is unavailable.
+
+    Attributes:
+        patience: Seconds to retry an operation, counted from its first failure. With 0 it is not retried.
+        notify: Function that receives a message for the user when an operation fails for the first time.
+    """
 
     patience: float = 0.0
-    say: Callable[[str], Any] = _silent
+    notify: Callable[[str], Any] = _ignore
 
 
-def retried(deed: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
-    """The deed, repeated while the store is away and its patience lasts; then WorkFailedError."""
+def retry_while_unavailable(
+    patience: float, on_outage: Callable[[], Any], interrupt: threading.Event | None = None
+) -> Retrying:
+    """Return a caller that repeats a function while the store is unavailable.
 
-    @functools.wraps(deed)
+    ``retry_while_unavailable(...)(function, *args)`` returns the function's result. Errors other than an unavailable
+    store are raised at once; the last error is raised when retrying stops.
+
+    Args:
+        patience: Seconds to retry, counted from the first failure.
+        on_outage: Called once after the first failure, before the first wait.
+        interrupt: Event that ends the current wait when it is set; the next failure is then the last.
+    """
+    interrupt = interrupt or threading.Event()
+
+    def after_failure(state: RetryCallState) -> None:
+        if state.attempt_number == 1:
+            # The first attempt may itself take minutes (an upload, a request that times out) before it fails.
+            state.start_time = time.monotonic()
+            on_outage()
+
+    return Retrying(
+        # A KeyboardInterrupt during the handling of a connection error has that error as its context.
+        retry=retry_if_exception(lambda error: isinstance(error, Exception) and is_unavailable(error)),
+        wait=wait_exponential(multiplier=_FIRST_WAIT, max=_LONGEST_WAIT),
+        stop=stop_after_delay(patience) | stop_when_event_set(interrupt),
+        sleep=sleep_using_event(interrupt),
+        after=after_failure,
+        reraise=True,
+    )
+
+
+def retried(operation: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
+    """Decorate a store operation with retries for the store's ``patience``.
+
+    The decorated operation raises WorkFailedError if the store stays unavailable for longer.
+    """
+
+    @functools.wraps(operation)
     def call(store: RetryingStore, *args: P.args, **kwargs: P.kwargs) -> R:
-        since, wait = None, _FIRST_WAIT
-        while True:
-            try:
-                return deed(store, *args, **kwargs)
-            except Exception as error:
-                if not store.patience or not is_unavailable(error):
-                    raise
-                if since is None:
-                    since = time.monotonic()
-                    store.say("the MLflow store does not answer; waiting for it")
-                if time.monotonic() - since > store.patience:
-                    raise unavailable_error(store.uri, store.patience, error) from error
-                time.sleep(wait)
-                wait = min(2 * wait, _LONGEST_WAIT)
+        if not store.patience:
+            return operation(store, *args, **kwargs)
+        message = f"the MLflow store does not respond; retrying for up to {store.patience / 60:g} minutes"
+        retrying = retry_while_unavailable(store.patience, functools.partial(store.notify, message))
+        try:
+            return retrying(operation, store, *args, **kwargs)
+        except Exception as error:
+            if not is_unavailable(error):
+                raise
+            raise unavailable_error(store.uri, store.patience, error) from error
 
     return call
 
 
 def unavailable_error(uri: str, seconds: float, error: Exception) -> WorkFailedError:
-    """What a driver ends with that has waited for so long."""
+    """Return the error that ends a run after the store at ``uri`` did not respond for ``seconds``."""
     return WorkFailedError(
-        f"the MLflow store has not answered for {seconds / 60:g} minutes ({error})",
+        f"the MLflow store did not respond for {seconds / 60:g} minutes ({error})",
         where=uri,
-        fix="when it is back, type the command again: finished experts are kept, and are then registered",
+        fix="when it responds again, repeat the command: finished experts are kept and will be registered",
     )
 
 
 @contextmanager
 def end_run_on_exit(store: RetryingStore, run_id: str) -> Iterator[None]:
-    """End the run with this context: FINISHED, FAILED after an error, KILLED when it is interrupted.
+    """End the run when the context exits: FINISHED, FAILED after an exception, KILLED after an interruption.
 
-    Where the store is away, an error is not kept waiting and not hidden: the next run closes what this one left open.
+    After an exception, the run is ended without retries. If the store is unavailable, the run stays open and
+    ``close_stale`` of the next ``ttmoe run`` ends it.
     """
     try:
         yield
@@ -75,8 +123,8 @@ def end_run_on_exit(store: RetryingStore, run_id: str) -> Iterator[None]:
         status: FinalStatus = "FAILED" if isinstance(error, Exception) else "KILLED"
         try:
             finish_run(store, run_id, status)
-        except Exception as other:
-            if not is_unavailable(other):
+        except Exception as finish_error:
+            if not is_unavailable(finish_error):
                 raise
         raise
     retried(finish_run)(store, run_id, "FINISHED")

@@ -1,4 +1,4 @@
-"""The router in the registry: ``<library>.router``, a folder that is also an MLflow pyfunc model."""
+"""Routers as registered models ``<library>.router``, which MLflow loads as pyfunc models."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from orchestrator.registry.versions import (
 )
 
 LOCK = "lock.json"
-# Written out, because MLflow would load the model to find them.
+# Listed here because MLflow would load the model to detect them.
 _REQUIREMENTS = ("ttmoe", "torch", "transformers", "safetensors")
-_EXAMPLE = [  # one row of each form
+_EXAMPLE = [  # one row for each kind of task: text, pair, choice
     {"text": "What is the capital of France?"},
     {"text": "A man is eating.", "second": "Nobody eats."},
     {"text": "The glass fell. What followed?", "choices": ["It broke.", "It sang."]},
@@ -47,10 +47,23 @@ def register_router(
     description: str = "",
     promote: bool = True,
 ) -> Version:
-    """Register the router in ``folder`` (``router.*``, ``experts/<task>/``) and its ``lock``, once per spec.
+    """Upload a router with its experts and lock to its run and register it, at most one version per spec hash.
 
-    What is registered is whole: MLflow loads it as a pyfunc model on the base in ``base_folder``, or where
-    the same base lies elsewhere, with ``load_model(uri, model_config={"base": folder})``.
+    The version is complete except for the base: MLflow loads it as a pyfunc model with the base in ``base_folder``,
+    or with the same base elsewhere by ``load_model(uri, model_config={"base": folder})``.
+
+    Args:
+        store: An open store.
+        library: Name of the library.
+        spec_hash: Hash of the router's spec.
+        folder: The router's files ``router.*`` and the experts in ``experts/<task>/``.
+        lock: Spec hash of each task's expert.
+        run_id: The run that receives the files as artifacts.
+        tags: Tags of the version, without the prefix ``ttmoe.``.
+        base_folder: The base's folder, which the model loads by default.
+        metrics: Metrics of the version; they are stored as tags.
+        description: Description of the version in MLflow.
+        promote: Set the alias ``champion`` in addition to ``candidate``.
     """
 
     def upload() -> str:
@@ -60,37 +73,44 @@ def register_router(
             store.client.log_artifacts(run_id, str(model), ROUTER)
         return artifact_uri(store, run_id, ROUTER)
 
-    entry = VersionMetadata(ROUTER, run_id, tags, metrics or {}, description)
-    return register(store, library, ROUTER, spec_hash, upload, entry, promote=promote)
+    metadata = VersionMetadata(ROUTER, run_id, tags, metrics or {}, description)
+    return register(store, library, ROUTER, spec_hash, upload, metadata, promote=promote)
 
 
 def find_router(store: Store, library: str, spec_hash: str) -> Version | None:
-    """The router's version of a spec, or None."""
+    """Return the router version of a spec, or None if there is none."""
     return find_version(store, library, ROUTER, spec_hash)
 
 
 def current_router(store: Store, library: str) -> Version | None:
-    """The router that answers for the library, or None."""
+    """Return the router version with the alias ``champion``, or None if there is none."""
     return find_by_alias(store, library, ROUTER, CHAMPION)
 
 
 def list_routers(store: Store, library: str) -> list[Version]:
-    """Every version of the library's router, oldest first."""
+    """Return every version of the library's router, oldest first."""
     return list_versions(store, library, ROUTER)
 
 
 def router_lock(store: Store, router: Version) -> dict[str, str]:
-    """Task -> spec hash of the experts that the router was trained for: from its tag, else from its files."""
+    """Return the lock of a router: for each task, the spec hash of the expert that the router was trained for."""
     try:
         return dict(json.loads(router.tags["lock"]))
-    except (KeyError, ValueError):  # an older version, or more experts than a tag can hold
+    except (KeyError, ValueError):  # an older version has no such tag; a tag cannot hold the lock of many experts
         return dict(json.loads(read_file(store, router, LOCK)))
 
 
 def write_model(folder: Path, model: Path, lock: dict[str, Any], base_folder: Path | None) -> None:
-    """Write ``model``: MLflow's files for a pyfunc model and, beside them, the router's own."""
+    """Write a pyfunc model folder.
+
+    Args:
+        folder: The router's files, which are copied.
+        model: The folder to create.
+        lock: Content of ``lock.json``.
+        base_folder: The base that the model loads by default.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow's, about type hints of its own that it imports here
+        warnings.simplefilter("ignore")  # MLflow warns about its own type hints at this import
         import mlflow.pyfunc
     mlflow.pyfunc.save_model(
         str(model),
@@ -105,11 +125,11 @@ def write_model(folder: Path, model: Path, lock: dict[str, Any], base_folder: Pa
 
 
 def _signature() -> Any:
-    """What goes in and comes out.
+    """Return the columns of the model's inputs and outputs.
 
-    ``second`` is a text and ``choices`` a list of texts; the model checks them itself. Declared as a string and an
-    array, MLflow 3.17 would make of a missing ``second`` the text "None", refuse rows without ``choices`` beside rows
-    with them, and take every dict of columns for a single row.
+    ``second`` is a text and ``choices`` a list of texts, but both are declared as AnyType and checked by the model.
+    With a string and an array, MLflow 3.17 would convert a missing ``second`` to the text "None", reject a batch in
+    which only some rows have ``choices``, and treat every dict of columns as a single row.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema

@@ -1,4 +1,4 @@
-"""How far a run has come, as the store tells it: the newest parent run of a library and its children."""
+"""Read the state of a run from the store: the newest parent run of a library and its child runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ from orchestrator.registry.store import TAG, Store, all_pages, check_name, to_da
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run: tags without our prefix, the last value of each metric with its step and when it was written."""
+    """State of one run.
+
+    Attributes:
+        status: MLflow's status: RUNNING, FINISHED, FAILED or KILLED.
+        tags: Tags without the prefix ``ttmoe.``.
+        metrics: Last value of each metric.
+        steps: Step of each metric's last value.
+        last_metric_time: When the newest metric value was logged; None if there is none.
+    """
 
     run_id: str
     name: str
@@ -29,36 +37,36 @@ class RunRecord:
     params: Mapping[str, str]
     metrics: Mapping[str, float]
     steps: Mapping[str, int]
-    heard: datetime | None
+    last_metric_time: datetime | None
 
 
 def newest_run(store: Store, library: str) -> RunRecord | None:
-    """The library's last ``ttmoe run``, or None where there was none."""
+    """Return the parent run of the library's newest ``ttmoe run``, or None if there is none."""
     if (experiment := store.find_experiment(library)) is None:
         return None
     query = f"tags.`{TAG}kind` = 'run'"
     order = ["attributes.start_time DESC"]
-    found = store.client.search_runs([experiment.experiment_id], query, max_results=1, order_by=order)
-    return _record(found[0]) if found else None
+    runs = store.client.search_runs([experiment.experiment_id], query, max_results=1, order_by=order)
+    return _record(runs[0]) if runs else None
 
 
 def run_record(store: Store, run_id: str) -> RunRecord:
-    """One run by its id."""
+    """Return the run with the given id."""
     return _record(store.client.get_run(run_id))
 
 
 def child_runs(store: Store, library: str, parent: str) -> list[RunRecord]:
-    """The runs below ``parent``, by task; one query for each thousand."""
+    """Return the child runs of the run ``parent``, sorted by task. One query reads up to 1,000 runs."""
     check_name(parent, "run")
     if (experiment := store.find_experiment(library)) is None:
         return []
     ids, query, client = [experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'", store.client
-    found = all_pages(lambda token: client.search_runs(ids, query, max_results=1000, page_token=token))
-    return sorted(map(_record, found), key=lambda run: run.tags.get("task", run.name))
+    runs = all_pages(lambda token: client.search_runs(ids, query, max_results=1000, page_token=token))
+    return sorted(map(_record, runs), key=lambda run: run.tags.get("task", run.name))
 
 
 def planned_work(store: Store, run_id: str) -> dict[str, Any]:
-    """The run's plan.json: what it had to do; empty where it was not written."""
+    """Return the content of the run's ``plan.json``, or an empty dict if the artifact is missing."""
     with tempfile.TemporaryDirectory() as scratch:
         try:
             return json.loads(Path(store.client.download_artifacts(run_id, "plan.json", scratch)).read_text())
@@ -67,15 +75,15 @@ def planned_work(store: Store, run_id: str) -> dict[str, Any]:
 
 
 def metric_history(store: Store, run_id: str, key: str) -> list[tuple[int, float]]:
-    """Every ``(step, value)`` of a metric, by step; of a step that was taken twice, the later value."""
-    history = sorted(store.client.get_metric_history(run_id, key), key=lambda each: (each.step, each.timestamp))
-    return list({each.step: (each.step, each.value) for each in history}.values())
+    """Return every ``(step, value)`` of a metric by step; if a step was logged twice, only the later value."""
+    history = sorted(store.client.get_metric_history(run_id, key), key=lambda metric: (metric.step, metric.timestamp))
+    return list({metric.step: (metric.step, metric.value) for metric in history}.values())
 
 
 def _record(run: Run) -> RunRecord:
-    # The only way to a metric's step without one more query for each run.
-    last = run.data._metric_objs or []
-    heard = max((metric.timestamp for metric in last), default=None)
+    # MLflow's public API returns a metric's step only with one more query per run.
+    metrics = run.data._metric_objs or []
+    last_metric_time = max((metric.timestamp for metric in metrics), default=None)
     return RunRecord(
         run_id=run.info.run_id,
         name=run.info.run_name,
@@ -84,7 +92,7 @@ def _record(run: Run) -> RunRecord:
         ended=to_datetime(run.info.end_time) if run.info.end_time else None,
         tags={key.removeprefix(TAG): value for key, value in run.data.tags.items()},
         params=run.data.params,
-        metrics={metric.key: metric.value for metric in last},
-        steps={metric.key: metric.step for metric in last},
-        heard=to_datetime(heard) if heard else None,
+        metrics={metric.key: metric.value for metric in metrics},
+        steps={metric.key: metric.step for metric in metrics},
+        last_metric_time=to_datetime(last_metric_time) if last_metric_time else None,
     )

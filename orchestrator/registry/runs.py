@@ -1,4 +1,4 @@
-"""MLflow runs: one parent per ``ttmoe run``, below it one child per spec hash, and what is logged to them."""
+"""MLflow runs: one parent for each ``ttmoe run``, and one child for each spec hash."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from orchestrator.registry.store import TAG, Store, check_name, to_mlflow_tags
 
 FinalStatus = Literal["FINISHED", "FAILED", "KILLED"]
-MetricRow = tuple[str, float, int, int]
-_PER_BATCH = 1000  # MLflow's limits for one request
-_PARAMS_PER_BATCH = 100
+MetricRow = tuple[str, float, int, int]  # key, value, step, time in milliseconds since the epoch
+_METRICS_PER_REQUEST = 1000  # limits of MLflow
+_PARAMS_PER_REQUEST = 100
 
 
 def start_run(
@@ -29,17 +29,31 @@ def start_run(
     *,
     search: bool = False,
 ) -> str:
-    """Start the parent run of one ``ttmoe run`` (or search), its config and plan as artifacts; its id."""
+    """Start the parent run of a ``ttmoe run``, or of a search.
+
+    Args:
+        store: An open store.
+        library: Name of the library; its experiment is created if missing.
+        name: Name of the run.
+        tags: Tags of the run, without the prefix ``ttmoe.``.
+        config_text: Content of the artifact ``config.yaml``.
+        plan: Content of the artifact ``plan.json``.
+        search: Start a search in the experiment of the library's searches.
+
+    Returns:
+        The run id.
+    """
     experiment = store.experiment(library, search=search).experiment_id
     kind = "search" if search else "run"
-    # The client repeats a request whose answer was lost: by its token a double is known.
+    # MLflow's client repeats a request if the response was lost. The token identifies a duplicate run.
     token = {"token": uuid.uuid4().hex} if store.is_remote else {}
-    run = store.client.create_run(experiment, run_name=name, tags=_tags(kind, library, {**tags, **token}))
+    run_id = store.client.create_run(
+        experiment, run_name=name, tags=_run_tags(kind, library, {**tags, **token})
+    ).info.run_id
     for key, value in token.items():
-        for double in store.client.search_runs([experiment], f"tags.`{TAG}{key}` = '{value}'"):
-            if double.info.run_id != run.info.run_id:
-                store.client.delete_run(double.info.run_id)
-    run_id = run.info.run_id
+        for duplicate in store.client.search_runs([experiment], f"tags.`{TAG}{key}` = '{value}'"):
+            if duplicate.info.run_id != run_id:
+                store.client.delete_run(duplicate.info.run_id)
     log_text(store, run_id, config_text, "config.yaml")
     log_text(store, run_id, json.dumps(plan, indent=1, sort_keys=True), "plan.json")
     return run_id
@@ -55,51 +69,67 @@ def expert_run(
     *,
     search: bool = False,
 ) -> str:
-    """The child run of a task's spec: the one there is, continued below ``parent``, or a new one; its run id.
+    """Continue the run of a task's spec as a child of ``parent``, or start one.
 
-    ``search`` makes it a trial in the experiment of the library's searches.
+    Args:
+        store: An open store.
+        library: Name of the library.
+        parent: Run id of the parent, or None.
+        task: Name of the task; ``router`` for the router.
+        spec_hash: Hash of the spec.
+        params: Parameters to log; those that the run already has are not changed.
+        search: Make the run a trial in the experiment of the library's searches.
+
+    Returns:
+        The run id. The run's status is RUNNING.
     """
     check_name(spec_hash, "spec hash")
     check_name(task, "task")
     experiment = store.experiment(library, search=search).experiment_id
-    if not (runs := _of_spec(store, experiment, task, spec_hash)):
+    if not (runs := _find_runs(store, experiment, task, spec_hash)):
         tags = {"spec_hash": spec_hash, "task": task} | ({"mlflow.parentRunId": parent} if parent else {})
         kind = "trial" if search else "expert"
-        runs = [store.client.create_run(experiment, run_name=task, tags=_tags(kind, library, tags))]
-        if store.is_remote:  # the client repeats a request whose answer was lost
-            runs = _of_spec(store, experiment, task, spec_hash)
-    run, *doubles = runs
-    for double in doubles:  # only a request that was sent twice can make them
-        store.client.delete_run(double.info.run_id)
+        runs = [store.client.create_run(experiment, run_name=task, tags=_run_tags(kind, library, tags))]
+        if store.is_remote:  # MLflow's client repeats a request if the response was lost
+            runs = _find_runs(store, experiment, task, spec_hash)
+    run, *duplicates = runs
+    for duplicate in duplicates:  # only a repeated request creates duplicates
+        store.client.delete_run(duplicate.info.run_id)
     if run.info.status != "RUNNING":
         store.client.update_run(run.info.run_id, status="RUNNING")
     if parent and run.data.tags.get("mlflow.parentRunId") != parent:
         store.client.set_tag(run.info.run_id, "mlflow.parentRunId", parent)
     missing = [Param(key, str(value)) for key, value in params.items() if key not in run.data.params]
-    for start in range(0, len(missing), _PARAMS_PER_BATCH):
-        store.client.log_batch(run.info.run_id, params=missing[start : start + _PARAMS_PER_BATCH])
+    for start in range(0, len(missing), _PARAMS_PER_REQUEST):
+        store.client.log_batch(run.info.run_id, params=missing[start : start + _PARAMS_PER_REQUEST])
     return run.info.run_id
 
 
 def log_metrics(store: Store, run_id: str, rows: Iterable[MetricRow]) -> None:
-    """Log ``(key, value, step, time in ms)`` rows. Sending a row twice leaves one; NaN stays NaN."""
-    metrics = [Metric(key, float(value), int(when), int(step)) for key, value, step, when in rows]
-    for start in range(0, len(metrics), _PER_BATCH):
-        store.client.log_batch(run_id, metrics=metrics[start : start + _PER_BATCH])
+    """Log metric values; a row that is logged twice is stored once.
+
+    Args:
+        store: An open store.
+        run_id: The run.
+        rows: Tuples ``(key, value, step, time)``, the time in milliseconds since the epoch. NaN values are stored.
+    """
+    metrics = [Metric(key, float(value), int(time), int(step)) for key, value, step, time in rows]
+    for start in range(0, len(metrics), _METRICS_PER_REQUEST):
+        store.client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_REQUEST])
 
 
 def tag_run(store: Store, run_id: str, tags: dict[str, Any]) -> None:
-    """Set tags under ``ttmoe.``, but for MLflow's own (``mlflow.note.content`` shows on a run's page)."""
+    """Set tags of a run. The prefix ``ttmoe.`` is added to keys other than MLflow's own (``mlflow.*``)."""
     store.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in to_mlflow_tags(tags).items()])
 
 
 def log_text(store: Store, run_id: str, text: str, name: str) -> None:
-    """Write ``text`` as the artifact ``name`` (a path within the run)."""
+    """Write ``text`` to the artifact ``name``, a path relative to the run's artifacts."""
     store.client.log_text(run_id, text, name)
 
 
 def log_file(store: Store, run_id: str, path: Path, folder: str = "") -> None:
-    """Copy a file, or a folder's content, to the run's artifacts below ``folder``."""
+    """Copy a file, or the content of a folder, to ``folder`` in the run's artifacts."""
     if path.is_dir():
         store.client.log_artifacts(run_id, str(path), folder or None)
     else:
@@ -107,23 +137,24 @@ def log_file(store: Store, run_id: str, path: Path, folder: str = "") -> None:
 
 
 def finish_run(store: Store, run_id: str, status: FinalStatus) -> None:
-    """End a run."""
+    """End a run with the given status."""
     store.client.set_terminated(run_id, status)
 
 
-def _of_spec(store: Store, experiment: str, task: str, spec_hash: str) -> list[Run]:
-    # Two tasks may have one spec: the same data under two names. Their files differ, so their runs do.
+def _find_runs(store: Store, experiment: str, task: str, spec_hash: str) -> list[Run]:
+    """Return the runs of a task's spec, oldest first."""
+    # Two tasks with the same data under two names have the same spec hash, but different files.
     query = f"tags.`{TAG}spec_hash` = '{spec_hash}' and tags.`{TAG}task` = '{task}'"
     return store.client.search_runs([experiment], query, order_by=["attributes.start_time ASC"])
 
 
-def _tags(kind: str, library: str, tags: dict[str, Any]) -> dict[str, str]:
-    own = {"kind": kind, "library": library, "mlflow.source.name": "ttmoe", "mlflow.user": _user()}
-    return to_mlflow_tags(own | tags)
+def _run_tags(kind: str, library: str, tags: dict[str, Any]) -> dict[str, str]:
+    common = {"kind": kind, "library": library, "mlflow.source.name": "ttmoe", "mlflow.user": _user()}
+    return to_mlflow_tags(common | tags)
 
 
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # containers run under numbers that no passwd file names
+    except (KeyError, OSError):  # in a container the user id may have no passwd entry
         return "unknown"

@@ -1,4 +1,4 @@
-"""Finished searches: found again by their spec hash."""
+"""Artifacts of finished searches, found by spec hash."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from orchestrator.registry.version_files import download, local_folder
 
 
 def search_artifacts(store: Store, library: str, spec_hash: str) -> Path | None:
-    """The local folder of the artifacts of a search that came to its end, or None where there is no such search."""
+    """Return a local folder with the artifacts of the finished search of a spec, or None if there is no such search.
+
+    The artifacts are downloaded if a tracking server stores them.
+
+    Raises:
+        InputError: The download failed.
+    """
     experiment = store.find_experiment(library, search=True)
     if experiment is None:
         return None
@@ -18,5 +24,5 @@ def search_artifacts(store: Store, library: str, spec_hash: str) -> Path | None:
     if not runs:
         return None
     run = runs[0].info
-    place = store.artifact_root / "fetched" / run.run_id
-    return local_folder(run.artifact_uri) or download(store, run.artifact_uri, place, f"search {run.run_id}")
+    target = store.artifact_root / "fetched" / run.run_id
+    return local_folder(run.artifact_uri) or download(store, run.artifact_uri, target, f"search {run.run_id}")

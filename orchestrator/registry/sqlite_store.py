@@ -1,7 +1,7 @@
-"""The SQLite file of a store: made whole or not at all, and brought up to date by one process at a time.
+"""Creation and upgrade of the SQLite file of an MLflow store, safe with several processes and after a crash.
 
-Processes that open an empty database at once all run MLflow's migrations and break it. So the file is built
-beside its place under a lock and renamed into it: a file that is there is a complete store, crash or not.
+If several processes open an empty database at once, all run MLflow's migrations and corrupt it. Therefore the file is
+created under another name while a file lock is held, and then renamed: a file with the final name is complete.
 """
 
 from __future__ import annotations
@@ -19,74 +19,80 @@ from mlflow.tracking import MlflowClient
 
 from ttmoe.errors import InputError
 
-_NETWORK = ("nfs", "cifs", "smb", "9p", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse")
+_NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse")
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The absolute path of the file that a ``sqlite:///`` address names; None for other addresses."""
+    """Return the absolute path of the file of a ``sqlite:///`` URI, or None for any other URI."""
     return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
 
 
 def open_sqlite(path: Path, artifact_root: Path, connect: Callable[[], MlflowClient]) -> MlflowClient:
-    """``connect()`` to the store in ``path`` once it is there with this MLflow's schema.
+    """Create or upgrade a store if needed, and connect to it.
 
-    Raises InputError for a file that is no database, or that a newer MLflow has written.
+    Args:
+        path: The SQLite file.
+        artifact_root: Default folder of artifacts, stored in a new file.
+        connect: Returns a client of the store.
+
+    Raises:
+        InputError: The file cannot be created, is not an MLflow store, or was written by a newer MLflow.
     """
     head = migrations._get_latest_schema_revision()
     if _revision(path) != head:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with _lock(path):
-                _make_or_upgrade(path, artifact_root, head)
+                _create_or_upgrade(path, artifact_root, head)
         except OSError as error:
             raise InputError(
-                f"the registry cannot be made at {path} ({error})",
+                f"the registry cannot be created at {path} ({error})",
                 where="storage.root",
-                fix="choose a folder that can be written",
+                fix="choose a writable folder",
             ) from error
     return connect()
 
 
-def _make_or_upgrade(path: Path, artifact_root: Path, head: str) -> None:
-    found = _revision(path)
-    if found is None:
-        _make(path, artifact_root)
-    elif found != head:
-        _upgrade(path, found)
+def _create_or_upgrade(path: Path, artifact_root: Path, head: str) -> None:
+    revision = _revision(path)
+    if revision is None:
+        _create(path, artifact_root)
+    elif revision != head:
+        _upgrade(path, revision)
 
 
-def _make(path: Path, artifact_root: Path) -> None:
+def _create(path: Path, artifact_root: Path) -> None:
     new = path.with_name(path.name + ".new")
-    for left_over in (new, new.with_name(new.name + "-journal")):
-        left_over.unlink(missing_ok=True)
+    for leftover in (new, new.with_name(new.name + "-journal")):
+        leftover.unlink(missing_ok=True)
     SqlAlchemyStore(f"sqlite:///{new}", artifact_root.as_uri())._dispose_engine()
     if not _on_network(path):
-        # With a write-ahead log a transaction waits for the disk once, not several times: 93 ms an expert and
-        # not 230 on a busy machine. It needs memory shared by all who open the file, so one host only.
+        # With a write-ahead log a transaction waits for the disk once instead of several times: 93 ms instead of
+        # 230 ms per expert on a busy machine. It needs memory shared by all readers, so it works on one host only.
         with closing(sqlite3.connect(new)) as database:
             database.execute("PRAGMA journal_mode=WAL")
     os.replace(new, path)
 
 
 def _on_network(path: Path) -> bool:
-    """Whether the file lies where other hosts may open it too, as far as this system says."""
+    """Return whether the file is on a network file system. False if the mounts cannot be read."""
     try:
         mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
     except OSError:
         return False
-    inside = [(len(place), kind) for place, kind in mounts if path.resolve().is_relative_to(place)]
-    return max(inside, default=(0, ""))[1].startswith(_NETWORK)
+    containing = [(len(point), kind) for point, kind in mounts if path.resolve().is_relative_to(point)]
+    return max(containing, default=(0, ""))[1].startswith(_NETWORK_FILE_SYSTEMS)
 
 
-def _upgrade(path: Path, found: str) -> None:
-    """Bring an older MLflow's file up to date, keeping a copy of it: migrations are not transactional."""
-    if not _knows(found):
+def _upgrade(path: Path, revision: str) -> None:
+    """Upgrade a file of an older MLflow and keep a backup, because migrations are not transactional."""
+    if not _is_known(revision):
         raise InputError(
-            f"{path} was written by a newer MLflow (schema {found})",
+            f"{path} was written by a newer MLflow (schema {revision})",
             where="storage.root",
             fix="upgrade mlflow, or choose another storage.root",
         )
-    backup = path.with_name(f"{path.name}.{found}.bak")
+    backup = path.with_name(f"{path.name}.{revision}.bak")
     with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(backup)) as target:
         source.backup(target)
     engine = migrations.create_sqlalchemy_engine_with_retry(f"sqlite:///{path}")
@@ -96,13 +102,13 @@ def _upgrade(path: Path, found: str) -> None:
         engine.dispose()
 
 
-def _knows(revision: str) -> bool:
+def _is_known(revision: str) -> bool:
     scripts = migrations.ScriptDirectory.from_config(migrations._get_alembic_config(db_url=""))
     return revision in {script.revision for script in scripts.walk_revisions()}
 
 
 def _revision(path: Path) -> str | None:
-    """The schema revision in the file, or None when there is no file or an empty one."""
+    """Return the schema revision in the file, or None if the file is missing or empty."""
     if not path.is_file() or not path.stat().st_size:
         return None
     try:
@@ -112,7 +118,7 @@ def _revision(path: Path) -> str | None:
         raise InputError(
             f"{path} is not an MLflow store ({error})",
             where="storage.root",
-            fix="move it away, or choose another storage.root",
+            fix="move the file away, or choose another storage.root",
         ) from error
 
 

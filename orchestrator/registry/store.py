@@ -1,4 +1,4 @@
-"""One MLflow store: where it is, how it is opened, and its experiments."""
+"""An MLflow store: opening it, its experiments, and helpers for names, tags and paged queries."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}")
 
 @dataclass(frozen=True)
 class Library:
-    """A library in the store; ``last_run`` is when its last ``ttmoe run`` started, if there was one."""
+    """A library in the store.
+
+    Attributes:
+        name: Name of the library.
+        last_run: When its newest ``ttmoe run`` started; None if there is none.
+    """
 
     name: str
     last_run: datetime | None
@@ -34,7 +39,13 @@ class Library:
 
 @dataclass(frozen=True)
 class Store:
-    """An open store. ``artifact_root`` holds its artifacts, or copies of what was fetched from a server."""
+    """An open MLflow store.
+
+    Attributes:
+        client: MLflow's client.
+        uri: ``sqlite:///file``, a database URI, or the ``http(s)`` URI of a tracking server.
+        artifact_root: Folder for artifacts; with a tracking server, for downloaded copies of them.
+    """
 
     client: MlflowClient
     uri: str
@@ -42,71 +53,93 @@ class Store:
 
     @property
     def is_remote(self) -> bool:
-        """Whether a tracking server decides where artifacts lie."""
+        """Whether the store is a tracking server, which stores the artifacts itself."""
         return self.uri.startswith(("http://", "https://"))
 
     def experiment(self, library: str, *, search: bool = False) -> Experiment:
-        """The experiment of the library, or of its searches; made when missing, restored when deleted."""
+        """Return the library's experiment. Create it if it is missing, and restore it if it is deleted.
+
+        Args:
+            library: Name of the library.
+            search: Return the experiment of the library's searches instead.
+
+        Raises:
+            InputError: The library's name is not valid.
+        """
         name = experiment_name(library, search=search)
-        found = self.client.get_experiment_by_name(name)
-        if found is None:
-            place = None if self.is_remote else (self.artifact_root / name).as_uri()
-            create_once(lambda: self.client.create_experiment(name, place, {TAG + "library": library}))
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
+            location = None if self.is_remote else (self.artifact_root / name).as_uri()
+            create_once(lambda: self.client.create_experiment(name, location, {TAG + "library": library}))
             return self.experiment(library, search=search)
-        if found.lifecycle_stage == "deleted":
-            self.client.restore_experiment(found.experiment_id)
+        if experiment.lifecycle_stage == "deleted":
+            self.client.restore_experiment(experiment.experiment_id)
             return self.experiment(library, search=search)
-        return found
+        return experiment
 
     def find_experiment(self, library: str, *, search: bool = False) -> Experiment | None:
-        """The same without making or changing anything."""
-        found = self.client.get_experiment_by_name(experiment_name(library, search=search))
-        return found if found is not None and found.lifecycle_stage == "active" else None
+        """Return the library's experiment, or None if it is missing or deleted. Nothing is changed in the store."""
+        experiment = self.client.get_experiment_by_name(experiment_name(library, search=search))
+        return experiment if experiment is not None and experiment.lifecycle_stage == "active" else None
 
 
 def open_store(uri: str, artifact_root: Path) -> Store:
-    """Open the store at ``uri`` (``sqlite:///file``, a database, or a tracking server's address).
+    """Open the store at ``uri``; a missing SQLite file is created.
 
-    Raises InputError when it cannot be opened, saying why.
+    Args:
+        uri: ``sqlite:///file``, a database URI, or the ``http(s)`` URI of a tracking server.
+        artifact_root: Folder for artifacts; with a tracking server, for downloaded copies of them.
+
+    Raises:
+        InputError: The store cannot be opened.
     """
     root = artifact_root.absolute()
     if path := sqlite_path(uri):
         uri = f"sqlite:///{path}"
         return Store(open_sqlite(path, root, lambda: MlflowClient(uri, uri)), uri, root)
     if uri.startswith(("http://", "https://")):
-        _probe(uri)
+        _check_server(uri)
     elif not uri.startswith(_DATABASES):
         raise InputError(
-            f"{_shown(uri)} is no MLflow store",
+            f"{_without_password(uri)} is not an MLflow store",
             where=_WHERE,
-            fix="use sqlite:///file, http(s)://server, or a postgresql/mysql address",
+            fix="use sqlite:///file, http(s)://server, or a postgresql, mysql or mssql URI",
         )
     try:
         client = MlflowClient(uri, uri)
         client.search_experiments(max_results=1)
-    except Exception as error:  # drivers, servers and MLflow each raise their own kinds
+    except Exception as error:  # database drivers, servers and MLflow raise different types
         raise InputError(
-            f"the MLflow store at {_shown(uri)} cannot be used: {_first_line(error)}",
+            f"the MLflow store at {_without_password(uri)} cannot be used: {_first_line(error)}",
             where=_WHERE,
-            fix="check the address, the rights and that its MLflow version fits this one",
+            fix="check the address, your permissions, and that the MLflow versions are compatible",
         ) from error
     return Store(client, uri, root)
 
 
 def experiment_name(library: str, *, search: bool = False) -> str:
-    """What the library's experiment is called. Raises InputError for a name that cannot be one."""
+    """Return the name of the experiment of a library or of its searches. Raise InputError if it is not valid."""
     check_name(library, "library")
     return f"{library}.search" if search else library
 
 
 def check_name(name: str, what: str) -> None:
-    """Raise InputError unless ``name`` can be part of a model's name, a path and a filter."""
+    """Raise InputError unless ``name`` can be used in a model's name, a path and a query.
+
+    Args:
+        name: The name to check.
+        what: What the name denotes, for the error message.
+    """
     if not _NAME.fullmatch(name):
-        raise InputError(f"{name!r} cannot name a {what}", where=what, fix="use letters, digits, _ . and -")
+        fix = "use up to 120 letters, digits, _ . and -, starting with a letter or digit"
+        raise InputError(f"invalid {what} {name!r}", where=what, fix=fix)
 
 
 def ignore_missing(call: Callable[[], Any]) -> Any:
-    """What ``call`` gives, or None where MLflow has no such thing (any more): a deletion may be sent twice."""
+    """Return the result of ``call()``, or None if MLflow reports that the object does not exist.
+
+    A deletion can be sent twice: MLflow's client repeats a request if the response was lost.
+    """
     try:
         return call()
     except MlflowException as error:
@@ -116,7 +149,7 @@ def ignore_missing(call: Callable[[], Any]) -> Any:
 
 
 def create_once(create: Callable[[], Any]) -> None:
-    """Run ``create``; that the thing is already there is as good."""
+    """Call ``create()`` and ignore the error that the object already exists."""
     try:
         create()
     except MlflowException as error:
@@ -125,7 +158,11 @@ def create_once(create: Callable[[], Any]) -> None:
 
 
 def all_pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
-    """Every entry of a search, page after page."""
+    """Yield every entry of a paged query.
+
+    Args:
+        search: Returns the page for a page token; None requests the first page.
+    """
     token = None
     while True:
         page = search(token)
@@ -136,21 +173,21 @@ def all_pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
 
 
 def to_mlflow_tags(tags: dict[str, Any]) -> dict[str, str]:
-    """Tags as MLflow stores them: under our prefix (but for MLflow's own), as text."""
+    """Return tags as text, with the prefix ``ttmoe.`` added to keys other than MLflow's own (``mlflow.*``)."""
     return {key if key.startswith(("mlflow.", TAG)) else TAG + key: str(value) for key, value in tags.items()}
 
 
 def to_datetime(milliseconds: int) -> datetime:
-    """A point in time from MLflow's milliseconds."""
+    """Convert MLflow's milliseconds since the epoch to a time in UTC."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
 def libraries(store: Store) -> list[Library]:
-    """Every library in the store, the one that ran last first."""
-    found = []
+    """Return every library in the store, sorted by newest run first."""
+    entries = []
     for experiment in all_pages(lambda token: store.client.search_experiments(page_token=token)):
         name = experiment.tags.get(TAG + "library")
-        if name != experiment.name:  # searches carry their library's tag too
+        if name != experiment.name:  # the experiment of a library's searches has the same tag
             continue
         runs = store.client.search_runs(
             [experiment.experiment_id],
@@ -158,26 +195,26 @@ def libraries(store: Store) -> list[Library]:
             max_results=1,
             order_by=["attributes.start_time DESC"],
         )
-        found.append(Library(name, to_datetime(runs[0].info.start_time) if runs else None))
-    return sorted(found, key=lambda each: each.last_run or datetime.fromtimestamp(0, UTC), reverse=True)
+        entries.append(Library(name, to_datetime(runs[0].info.start_time) if runs else None))
+    return sorted(entries, key=lambda library: library.last_run or datetime.fromtimestamp(0, UTC), reverse=True)
 
 
-def _probe(uri: str) -> None:
-    """Ask for the server once, since MLflow's own client would retry a dead address for minutes."""
+def _check_server(uri: str) -> None:
+    """Request the server's health page once, because MLflow's client can retry a wrong address for minutes."""
     try:
         urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=10).close()
     except urllib.error.HTTPError as error:
-        error.close()  # something answers; what it thinks of us shows at the first call
+        error.close()  # a server responds; the first real request shows whether it accepts this client
     except (OSError, ValueError) as error:
         raise InputError(
-            f"no MLflow server answers at {_shown(uri)} ({_first_line(error)})",
+            f"no MLflow server responds at {_without_password(uri)} ({_first_line(error)})",
             where=_WHERE,
-            fix="start it, or correct the address",
+            fix="start the server, or correct the address",
         ) from error
 
 
-def _shown(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//***@", uri)  # an address may carry a password
+def _without_password(uri: str) -> str:
+    return re.sub(r"//[^/@]*@", "//***@", uri)
 
 
 def _first_line(error: BaseException) -> str:

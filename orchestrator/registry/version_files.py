@@ -1,4 +1,4 @@
-"""Where the files of a registered version lie, and how they get here from a server."""
+"""Files of registered versions: their location, and their download from a tracking server."""
 
 from __future__ import annotations
 
@@ -17,67 +17,92 @@ from ttmoe.errors import InputError
 
 
 def fetch(store: Store, version: Version) -> Path:
-    """The version's folder: in place in a local store; else copied once to ``artifact_root/fetched``.
+    """Return a local folder with the version's files.
 
-    Raises InputError when the files are gone.
+    With a local store this is the artifact folder itself. From a tracking server the folder is downloaded once to
+    ``artifact_root/fetched``.
+
+    Raises:
+        InputError: The files are missing or cannot be downloaded.
     """
     where = f"{version.name} version {version.version}"
     folder = local_folder(version.uri)
     if folder is None:
-        return download(store, version.uri, fetched_place(store, version.name, version.version, version.uri), where)
+        return download(store, version.uri, download_path(store, version.name, version.version, version.uri), where)
     if not folder.is_dir():
         raise InputError(
-            f"its files are gone: {folder}",
+            f"its files are missing: {folder}",
             where=where,
-            fix="bring the storage folder back to where it was",
+            fix="move the storage folder back to its previous location",
         )
     return folder
 
 
 def read_file(store: Store, version: Version, name: str) -> str:
-    """The text of one of the version's files; from a server that file alone is copied."""
-    place = local_folder(version.uri) or fetched_place(store, version.name, version.version, version.uri)
-    if place.is_dir():
-        return (place / name).read_text(encoding="utf-8")
+    """Return the text of one of the version's files.
+
+    If the version is on a tracking server and was not fetched, only this file is downloaded.
+    """
+    folder = local_folder(version.uri) or download_path(store, version.name, version.version, version.uri)
+    if folder.is_dir():
+        return (folder / name).read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as scratch:
         where = f"{version.name} version {version.version}, {name}"
         return download(store, f"{version.uri}/{name}", Path(scratch) / "file", where).read_text(encoding="utf-8")
 
 
 def artifact_uri(store: Store, run_id: str, folder: str) -> str:
-    """Where a folder of a run's artifacts lies."""
+    """Return the URI of a folder in a run's artifacts."""
     return f"{store.client.get_run(run_id).info.artifact_uri}/{folder}"
 
 
 def local_folder(uri: str) -> Path | None:
-    """The folder that an artifact address names on this machine, or None where a server has it."""
+    """Return the local path of a ``file:`` URI, or None for any other URI."""
     return Path(urllib.request.url2pathname(urllib.parse.urlparse(uri).path)) if uri.startswith("file:") else None
 
 
-def fetched_place(store: Store, name: str, number: int, uri: str) -> Path:
-    """Where the copy of a version's folder is kept."""
+def download_path(store: Store, name: str, number: int, uri: str) -> Path:
+    """Return where the downloaded copy of a version's folder is stored.
+
+    Args:
+        store: An open store; its URI is part of the path, so copies from two servers differ.
+        name: Name of the registered model.
+        number: Version number.
+        uri: The version's source URI.
+    """
     key = hashlib.sha256(f"{store.uri} {uri}".encode()).hexdigest()[:12]
     return store.artifact_root / "fetched" / f"{name}-{number}-{key}"
 
 
-def download(store: Store, uri: str, place: Path, where: str) -> Path:
-    """Copy what the address names to ``place``, whole or not at all, unless it is there.
+def download(store: Store, uri: str, target: Path, where: str) -> Path:
+    """Download a file or folder to ``target`` and return ``target``. If ``target`` exists, do nothing.
 
-    Raises InputError, which names ``where``, when it cannot be had.
+    The download is moved to ``target`` when it is complete, so ``target`` is never partial.
+
+    Args:
+        store: An open store.
+        uri: Artifact URI of the file or folder.
+        target: Path of the copy.
+        where: Description of the object for the error message.
+
+    Raises:
+        InputError: The download failed.
     """
-    if place.exists():
-        return place
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent) as folder:
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         try:
-            got = mlflow.artifacts.download_artifacts(uri, dst_path=folder, tracking_uri=store.uri)
+            copy = mlflow.artifacts.download_artifacts(uri, dst_path=folder, tracking_uri=store.uri)
         except (MlflowException, OSError) as error:
             raise InputError(
-                f"its files cannot be fetched ({error})", where=where, fix="check the server and its artifact store"
+                f"its files cannot be downloaded ({error})",
+                where=where,
+                fix="check the tracking server and its artifact store",
             ) from error
         try:
-            Path(got).rename(place)
+            Path(copy).rename(target)
         except OSError:
-            if not place.exists():  # otherwise another process was first
+            if not target.exists():  # it exists if another process finished first
                 raise
-    return place
+    return target

@@ -1,4 +1,4 @@
-"""Registered versions of experts and routers: exactly one per spec hash, whatever crashed on the way."""
+"""Registered versions of experts and routers: exactly one per spec hash, even after a crash."""
 
 from __future__ import annotations
 
@@ -28,7 +28,16 @@ _METRIC = "metric."
 
 @dataclass(frozen=True)
 class Version:
-    """One registered expert or router. ``tags`` are without our prefix; ``uri`` is where its folder lies."""
+    """One registered version of an expert or router.
+
+    Attributes:
+        name: Name of the registered model, ``<library>.<task>``.
+        version: Version number.
+        tags: Tags without the prefix ``ttmoe.`` and without metrics.
+        aliases: Sorted aliases that point to the version.
+        uri: URI of the version's folder of artifacts.
+        run_id: The run that created the version.
+    """
 
     name: str
     version: int
@@ -45,7 +54,15 @@ class Version:
 
 @dataclass(frozen=True)
 class VersionMetadata:
-    """What a new version says of itself."""
+    """Description of a new version.
+
+    Attributes:
+        kind: ``expert`` or ``router``.
+        run_id: The run that holds the artifacts.
+        tags: Tags without the prefix ``ttmoe.``.
+        metrics: Metrics; they are stored as tags.
+        description: Text shown in the MLflow UI.
+    """
 
     kind: str
     run_id: str
@@ -60,118 +77,137 @@ def register(
     task: str,
     spec_hash: str,
     upload: Callable[[], str],
-    entry: VersionMetadata,
+    metadata: VersionMetadata,
     *,
     promote: bool,
 ) -> Version:
-    """Register what ``upload()`` puts in place (it returns the address), unless the spec has a version.
+    """Create the version of a spec unless it exists, and set its aliases.
 
-    Safe to repeat after a crash at any point: a version appears after its files, and with its spec hash.
+    The call can be repeated after a crash at any point, because a version is created after the upload of its files
+    and together with its spec hash.
+
+    Args:
+        store: An open store.
+        library: Name of the library.
+        task: Name of the task; ``router`` for the router.
+        spec_hash: Hash of the spec.
+        upload: Uploads the files and returns their URI. It is called only if the spec has no version.
+        metadata: Description of the version.
+        promote: Set the alias ``champion`` in addition to ``candidate``.
     """
     versions = _search(store, library, task, spec_hash)
     aliases = _aliases(store, versions[0].name) if versions else {}
     if not versions:
-        versions = _create(store, library, task, spec_hash, upload, entry)
-    found = _version(_only(store, versions), aliases)
-    wanted = {CANDIDATE, CHAMPION} if promote else {CANDIDATE}
-    for alias in sorted(wanted.difference(found.aliases)):
-        store.client.set_registered_model_alias(found.name, alias, str(found.version))
-    return replace(found, aliases=tuple(sorted(wanted.union(found.aliases))))
+        versions = _create(store, library, task, spec_hash, upload, metadata)
+    version = _version(_remove_duplicates(store, versions), aliases)
+    required = {CANDIDATE, CHAMPION} if promote else {CANDIDATE}
+    for alias in sorted(required.difference(version.aliases)):
+        store.client.set_registered_model_alias(version.name, alias, str(version.version))
+    return replace(version, aliases=tuple(sorted(required.union(version.aliases))))
 
 
 def _create(
-    store: Store, library: str, task: str, spec_hash: str, upload: Callable[[], str], entry: VersionMetadata
+    store: Store, library: str, task: str, spec_hash: str, upload: Callable[[], str], metadata: VersionMetadata
 ) -> list[ModelVersion]:
     name = model_name(library, task)
-    own = {"library": library, "kind": entry.kind, "task": task}
-    create_once(lambda: store.client.create_registered_model(name, to_mlflow_tags(own)))
-    numbers = {f"{_METRIC}{key}": repr(float(value)) for key, value in entry.metrics.items()}
-    made = store.client.create_model_version(
+    model_tags = {"library": library, "kind": metadata.kind, "task": task}
+    create_once(lambda: store.client.create_registered_model(name, to_mlflow_tags(model_tags)))
+    metric_tags = {f"{_METRIC}{key}": repr(float(value)) for key, value in metadata.metrics.items()}
+    version = store.client.create_model_version(
         name,
         upload(),
-        entry.run_id,
-        tags=to_mlflow_tags({**entry.tags, **numbers, **own, "spec_hash": spec_hash}),
-        description=entry.description,
+        metadata.run_id,
+        tags=to_mlflow_tags({**metadata.tags, **metric_tags, **model_tags, "spec_hash": spec_hash}),
+        description=metadata.description,
         await_creation_for=0,
     )
-    # Only a server can have done it twice: its client repeats a request whose answer was lost.
-    return _search(store, library, task, spec_hash) if store.is_remote else [made]
+    # A tracking server may have created it twice, because MLflow's client repeats a request if the response was lost.
+    return _search(store, library, task, spec_hash) if store.is_remote else [version]
 
 
 def find_version(store: Store, library: str, task: str, spec_hash: str) -> Version | None:
-    """The version of a spec, or None."""
+    """Return the version of a task's spec, or None if there is none."""
     versions = _search(store, library, task, spec_hash)
     return _version(versions[0], _aliases(store, model_name(library, task))) if versions else None
 
 
 def list_versions(store: Store, library: str, kind: str) -> list[Version]:
-    """All versions of the kind in the library, by task, oldest first; two queries, however many there are."""
+    """Return all versions of a kind in the library, read with two paged queries.
+
+    Args:
+        store: An open store.
+        library: Name of the library.
+        kind: ``expert`` or ``router``.
+
+    Returns:
+        Versions sorted by task, then version number.
+    """
     check_name(library, "library")
     query = f"tags.`{TAG}library` = '{library}' and tags.`{TAG}kind` = '{kind}'"
     client = store.client
     models = all_pages(lambda token: client.search_registered_models(query, max_results=1000, page_token=token))
     aliases = {model.name: model.aliases for model in models}
-    versions = all_pages(lambda token: client.search_model_versions(query, page_token=token))
-    found = [_version(each, aliases.get(each.name, {})) for each in versions]
-    return sorted(found, key=lambda each: (each.task, each.version))
+    entries = all_pages(lambda token: client.search_model_versions(query, page_token=token))
+    versions = [_version(entry, aliases.get(entry.name, {})) for entry in entries]
+    return sorted(versions, key=lambda version: (version.task, version.version))
 
 
 def promote(store: Store, version: Version, alias: str = CHAMPION) -> None:
-    """Point the alias at the version."""
+    """Point the alias, by default ``champion``, to the version."""
     store.client.set_registered_model_alias(version.name, alias, str(version.version))
 
 
 def find_by_alias(store: Store, library: str, task: str, alias: str) -> Version | None:
-    """The version that an alias points at, or None."""
+    """Return the version that an alias of a task points to, or None if the alias is not set."""
     try:
-        found = store.client.get_model_version_by_alias(model_name(library, task), alias)
+        entry = store.client.get_model_version_by_alias(model_name(library, task), alias)
     except MlflowException as error:
-        # MLflow says INVALID_PARAMETER_VALUE where the model is there and the alias is not.
+        # MLflow raises INVALID_PARAMETER_VALUE if the model exists and the alias does not.
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
-    return _version(found, _aliases(store, found.name))
+    return _version(entry, _aliases(store, entry.name))
 
 
 def model_name(library: str, task: str) -> str:
-    """The registered model's name."""
+    """Return the name of a task's registered model. Raise InputError if a part of it is not a valid name."""
     check_name(library, "library")
     check_name(task, "task")
     return f"{library}.{task}"
 
 
-def _only(store: Store, versions: list[ModelVersion]) -> ModelVersion:
-    """The first of a spec's versions; later ones, which only a request sent twice can make, are deleted."""
-    first, *doubles = versions
-    for double in doubles:
-        ignore_missing(partial(store.client.delete_model_version, double.name, double.version))
+def _remove_duplicates(store: Store, versions: list[ModelVersion]) -> ModelVersion:
+    """Keep the first version of a spec and delete the others, which only a repeated request creates."""
+    first, *duplicates = versions
+    for duplicate in duplicates:
+        ignore_missing(partial(store.client.delete_model_version, duplicate.name, duplicate.version))
     return first
 
 
 def _search(store: Store, library: str, task: str, spec_hash: str) -> list[ModelVersion]:
     check_name(spec_hash, "spec hash")
     query = f"name = '{model_name(library, task)}' and tags.`{TAG}spec_hash` = '{spec_hash}'"
-    return sorted(store.client.search_model_versions(query), key=lambda each: int(each.version))
+    return sorted(store.client.search_model_versions(query), key=lambda version: int(version.version))
 
 
 def _aliases(store: Store, name: str) -> dict[str, str]:
     return store.client.get_registered_model(name).aliases
 
 
-def _version(found: ModelVersion, aliases: dict[str, str]) -> Version:
-    tags = {key.removeprefix(TAG): value for key, value in found.tags.items()}
+def _version(entry: ModelVersion, aliases: dict[str, str]) -> Version:
+    """Convert MLflow's version and the aliases of its model."""
+    tags = {key.removeprefix(TAG): value for key, value in entry.tags.items()}
     metrics = {key.removeprefix(_METRIC): float(tags.pop(key)) for key in [*tags] if key.startswith(_METRIC)}
-    named = tuple(sorted(alias for alias, number in aliases.items() if int(number) == int(found.version)))
     return Version(
-        name=found.name,
-        version=int(found.version),
+        name=entry.name,
+        version=int(entry.version),
         library=tags["library"],
         task=tags["task"],
         spec_hash=tags["spec_hash"],
         tags=tags,
         metrics=metrics,
-        aliases=named,
-        uri=found.source or "",
-        run_id=found.run_id or "",
-        created=to_datetime(found.creation_timestamp),
+        aliases=tuple(sorted(alias for alias, number in aliases.items() if int(number) == int(entry.version))),
+        uri=entry.source or "",
+        run_id=entry.run_id or "",
+        created=to_datetime(entry.creation_timestamp),
     )

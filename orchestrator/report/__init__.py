@@ -1,7 +1,4 @@
-"""The report of a run: collected from the record, written as one HTML page.
-
-``write_report(path, collect(plan, registry, run_id, incidents, usage))`` is its whole surface.
-"""
+"""The report of a run: collect its content from the registry, write it as one HTML page."""
 
 from __future__ import annotations
 

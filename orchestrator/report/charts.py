@@ -1,194 +1,154 @@
-"""The charts of a report."""
+"""The charts of the report. The Pareto front and the confusion matrix are also PNG files of the run."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from heapq import nlargest
 from typing import Any
 
-from markupsafe import Markup
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, PercentFormatter
 
-from orchestrator.report.content import Curve, ExpertRow, Points, RoutingReport
-from orchestrator.report.svg import Chart, Scale, short
+from orchestrator.report.content import Curve, ExpertRow, Points
+from orchestrator.report.figures import ACCURACY, INK, LOSS, SOFT, new_figure
 
-MOST_CELLS = 30  # tasks that a picture of the routing holds
-_STRETCHES = 25  # of a training, for the band over many
-
-
-def learning(curve: Curve) -> Markup:
-    """One expert: training loss (left axis; raw and smoothed) and validation accuracy (right axis) by step."""
-    chart = Chart(300, 165, f"learning curve of {curve.task}")
-    loss, accuracy = _finite(curve.loss), _finite(curve.accuracy)
-    steps = [step for step, _ in loss + accuracy] or [1.0]
-    x = Scale(min(0.0, *steps), max(1.0, *steps), 34, 264)
-    smooth = smoothed(loss)
-    # One wild batch must not flatten the rest: the axis ends where the smoothed loss does.
-    y_loss = Scale(0, max((value for _, value in smooth), default=1.0) * 1.05 or 1.0, 138, 26)
-    y_accuracy = Scale(0, 1, 138, 26)
-    chart.text(34, 13, curve.task if len(curve.task) <= 34 else curve.task[:33] + "…", "title")
-    chart.y_axis(y_loss, 34, 264, "loss")
-    chart.y_axis(y_accuracy, 34, 264, "accuracy", far=True)
-    chart.x_axis(x, 138)
-    chart.line([(x(step), y_loss(min(value, y_loss.high))) for step, value in loss], "loss raw")
-    chart.line([(x(step), y_loss(value)) for step, value in smooth], "loss")
-    chart.line([(x(step), y_accuracy(value)) for step, value in accuracy], "accuracy")
-    for step, value in accuracy if len(accuracy) <= 12 else accuracy[-1:]:
-        chart.dot(x(step), y_accuracy(value), "accuracy", f"step {step:g}: {value:.3f}", 2.5)
-    return chart.markup()
+MAX_COUNTED_TASKS = 25  # a larger confusion matrix contains no counts
+_SHARES = np.linspace(0, 1, 25)  # the shares of a training at which curves of different lengths are compared
+_SHADES = LinearSegmentedColormap.from_list("shades", [f"{LOSS}00", LOSS])  # from transparent
 
 
-def band(curves: Sequence[Curve], which: str) -> Markup:
-    """Median, middle half and middle nine tenths over all ``curves``, by the share of the training that is done."""
-    lines = [_resampled(smoothed(points) if which == "loss" else points) for points in _of(curves, which)]
-    chart = Chart(480, 230, f"{which} over {len(lines)} trainings")
+def draw_learning_curve(curve: Curve) -> Figure:
+    """Draw one expert's training loss (left axis; raw and smoothed) and validation accuracy (right axis) by step."""
+    figure, axes = new_figure(3.2, 1.8, curve.task if len(curve.task) <= 34 else curve.task[:33] + "…")
+    (steps, loss), (checks, accuracy) = _finite(curve.loss), _finite(curve.accuracy)
+    smooth = smooth_curve(loss)
+    axes.plot(steps, loss, color=LOSS, alpha=0.3, linewidth=0.7)
+    axes.plot(steps, smooth, color=LOSS)
+    # The axis ends where the smoothed loss does: one extreme batch must not flatten the rest.
+    axes.set(xlim=(0, max([1, *steps, *checks])), ylim=(0, smooth.max(initial=0) * 1.05 or 1))
+    axes.tick_params("y", labelcolor=LOSS)
+    right = axes.twinx()
+    right.plot(checks, accuracy, "o-", color=ACCURACY, markersize=3, markevery=1 if len(checks) <= 12 else len(checks))
+    right.set_ylim(0, 1)
+    right.grid(False)
+    right.locator_params(nbins=4)
+    right.tick_params("y", labelcolor=ACCURACY)
+    return figure
+
+
+def draw_bands(curves: Sequence[Curve], metric: str) -> Figure | None:
+    """Draw median, quartiles and 5th to 95th percentile over experts by share of the training; None without data.
+
+    Args:
+        curves: Curves, which may differ in length.
+        metric: ``loss`` (smoothed first) or ``accuracy``.
+    """
+    lines = [_at_shares(points, metric) for curve in curves if (points := _finite(getattr(curve, metric))).size]
     if not lines:
-        return Markup("")
-    columns = [sorted(column) for column in zip(*lines, strict=True)]
-    levels = [[_quantile(column, share) for column in columns] for share in (0.05, 0.25, 0.5, 0.75, 0.95)]
-    x = Scale(0, 100, 44, 462)
-    y = Scale(0, 1 if which == "accuracy" else max(levels[-1]) * 1.05 or 1.0, 188, 24)
-    what = "training loss" if which == "loss" else "validation accuracy"
-    chart.text(44, 14, f"{what}, {len(lines)} experts", "title")
-    chart.y_axis(y, 44, 462)
-    chart.x_axis(x, 188, "% of the training", 5)
-    spots = [[(x(100 * i / (_STRETCHES - 1)), y(value)) for i, value in enumerate(level)] for level in levels]
-    chart.area(spots[4], spots[0], f"{which} wide")
-    chart.area(spots[3], spots[1], f"{which} narrow")
-    chart.line(spots[2], which)
-    return chart.markup()
+        return None
+    name, colour = ("Training loss", LOSS) if metric == "loss" else ("Validation accuracy", ACCURACY)
+    lowest, low, median, high, highest = np.quantile(lines, [0.05, 0.25, 0.5, 0.75, 0.95], axis=0)
+    figure, axes = new_figure(5, 2.6, f"{name}, {len(lines)} experts")
+    axes.fill_between(_SHARES, lowest, highest, color=colour, alpha=0.15, linewidth=0)
+    axes.fill_between(_SHARES, low, high, color=colour, alpha=0.3, linewidth=0)
+    axes.plot(_SHARES, median, color=colour)
+    axes.set(xlim=(0, 1), ylim=(0, 1 if metric == "accuracy" else highest.max() * 1.05 or 1), xlabel="of the training")
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    return figure
 
 
-def quality(rows: Sequence[ExpertRow]) -> Markup:
-    """Parameters against test accuracy, a point for each expert; a hollow one is what it is behind the router."""
-    points = [(row, float(row.parameters), row.accuracy) for row in rows if row.parameters and _is_number(row.accuracy)]
+def draw_quality(rows: Sequence[ExpertRow]) -> Figure | None:
+    """Draw test accuracy against adapter parameters, one point for each expert; None if no expert has both."""
+    points = [(row.parameters, row.accuracy, row.task) for row in rows if row.parameters and _is_finite(row.accuracy)]
     if not points:
-        return Markup("")
-    chart, x, y = _plane([size for _, size, _ in points], [float(value or 0) for _, _, value in points])
+        return None
+    figure, axes = _new_plane("test accuracy", "")
     few = len(points) <= 60
-    for row, size, value in points:
-        title = f"{row.task}: accuracy {value:.3f}, {size:,.0f} parameters"
-        chart.dot(x(size), y(float(value or 0)), "mark" if few else "mark many", title, 4.5 if few else 3)
-    if len(points) <= 12:
-        _names(chart, [(x(size), y(float(value or 0)), row.task) for row, size, value in points])
-    return chart.markup()
+    axes.scatter(*zip(*((size, accuracy) for size, accuracy, _ in points), strict=True), color=LOSS, alpha=0.75 if few else 0.35, linewidth=0)
+    for size, accuracy, task in points if len(points) <= 12 else []:
+        _name_point(axes, size, accuracy, task[:24])
+    return figure
 
 
-def trials(tried: Sequence[Mapping[str, Any]], front: Sequence[Mapping[str, Any]]) -> Markup:
-    """A search: every trial, and the line through those that no other beats."""
-    tried = [trial for trial in tried if trial.get("parameters") and _is_number(trial.get("accuracy"))]
-    if not tried:
-        return Markup("")
-    chart, x, y = _plane([trial["parameters"] for trial in tried], [trial["accuracy"] for trial in tried], "validation")
+def draw_trials(trials: Sequence[Mapping[str, Any]], front: Sequence[Mapping[str, Any]], task: str) -> Figure:
+    """Draw validation accuracy against adapter parameters: all trials of a search, and the Pareto front."""
+    figure, axes = _new_plane("validation accuracy", f"Ranks and shapes for {task}")
     best = sorted(front, key=lambda trial: trial["parameters"])
-    chart.line([(x(trial["parameters"]), y(trial["accuracy"])) for trial in best], "accuracy")
-    for kind, some in (("faint", tried), ("mark", best)):
-        for trial in some:
-            title = f"rank {trial.get('rank')}, {trial.get('factors')}: {trial['accuracy']:.3f}"
-            chart.dot(x(trial["parameters"]), y(trial["accuracy"]), kind, title)
-    return chart.markup()
+    axes.scatter(*_places(trials), color=SOFT, alpha=0.5, linewidth=0, label="trial")
+    axes.plot(*_places(best), "o-", color=LOSS, label="Pareto front")
+    for trial in best:
+        _name_point(axes, trial["parameters"], trial["accuracy"], f"rank {trial['rank']}, {trial['factors']}")
+    axes.legend(loc="lower right")
+    return figure
 
 
-def confusion(routing: RoutingReport) -> Markup:
-    """Where the router sent the rows of each task: shares as colour, counts as numbers; empty for very many tasks."""
-    count = len(routing.tasks)
-    if not 0 < count <= MOST_CELLS:
-        return Markup("")
-    cell = 44 if count <= 12 else 24
-    left = 12 + 6.3 * min(24, max(map(len, routing.tasks)))
-    top = left * 0.75 + 8
-    right = max(12.0, 4.8 * min(24, len(routing.tasks[-1])) - cell / 2)  # the last slanted name leans out
-    chart = Chart(round(left + count * cell + right), round(top + count * cell + 8), "routing: task by chosen expert")
-    for i, (task, row) in enumerate(zip(routing.tasks, routing.confusion, strict=True)):
-        y, total = top + i * cell, max(1, sum(row))
-        chart.text(left - 6, y + cell / 2 + 4, task[:24], "tick", "end")
-        x = left + i * cell + cell / 2
-        chart.add(f'<g transform="rotate(-45 {x:g} {top - 6:g})">')
-        chart.text(x, top - 6, task[:24], "tick")
-        chart.add("</g>")
-        for j, rows in enumerate(row):
-            title = f"{task} to {routing.tasks[j]}: {rows} of {total}"
-            _cell(chart, left + j * cell, y, cell, rows, rows / total, title)
-    return chart.markup()
+def draw_confusion(counts: Sequence[Sequence[int]], tasks: Sequence[str]) -> Figure:
+    """Draw which expert the router chose (columns) for the test rows of each task (rows).
+
+    Colours are shares of a task's rows. More than ``MAX_COUNTED_TASKS`` tasks are drawn without counts, and of more
+    than twice as many only some are named.
+
+    Args:
+        counts: Numbers of test rows, ``(tasks, tasks)``.
+        tasks: Names of the tasks.
+    """
+    size = min(20.0, max(4.0, (0.5 if len(tasks) <= 12 else 0.32) * len(tasks) + 2.5))
+    figure, axes = new_figure(size, size * 0.85, "Routing of the mixed test rows")
+    axes.grid(False)
+    shares = np.array(counts) / np.maximum(1, np.sum(counts, axis=1, keepdims=True))
+    image = axes.imshow(shares, cmap=_SHADES, vmin=0, vmax=1)
+    named = range(0, len(tasks), -(-len(tasks) // (2 * MAX_COUNTED_TASKS)))
+    slant = {"rotation": 30, "ha": "right"} if len(tasks) <= 12 else {"rotation": 90}
+    axes.set_xticks(named, [tasks[i] for i in named], **slant)
+    axes.set_yticks(named, [tasks[i] for i in named])
+    axes.set(xlabel="chosen expert", ylabel="task of the row")
+    for i, j in np.argwhere(shares) if len(tasks) <= MAX_COUNTED_TASKS else ():
+        colour = "white" if shares[i, j] > 0.5 else INK
+        axes.text(j, i, str(counts[i][j]), ha="center", va="center", fontsize=8, color=colour)
+    figure.colorbar(image, label="share of the task's rows", shrink=0.85)
+    return figure
 
 
-def misrouted(routing: RoutingReport, count: int = 12) -> list[tuple[str, str, int, float]]:
-    """The most frequent wrong ways: task, chosen expert, rows, share of the task's rows."""
-    totals = [max(1, sum(row)) for row in routing.confusion]
-    ways = (
-        (routing.tasks[i], routing.tasks[j], rows, rows / totals[i])
-        for i, row in enumerate(routing.confusion)
-        for j, rows in enumerate(row)
-        if i != j and rows
-    )
-    return nlargest(count, ways, key=lambda way: way[2])
+def smooth_curve(values: np.ndarray, weight: float = 0.85) -> np.ndarray:
+    """Return the exponential moving average, without the bias towards zero at the start."""
+    weights = weight ** np.arange(len(values))
+    return np.convolve(values, weights)[: len(values)] / np.cumsum(weights) if len(values) else values
 
 
-def smoothed(points: Points, weight: float = 0.85) -> Points:
-    """An exponential mean, corrected for its start."""
-    found, mean, seen = [], 0.0, 0.0
-    for step, value in points:
-        mean, seen = weight * mean + (1 - weight) * value, weight * seen + (1 - weight)
-        found.append((step, mean / seen))
-    return tuple(found)
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
-def _plane(sizes: Sequence[float], values: Sequence[float], split: str = "test") -> tuple[Chart, Scale, Scale]:
-    """An empty chart of accuracy over parameters, its ranges a little wider than the data."""
-    chart = Chart(480, 270, f"{split} accuracy over parameters")
-    margin = max(0.02, 0.12 * (max(values) - min(values)))
-    x = Scale(min(sizes) / 1.25, max(sizes) * 1.25, 46, 464, log=True)
-    y = Scale(max(0.0, min(values) - margin), min(1.0, max(values) + margin), 222, 26)
-    chart.text(46, 14, f"{split} accuracy", "title")
-    chart.y_axis(y, 46, 464)
-    chart.x_axis(x, 222, "adapter parameters (log scale)", 6)
-    return chart, x, y
+def _finite(points: Points) -> np.ndarray:
+    """Return the steps and the values, ``(2, points)``, without infinite values and NaN."""
+    columns = np.array(points, dtype=float).reshape(-1, 2).T
+    return columns[:, np.isfinite(columns[1])]
 
 
-def _names(chart: Chart, spots: list[tuple[float, float, str]]) -> None:
-    """Names beside points; one that would lie on another moves down, one near the right edge to the left."""
-    taken: list[tuple[float, float]] = []
-    for x, y, name in sorted(spots, key=lambda spot: spot[1]):
-        side = x > 0.75 * chart.width
-        while any(abs(x - other) < 110 and abs(y - height) < 12 for other, height in taken):
-            y += 12
-        taken.append((x, y))
-        chart.text(x - 8 if side else x + 8, y + 4, name[:24], "tick", "end" if side else "start")
+def _at_shares(points: np.ndarray, metric: str) -> np.ndarray:
+    """Return the last value measured before each share of the training."""
+    steps, values = points
+    indices = np.searchsorted(steps, _SHARES * steps[-1], side="right") - 1
+    return (smooth_curve(values) if metric == "loss" else values)[indices.clip(0)]
 
 
-def _cell(chart: Chart, x: float, y: float, size: int, rows: int, share: float, title: str) -> None:
-    square = f'<rect x="{x:g}" y="{y:g}" width="{size - 1}" height="{size - 1}"'
-    chart.add(f'{square} class="cell" style="fill-opacity:{share:.3f}">{Markup("<title>")}')
-    chart.add(f"{Markup.escape(title)}</title></rect>")
-    if rows and size >= 40:
-        chart.text(x + size / 2 - 0.5, y + size / 2 + 4, short(rows), "dark" if share > 0.5 else "tick", "middle")
+def _new_plane(accuracy: str, title: str) -> tuple[Figure, Axes]:
+    """Return a figure of accuracy over the number of parameters, on a logarithmic axis with ticks such as ``2k``."""
+    figure, axes = new_figure(6.2, 3.6, title)
+    axes.set(xscale="log", xlabel="adapter parameters", ylabel=accuracy)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.minorticks_off()
+    axes.margins(0.15)
+    return figure, axes
 
 
-def _of(curves: Sequence[Curve], which: str) -> list[Points]:
-    found = [_finite(curve.loss if which == "loss" else curve.accuracy) for curve in curves]
-    return [points for points in found if points]
+def _name_point(axes: Axes, x: float, y: float, name: str) -> None:
+    axes.annotate(name, (x, y), xytext=(6, -12), textcoords="offset points", fontsize=8)
 
 
-def _finite(points: Points) -> Points:
-    return tuple((step, value) for step, value in points if math.isfinite(value))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _resampled(points: Points) -> list[float]:
-    """The values at evenly spread shares of the training: the last that was measured until then."""
-    last, found, i = points[-1][0], [], 0
-    for stretch in range(_STRETCHES):
-        while i + 1 < len(points) and points[i + 1][0] <= last * stretch / (_STRETCHES - 1):
-            i += 1
-        found.append(points[i][1])
-    return found
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    place = share * (len(ordered) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+def _places(trials: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    return [trial["parameters"] for trial in trials], [trial["accuracy"] for trial in trials]

@@ -1,20 +1,36 @@
-"""What a report says, as plain values."""
+"""The content of a report as plain values."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from heapq import nlargest
 from typing import Any
 
 from orchestrator.report.incidents import Incident
 
 Points = tuple[tuple[float, float], ...]
+"""Pairs of step and value, in the order of steps."""
 
 
 @dataclass(frozen=True)
 class ExpertRow:
-    """One line of the table; None is what is not known."""
+    """One row of the table of experts; None where a value is not known.
+
+    Attributes:
+        state: ``registered``, ``cached``, ``failed``, ``stopped`` or ``waiting``.
+        version: Number of the registered version.
+        classes: Number of classes; None for generated text.
+        majority: Accuracy of always answering the most frequent class.
+        accuracy: Test accuracy of the expert on its own task.
+        routed: Test accuracy when the router chooses the expert.
+        parameters: Trainable parameters of the adapter.
+        lora_parameters: Parameters of LoRA with rank 16 on the same maps.
+        seconds: Duration of the job.
+        attempts: Number of attempts, failed ones included.
+        error: Why the expert failed; empty if it did not.
+    """
 
     task: str
     state: str
@@ -32,13 +48,13 @@ class ExpertRow:
 
     @property
     def share(self) -> float | None:
-        """Parameters as a share of what LoRA of rank 16 would have."""
+        """Parameters as a share of those of LoRA with rank 16."""
         return self.parameters / self.lora_parameters if self.parameters and self.lora_parameters else None
 
 
 @dataclass(frozen=True)
 class Curve:
-    """How a training went: ``(step, value)`` of the training loss and of the validation accuracy."""
+    """Training loss and validation accuracy of one expert by step."""
 
     task: str
     loss: Points
@@ -47,9 +63,16 @@ class Curve:
 
 @dataclass(frozen=True)
 class RoutingReport:
-    """The router's test: ``confusion[i][j]`` rows of task i were sent to the expert of task j.
+    """The test of the router on the mixed test rows.
 
-    ``metrics`` are the evaluation's; ``depths`` are routers of the lower layers alone, as ``workers.routing.depths`` has them.
+    Attributes:
+        version: Number of the router's registered version.
+        accuracy: Share of the rows for which the router chose the task's own expert.
+        rows: Number of test rows.
+        tasks: Names of the tasks, in the order of ``confusion``.
+        confusion: ``confusion[i][j]`` rows of task i were sent to the expert of task j.
+        metrics: Metrics of the evaluation by name.
+        depths: Routers that read fewer layers of the base, as in ``workers.routing.depths``.
     """
 
     version: int
@@ -60,10 +83,20 @@ class RoutingReport:
     metrics: Mapping[str, float] = field(default_factory=dict)
     depths: tuple[Mapping[str, Any], ...] = ()
 
+    def frequent_errors(self, count: int = 12) -> list[tuple[str, str, int, float]]:
+        """Return the most frequent wrong choices: task, chosen expert, rows, share of the task's rows."""
+        errors = (
+            (self.tasks[i], self.tasks[j], rows, rows / sum(counts))
+            for i, counts in enumerate(self.confusion)
+            for j, rows in enumerate(counts)
+            if i != j and rows
+        )
+        return nlargest(count, errors, key=lambda error: error[2])
+
 
 @dataclass(frozen=True)
 class SearchReport:
-    """A finished search: trials and the front of those that none beats, each with parameters and accuracy."""
+    """A finished search: the task, all trials, and the trials of the Pareto front."""
 
     task: str
     trials: tuple[Mapping[str, Any], ...]
@@ -72,7 +105,13 @@ class SearchReport:
 
 @dataclass(frozen=True)
 class ResourceUsage:
-    """What the work cost beside time; None is what was not counted. ``real_tokens`` is their share, without padding."""
+    """Work that the worker pool did; None where it was not counted.
+
+    Attributes:
+        base_loads: How often a process loaded the base.
+        worker_slots: Number of worker processes.
+        real_tokens: Share of the computed tokens that are not padding.
+    """
 
     base_loads: int | None = None
     worker_slots: int | None = None
@@ -81,7 +120,17 @@ class ResourceUsage:
 
 @dataclass(frozen=True)
 class RunReport:
-    """All that the page shows. ``facts`` are further lines of its head; the key is the word for it."""
+    """Everything that the page shows.
+
+    Attributes:
+        status: ``FINISHED``, ``FAILED``, ``KILLED`` or ``RUNNING``.
+        base: Name of the base.
+        version: Version of ttmoe.
+        commit: Commit of the code; empty if it is not known.
+        seconds: Duration of the run.
+        config: The resolved config as YAML.
+        facts: Further lines of the section on the run, by name.
+    """
 
     library: str
     status: str

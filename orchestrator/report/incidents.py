@@ -1,4 +1,4 @@
-"""Incidents: what failed in a run, and what was done about it."""
+"""Failures in a run and what was done about them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ from dataclasses import asdict, dataclass
 
 from workers.failure import Failure
 
-EXPERT_STAGE_PREFIX = "Stage 1"  # how the name of the stage begins whose failures count as an expert's attempts
+EXPERT_STAGE_PREFIX = "Stage 1"
+"""Start of the name of the stage in which failures count as attempts of an expert."""
 
 
 @dataclass(frozen=True)
 class Incident:
-    """One failure. ``when`` is in seconds since the epoch, ``key`` the piece of work (empty: the whole stage),
-    ``attempt`` counts from one, ``action`` is what was done, in words.
+    """One failure.
+
+    Attributes:
+        when: Time in seconds since the epoch.
+        stage: Name of the stage.
+        key: The piece of work, such as a task; empty if the whole stage failed.
+        attempt: Number of the attempt, from 1.
+        failure: The error.
+        action: What was done about it, as text.
     """
 
     when: float
@@ -26,5 +34,5 @@ class Incident:
 
 
 def incidents_to_json(incidents: Iterable[Incident]) -> str:
-    """The incidents as text, for the record."""
+    """Return incidents as a JSON list of objects with the fields of ``Incident``."""
     return json.dumps([asdict(incident) for incident in incidents], indent=1)

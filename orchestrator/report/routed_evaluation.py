@@ -1,4 +1,4 @@
-"""What the routed model's test came to: on the mixture of all tasks' test rows, no task named."""
+"""The evaluation of the routed model on the mixed test rows of all tasks."""
 
 from __future__ import annotations
 
@@ -17,10 +17,16 @@ def summarize_routing(
     alone: Mapping[str, float],
     depths: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The evaluation as it is kept beside the router; ``alone`` are the experts' own test accuracies.
+    """Return the content of ``evaluation.json``, the file beside a router.
 
-    The routed and the alone accuracy are means over tasks. The harmless share is, of the rows sent to a wrong expert,
-    that of those which were given the right label's name all the same.
+    Its metrics ``test.routed_accuracy`` and ``test.alone_accuracy`` are means over tasks. ``test.harmless_share`` is
+    the share of the misrouted rows for which the wrong expert answered with the name of the right label.
+
+    Args:
+        result: Result of the router's job, with the metrics measured there.
+        tests: Test of the routed model by task.
+        alone: Test accuracy by task of the experts alone.
+        depths: Comparison of routers that read fewer layers.
     """
     rows = sum(test.rows for test in tests.values())
     right = sum(test.routed_right for test in tests.values())

@@ -1,26 +1,28 @@
-"""Whether enough experts are there to train a router for them."""
+"""Check of the config key ``router.require``: which experts must exist before a router is trained."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
 
+from orchestrator.plan.quantities import format_names
 
-def unmet_requirement(require: str | float | Sequence[str], tasks: Sequence[str], there: Collection[str]) -> str:
-    """Why the router cannot be trained yet; empty where it can.
 
-    ``require`` is ``all``, the share of ``tasks`` that must be there, or the names of those that must.
+def unmet_requirement(require: str | float | Sequence[str], tasks: Sequence[str], registered: Collection[str]) -> str:
+    """Return why a router cannot be trained yet, or an empty string if it can.
+
+    Args:
+        require: ``all``, a share of ``tasks`` (a float), or the names of the required tasks.
+        tasks: All tasks of the library.
+        registered: The tasks with a registered expert.
     """
-    if not there:
-        return "there is no expert"
+    if not registered:
+        return "no expert is registered"
     if isinstance(require, float):
-        need = math.ceil(require * len(tasks) - 1e-9)
-        return "" if len(there) >= need else f"{len(there)} of {len(tasks)} experts are there, {need} are required"
-    wanted = tasks if require == "all" else require
-    absent = [task for task in wanted if task not in there]
-    return f"the router requires {_listed(absent)}" if absent else ""
-
-
-def _listed(tasks: Sequence[str]) -> str:
-    shown = ", ".join(tasks[:5])
-    return f"{shown} and {len(tasks) - 5} more" if len(tasks) > 5 else shown
+        count = math.ceil(require * len(tasks) - 1e-9)
+        if len(registered) >= count:
+            return ""
+        return f"{len(registered)} of {len(tasks)} experts are registered, {count} are required"
+    required = tasks if require == "all" else require
+    missing = [task for task in required if task not in registered]
+    return f"the router requires {format_names(missing)}" if missing else ""

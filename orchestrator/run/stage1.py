@@ -1,4 +1,4 @@
-"""Stage 1: every expert that is not registered yet is trained in a unit of work, and registered as it ends."""
+"""Stage 1: train the missing experts in work units and register each one when it is trained."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from orchestrator.plan.packing import pack_jobs
 from orchestrator.plan.planning import Plan
 from orchestrator.pool.work_units import LOG_FILE, JobEvent, JobRunner, WorkUnit, run_jointly
 from orchestrator.progress.live_view import LiveView
+from orchestrator.recording.expert_operations import ExpertOperations
 from orchestrator.recording.recorder import Recorder
 from orchestrator.recording.registrar import STAGE, Registrar, Stage1Result
-from orchestrator.registry import Registry, is_unavailable
-from workers.expert_job import ExpertJob, finished_result, run_experts
+from orchestrator.registry import Registry
+from workers.expert_job import ExpertJob
+from workers.expert_result import finished_result
+from workers.expert_runner import run_experts
 
 
 def train_experts(
@@ -26,50 +29,66 @@ def train_experts(
     parent: str,
     runner: JobRunner,
     view: LiveView,
-    together: int,
-    found: Stage1Result,
+    experts_per_unit: int,
+    stage_result: Stage1Result,
 ) -> None:
-    """Train and register the ``missing`` experts, ``together`` of them in a job; fills ``found`` as it goes.
+    """Train and register the missing experts.
 
-    An expert's failure leaves the others alone; where the first ones fail alike, the rest is not tried. Interrupted, it
-    marks the open runs KILLED. Raises WorkFailedError where the store was away for too long; nothing finished is lost.
+    The failure of one expert does not affect the others. If the first experts fail alike, the others are not tried.
+    On an interruption, open runs end as KILLED.
+
+    Args:
+        plan: The plan.
+        missing: Tasks whose experts are missing.
+        registry: An open registry without retries.
+        parent: Run id of the ``ttmoe run``.
+        runner: Runs the work units.
+        view: Shows the progress.
+        experts_per_unit: Largest number of experts that one process trains together.
+        stage_result: Receives the versions, failures and incidents.
+
+    Raises:
+        WorkFailedError: The store stayed unavailable. Trained experts are kept on disk.
     """
-    view.stage(STAGE, "expert", {task: expert.job.train.steps for task, expert in plan.experts.items()})
+    view.start_stage(STAGE, "expert", {task: expert.job.train.steps for task, expert in plan.experts.items()})
     for task in plan.experts.keys() - set(missing):
-        view.state(task, "cached")
-    with Recorder(is_unavailable, plan.config.failures.tracking_minutes * 60) as recorder:
-        desk = Registrar(plan, registry, parent, recorder, view, found)
+        view.set_state(task, "cached")
+    operations = ExpertOperations(plan, registry, parent)
+    with Recorder(plan.config.failures.tracking_minutes * 60) as recorder:
+        registrar = Registrar(operations, recorder, view, stage_result)
         try:
             jobs = {task: plan.experts[task].job for task in missing}
             for task, job in list(jobs.items()):
                 if result := finished_result(Path(job.folder), job.spec_hash):
-                    desk.register(task, result)
+                    registrar.register(task, result)
                     del jobs[task]
-            with closing(_running(runner, jobs, together)) as running:
-                for news in running:
-                    desk.take(news)
-                    if found.stopped:
+            with closing(_run_jobs(runner, jobs, experts_per_unit)) as events:
+                for event in events:
+                    registrar.handle_event(event)
+                    if stage_result.stopped:
                         break
-            desk.wait()
+            registrar.wait_until_recorded()
         finally:
-            desk.close()
+            registrar.stop_open_runs()
 
 
-def make_work_units(jobs: dict[str, ExpertJob], together: int) -> list[WorkUnit]:
-    """A unit for each pack of jobs; its log lies with the first expert."""
-    packs = pack_jobs(jobs, together)
+def make_work_units(jobs: dict[str, ExpertJob], experts_per_unit: int) -> list[WorkUnit]:
+    """Return work units of up to ``experts_per_unit`` jobs each, with the log in the folder of the first job."""
+    packs = pack_jobs(jobs, experts_per_unit)
     logs = [Path(next(iter(pack.values())).folder, LOG_FILE) for pack in packs]
     return [WorkUnit(partial(run_jointly, run_experts), pack, log) for pack, log in zip(packs, logs, strict=True)]
 
 
 def with_half_micro_batch(job: ExpertJob) -> ExpertJob | None:
-    """The same job with half as many rows in the model at once; None where that is one already."""
+    """Return the job with half the rows per micro-batch, or None if a micro-batch already has one row."""
     rows = job.train.micro_batch or job.train.batch_size
     if rows == 1:
         return None
     return replace(job, train=job.train.model_copy(update={"micro_batch": math.ceil(rows / 2)}))
 
 
-def _running(runner: JobRunner, jobs: dict[str, ExpertJob], together: int) -> Generator[JobEvent | None, None, None]:
+def _run_jobs(
+    runner: JobRunner, jobs: dict[str, ExpertJob], experts_per_unit: int
+) -> Generator[JobEvent | None, None, None]:
     if jobs:
-        yield from runner.run(make_work_units(jobs, together), with_half_micro_batch)
+        yield from runner.run(make_work_units(jobs, experts_per_unit), with_half_micro_batch)

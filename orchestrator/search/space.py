@@ -1,4 +1,4 @@
-"""What a search chooses from: ranks, and how many factors the two sides of every shape have."""
+"""The search space: ranks, and the numbers of input and output factors of the tensor-train shapes."""
 
 from __future__ import annotations
 
@@ -11,26 +11,43 @@ from ttmoe.shapes import candidate_shapes
 
 
 def search_space(groups: list[Group], search: SearchSettings) -> dict[str, list[Any]]:
-    """Choices by name: ``rank``, and ``factors``, as in ``2+3`` (two input factors, three output factors).
+    """Return the choices of a search.
 
-    A choice of factors holds for every map of the adapter, each in its most even shape of that form. Raises InputError
-    where no form with the asked number of cores fits all of them.
+    Args:
+        groups: The groups of the searched task's adapter. One choice of factors applies to all of them, each with its
+            most balanced shape.
+        search: The search settings: ranks, and the smallest and largest number of cores.
+
+    Returns:
+        ``rank``: the ranks; ``factors``: texts such as ``2+3`` for two input factors and three output factors.
+
+    Raises:
+        InputError: If no numbers of factors within ``search.cores`` fit the widths of all groups.
     """
     fewest, most = search.cores
-    forms = [(p, q) for p in range(1, most) for q in range(1, most) if fewest <= p + q <= most and abs(p - q) <= 1]
-    fitting = [f"{p}+{q}" for p, q in forms if all(even_shape(group, p, q) for group in groups)]
+    pairs = [(p, q) for p in range(1, most) for q in range(1, most) if fewest <= p + q <= most and abs(p - q) <= 1]
+    fitting = [f"{p}+{q}" for p, q in pairs if all(balanced_factors(group, p, q) for group in groups)]
     if not fitting:
         sizes = ", ".join(f"{g.method.in_features} to {g.method.out_features}" for g in groups)
         raise InputError(
-            f"no form with {fewest} to {most} cores fits maps of {sizes} features",
+            f"no shape with {fewest} to {most} cores fits linear maps of {sizes} features",
             where="search.cores",
             fix="allow more or fewer cores",
         )
     return {"rank": list(search.ranks), "factors": fitting}
 
 
-def even_shape(group: Group, inputs: int, outputs: int) -> str | None:
-    """The factors, as text, of the most even shape of a map with these numbers of factors; None if there is none."""
+def balanced_factors(group: Group, inputs: int, outputs: int) -> str | None:
+    """Return the factors of the most balanced shape with given numbers of factors.
+
+    Args:
+        group: The group, which gives the widths.
+        inputs: Number of input factors.
+        outputs: Number of output factors.
+
+    Returns:
+        The factors as in ``16x24|24x16``; None if the widths have no such factorisation.
+    """
     cores = (inputs + outputs,) * 2
     shapes = [
         shape
@@ -42,16 +59,16 @@ def even_shape(group: Group, inputs: int, outputs: int) -> str | None:
 
 
 def adapter_changes(groups: list[Group], choice: dict[str, Any]) -> dict[str, Any]:
-    """The fields of an adapter that a choice from the space replaces."""
+    """Return the fields of ``AdapterSpec`` that a choice from ``search_space`` replaces."""
     inputs, outputs = map(int, choice["factors"].split("+"))
-    shapes = {group.role: even_shape(group, inputs, outputs) for group in groups}
+    shapes = {group.role: balanced_factors(group, inputs, outputs) for group in groups}
     return {"method": "tt", "rank": choice["rank"], "shape": shapes}
 
 
 def pareto_front(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The trials that no other beats: more accurate with as few parameters, or smaller and as accurate."""
+    """Return the trials that no other trial dominates in accuracy and parameters, each spec once."""
 
-    def beaten(a: dict[str, Any]) -> bool:
+    def is_dominated(a: dict[str, Any]) -> bool:
         return any(
             b["accuracy"] >= a["accuracy"]
             and b["parameters"] <= a["parameters"]
@@ -59,5 +76,5 @@ def pareto_front(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for b in trials
         )
 
-    once = {trial["spec_hash"]: trial for trial in trials}  # a sampler may choose the same twice
-    return [trial for trial in once.values() if not beaten(trial)]
+    by_spec = {trial["spec_hash"]: trial for trial in trials}  # the sampler may suggest the same choice twice
+    return [trial for trial in by_spec.values() if not is_dominated(trial)]

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from tests.benchmarks.contraction import contract
 from tests.benchmarks.machine import ROOT
 from tests.benchmarks.measuring import duration, interleave
 from tests.benchmarks.table import Finding
-from ttmoe.layer import AdaptedLinear, Update, low_rank
+from ttmoe.layer import AdaptedLinear, Update, apply_update
 from ttmoe.methods import TensorTrain
 from ttmoe.shapes import TTShape
-from ttmoe.tensor_train import contract, factors
+from ttmoe.tensor_train import cores_to_factors
 
 SHAPES = {"Q": "16x8x4x4|4x4x8x16@5", "V": "16x16x4x2|2x16x16@5"}  # Llama-3.2-1B in the paper
 TOKENS = (256, 1024, 4096, 8192)
@@ -78,7 +79,7 @@ def _whole(device: str, role: str, shape: TTShape, tokens: int) -> Finding:
 def subjects(shape: TTShape, tokens: int, device: str, *, frozen: bool = False) -> dict[str, Callable[[], None]]:
     """Our update and the contraction, with gradients of x and of all cores; ``frozen``: each beside a frozen map."""
     draw = torch.Generator().manual_seed(0)
-    cores = [core[0].to(device).requires_grad_() for core in TensorTrain(shape, "paper").initial(1, draw)]
+    cores = [core[0].to(device).requires_grad_() for core in TensorTrain(shape, "paper").initial_cores(1, draw)]
     inner = nn.Linear(shape.in_features, shape.out_features, bias=False, device=device).requires_grad_(False)
     layer = AdaptedLinear(inner)
     layer.parts["q"] = slice(0, shape.out_features)
@@ -86,10 +87,10 @@ def subjects(shape: TTShape, tokens: int, device: str, *, frozen: bool = False) 
     g = torch.randn(1, tokens, shape.out_features, generator=draw).to(device)
 
     def ours() -> Tensor:
-        a, b = factors(cores, shape.split)
+        a, b = cores_to_factors(cores, shape.split)
         update = Update(a.unsqueeze(0), b.unsqueeze(0), None)
         if not frozen:
-            return low_rank(x, update, training=True)
+            return apply_update(x, update, training=True)
         layer.updates = {"q": update}
         return layer(x)
 

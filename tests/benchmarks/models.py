@@ -36,7 +36,7 @@ def bank(dtype: str = "auto") -> Bank:
 
 def drawn_expert(bank: Bank, classes: int, seed: int, spec: AdapterSpec = SPEC) -> Expert:
     """An expert of its own values, as a trained one has; drawing its start (by QR) would take longer than the rows."""
-    expert = bank.draft(spec, classes).requires_grad_(False)
+    expert = bank.build_expert(spec, classes).requires_grad_(False)
     draw = torch.Generator().manual_seed(seed)
     for p in expert.parameters():
         p.normal_(std=0.05, generator=draw)

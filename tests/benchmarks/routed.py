@@ -17,7 +17,7 @@ from ttmoe.familiarity import Familiarity
 from ttmoe.features import FeatureSpec
 from ttmoe.routed import RoutedModel
 from ttmoe.router import Router
-from ttmoe.subspace import directions
+from ttmoe.subspace import max_directions
 from ttmoe.text_bank import TextBank
 
 LOADED = (2, 16, 256)
@@ -70,7 +70,7 @@ def _routed(first: int, features: FeatureSpec, count: int) -> RoutedModel:
     router = Router(tasks, width, features)
     with torch.no_grad():
         router.gate.weight.normal_(generator=draw)
-    router.familiarity = Familiarity(width, count, directions(width, count))
+    router.familiarity = Familiarity(width, count, max_directions(width, count))
     for name in ("basis", "means", "whitenings", "centre", "around"):
         getattr(router.familiarity, name).normal_(std=0.05, generator=draw)
     manifests = {task: Manifest(task, "classify", LABELS, base.identity(), spec, {}, 0, "", "") for task in tasks}

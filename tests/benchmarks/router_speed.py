@@ -20,10 +20,11 @@ from tests.benchmarks.measuring import QUICK, clock, duration
 from tests.benchmarks.models import CACHE, SPEC, drawn_expert
 from tests.benchmarks.routing import SIX, _input
 from tests.benchmarks.table import Finding, at_least
+from tests.reference_features import router_features
 from ttmoe.bank import Bank
 from ttmoe.base import load_body, load_tokenizer
 from ttmoe.encoding import Item, collate, encode_inputs, pad_id_of
-from ttmoe.features import FeatureSpec, router_features
+from ttmoe.features import FeatureSpec
 from ttmoe.router import Router
 from workers.base.base_sources import resolve_base
 from workers.routing.router_training import Mixture, fit_router, fit_scale

@@ -26,10 +26,11 @@ from tests.benchmarks.library import DATA, SPLITS
 from tests.benchmarks.machine import ROOT
 from tests.benchmarks.measuring import QUICK
 from tests.benchmarks.table import Finding
+from tests.reference_features import router_features
 from ttmoe.base import load_body, load_tokenizer
 from ttmoe.encoding import Choice, Input, collate, encode_inputs, pad_id_of
 from ttmoe.expert_files import load_expert
-from ttmoe.features import FeatureSpec, router_features
+from ttmoe.features import FeatureSpec
 from ttmoe.routed import RoutedModel
 from ttmoe.router import Router
 from workers.base.base_sources import resolve_base
@@ -141,14 +142,14 @@ def _setting(setting: Setting, folder: Path, scratch: Path) -> Iterator[Finding]
 
 @dataclass(frozen=True)
 class Outcome:
-    """A router on the mixed test rows. ``route_rows`` and ``alone`` are mean accuracies over tasks; ``same`` is the share
+    """A router on the mixed test rows. ``routed`` and ``alone`` are mean accuracies over tasks; ``same`` is the share
     of the rows that went astray among names of one task, and ``apart`` the routed accuracy if none of these had.
     ``harmless`` is the share of the rows that went astray and got the right label, ``labelled`` the mean accuracy
     where these count."""
 
     accuracy: float
     same: float
-    route_rows: float
+    routed: float
     apart: float
     labelled: float
     harmless: float
@@ -163,7 +164,7 @@ def _outcome(plan: Plan, layers: str, seed: int, right: dict[str, Tensor], model
              names: dict[str, list[str]]) -> Outcome:  # fmt: skip
     """A router as stage 2 makes it, and what it makes of the test rows; an answer counts if its own expert gives it."""
     settings = plan.config.router.model_copy(update={"layers": layers})
-    spec = FeatureSpec(settings.hidden_states(plan.trunk), settings.pooling)
+    spec = FeatureSpec(settings.hidden_states(plan.trunk_depth), settings.pooling)
     data = {task: expert.job.data for task, expert in plan.experts.items()}
     files = {task: str(feature_folder(plan.base, each, plan.folders.cache)) for task, each in data.items()}
     job = RouterJob(plan.base, spec, data, files, plan.lock, settings, seed, "", "")
@@ -261,7 +262,7 @@ def _unknown(setting: Setting, tasks: Sequence[str], outcome: Outcome, folder: P
         known: list[bool] = []
         for start in range(0, len(items), 64):
             inputs = collate([item.whole for item in items[start : start + 64]], pad_id_of(tokenizer))
-            known += router.route(router_features(model, inputs, router.features)).known
+            known += router.route(router_features(model, inputs, router.features)).familiar
         found[task] = 1 - fmean(known)
     apart = {task: share for task, share in found.items() if len(tasks) > 6 or task not in AKIN}
     missed = ", ".join(f"{task} {share:.0%}" for task, share in sorted(found.items(), key=lambda pair: pair[1])[:5])

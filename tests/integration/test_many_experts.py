@@ -1,4 +1,4 @@
-"""A hundred scripted experts through planning, the crew, the recorder and the registry: nothing is lost or doubled."""
+"""A hundred scripted experts through plan, worker pool, recorder and registry: nothing is lost or duplicated."""
 
 from __future__ import annotations
 

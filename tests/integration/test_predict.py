@@ -1,4 +1,4 @@
-"""``ttmoe predict`` on a registered library of real files: texts, lines and files, and files on a real local Ray."""
+"""``ttmoe predict`` on a registered library: texts, standard input, files, and files on a local Ray."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from orchestrator.cli import app
-from orchestrator.predict.input_columns import InputColumns
+from orchestrator.predict.request import PredictRequest
 from ttmoe.errors import InfeasibleError, InputError, WorkFailedError
 
 pytestmark = pytest.mark.integration
@@ -38,9 +38,9 @@ def home(base_folder, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def answers(home, base_folder) -> list[Any]:
-    found = answers_of(home / "router", base_folder, ROWS)
-    assert len({answer.task for answer in found}) >= 2
-    return found
+    answers = answers_of(home / "router", base_folder, ROWS)
+    assert len({answer.task for answer in answers}) >= 2
+    return answers
 
 
 def rows_of(printed: str) -> list[dict[str, Any]]:
@@ -48,7 +48,7 @@ def rows_of(printed: str) -> list[dict[str, Any]]:
 
 
 def here(home: Path, *arguments: str) -> Result:
-    """The command in this process: much quicker, where only what it says counts."""
+    """Run the command in this process, which is faster."""
     return CliRunner().invoke(app, ["predict", "--root", str(home / "runs"), *arguments])
 
 
@@ -64,7 +64,7 @@ def test_texts_as_a_table_and_as_json(home, answers):
 
 
 def test_lines_through_a_pipe_are_answered_while_it_is_open(home, answers):
-    """All forms, and no answer waits for the end of the input."""
+    """Rows of every form; each is answered before the next line is written."""
     lines = [row["text"] if len(row) == 1 else json.dumps(row) for row in ROWS]
     process = subprocess.Popen(
         [SCRIPT, "predict"], cwd=home, env=environment(), text=True, bufsize=1,
@@ -90,14 +90,14 @@ def test_a_file_into_each_format(home, answers, tmp_path):
     table = pyarrow.parquet.read_table(tmp_path / "out.parquet")
     assert [row["number"] for row in table.to_pylist()] == [row["number"] for row in MANY]
     check_alike(table.to_pylist(), answers * 200)
-    # What was written can be asked again: the columns of the answer before are kept beside the new ones.
+    # The output is valid input: its answer columns are renamed and kept beside the new ones.
     again = rows_of(here(home, "--file", str(tmp_path / "out.parquet")).stdout)
     check_alike(again, answers * 200)
     assert [row["input_label"] for row in again] == [row["label"] for row in again]
     assert list(tmp_path.iterdir()) == [tmp_path / "out.parquet"]
 
 
-def test_a_bad_row_is_said_before_the_model_is_loaded(home, tmp_path, monkeypatch):
+def test_a_bad_row_is_reported_before_the_model_is_loaded(home, tmp_path, monkeypatch):
     monkeypatch.setattr("ttmoe.routed.RoutedModel.load", None)
     (tmp_path / "in.csv").write_text("question,label\nred,x\n,y\n")
     done = here(home, "--file", str(tmp_path / "in.csv"), "--out", str(tmp_path / "out.csv"))
@@ -107,7 +107,7 @@ def test_a_bad_row_is_said_before_the_model_is_loaded(home, tmp_path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
 
 
-def test_a_base_that_moved_is_found_by_its_variable(home, base_folder, tmp_path, monkeypatch):
+def test_ttmoe_base_names_the_folder_of_a_moved_base(home, base_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("TTMOE_BASE", str(tmp_path / "none"))
     done = here(home, "red")
     assert (done.exit_code, "TTMOE_BASE" in done.stderr) == (2, True)
@@ -115,7 +115,7 @@ def test_a_base_that_moved_is_found_by_its_variable(home, base_folder, tmp_path,
     assert here(home, "red").exit_code == 0
 
 
-def test_a_stale_router_answers_and_says_so_in_one_line(base_folder, tmp_path):
+def test_a_stale_router_answers_with_a_warning(base_folder, tmp_path):
     register_library(tmp_path / "runs", base_folder, tmp_path)
     registry = open_registry(tmp_path / "runs")
     done = here(tmp_path, "--json", "red")
@@ -125,13 +125,13 @@ def test_a_stale_router_answers_and_says_so_in_one_line(base_folder, tmp_path):
     done = here(tmp_path, "--json", "red")
     assert done.exit_code == 0
     (line,) = done.stderr.splitlines()
-    assert "warning: router v1 of lib is STALE: it answers with another version of colours" in line
+    assert "warning: router v1 of lib is STALE: it uses another version of colours" in line
     assert len(rows_of(done.stdout)) == 1
 
 
-def own_lines(said: str) -> list[str]:
-    """Without what Ray's core says of every process that could be started again, whoever reads it."""
-    return [line for line in said.splitlines() if "core_worker.cc" not in line]
+def own_lines(output: str) -> list[str]:
+    """The lines of the output that are not from Ray's core, which reports every process that it could restart."""
+    return [line for line in output.splitlines() if "core_worker.cc" not in line]
 
 
 @pytest.fixture(scope="module")
@@ -144,25 +144,26 @@ def cluster():
 
 @pytest.fixture
 def on_ray(cluster, home, monkeypatch):
-    """Answers a file there; what is said of it."""
+    """A function that answers a file on Ray and returns the messages."""
     from orchestrator.predict.ray_data import predict_on_ray
 
     def run(out: Path, pattern: str = str(home / "in.jsonl"), *, force=False, workers=None, gpus=None) -> str:
-        said = io.StringIO()
-        predict_on_ray(home / "runs", None, pattern, InputColumns(), out, force, 64, "auto", workers, gpus,
-                       Console(file=said, width=100))  # fmt: skip
-        return said.getvalue()
+        messages = io.StringIO()
+        request = PredictRequest(file=pattern, out=out, force=force, on_ray=True, workers=workers, gpus=gpus,
+                                 root=home / "runs")  # fmt: skip
+        predict_on_ray(request, Console(file=messages, width=100))
+        return messages.getvalue()
 
     for name in ("TTMOE_BASE", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     return run
 
 
-def test_on_ray_processes_answer_in_the_order_of_the_rows(on_ray, answers, tmp_path, capfd):
+def test_on_ray_the_answers_are_in_the_order_of_the_rows(on_ray, answers, tmp_path, capfd):
     out = tmp_path / "out"
-    said = on_ray(out, workers=2)
-    assert "1,600 rows; pieces: 7; processes: 2 (cpu)" in said
-    assert "in the order of the rows: 7" in said
+    messages = on_ray(out, workers=2)
+    assert "1,600 rows; chunks: 7; workers: 2 (cpu)" in messages
+    assert "in the order of the rows: 7" in messages
     files = sorted(out.iterdir())
     assert len(files) == 7
     rows = [row for path in files for row in pyarrow.parquet.read_table(path).to_pylist()]
@@ -176,19 +177,19 @@ def test_on_ray_processes_answer_in_the_order_of_the_rows(on_ray, answers, tmp_p
         on_ray(out)
 
 
-def test_on_ray_what_fails_is_told_and_leaves_nothing(on_ray, tmp_path, base_folder, monkeypatch):
+def test_on_ray_a_failure_is_reported_and_leaves_no_files(on_ray, tmp_path, base_folder, monkeypatch):
     import orchestrator.predict.ray_data as module
 
     moved = shutil.copytree(base_folder, tmp_path / "moved")
     monkeypatch.setenv("TTMOE_BASE", str(moved))
-    found = module.size_pool
+    original = module.choose_pool_size
 
-    def sized_and_damaged(*arguments: Any) -> Any:
-        (moved / "config.json").write_text("{}")  # after the driver has looked at it
-        return found(*arguments)
+    def damage_base(*arguments: Any) -> Any:
+        (moved / "config.json").write_text("{}")  # after the driver has checked it
+        return original(*arguments)
 
-    monkeypatch.setattr(module, "size_pool", sized_and_damaged)
-    with pytest.raises(WorkFailedError, match=r"a process failed: .*Error"):
+    monkeypatch.setattr(module, "choose_pool_size", damage_base)
+    with pytest.raises(WorkFailedError, match=r"a worker failed: .*Error"):
         on_ray(tmp_path / "out")
     monkeypatch.undo()
     with pytest.raises(InfeasibleError, match="fits on no node"):
@@ -196,8 +197,8 @@ def test_on_ray_what_fails_is_told_and_leaves_nothing(on_ray, tmp_path, base_fol
     assert list(tmp_path.iterdir()) == [moved]
 
 
-def test_the_command_on_ray_ends_whole_and_replaces_what_was_there(home, answers, tmp_path):
-    """A table of few columns, whose options are lists written as JSON."""
+def test_the_command_on_ray_replaces_an_existing_folder(home, answers, tmp_path):
+    """The input is a CSV file with lists of options as JSON."""
     out = tmp_path / "out"
     out.mkdir()
     (out / "part-000007.parquet").write_text("of before")
@@ -207,7 +208,7 @@ def test_the_command_on_ray_ends_whole_and_replaces_what_was_there(home, answers
         table.writerows(row | {"choices": json.dumps(row.get("choices"))} for row in ROWS)
     done = succeeded(ttmoe(tmp_path, "predict", "--ray", "--file", "in.csv", "--out", "out", "--force", "--root",
                            str(home / "runs")))  # fmt: skip
-    said = own_lines(done.err)
-    assert (done.out, len(said), "8 rows; pieces: 1; processes: 1" in said[0]) == ("", 3, True), done.err
+    lines = own_lines(done.err)
+    assert (done.out, len(lines), "8 rows; chunks: 1; workers: 1" in lines[0]) == ("", 3, True), done.err
     assert [path.name for path in out.iterdir()] == ["part-000000.parquet"]
     check_alike(pyarrow.parquet.read_table(out).to_pylist(), answers)

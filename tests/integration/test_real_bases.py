@@ -80,10 +80,10 @@ def test_a_mixed_batch_is_each_alone_and_both_halves_are_the_whole(base: Base) -
     for i, name in enumerate(NAMES):
         close(mixed[i], bank.features(inputs, name)[i])
     assert (mixed[0] - bank.features(inputs, "upper")[0]).abs().max() > 1e-2 * mixed.abs().max()
-    half = bank.expert("upper").adapter.lowest
+    half = bank.expert("upper").adapter.lowest_layer
     for depth in (1, half, len(bank.trunk(0).layers)):
         trunk = bank.trunk(depth)
-        assert torch.equal(trunk.above(trunk.states(inputs), inputs), bare)
+        assert torch.equal(trunk.run_above(trunk.states(inputs), inputs), bare)
     states = bank.trunk(half).states(inputs)
     assert torch.equal(bank(inputs, "upper", states=states, depth=half), bank(inputs, "upper"))
 

@@ -1,4 +1,4 @@
-"""The registry on real SQLite stores: idempotent at every crash point, and fast enough."""
+"""The registry on SQLite stores and a tracking server: idempotent at every crash point, with few queries."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ pytestmark = pytest.mark.integration
 
 
 class TookEffect(Exception):
-    """Raised after a client call that worked: what a time-out looks like from here."""
+    """Raised after a client call that succeeded, as a time-out of the response is."""
 
 
 class FailsAfter:
-    """An MlflowClient whose n-th call that changes something works and then raises; ``for_good``: so do all later ones.
+    """An MlflowClient whose n-th write succeeds and then raises; with ``for_good``, all later calls raise too.
 
-    Every method that does not merely read is counted, whatever its name: a new call is tested too.
+    Every method that does not start with a prefix in READS counts as a write, so that new methods are tested too.
     """
 
     READS = ("search_", "get_", "list_", "download_")
@@ -44,7 +44,7 @@ class FailsAfter:
             return call
 
         def wrapped(*args, **kwargs):
-            if self.left <= 0 and self.for_good:  # a process that died makes no more calls
+            if self.left <= 0 and self.for_good:  # a process that died makes no calls
                 raise TookEffect(name)
             result = call(*args, **kwargs)
             if not name.startswith(self.READS):
@@ -61,14 +61,14 @@ class FailsAfter:
 
 
 class Kills(FailsAfter):
-    """Ends the process there and then, as SIGKILL does."""
+    """Ends the process at once, as SIGKILL does."""
 
     def fail(self, name):
         os._exit(9)
 
 
 class Counts(FailsAfter):
-    """Counts all calls by name."""
+    """Counts calls by name."""
 
     def __init__(self, client):
         super().__init__(client, 0)
@@ -81,11 +81,11 @@ class Counts(FailsAfter):
 
 @pytest.fixture(scope="module")
 def fresh_store(tmp_path_factory):
-    """A store with a schema and nothing in it; making one takes seconds, copying it none."""
+    """An empty store with a schema, to be copied, because creating one takes seconds."""
     from orchestrator.registry import Registry
 
     root = tmp_path_factory.mktemp("fresh")
-    (root / "mlflow.db").touch()  # what a crash in the middle of an earlier try may leave
+    (root / "mlflow.db").touch()  # left by a crash
     (root / "mlflow.db.new").write_bytes(b"half")
     Registry.open(f"sqlite:///{root}/mlflow.db", root / "mlartifacts")
     return root / "mlflow.db"
@@ -97,7 +97,7 @@ def registry(fresh_store, tmp_path):
 
 
 def open_copy(fresh_store, folder):
-    """A registry of its own in ``folder``, empty."""
+    """Return an empty registry in ``folder``."""
     from orchestrator.registry import Registry
 
     folder.mkdir(exist_ok=True)
@@ -122,14 +122,14 @@ def add_expert(registry, folder, task="trec", spec_hash="aa11", parent="none", *
 
 
 def drive(registry, made, parts=("expert", "router", "search")):
-    """What a driver does, in its order: close what a dead one left, then whatever is missing."""
+    """Make the registry operations of a driver in its order: close stale runs, then make what is missing."""
     registry.close_stale("lib")
-    found = {
+    existing = {
         "expert": registry.find_expert("lib", "trec", "aa11"),
         "router": registry.find_router("lib", "bb22"),
         "search": registry.search_artifacts("lib", "cc33"),
     }
-    if missing := [part for part in parts if found[part] is None]:
+    if missing := [part for part in parts if existing[part] is None]:
         parent = registry.start_run("lib", "run", {"version": "0.1"}, "a: 1\n", {"missing": missing})
         with registry.end_run_on_exit(parent):
             for part in missing:
@@ -168,12 +168,12 @@ def drive_search(registry, made, parent):
 
 
 def snapshot(registry):
-    """All that it holds, but for ids and times, the parent of each ``ttmoe run``, and interrupted searches."""
+    """Return the content without ids, times, parent runs and interrupted searches."""
     client, runs = registry.client, {run.info.run_id: run for run in all_runs(registry)}
 
     def artifacts(run_id, path=""):
-        for found in client.list_artifacts(run_id, path):
-            yield from artifacts(run_id, found.path) if found.is_dir else [(found.path, found.file_size)]
+        for entry in client.list_artifacts(run_id, path):
+            yield from artifacts(run_id, entry.path) if entry.is_dir else [(entry.path, entry.file_size)]
 
     def shown(run):
         tags = {key: value for key, value in run.data.tags.items() if key != "mlflow.parentRunId"}
@@ -189,14 +189,14 @@ def snapshot(registry):
                 "metrics": history, "files": [name for name, _ in sorted(artifacts(run.info.run_id))],
                 "parent": parent and parent.data.tags["ttmoe.kind"]}  # fmt: skip
 
-    def comes_again(run):
+    def is_repeated(run):
         kind = run.data.tags["ttmoe.kind"]
         return kind == "run" or (kind == "search" and run.info.status != "FINISHED")
 
-    kept = [run for run in runs.values() if not comes_again(run)]
+    kept = [run for run in runs.values() if not is_repeated(run)]
     models = {model.name: {"tags": model.tags, "aliases": model.aliases} for model in client.search_registered_models()}
     versions = {
-        (each.name, int(each.version)): {"tags": each.tags, "status": each.status, "says": each.description,
+        (each.name, int(each.version)): {"tags": each.tags, "status": each.status, "description": each.description,
                                          "run": shown(runs[each.run_id])["tags"], "source": each.source.split("/")[-1]}
         for each in client.search_model_versions()
     }  # fmt: skip
@@ -235,12 +235,12 @@ def test_an_expert_is_registered_and_found(registry, expert_folder):
     assert registry.client.get_registered_model("lib.trec").tags["ttmoe.kind"] == "expert"
 
 
-def test_fetch_from_a_local_store_copies_nothing_and_says_when_files_are_gone(registry, expert_folder, tmp_path):
+def test_fetch_from_a_local_store_copies_nothing_and_reports_missing_files(registry, expert_folder, tmp_path):
     version = add_expert(registry, expert_folder)
     folder = registry.fetch(version)
     assert folder.is_relative_to(tmp_path / "mlartifacts" / "lib")
     assert (folder / "expert.safetensors").read_bytes() == (expert_folder / "expert.safetensors").read_bytes()
-    with pytest.raises(InputError, match=r"lib\.trec version 1.*gone"):
+    with pytest.raises(InputError, match=r"lib\.trec version 1.*missing"):
         registry.fetch(replace(version, uri=version.uri + "-elsewhere"))
 
 
@@ -266,7 +266,7 @@ def test_aliases_follow_the_spec_that_is_asked_for(registry, expert_folder):
     assert [v.version for v in registry.experts("lib", every=True)] == [1, 2]
 
 
-def test_runs_of_a_spec_are_continued_not_doubled(registry):
+def test_the_run_of_a_spec_is_continued(registry):
     first = registry.start_run("lib", "run", {}, "a: 1\n", {})
     run_id = registry.expert_run("lib", first, "trec", "aa11", {"rank": 8})
     registry.finish_run(run_id, "FAILED")
@@ -277,11 +277,11 @@ def test_runs_of_a_spec_are_continued_not_doubled(registry):
     assert run.data.params == {"rank": "8", "seed": "1"}
     assert run.data.tags["mlflow.parentRunId"] == second
     trial = registry.expert_run("lib", second, "trec", "aa11", {}, search=True)
-    assert trial != run_id  # a search's experiment is its own
+    assert trial != run_id  # searches have another experiment
 
 
-def test_runs_and_versions_made_twice_by_a_retried_request_become_one(registry, expert_folder):
-    """An HTTP client repeats a request whose answer was lost; the server then has done it twice."""
+def test_duplicates_of_runs_and_versions_from_a_repeated_request_are_removed(registry, expert_folder):
+    """An HTTP client repeats a request if the response was lost, and the server then processes it twice."""
     version = add_expert(registry, expert_folder)
     tags = registry.client.get_model_version("lib.trec", "1").tags
     client = registry.client
@@ -298,8 +298,8 @@ def test_runs_and_versions_made_twice_by_a_retried_request_become_one(registry, 
     assert [v.version for v in registry.experts("lib", every=True)] == [1, 2]
 
     experiment = registry.experiment("lib").experiment_id
-    own = {key: tags[key] for key in ("ttmoe.spec_hash", "ttmoe.task")}
-    registry.client.create_run(experiment, tags=own)
+    run_tags = {key: tags[key] for key in ("ttmoe.spec_hash", "ttmoe.task")}
+    registry.client.create_run(experiment, tags=run_tags)
     assert registry.expert_run("lib", "none", "trec", "aa11", {}) == version.run_id
     assert len(all_runs(registry)) == 2
 
@@ -316,17 +316,17 @@ def undisturbed(fresh_store, tmp_path, made):
     return snapshot(registry)
 
 
-CHANGING = {
+WRITES = {
     *("create_experiment", "create_run", "log_batch", "log_artifact", "log_artifacts", "log_text", "set_terminated"),
     *("create_registered_model", "create_model_version", "set_registered_model_alias"),
 }
 
 
 @pytest.mark.parametrize("for_good", [False, True], ids=["time-out", "death"])
-def test_whichever_call_is_the_last_a_repetition_makes_the_registry_whole(
+def test_after_a_failure_of_any_call_a_repetition_completes_the_registry(
     fresh_store, tmp_path, made, undisturbed, for_good
 ):
-    """Also the calls of which one hears only that they failed."""
+    """A call that succeeded on the server may still fail here."""
     failed = []
     for n in range(1, 200):
         registry = open_copy(fresh_store, tmp_path / f"{n}")
@@ -340,7 +340,7 @@ def test_whichever_call_is_the_last_a_repetition_makes_the_registry_whole(
         assert snapshot(registry) == undisturbed, (n, failed[-1:])
         if client.left > 0:
             break
-    assert set(failed) >= CHANGING
+    assert set(failed) >= WRITES
     assert len(failed) > 30
 
 
@@ -354,8 +354,8 @@ def drive_and_die(folder, made, n):
 def test_a_driver_that_is_killed_after_any_call_is_continued(fresh_store, tmp_path, made):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["orchestrator.registry"])
-    calm = open_copy(fresh_store, tmp_path / "calm")
-    drive(calm, made, parts=("expert",))
+    expected = open_copy(fresh_store, tmp_path / "expected")
+    drive(expected, made, parts=("expert",))
     killed = 0
     for n in range(1, 100):
         registry = open_copy(fresh_store, tmp_path / f"{n}")
@@ -367,7 +367,7 @@ def test_a_driver_that_is_killed_after_any_call_is_continued(fresh_store, tmp_pa
             assert process.exitcode == 0
             break
         drive(registry, made, parts=("expert",))
-        assert snapshot(registry) == snapshot(calm), n
+        assert snapshot(registry) == snapshot(expected), n
     assert killed > 10
 
 
@@ -379,10 +379,10 @@ def test_removing_may_fail_after_any_call_and_be_repeated(fresh_store, tmp_path,
             add_expert(registry, made / "expert", spec_hash=spec_hash)
         return registry
 
-    calm = library("calm")
-    calm.remove_versions("lib", "trec", numbers)
-    assert [each.version for each in calm.experts("lib", every=True)] == [1] * (2 - len(numbers))
-    assert len(all_runs(calm)) == 2 - len(numbers)
+    expected = library("expected")
+    expected.remove_versions("lib", "trec", numbers)
+    assert [each.version for each in expected.experts("lib", every=True)] == [1] * (2 - len(numbers))
+    assert len(all_runs(expected)) == 2 - len(numbers)
     failed = []
     for n in range(1, 10):
         registry = library(f"{n}")
@@ -392,19 +392,19 @@ def test_removing_may_fail_after_any_call_and_be_repeated(fresh_store, tmp_path,
         except TookEffect:
             failed.append(client.last)
             registry.remove_versions("lib", "trec", numbers)
-        assert snapshot(registry) == snapshot(calm)
+        assert snapshot(registry) == snapshot(expected)
         if client.left > 0:
             break
     assert set(failed) == {"delete_run", "delete_model_version" if len(numbers) == 1 else "delete_registered_model"}
-    calm.remove_versions("lib", "never", (1,))  # nothing to do is no error
+    expected.remove_versions("lib", "never", (1,))  # a task without versions is no error
 
 
 def test_a_version_whose_driver_died_before_its_aliases_gets_them(registry, made):
-    """``find_expert`` finds it, so no driver registers it again: closing what is stale completes it."""
+    """``find_expert`` finds the version, so no driver registers it again: ``close_stale`` completes it."""
     run_id = registry.expert_run("lib", "none", "trec", "aa11", {})
     client = FailsAfter(registry.client, 1)
     client.fail = lambda name: (_ for _ in ()).throw(TookEffect(name)) if name == "create_model_version" else None
-    client.left = 3  # the model, the files, the version
+    client.left = 3  # registered model, files, version
     with pytest.raises(TookEffect):
         replace(registry, client=client).register_expert("lib", "trec", "aa11", made / "expert", run_id, {})
     registry.finish_run(run_id, "FAILED")
@@ -417,7 +417,7 @@ def test_a_version_whose_driver_died_before_its_aliases_gets_them(registry, made
 
 
 def test_two_tasks_of_one_spec_have_a_run_each(registry, expert_folder):
-    """The same data under two names: the same hash, but other files."""
+    """The same data under two names has the same hash but different files."""
     first = add_expert(registry, expert_folder, task="one", spec_hash="aa11")
     (expert_folder / "expert.json").write_text('{"task": "two"}')
     second = add_expert(registry, expert_folder, task="two", spec_hash="aa11")
@@ -496,7 +496,7 @@ def test_the_registered_router_loads_as_a_pyfunc_model(registry, router_folder, 
     run_id = registry.start_run("lib", "run", {}, "", {})
     lock = {"trec": "aa11"}
     version = registry.register_router("lib", "bb22", router_folder, lock, run_id, {}, base_folder=Path("/b"))
-    import mlflow.pyfunc  # after the registry, which keeps quiet what it warns of itself at its first import
+    import mlflow.pyfunc  # after the registry, which silences warnings of its first import
 
     model = mlflow.pyfunc.load_model(str(registry.fetch(version)), model_config={"device": "cpu"})
     answer = model.predict(pd.DataFrame({"text": ["hello", "you"]}, index=[3, 5]))
@@ -522,7 +522,7 @@ def test_a_base_that_is_missing_or_another_is_named(tmp_path):
     from orchestrator.experts.base_folder import find_base
 
     identity = {"id": "tiny", "digest": "0" * 64}
-    with pytest.raises(InputError, match="'tiny' is not at"):
+    with pytest.raises(InputError, match="'tiny' is not in folder"):
         find_base(identity, str(tmp_path / "none"))
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"1")
@@ -547,7 +547,7 @@ def open_and_register(root, number, barrier, results):
 
 def test_six_processes_open_a_fresh_store_at_once(tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["orchestrator.registry"])  # so that all six reach the store in one moment
+    context.set_forkserver_preload(["orchestrator.registry"])  # so that all six open the store at the same time
     barrier, results = context.Barrier(6), context.Queue()
     root = tmp_path / "deep" / "runs"
     processes = [
@@ -557,23 +557,23 @@ def test_six_processes_open_a_fresh_store_at_once(tmp_path):
     root.mkdir()
     for process in processes:
         process.start()
-    said = [results.get(timeout=120) for _ in processes]
+    errors = [results.get(timeout=120) for _ in processes]
     for process in processes:
         process.join()
-    assert said == [""] * 6
+    assert errors == [""] * 6
     from orchestrator.registry import Registry
 
     registry = Registry.open(f"sqlite:///{root}/mlflow.db", root / "mlartifacts")
     assert [v.task for v in registry.experts("lib")] == [f"task{number}" for number in range(6)]
 
 
-def test_an_interrupted_making_of_the_store_is_begun_anew(fresh_store):
+def test_an_interrupted_creation_of_the_store_is_repeated(fresh_store):
     assert not fresh_store.with_name("mlflow.db.new").exists()
     assert fresh_store.stat().st_size > 100_000
 
 
 def test_an_older_schema_is_upgraded_and_kept_beside(tmp_path, registry):
-    """A store that an older MLflow left: made with its migrations up to some months ago."""
+    """The store of an older MLflow, created with its migrations."""
     import sqlalchemy
     from alembic import command
     from mlflow.store.db import utils
@@ -593,26 +593,26 @@ def test_an_older_schema_is_upgraded_and_kept_beside(tmp_path, registry):
     assert len(list(tmp_path.glob("old.db.*.bak"))) == 1
 
     with sqlite3.connect(old) as database:
-        database.execute("UPDATE alembic_version SET version_num = 'of-tomorrow'")
+        database.execute("UPDATE alembic_version SET version_num = 'newer'")
     database.close()
     with pytest.raises(InputError, match="newer MLflow"):
         Registry.open(f"sqlite:///{old}", tmp_path / "mlartifacts")
 
 
 @pytest.mark.parametrize(
-    ("uri", "says"),
-    [("sqlite:///{tmp}/text.db", "not an MLflow store"), ("sqlite:///{tmp}/text.db/x.db", "cannot be made"),
-     ("http://127.0.0.1:1", "no MLflow server answers"), ("ftp://x", "no MLflow store")],
+    ("uri", "message"),
+    [("sqlite:///{tmp}/text.db", "not an MLflow store"), ("sqlite:///{tmp}/text.db/x.db", "cannot be created"),
+     ("http://127.0.0.1:1", "no MLflow server responds"), ("ftp://x", "not an MLflow store")],
 )  # fmt: skip
-def test_a_store_that_cannot_be_opened_is_named(tmp_path, uri, says):
+def test_a_store_that_cannot_be_opened_is_named(tmp_path, uri, message):
     from orchestrator.registry import Registry
 
-    (tmp_path / "text.db").write_text("this is no database, but long enough to look like one to those who only count")
-    with pytest.raises(InputError, match=says):
+    (tmp_path / "text.db").write_text("This is not a database, but it is long enough to pass a check of the size.")
+    with pytest.raises(InputError, match=message):
         Registry.open(uri.format(tmp=tmp_path), tmp_path / "mlartifacts")
 
 
-def test_an_expert_costs_a_dozen_queries_and_reading_a_library_two(registry, expert_folder):
+def test_an_expert_takes_a_dozen_queries_and_listing_a_library_two(registry, expert_folder):
     add_expert(registry, expert_folder, task="first", spec_hash="ff00")
     counted = Counts(registry.client)
     add_expert(replace(registry, client=counted), expert_folder, metrics={"accuracy": 0.9})
@@ -629,7 +629,7 @@ def test_an_expert_costs_a_dozen_queries_and_reading_a_library_two(registry, exp
 
 
 def test_a_tracking_server_serves_the_same_registry_and_ends_cleanly(tmp_path, registry, expert_folder):
-    """``open_ui`` on a store is a server; a registry works through it; SIGTERM leaves no process."""
+    """``open_ui`` starts a server on a store; a registry works through it; SIGTERM leaves no process."""
     from orchestrator.progress.mlflow_ui import free_port
     from orchestrator.registry import Registry
 
@@ -651,7 +651,7 @@ def test_a_tracking_server_serves_the_same_registry_and_ends_cleanly(tmp_path, r
         assert ui.wait(timeout=30) == 0
     assert len(servers) == 2
     assert not psutil.wait_procs(servers, timeout=1)[1]
-    assert registry.experts("lib") == []  # added, and removed again
+    assert registry.experts("lib") == []  # added and removed
 
 
 def use_remote(remote, expert_folder):
@@ -667,7 +667,7 @@ def use_remote(remote, expert_folder):
     fetch_search(remote, expert_folder)
     assert json.loads(remote.read_file(version, "expert.json")) == {"task": "trec"}
     second = add_expert(remote, expert_folder, spec_hash="cc33")
-    assert json.loads(remote.read_file(second, "expert.json")) == {"task": "trec"}  # not fetched yet: that file alone
+    assert json.loads(remote.read_file(second, "expert.json")) == {"task": "trec"}  # downloaded alone
     assert len(list(folder.parent.glob("lib.trec-*"))) == 1
     remote.remove_versions("lib", "trec", [1])
     assert [each.version for each in remote.experts("lib", every=True)] == [2]
@@ -678,20 +678,20 @@ def use_remote(remote, expert_folder):
 
 
 def fetch_search(remote, expert_folder):
-    """What was cut off in the middle of its way is not taken for the whole."""
+    """A download that failed halfway is repeated."""
     run_id = remote.start_run("lib", "search", {"spec_hash": "5ea7"}, "a: 1\n", {}, search=True)
     remote.log_file(run_id, expert_folder)
-    assert remote.search_artifacts("lib", "5ea7") is None  # not at its end yet
+    assert remote.search_artifacts("lib", "5ea7") is None  # not finished
     remote.finish_run(run_id, "FINISHED")
 
     def half(uri, dst_path, tracking_uri):
         (Path(dst_path) / "artifacts").mkdir()
         (Path(dst_path) / "artifacts" / "config.yaml").write_text("a")
-        raise OSError("the line is dead")
+        raise OSError("connection lost")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mlflow.artifacts.download_artifacts", half)
-        with pytest.raises(InputError, match="the line is dead"):
+        with pytest.raises(InputError, match="connection lost"):
             remote.search_artifacts("lib", "5ea7")
     folder = remote.search_artifacts("lib", "5ea7")
     names = {"config.yaml", "plan.json", "expert.json", "expert.safetensors"}
@@ -713,5 +713,5 @@ def test_the_ui_names_a_free_port_and_a_missing_store(tmp_path, registry):
 
 
 def test_only_the_registry_imports_mlflow():
-    code = "import sys, orchestrator.predict.mlflow_model, orchestrator.progress.mlflow_ui; sys.exit('mlflow' in sys.modules)"
+    code = "import sys, orchestrator.pyfunc, orchestrator.progress.mlflow_ui; sys.exit('mlflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,6 +1,6 @@
-"""Things break while a library is made, by the command that users type and on a real Ray: the end is always the same.
+"""Failures during ``ttmoe run`` on Ray: in the end the registry is the same as after an uninterrupted run.
 
-That is the registry's content, weights to the last bit, compared with a run that nothing disturbed.
+The comparison includes the weights, bit by bit.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from killed_driver import registry_content
 
 pytestmark = pytest.mark.integration
 
-STEPS, EVERY = 200, 10  # a checkpoint with each evaluation
+STEPS, EVERY = 200, 10  # each evaluation writes a checkpoint
 WORDS = {
     "colours": (tiny.COLOURS, "north"),
     "animals": (tiny.ANIMALS, "south"),
     "both": ((*tiny.COLOURS, *tiny.ANIMALS), "north"),
 }
-# The learning rates are low, so that the last weights are the best ones: they depend on every step.
+# The learning rates are low so that the last weights are the best: they depend on every step.
 CONFIG = f"""\
 library: tiny
 base: {{folder: base, max_length: 32, dtype: float32}}
@@ -45,8 +45,8 @@ router: {{batch_size: 32, epochs: 2}}
 tasks:
 """
 DIVERGES = ("lr=1e38", "clip=0")
-# Read by every process of a command that is told of a disk: of one that takes so many seconds for a checkpoint, so that
-# a training can be met on its way, or of one where nothing of one expert can be opened for writing, except its log.
+# Executed at the start of every process of a command. TTMOE_TEST_DISK is the number of seconds by which opening a
+# checkpoint is delayed, so that a training can be interrupted, or ``full`` for one expert that cannot write files.
 DISK = """\
 import errno, os, sys, time
 disk = os.environ.get("TTMOE_TEST_DISK", "0")
@@ -64,7 +64,7 @@ sys.addaudithook(opened)
 
 @pytest.fixture(scope="module")
 def start(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which everything is ready and nothing has run."""
+    """A folder with the base, the data, the config and an empty registry."""
     folder = tmp_path_factory.mktemp("reliability") / "start"
     shutil.copytree(base_folder, folder / "base")
     for task, (words, filler) in WORDS.items():
@@ -72,39 +72,39 @@ def start(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tiny.yaml").write_text(CONFIG + "".join(entry(task, task) for task in WORDS))
     (folder / "hook").mkdir()
     (folder / "hook" / "sitecustomize.py").write_text(DISK)
-    open_registry(folder / "runs")  # its tables take seconds to make
+    open_registry(folder / "runs")  # creating its tables takes seconds
     return folder
 
 
 @pytest.fixture(scope="module")
 def fresh(start: Path) -> Callable[[str], Path]:
-    """Makes folders like ``start``, by name."""
+    """A function that copies ``start`` to a new folder with a given name."""
     return lambda name: shutil.copytree(start, start.parent / name)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(fresh: Callable[[str], Path]) -> dict[str, Any]:
-    """The registry's content after a run that nothing disturbed."""
+    """The registry's content after an uninterrupted run."""
     home = fresh("undisturbed")
     succeeded(ttmoe(home, "run", "tiny.yaml"))
     found = content(home)
     assert set(found["versions"]) == {(f"tiny.{name}", 1) for name in (*WORDS, "router")}
     for task in WORDS:
         own, files, status = found["versions"][f"tiny.{task}", 1]
-        assert int(float(own["ttmoe.metric.best_step"])) > STEPS / 2  # a step that is lost would be seen in the weights
+        assert int(float(own["ttmoe.metric.best_step"])) > STEPS / 2  # the weights show a lost step
         assert (len(files), status) == (1, "READY")
     assert found["work"] == [(name, "FINISHED") for name in ("animals", "both", "colours", "router")]
     return found
 
 
 def entry(task: str, file: str, more: str = "") -> str:
-    """A task's lines in a config."""
+    """Return a task's lines in a config."""
     return (f"  {task}: {{kind: text, source: {{path: {file}.jsonl}}, columns: {{text: text}}, "
             f"label: {{column: label}}{more}}}\n")  # fmt: skip
 
 
 def content(home: Path) -> dict[str, Any]:
-    """What the registry below ``home`` holds. Which expert found the base loaded already is chance."""
+    """Return the registry's content. Which expert found the base loaded differs between runs and is removed."""
     found = registry_content(home / "runs")
     for own, _, _ in found["versions"].values():
         own.pop("ttmoe.metric.base_loads", None)
@@ -113,7 +113,7 @@ def content(home: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Life:
-    """A ``ttmoe run`` under way, and what it has said so far."""
+    """A running ``ttmoe run``. Its processes have ``mark`` in their environment."""
 
     process: subprocess.Popen
     out: Path
@@ -124,38 +124,38 @@ class Life:
         return self.out.read_text()
 
     def first_steps(self) -> dict[str, int]:
-        """The first step of each task that was heard of."""
+        """Return the first reported step of each task."""
         found: dict[str, int] = {}
         for task, step in re.findall(r"^  (\w+): training, step (\d+)/", self.text, re.M):
             found.setdefault(task, int(step))
         return found
 
     def trains(self, steps: int) -> None:
-        """Wait until one of the tasks has taken so many steps in this life."""
+        """Wait until one of the tasks has made this number of steps in this process."""
 
         def taken() -> bool:
             assert self.process.poll() is None, self.text
             firsts = self.first_steps()
-            heard = re.findall(r"^  (\w+): training, step (\d+)/", self.text, re.M)
-            return any(int(step) - firsts[task] >= steps for task, step in heard)
+            reported = re.findall(r"^  (\w+): training, step (\d+)/", self.text, re.M)
+            return any(int(step) - firsts[task] >= steps for task, step in reported)
 
         assert tiny.wait_for(taken, 90), self.text
 
-    def ends(self) -> int:
+    def wait(self) -> int:
         return self.process.wait(150)
 
-    def left(self) -> list[str]:
+    def running(self) -> list[str]:
         return tiny.left_running(self.mark)
 
 
 def with_disk(home: Path, disk: str) -> dict[str, str]:
-    """What processes on such a disk have in their environment."""
+    """Return the environment variables of processes on such a disk."""
     return {"TTMOE_TEST_DISK": disk, "PYTHONPATH": str(home / "hook")}
 
 
 @contextmanager
 def started(home: Path, *arguments: str, disk: str = "0.2", **env: str) -> Iterator[Life]:
-    """``ttmoe run tiny.yaml`` on such a disk; whatever of it still runs in the end is ended."""
+    """Start ``ttmoe run tiny.yaml`` on such a disk. On exit, kill the processes that still run."""
     mark, out = f"life-{secrets.token_hex(8)}", home / f"out-{secrets.token_hex(4)}.txt"
     settings = environment(TTMOE_TEST=mark, PYTHONUNBUFFERED="1", **with_disk(home, disk), **env)
     with out.open("w") as file:
@@ -164,13 +164,13 @@ def started(home: Path, *arguments: str, disk: str = "0.2", **env: str) -> Itera
     try:
         yield Life(process, out, mark)
     finally:
-        for each in marked(mark):
-            each.kill()
+        for leftover in marked(mark):
+            leftover.kill()
         process.wait()
 
 
 def marked(mark: str, name: str = "") -> list[psutil.Process]:
-    """The processes with this mark in their environment whose command line begins with ``name``."""
+    """Return the processes with this mark in their environment whose command line starts with ``name``."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -183,7 +183,7 @@ def marked(mark: str, name: str = "") -> list[psutil.Process]:
 
 
 def checkpoints(home: Path) -> dict[str, list[Path]]:
-    """Those of each task that lie on disk, the newest first."""
+    """Return the checkpoint files of each task, newest first."""
     found: dict[str, list[Path]] = {}
     for path in sorted((home / "runs" / "tiny" / "experts").glob("*/checkpoints/*.checkpoint"), reverse=True):
         found.setdefault(path.parent.parent.name.rpartition("-")[0], []).append(path)
@@ -196,7 +196,7 @@ def folder_of(home: Path, task: str) -> Path:
 
 
 def test_workers_that_are_killed_are_replaced(fresh, undisturbed):
-    """Three times, at moments that differ from test to test."""
+    """Three workers are killed, at random times."""
     home, seed = fresh("workers"), secrets.randbelow(10**6)
     draw = random.Random(seed)
     with started(home) as life:
@@ -205,18 +205,24 @@ def test_workers_that_are_killed_are_replaced(fresh, undisturbed):
             assert not tiny.wait_for(lambda: life.process.poll() is not None, draw.uniform(0.0, 1.5)), life.text
             assert tiny.wait_for(lambda: bool(marked(life.mark, "ray::_Worker")), 30)
             draw.choice(marked(life.mark, "ray::_Worker")).kill()
-        assert life.ends() == 0, (seed, life.text)
-        assert life.left() == []
-        assert "tried again in 1 s: its process died" in life.text, seed
+        assert life.wait() == 0, (seed, life.text)
+        assert life.running() == []
+        assert "retried in 1 s: worker process died" in life.text, seed
     assert content(home) == undisturbed, seed
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Of a life: how it ended, what it said and left running, where each task began, and where it could have begun."""
+class Ended:
+    """A finished ``ttmoe run``.
+
+    Attributes:
+        left: Processes that still ran after its end.
+        began: First step of each task.
+        before: Step of the newest valid checkpoint of each task before the start.
+    """
 
     code: int
-    said: str
+    output: str
     left: list[str]
     began: dict[str, int]
     before: dict[str, int]
@@ -224,27 +230,27 @@ class Seen:
 
 @dataclass(frozen=True)
 class Story:
-    """The lives of one library."""
+    """Several ``ttmoe run`` of one library, one after another."""
 
     home: Path
     refused: tuple[int, str]
     cut: tuple[str, Path]
-    lives: list[Seen]
+    lives: list[Ended]
 
 
 @pytest.fixture(scope="module")
 def story(fresh) -> Story:
-    """Two commands start at once; the one that works is killed outright; a checkpoint is cut; the next one is killed
-    outright, the next gets Ctrl-C, and the last comes to the end."""
+    """Two commands start at once. The one that gets the lock is killed; a checkpoint is truncated; the next run is
+    killed, the next one gets Ctrl-C, and the last one finishes."""
     home, lives = fresh("story"), []
-    slow = "0.8"  # for seconds after a driver is killed outright, Ray's processes go on
+    slow = "0.8"  # Ray's processes go on for seconds after the driver was killed
 
     def goes_on(life: Life, before: dict[str, int], end: signal.Signals | None) -> None:
         if end:
             life.trains(2 * EVERY)
             life.process.send_signal(end)
-        code = life.ends()
-        lives.append(Seen(code, life.text, life.left(), life.first_steps(), before))
+        code = life.wait()
+        lives.append(Ended(code, life.text, life.running(), life.first_steps(), before))
 
     def newest() -> dict[str, int]:
         return {task: int(paths[0].stem) for task, paths in checkpoints(home).items()}
@@ -252,7 +258,7 @@ def story(fresh) -> Story:
     with started(home, disk=slow) as one, started(home, disk=slow) as two:
         assert tiny.wait_for(lambda: one.process.poll() != two.process.poll(), 60)
         other, works = (two, one) if one.process.poll() is None else (one, two)
-        refused = other.ends(), other.text
+        refused = other.wait(), other.text
         goes_on(works, {}, signal.SIGKILL)
     before = newest()
     task, paths = next((task, paths) for task, paths in checkpoints(home).items() if len(paths) > 1)
@@ -271,21 +277,21 @@ def story(fresh) -> Story:
 
 @pytest.mark.thorough
 class TestStory:
-    """What can befall one library from its first command to its last."""
+    """Interruptions of one library from its first command to its last."""
 
-    def test_of_two_commands_at_once_one_is_told_so(self, story):
-        code, said = story.refused
+    def test_of_two_commands_at_once_one_is_refused(self, story):
+        code, output = story.refused
         assert code == 2
-        assert "another run of this library is under way" in " ".join(said.split())
-        assert "Traceback" not in said
+        assert "another run of this library is in progress" in " ".join(output.split())
+        assert "Traceback" not in output
 
-    def test_each_life_ends_as_it_was_ended_and_leaves_nothing_running(self, story):
+    def test_each_run_ends_with_its_signal_and_leaves_nothing_running(self, story):
         assert [life.code for life in story.lives] == [-signal.SIGKILL, -signal.SIGKILL, 130, 0]
         assert [life.left for life in story.lives] == [[], [], [], []]
-        assert "stopped; type the command again to continue" in story.lives[2].said
-        assert all("Traceback" not in life.said for life in story.lives)
+        assert "stopped; type the command again to continue" in story.lives[2].output
+        assert all("Traceback" not in life.output for life in story.lives)
 
-    def test_each_life_goes_on_where_the_last_one_was(self, story):
+    def test_each_run_continues_from_the_last_checkpoint(self, story):
         assert story.lives[0].began
         assert set(story.lives[0].began.values()) == {1}
         for i, life in enumerate(story.lives[1:]):
@@ -293,21 +299,22 @@ class TestStory:
             for task in life.before.keys() & life.began.keys():
                 assert life.began[task] == life.before[task] + 1, (i, task)
 
-    def test_a_checkpoint_that_was_cut_is_named_and_the_one_before_it_is_used(self, story):
+    def test_a_truncated_checkpoint_is_reported_and_the_one_before_it_is_used(self, story):
         task, path = story.cut
         assert story.lives[1].began[task] == story.lives[1].before[task] + 1 < int(path.stem)
         log = (folder_of(story.home, task) / "log.txt").read_text()
-        assert f"checkpoint passed over: {path} was altered or cut" in log.replace(str(path.resolve()), str(path))
+        assert f"Ignored a checkpoint: {path} is damaged" in log.replace(str(path.resolve()), str(path))
 
-    def test_the_registry_is_as_if_nothing_had_been(self, story, undisturbed):
+    def test_the_registry_is_the_same_as_without_interruptions(self, story, undisturbed):
         assert content(story.home) == undisturbed
         assert statuses(story.home / "runs")["run", "RUNNING"] == 0
 
 
 @contextmanager
 def two_nodes(**more: str) -> Iterator[tuple[dict[str, str], str, str]]:
-    """A cluster of two nodes on this machine, one core each: what a driver needs in its environment, and the marks of
-    the head's processes and of the other node's."""
+    """Start a cluster of two nodes with one core each on this machine.
+
+    Yields the environment of a driver, and the marks of the processes of the head and of the other node."""
     with socket.socket() as found:
         found.bind(("127.0.0.2", 0))
         address = f"127.0.0.2:{found.getsockname()[1]}"
@@ -330,8 +337,8 @@ def two_nodes(**more: str) -> Iterator[tuple[dict[str, str], str, str]]:
 
 
 @pytest.mark.thorough
-def test_the_jobs_of_a_lost_node_are_done_on_what_is_left(fresh, undisturbed):
-    """It costs them no retry: the run has none to give. The cluster was there before the run, and is there after it."""
+def test_the_jobs_of_a_lost_node_are_run_on_the_other(fresh, undisturbed):
+    """A lost node uses up no retry: the run has none. The cluster outlives the run."""
     home = fresh("nodes")
     none = ("--set", "failures.retries=0")
     with two_nodes(**with_disk(home, "0.2")) as (env, head, node), started(home, *none, **env) as life:
@@ -340,9 +347,9 @@ def test_the_jobs_of_a_lost_node_are_done_on_what_is_left(fresh, undisturbed):
         for process in marked(node, "raylet") + marked(node):
             if process.is_running():
                 process.kill()
-        assert life.ends() == 0, life.text
-        assert life.left() == []
-        assert "tried again: its node was lost" in life.text
+        assert life.wait() == 0, life.text
+        assert life.running() == []
+        assert "retried: node lost" in life.text
         assert tiny.wait_for(lambda: marked(head, "ray::") == [], 20)
         assert any("gcs_server" in process.name() for process in marked(head))
     assert content(home) == undisturbed
@@ -350,31 +357,31 @@ def test_the_jobs_of_a_lost_node_are_done_on_what_is_left(fresh, undisturbed):
 
 @pytest.fixture(scope="module")
 def failed(fresh) -> tuple[Path, str]:
-    """A folder in which one expert met a full disk and one diverged, and what the run said."""
+    """A folder in which one expert had a full disk and one diverged, and the output of the run."""
     home = fresh("failed")
     settings = ["router.require=0.3", "failures.retries=0", *(f"tasks.both.train.{each}" for each in DIVERGES)]
     with started(home, *(f"--set={each}" for each in settings), disk="full") as life:
-        assert life.ends() == 1, life.text
-        assert life.left() == []
+        assert life.wait() == 1, life.text
+        assert life.running() == []
         assert "Traceback" not in life.text
         return home, " ".join(life.text.split())
 
 
 @pytest.mark.thorough
 class TestTwoFail:
-    """One expert meets a full disk and one diverges; then there is room, and the learning rate is corrected."""
+    """One expert has a full disk and one diverges; then the disk has space and the learning rate is corrected."""
 
     def test_both_are_named_and_the_third_is_registered_with_a_router(self, failed):
-        home, said = failed
-        assert "error: library tiny 2 of 3 experts failed (" in said
-        assert "animals: OSError: [Errno 28] No space left on device: " in said
-        assert "both: DivergedError: the loss of 'both' is nan at step" in said
-        assert "the router answers for the other 1" in said
+        home, output = failed
+        assert "error: library tiny 2 of 3 experts failed (" in output
+        assert "animals: OSError: [Errno 28] No space left on device: " in output
+        assert "both: DivergedError: the loss of 'both' is nan at step" in output
+        assert "the router serves the other 1" in output
         assert versions(home / "runs") == {"tiny.colours": 1, "tiny.router": 1}
         own, _, _ = content(home)["versions"]["tiny.router", 1]
         assert set(json.loads(own["ttmoe.lock"])) == {"colours"}
 
-    def test_their_runs_have_failed_and_say_why(self, failed):
+    def test_their_runs_have_failed_with_the_error_as_a_tag(self, failed):
         found = {run.data.tags.get("ttmoe.task"): run for run in runs(failed[0] / "runs")}
         assert {task: run.info.status for task, run in found.items()} == {
             "colours": "FINISHED", "router": "FINISHED", "animals": "FAILED", "both": "FAILED", None: "FAILED",
@@ -383,16 +390,16 @@ class TestTwoFail:
         assert "No space left on device" in found["animals"].data.tags["ttmoe.error"]
 
     def test_checkpoints_that_cannot_be_written_do_not_end_a_training(self, failed):
-        """Only the result does, which must not be lost."""
+        """A result that cannot be written does."""
         log = (folder_of(failed[0], "animals") / "log.txt").read_text()
-        missed = re.findall(r"the checkpoint of step (\d+) is not kept: .*No space left on device", log)
+        missed = re.findall(r"The checkpoint of step (\d+) could not be saved: .*No space left on device", log)
         assert [int(step) for step in missed] == list(range(EVERY, STEPS + 1, EVERY))
 
-    def test_these_two_and_the_router_are_made_when_the_causes_are_gone(self, failed, undisturbed):
+    def test_these_two_and_the_router_are_made_by_the_next_run(self, failed, undisturbed):
         home, _ = failed
         done = succeeded(ttmoe(home, "run", "tiny.yaml"))
-        assert "cached: colours\n" in done.out
-        assert "to do:  2 experts (animals, both), the router\n" in done.out
+        assert "Cached: colours\n" in done.out
+        assert "To do: 2 experts (animals, both), the router\n" in done.out
         now = content(home)
         assert set(now["versions"]) == set(undisturbed["versions"]) | {("tiny.router", 2)}
         for task in WORDS:
@@ -402,17 +409,17 @@ class TestTwoFail:
         assert now["running"] == []
 
 
-def test_the_first_experts_fail_alike_and_the_others_are_not_tried(fresh):
+def test_if_the_first_experts_fail_with_the_same_error_the_others_are_not_tried(fresh):
     home = fresh("alike")
     tasks = [f"{task}{i}" for i in range(3) for task in WORDS]
     lines = [entry(task, task[:-1], f", train: {{seed: {task[-1]}}}") for task in tasks]
     (home / "tiny.yaml").write_text(CONFIG + "".join(lines))
     done = ttmoe(home, "run", "tiny.yaml", *(word for each in DIVERGES for word in ("--set", f"train.{each}")))
     assert (done.code, done.running) == (1, []), done.err
-    said = " ".join(done.err.split())
-    assert re.search(r"(\d) of 9 experts failed", said)
-    assert "failed alike, so the others were not tried" in said
-    assert said.count("error:") == 1, said
+    output = " ".join(done.err.split())
+    assert re.search(r"(\d) of 9 experts failed", output)
+    assert "failed with the same error, so the others were not tried" in output
+    assert output.count("error:") == 1, output
     assert "Traceback" not in done.err
     assert versions(home / "runs") == {}
     tried = {run.data.tags["ttmoe.task"] for run in runs(home / "runs") if run.data.tags["ttmoe.kind"] == "expert"}
@@ -420,16 +427,16 @@ def test_the_first_experts_fail_alike_and_the_others_are_not_tried(fresh):
     assert statuses(home / "runs")["expert", "RUNNING"] == 0
 
 
-def test_bad_rows_end_it_before_anything_starts(fresh):
+def test_invalid_rows_are_reported_before_any_work(fresh):
     home = fresh("rows")
     with (home / "both.jsonl").open("a") as file:
         file.write('{"text": "a row that is cut\n')
     done = ttmoe(home, "run", "tiny.yaml")
     assert (done.code, done.running) == (2, [])
-    said = " ".join(done.err.split())
-    assert "tasks.both.source" in said
-    assert "both.jsonl" in said
-    assert "151" in said  # the line
+    output = " ".join(done.err.split())
+    assert "tasks.both.source" in output
+    assert "both.jsonl" in output
+    assert "151" in output  # the line
     assert "Traceback" not in done.err
     assert versions(home / "runs") == {}
     assert runs(home / "runs") == []

@@ -1,4 +1,4 @@
-"""``ttmoe run`` as a whole, on a library so small that most of the time goes into starting Ray."""
+"""The command ``ttmoe run`` on a library so small that most of the time is the start of Ray."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ tasks:
     source: {path: animals.jsonl}
     columns: {text: text}
     label: {column: label, names: {cat: a cat, dog: a dog}}
-router: {batch_size: 32, unknown: 0}  # a row with mark-up is like none of the training rows
+router: {batch_size: 32, unknown: 0}  # the row with mark-up resembles no training row
 """
 SEARCH = "search: {task: colours, trials: 2, ranks: [1, 2, 4, 8], cores: [4, 6], steps: 10}\n"
 
 
 def write_library(folder: Path, base_folder: Path, config: str) -> Path:
-    """A folder with the base, two tasks' data and the config."""
+    """Create a folder with the base, the data of two tasks and the config."""
     folder.mkdir(exist_ok=True)
     shutil.copytree(base_folder, folder / "base", dirs_exist_ok=True)
     tiny.write_texts(folder / "colours.jsonl", tiny.COLOURS, "north")
@@ -53,7 +53,7 @@ def write_library(folder: Path, base_folder: Path, config: str) -> Path:
 
 @pytest.fixture(scope="module")
 def home(base_folder, tmp_path_factory) -> Path:
-    """The folder in which the first run was made."""
+    """The folder of the first run."""
     folder = write_library(tmp_path_factory.mktemp("run"), base_folder, CONFIG + SEARCH)
     done = succeeded(ttmoe(folder, "run", "tiny.yaml"))
     (folder / "first.txt").write_text(done.out)
@@ -66,10 +66,10 @@ def root(home: Path) -> Path:
 
 
 class TestFirstRun:
-    def test_it_ends_with_the_tables_the_places_and_what_to_type_next(self, home):
+    def test_it_ends_with_tables_paths_and_the_next_commands(self, home):
         out = (home / "first.txt").read_text()
         for part in (
-            "to do:  2 experts (colours, animals), the router, a search of 2 trials",
+            "To do: 2 experts (colours, animals), the router, a search of 2 trials",
             "Library tiny on base",
             "colours", "animals", "LoRA-16",
             "Search on colours: 2 trials",
@@ -80,7 +80,7 @@ class TestFirstRun:
         ):  # fmt: skip
             assert part in out, part
 
-    def test_the_registry_holds_one_version_of_each_and_the_router_all(self, root):
+    def test_the_registry_contains_one_version_of_each_and_the_router_contains_all_experts(self, root):
         assert versions(root) == {"tiny.colours": 1, "tiny.animals": 1, "tiny.router": 1}
         registry = open_registry(root)
         experts = registry.experts("tiny")
@@ -103,7 +103,7 @@ class TestFirstRun:
             inside = folder / "experts" / version.task / "expert.safetensors"
             assert inside.read_bytes() == (registry.fetch(version) / "expert.safetensors").read_bytes()
 
-    def test_every_run_has_ended_well_below_its_parent(self, root):
+    def test_every_run_is_finished_and_has_the_right_parent(self, root):
         assert statuses(root) == {
             ("run", "FINISHED"): 1, ("expert", "FINISHED"): 3,  # two experts and the router
             ("search", "FINISHED"): 1, ("trial", "FINISHED"): 2,
@@ -120,7 +120,7 @@ class TestFirstRun:
         assert len(client.get_metric_history(colours.info.run_id, "train.loss")) == 60
         assert [m.step for m in client.get_metric_history(colours.info.run_id, "validation.accuracy")] == [20, 40, 60]
 
-    def test_each_expert_has_a_log_and_the_plots_are_pictures(self, root):
+    def test_each_expert_has_a_log_and_the_plots_are_png_files(self, root):
         for task in ("colours", "animals"):
             assert len(list((root / "tiny" / "experts").glob(f"{task}-*/log.txt"))) == 1
         pictures = list((root / "mlartifacts").rglob("*.png"))
@@ -138,13 +138,13 @@ class TestFirstRun:
 
 
 class TestThen:
-    """What is typed after the first run, in the order of typing."""
+    """Commands after the first run, in this order."""
 
-    def test_again_does_nothing(self, home, root):
+    def test_the_same_command_again_does_nothing(self, home, root):
         before = versions(root), statuses(root)
         done = succeeded(ttmoe(home, "run", "tiny.yaml"))
-        assert "cached: colours, animals" in done.out
-        assert "to do:  nothing" in done.out
+        assert "Cached: colours, animals" in done.out
+        assert "To do: nothing" in done.out
         assert "Library tiny on base" in done.out
         assert (versions(root), statuses(root)) == before
 
@@ -163,23 +163,23 @@ class TestThen:
             assert row[1:3] == [task, label]
             assert 0.5 < float(row[3]) <= 1
 
-    def test_one_changed_task_redoes_that_expert_and_the_router_alone(self, home, root):
+    def test_one_changed_task_retrains_only_that_expert_and_the_router(self, home, root):
         before = {path: path.stat().st_mtime_ns for path in (root / "cache").rglob("*") if path.is_file()}
         done = succeeded(ttmoe(home, "run", "tiny.yaml", "--set", "tasks.animals.train.steps=40"))
-        assert "cached: colours" in done.out
-        assert "to do:  1 experts (animals), the router\n" in done.out
+        assert "Cached: colours" in done.out
+        assert "To do: 1 expert (animals), the router\n" in done.out
         assert versions(root) == {"tiny.colours": 1, "tiny.animals": 2, "tiny.router": 2}
         registry = open_registry(root)
         assert {v.task: v.version for v in registry.experts("tiny")} == {"colours": 1, "animals": 2}
         assert registry.router("tiny").version == 2
         assert statuses(root)["expert", "FINISHED"] == 5
         assert statuses(root)["search", "FINISHED"] == 1
-        # Nothing of the base and the data was computed again.
+        # Caches of the base and the data were not computed again.
         assert {path: path.stat().st_mtime_ns for path in (root / "cache").rglob("*") if path.is_file()} == before
 
-    def test_back_again_the_earlier_versions_answer(self, home, root):
+    def test_with_the_first_config_again_the_earlier_versions_are_promoted(self, home, root):
         done = succeeded(ttmoe(home, "run", "tiny.yaml"))
-        assert "to do:  nothing" in done.out
+        assert "To do: nothing" in done.out
         assert versions(root) == {"tiny.colours": 1, "tiny.animals": 2, "tiny.router": 2}
         registry = open_registry(root)
         assert {v.task: v.version for v in registry.experts("tiny")} == {"colours": 1, "animals": 1}
@@ -188,7 +188,7 @@ class TestThen:
 
 @pytest.fixture(scope="module")
 def stopped(base_folder, tmp_path_factory) -> Path:
-    """The folder of a run that Ctrl-C stopped after its first expert, and what was seen of it."""
+    """The folder of a run that Ctrl-C stopped after its first expert, with its output and exit code."""
     home = write_library(tmp_path_factory.mktemp("stopped"), base_folder, CONFIG)
     command = [commands.SCRIPT, "run", "tiny.yaml", "--set", "tasks.animals.train.steps=1000000",
                "--set", "tasks.animals.train.patience=0"]  # fmt: skip
@@ -198,7 +198,7 @@ def stopped(base_folder, tmp_path_factory) -> Path:
         process = subprocess.Popen(command, cwd=home, stdout=file, stderr=subprocess.STDOUT, env=env)
         try:
             assert tiny.wait_for(lambda: "colours: registered" in out.read_text(), 120), out.read_text()
-            other = ttmoe(home, "run", "tiny.yaml")  # a second driver meanwhile
+            other = ttmoe(home, "run", "tiny.yaml")  # a second driver at the same time
             process.send_signal(signal.SIGINT)
             (home / "code").write_text(str(process.wait(60)))
         finally:
@@ -210,7 +210,7 @@ def stopped(base_folder, tmp_path_factory) -> Path:
 
 
 class TestCtrlC:
-    """Stopped while one expert is registered and the other is being trained."""
+    """Ctrl-C after one expert is registered, while the other is being trained."""
 
     def test_it_says_so_and_leaves_nothing_running(self, stopped):
         assert (stopped / "code").read_text() == "130"
@@ -218,32 +218,32 @@ class TestCtrlC:
         assert "Traceback" not in (stopped / "out.txt").read_text()
         assert (stopped / "left.txt").read_text() == ""
 
-    def test_no_second_driver_could_start_meanwhile(self, stopped):
-        code, said = (stopped / "other.txt").read_text().split("\n", 1)
+    def test_no_second_driver_could_start(self, stopped):
+        code, error = (stopped / "other.txt").read_text().split("\n", 1)
         assert code == "2"
-        assert "another run of this library is under way" in said
+        assert "another run of this library is in progress" in error
 
-    def test_the_finished_expert_is_kept_and_no_run_stays_open(self, stopped):
+    def test_the_finished_expert_is_kept_and_no_run_remains_open(self, stopped):
         assert versions(stopped / "runs") == {"tiny.colours": 1}
         assert statuses(stopped / "runs") == {("run", "KILLED"): 1, ("expert", "FINISHED"): 1, ("expert", "KILLED"): 1}
 
-    def test_a_driver_that_was_killed_outright_is_tidied_up_and_the_work_goes_on(self, stopped):
+    def test_the_open_run_of_a_killed_driver_is_closed_and_the_work_continues(self, stopped):
         root = stopped / "runs"
         registry = open_registry(root)
         registry.start_run("tiny", "left by a crash", {}, "a: 1\n", {})
         assert statuses(root)["run", "RUNNING"] == 1
         done = succeeded(ttmoe(stopped, "run", "tiny.yaml"))
-        assert "cached: colours" in done.out
+        assert "Cached: colours" in done.out
         assert versions(root) == {"tiny.colours": 1, "tiny.animals": 1, "tiny.router": 1}
         assert not [run for run in runs(root) if run.info.status == "RUNNING"]
 
 
 class TestBadInput:
-    """Everything that cannot work is said before any work, with exit code 2."""
+    """Invalid input is reported before any work, with exit code 2."""
 
     @pytest.fixture
     def refused(self, base_folder, tmp_path, monkeypatch):
-        """Runs a changed config; the message, when nothing has been written to a registry."""
+        """A function that runs a changed config, checks that nothing was registered, and returns the message."""
 
         def run(change, *arguments: str) -> str:
             config = yaml.safe_load(CONFIG + SEARCH)
@@ -263,14 +263,14 @@ class TestBadInput:
         return run
 
     def test_a_missing_file(self, refused):
-        said = refused(lambda c, _: c["tasks"]["animals"]["source"].update(path="gone.jsonl"))
-        assert "tasks.animals.source" in said
-        assert "gone.jsonl" in said
+        message = refused(lambda c, _: c["tasks"]["animals"]["source"].update(path="gone.jsonl"))
+        assert "tasks.animals.source" in message
+        assert "gone.jsonl" in message
 
     def test_an_empty_split(self, refused):
-        said = refused(lambda _, f: tiny.write_texts(f / "animals.jsonl", tiny.ANIMALS, "south", 4))
-        assert "tasks.animals" in said
-        assert "no rows in split" in said
+        message = refused(lambda _, f: tiny.write_texts(f / "animals.jsonl", tiny.ANIMALS, "south", 4))
+        assert "tasks.animals" in message
+        assert "no rows in split" in message
 
     def test_an_unknown_label(self, refused):
         def change(_, folder):
@@ -279,47 +279,47 @@ class TestBadInput:
         def rows(folder):
             return map(json.loads, (folder / "animals.jsonl").read_text().splitlines())
 
-        said = refused(change)
-        assert "tasks.animals.label.names" in said
-        assert "label 'cow' of row 241 is unknown" in said
-        assert "Known: cat, dog" in said
+        message = refused(change)
+        assert "tasks.animals.label.names" in message
+        assert "label 'cow' of row 241 is unknown" in message
+        assert "known: cat, dog" in message
 
     def test_a_shape_that_does_not_multiply_to_the_width(self, refused):
-        said = refused(lambda c, _: c["adapter"].update(shape="8x9|8x8"))
-        assert "adapter.shape" in said
-        assert "72" in said
-        assert "a shape that fits: 8x8|8x8" in said
+        message = refused(lambda c, _: c["adapter"].update(shape="8x9|8x8"))
+        assert "adapter.shape" in message
+        assert "72" in message
+        assert "a shape that fits: 8x8|8x8" in message
 
-    def test_an_unknown_key_with_the_nearest(self, refused):
-        said = refused(lambda c, _: c["train"].update(stesp=3))
-        assert "train.stesp" in said
-        assert "did you mean `steps`?" in said
+    def test_an_unknown_key_with_a_suggestion(self, refused):
+        message = refused(lambda c, _: c["train"].update(stesp=3))
+        assert "train.stesp" in message
+        assert "did you mean `steps`?" in message
 
     def test_a_search_that_has_no_shape_to_try(self, refused):
-        said = refused(lambda c, _: c["search"].update(cores=[14, 15]))
-        assert "search.cores" in said
-        assert "14 to 15 cores" in said
+        message = refused(lambda c, _: c["search"].update(cores=[14, 15]))
+        assert "search.cores" in message
+        assert "14 to 15 cores" in message
 
-    def test_a_base_that_is_not_there(self, refused):
-        said = refused(lambda c, _: c["base"].update(folder="gone"))
-        assert "base.folder" in said
+    def test_a_missing_base(self, refused):
+        message = refused(lambda c, _: c["base"].update(folder="gone"))
+        assert "base.folder" in message
 
-    def test_a_config_that_is_not_there(self, refused):
-        assert "no packaged recipe 'quickstrat'" in " ".join(
+    def test_a_missing_config(self, refused):
+        assert "no packaged recipe is named 'quickstrat'" in " ".join(
             CliRunner().invoke(app, ["run", "quickstrat"]).stderr.split()
         )
 
-    def test_a_library_that_is_not_there(self, tmp_path):
+    def test_a_missing_library(self, tmp_path):
         for command in (["experts", "ls"], ["predict", "x"]):
             result = CliRunner().invoke(app, [*command, "--root", str(tmp_path)])
             assert result.exit_code == 2
-            assert "there is no library here" in result.stderr
+            assert "there is no library in this folder" in result.stderr
             assert "ttmoe run" in result.stderr
         assert list(tmp_path.iterdir()) == []
 
 
 def test_an_expert_that_fails_leaves_the_other_registered_and_is_named(base_folder, tmp_path):
-    """One diverges. The other is kept, the run is FAILED, and the next command trains what is missing."""
+    """One expert diverges. The other is kept, and the run is FAILED."""
     home = write_library(tmp_path, base_folder, CONFIG)
     hopeless = ("--set", "tasks.animals.train.lr=1e38", "--set", "tasks.animals.train.clip=0")
     done: Done = ttmoe(home, "run", "tiny.yaml", *hopeless)

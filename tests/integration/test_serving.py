@@ -1,4 +1,4 @@
-"""The registered router as MLflow uses it: loaded as a pyfunc model, and behind ``mlflow models serve``."""
+"""The registered router in MLflow: loaded as a pyfunc model, and served by ``mlflow models serve``."""
 
 from __future__ import annotations
 
@@ -43,18 +43,19 @@ def split(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def model(root):
-    from orchestrator.registry import Registry  # before MLflow: it keeps quiet what its import warns of
+    from orchestrator.registry import Registry  # before MLflow: it suppresses warnings of MLflow's import
 
     registry = Registry.open(f"sqlite:///{root}/mlflow.db", root / "mlartifacts")
     import mlflow
 
     assert registry.router("lib") is not None
     before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{root}/mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("TTMOE_BASE", raising=False)
+        patch.setenv("MLFLOW_TRACKING_URI", "")  # MLflow sets the variable, and the context restores it
+        mlflow.set_tracking_uri(f"sqlite:///{root}/mlflow.db")
         yield mlflow.pyfunc.load_model(URI)
-    mlflow.set_tracking_uri(before)
+        mlflow.set_tracking_uri(before)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ class TestLoaded:
             frame = pd.DataFrame({"text": texts, "second": missing, "choices": missing})
             check_alike(model.predict(frame).to_dict("records"), plain)
 
-    def test_a_dict_of_columns_is_as_many_rows(self, model, answers):
+    def test_a_dict_of_columns_is_several_rows(self, model, answers):
         texts = [row["text"] for row in ROWS if len(row) == 1]
         plain = [answer for row, answer in zip(ROWS, answers, strict=True) if len(row) == 1]
         check_alike(model.predict({"text": texts}).to_dict("records"), plain)
@@ -117,25 +118,25 @@ class TestLoaded:
         [
             ([{"text": "red"}, {"text": " "}], r"row 2: column 'text' is empty"),
             ([{"text": None}], r"row 1: column 'text' is empty"),
-            ([{"text": "red", "choices": "cat"}], r"row 1: the options are no list"),
-            ([{"text": "red", "second": "cat", "choices": ["a", "b"]}], "a second text, and options"),
-            ([{"text": "red", "second": ["cat"]}], "nested"),
+            ([{"text": "red", "choices": "cat"}], r"row 1: the options are not a list"),
+            ([{"text": "red", "second": "cat", "choices": ["a", "b"]}], "a second text and options"),
+            ([{"text": "red", "second": ["cat"]}], "a list or an object, not a text"),
             ({"text": ["red", "cat"], "choices": ["a", "b", "c"]}, "2 texts"),
         ],
     )
-    def test_what_cannot_be_asked_is_a_wrong_parameter(self, model, rows, what):
+    def test_a_bad_row_is_an_invalid_parameter(self, model, rows, what):
         import mlflow
 
         with pytest.raises(mlflow.exceptions.MlflowException, match=what) as caught:
             model.predict(rows)
         assert caught.value.get_http_status_code() == 400
 
-    def test_another_place_of_the_base_is_told_when_it_is_loaded(self, model, root, tmp_path):
+    def test_model_config_names_the_folder_of_the_base(self, model, root, tmp_path):
         import mlflow
 
         from ttmoe.errors import InputError
 
-        with pytest.raises(InputError, match="is not at"):
+        with pytest.raises(InputError, match="is not in folder"):
             mlflow.pyfunc.load_model(str(root / "router"), model_config={"base": str(tmp_path / "none")})
 
 
@@ -148,30 +149,30 @@ class TestServed:
             {"inputs": [{name: row.get(name) for name in COLUMNS} for row in ROWS]},
             {"inputs": {name: [row.get(name) for row in ROWS] for name in COLUMNS}},
         ):
-            status, said = post(address, body)
-            assert status == 200, said
-            check_alike(said["predictions"], answers)
-        status, said = post(address, {"inputs": {"text": "red north1"}})
-        check_alike(said["predictions"], answers[:1])
+            status, response = post(address, body)
+            assert status == 200, response
+            check_alike(response["predictions"], answers)
+        status, response = post(address, {"inputs": {"text": "red north1"}})
+        check_alike(response["predictions"], answers[:1])
 
-    def test_a_bad_request_is_answered_with_400_and_what_is_wrong(self, address):
+    def test_a_bad_request_has_status_400_and_a_message(self, address):
         for body, what in (
             ({"dataframe_records": [{"text": "red"}, {"text": ""}]}, "row 2: column 'text' is empty"),
-            ({"inputs": [{"text": "red", "choices": "cat"}]}, "the options are no list"),
+            ({"inputs": [{"text": "red", "choices": "cat"}]}, "the options are not a list"),
             ({"dataframe_records": [{"question": "red"}]}, "Model is missing inputs ['text']"),
             ({"rows": []}, "exactly one of the input fields"),
         ):
-            status, said = post(address, body)
-            assert (status, what in said["message"]) == (400, True), said
+            status, response = post(address, body)
+            assert (status, what in response["message"]) == (400, True), response
 
     def test_many_clients_at_once(self, address, answers):
-        def ask(number: int) -> tuple[int, Any]:
+        def send(number: int) -> tuple[int, Any]:
             return post(address, {"inputs": ROWS[number % 8 :] + ROWS[: number % 8]})
 
         with ThreadPoolExecutor(8) as clients:
-            for number, (status, said) in enumerate(clients.map(ask, range(40))):
-                assert status == 200, said
-                check_alike(said["predictions"], answers[number % 8 :] + answers[: number % 8])
+            for number, (status, response) in enumerate(clients.map(send, range(40))):
+                assert status == 200, response
+                check_alike(response["predictions"], answers[number % 8 :] + answers[: number % 8])
 
 
 def alive(address: str) -> bool:
@@ -183,7 +184,7 @@ def alive(address: str) -> bool:
 
 
 def post(address: str, body: Any) -> tuple[int, Any]:
-    """Status and answer."""
+    """Return status and response."""
     data, head = json.dumps(body).encode(), {"Content-Type": "application/json"}
     try:
         with urllib.request.urlopen(urllib.request.Request(f"{address}/invocations", data, head), timeout=60) as answer:

@@ -1,4 +1,4 @@
-"""The tracking server goes away and comes back, or its answers get lost: in the end all is recorded, and once."""
+"""Outages of the tracking server and lost responses: in the end everything is recorded exactly once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import commands
 import psutil
 import pytest
 import tiny
-from killed_driver import InlineCrew
+from killed_driver import InlinePool
 from proxy import Proxy, free_port
 from rich.console import Console
 
@@ -55,7 +55,7 @@ failures: {{tracking_minutes: {minutes}}}
 
 
 class Server:
-    """An MLflow server on SQLite, which can be stopped and started again."""
+    """An MLflow server on SQLite that can be stopped and started again."""
 
     def __init__(self, folder: Path) -> None:
         self.port, self.log = free_port(), (folder / "server.log").open("w")
@@ -67,7 +67,7 @@ class Server:
     def start(self) -> None:
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         self.process = subprocess.Popen(self.command, env=environment, stdout=self.log, stderr=subprocess.STDOUT)
-        assert tiny.wait_for(self._answers, 90)
+        assert tiny.wait_for(self._responds, 90)
 
     def stop(self) -> None:
         family = [self.process, *psutil.Process(self.process.pid).children(recursive=True)]
@@ -75,7 +75,7 @@ class Server:
         self.process.wait(30)
         psutil.wait_procs(family[1:], timeout=20)
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5).close()
         except OSError:
@@ -88,7 +88,7 @@ def server(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     server = Server(tmp_path_factory.mktemp("server"))
     server.start()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MLflow's, about type hints of its own
+        warnings.simplefilter("ignore")  # MLflow warns about its own type hints
         import mlflow.pyfunc  # noqa: F401
     yield server
     server.stop()
@@ -103,7 +103,7 @@ def proxy(server: Server) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="module")
 def home(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The base, the data, and a cache that all libraries share."""
+    """A folder with the base, the data, and a cache for all libraries."""
     folder = tmp_path_factory.mktemp("away")
     shutil.copytree(base_folder, folder / "base")
     tiny.write_texts(folder / "colours.jsonl", tiny.COLOURS, "north", 90)
@@ -121,10 +121,9 @@ def write_config(home: Path, proxy: Proxy, library: str, minutes: float = 5.0, s
     return folder / "library.yaml"
 
 
-def run(config: Path, crew: type = InlineCrew, quickly: bool = False) -> tuple[int, str]:
-    """``ttmoe run`` in this process, its units inline; exit status, and what it said. ``quickly`` hardly waits."""
+def run(config: Path, pool: type = InlinePool, short_waits: bool = False) -> tuple[int, str]:
+    """Run ``ttmoe run`` in this process. Return the exit status and the output."""
     import orchestrator.pool.worker_pool
-    import orchestrator.recording.recorder
     import orchestrator.registry.retrying
     import orchestrator.run.driver
     from orchestrator.config.loading import load_config
@@ -132,12 +131,11 @@ def run(config: Path, crew: type = InlineCrew, quickly: bool = False) -> tuple[i
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(config.parent)
-        patch.setattr(orchestrator.pool.worker_pool, "WorkerPool", crew)
+        patch.setattr(orchestrator.pool.worker_pool, "WorkerPool", pool)
         patch.setattr(orchestrator.run.driver, "ray_session", nullcontext)
-        if quickly:
-            for module in (orchestrator.recording.recorder, orchestrator.registry.retrying):
-                patch.setattr(module, "_FIRST_WAIT", 0.02)
-                patch.setattr(module, "_LONGEST_WAIT", 0.02)
+        if short_waits:
+            patch.setattr(orchestrator.registry.retrying, "_FIRST_WAIT", 0.02)
+            patch.setattr(orchestrator.registry.retrying, "_LONGEST_WAIT", 0.02)
         try:
             orchestrator.run.driver.run_library(load_config(config.name, []), Console(file=out, width=200))
         except InputError as error:
@@ -145,26 +143,26 @@ def run(config: Path, crew: type = InlineCrew, quickly: bool = False) -> tuple[i
     return 0, out.getvalue()
 
 
-def after(moment: str, deed: Callable[[], None]) -> type:
-    """A crew that does ``deed`` once, before its first unit with the job ``moment``."""
+def before_job(key: str, call: Callable[[], None]) -> type:
+    """Return a pool that calls ``call`` once, before its first unit with the job ``key``."""
     done: list[str] = []
 
-    class Crew(InlineCrew):
-        def run(self, units: Any, smaller: Any = None) -> Iterator[Any]:
+    class InterceptingPool(InlinePool):
+        def run(self, units: Any, reduce_memory: Any = None) -> Iterator[Any]:
             def watched() -> Iterator[Any]:
                 for unit in units:
-                    if not done and moment in unit.jobs:
-                        done.append(moment)
-                        deed()
+                    if not done and key in unit.jobs:
+                        done.append(key)
+                        call()
                     yield unit
 
-            yield from super().run(watched(), smaller)
+            yield from super().run(watched(), reduce_memory)
 
-    return Crew
+    return InterceptingPool
 
 
 def check_whole(server: Server, library: str, steps: int = STEPS, *, curves: bool = True) -> None:
-    """One version of everything, every run at its end, every loss and file there, asked of the server directly."""
+    """Check on the server that every version, metric and file exists once and every run has ended."""
     from orchestrator.registry import Registry
 
     registry = Registry.open(f"http://127.0.0.1:{server.port}", Path("unused"))
@@ -200,7 +198,7 @@ def all_runs(registry: Any, library: str) -> list[Any]:
     return list(registry.client.search_runs([experiment.experiment_id], max_results=1000))
 
 
-def test_a_server_that_is_away_for_a_while_gets_all_and_training_does_not_wait(server, proxy, home):
+def test_after_an_outage_the_server_has_everything_and_training_did_not_wait(server, proxy, home):
     config = write_config(home, proxy, "while")
     found: list[Path] = []
 
@@ -209,52 +207,52 @@ def test_a_server_that_is_away_for_a_while_gets_all_and_training_does_not_wait(s
         proxy.restore()
 
     timer = threading.Timer(6, back)
-    code, said = run(config, after("animals", lambda: (proxy.cut(), timer.start())))
-    assert code == 0, said
-    assert len(found) == 2  # both were trained while it was away
-    assert said.count("does not answer") == 1
+    code, output = run(config, before_job("animals", lambda: (proxy.cut(), timer.start())))
+    assert code == 0, output
+    assert len(found) == 2  # both were trained during the outage
+    assert output.count("does not respond") == 1
     check_whole(server, "while")
 
 
-def test_a_server_that_stays_away_ends_the_run_and_what_is_trained_is_registered_by_the_next(server, proxy, home):
+def test_a_long_outage_ends_the_run_and_the_next_run_registers_the_trained_experts(server, proxy, home):
     config = write_config(home, proxy, "stays", minutes=0.05)
     began = time.monotonic()
-    code, said = run(config, after("animals", proxy.cut))
+    code, output = run(config, before_job("animals", proxy.cut))
     assert time.monotonic() - began < 30
     assert code == 1
-    assert "has not answered for 0.05 minutes" in said
-    assert "finished experts are kept" in said
+    assert "did not respond for 0.05 minutes" in output
+    assert "finished experts are kept" in output
     proxy.restore()
-    code, said = run(config)
-    assert code == 0, said
-    stage1 = said.partition("Stage 2")[0]
+    code, output = run(config)
+    assert code == 0, output
+    stage1 = output.partition("Stage 2")[0]
     assert "animals: registered: v1" in stage1
     assert "training" not in stage1
     check_whole(server, "stays", curves=False)
 
 
 @pytest.mark.thorough
-def test_the_second_stage_waits_too(server, proxy, home):
+def test_stage_2_waits_too(server, proxy, home):
     config = write_config(home, proxy, "stage2")
     timer = threading.Timer(2.5, proxy.restore)
-    code, said = run(config, after("router", lambda: (proxy.cut(), timer.start())))
-    assert code == 0, said
-    assert said.count("does not answer; waiting for it") == 1
+    code, output = run(config, before_job("router", lambda: (proxy.cut(), timer.start())))
+    assert code == 0, output
+    assert output.count("does not respond; retrying") == 1
     check_whole(server, "stage2")
 
 
 @pytest.mark.thorough
-def test_the_second_stage_waits_no_longer_than_it_is_told(server, proxy, home):
+def test_stage_2_does_not_wait_longer_than_configured(server, proxy, home):
     config = write_config(home, proxy, "stage2-ends", minutes=0.02)
-    code, said = run(config, after("router", proxy.cut))
-    assert code == 1, said
-    assert "has not answered for 0.02 minutes" in said
+    code, output = run(config, before_job("router", proxy.cut))
+    assert code == 1, output
+    assert "did not respond for 0.02 minutes" in output
     proxy.restore()
     assert run(config)[0] == 0
     check_whole(server, "stage2-ends")
 
 
-def test_ctrl_c_does_not_wait_for_a_server_that_is_away(server, proxy, home):
+def test_ctrl_c_does_not_wait_for_an_unavailable_server(server, proxy, home):
     config = write_config(home, proxy, "interrupted")
 
     def interrupt() -> None:
@@ -264,26 +262,26 @@ def test_ctrl_c_does_not_wait_for_a_server_that_is_away(server, proxy, home):
 
     cut: list[float] = []
     with pytest.raises(KeyboardInterrupt):
-        run(config, after("animals", interrupt))
+        run(config, before_job("animals", interrupt))
     assert time.monotonic() - cut[0] < 10
     proxy.restore()
     assert run(config)[0] == 0
     check_whole(server, "interrupted", curves=False)
 
 
-def test_a_server_that_says_nothing_is_noticed_and_not_waited_for_by_who_interrupts(monkeypatch):
+def test_a_server_that_hangs_is_noticed_and_an_interruption_does_not_wait_for_it(monkeypatch):
     import orchestrator.recording.recorder
     from orchestrator.recording.recorder import Recorder
 
-    monkeypatch.setattr(orchestrator.recording.recorder, "_QUIET", 0.3)
+    monkeypatch.setattr(orchestrator.recording.recorder, "_SLOW_ATTEMPT", 0.3)
     silence = threading.Event()
 
     def interrupted() -> None:
-        with Recorder(lambda error: True, 60) as recorder:
+        with Recorder(60) as recorder:
             recorder.add("quick", lambda: None)
             recorder.add("hangs", lambda: silence.wait(60))
-            assert not recorder.is_quiet
-            assert tiny.wait_for(lambda: recorder.is_quiet, 10)
+            assert not recorder.is_unresponsive
+            assert tiny.wait_for(lambda: recorder.is_unresponsive, 10)
             raise KeyboardInterrupt
 
     began = time.monotonic()
@@ -293,13 +291,14 @@ def test_a_server_that_says_nothing_is_noticed_and_not_waited_for_by_who_interru
     silence.set()
 
 
-def test_whatever_a_registry_is_asked_it_can_wait_with_the_answer():
+def test_every_operation_of_the_registry_is_retried():
     from orchestrator.registry import Registry
 
-    own = {"open", "waiting", "at_once", "ending"}
-    deeds = {name: deed for name, deed in vars(Registry).items() if not name.startswith("_") and name not in own}
-    assert len(deeds) > 20
-    assert [name for name, deed in deeds.items() if not hasattr(deed, "__wrapped__")] == []
+    others = {"open", "with_retries", "without_retries", "end_run_on_exit"}
+    members = {name: member for name, member in vars(Registry).items() if not name.startswith("_")}
+    operations = {name: members[name] for name in members.keys() - others}
+    assert len(operations) > 20
+    assert [name for name, call in operations.items() if not hasattr(call, "__wrapped__")] == []
 
 
 KINDS = (
@@ -315,11 +314,11 @@ def kind_of(change: str) -> str:
 
 
 def loser(wanted: Callable[[str, bytes], bool], times: int) -> Callable[[str, bytes], bool]:
-    """Loses the first answers to each request that is wanted; requests are the same but for numbers and ids."""
+    """Lose the first ``times`` responses to each wanted request. Numbers and ids do not distinguish requests."""
     lost: Counter[tuple[str, bytes]] = Counter()
 
     def loses(change: str, body: bytes) -> bool:
-        name = change.rpartition("/artifacts/")[2]  # without the run, which may be another when it is tried again
+        name = change.rpartition("/artifacts/")[2]  # without the run id, which may differ at the retry
         key = name, re.sub(rb"[0-9a-f]{32}|\d+", b"", body) if change.startswith("POST") else b""
         lost[key] += wanted(change, body)
         return wanted(change, body) and lost[key] <= times
@@ -328,55 +327,55 @@ def loser(wanted: Callable[[str, bytes], bool], times: int) -> Callable[[str, by
 
 
 def starts_run(change: str, body: bytes) -> bool:
-    """Is it one of the requests of ``start_run``?"""
+    """Return whether it is one of the requests of ``start_run``."""
     made = change.endswith("runs/create") and b'"ttmoe.kind"' in body and b'"expert"' not in body
     return made or change.endswith(("/config.yaml", "/plan.json"))
 
 
-# Of two lost answers the first is for MLflow's client, which repeats the request; the second is for us.
+# Of two lost responses the first is handled by MLflow's client, which repeats the request, the second by the retries.
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
-def test_answers_of_one_kind_get_lost(server, proxy, home, kind):
+def test_responses_of_one_kind_are_lost(server, proxy, home, kind):
     library = re.sub(r"\W", "-", kind.lower())
     proxy.loses = loser(lambda change, body: kind_of(change) == kind and not starts_run(change, body), 2)
-    code, said = run(write_config(home, proxy, library), quickly=True)
-    assert code == 0, said
+    code, output = run(write_config(home, proxy, library), short_waits=True)
+    assert code == 0, output
     assert kind in map(kind_of, proxy.changes)
     assert {*map(kind_of, proxy.changes)} <= {*KINDS, "POST runs/delete", "DELETE model-versions/delete"}
     check_whole(server, library)
 
 
 @pytest.mark.thorough
-def test_every_answer_gets_lost_once(server, proxy, home):
+def test_every_response_is_lost_once(server, proxy, home):
     proxy.loses = loser(lambda change, body: not starts_run(change, body) and not change.endswith("/delete"), 1)
-    code, said = run(write_config(home, proxy, "each"), quickly=True)
-    assert code == 0, said
+    code, output = run(write_config(home, proxy, "each"), short_waits=True)
+    assert code == 0, output
     check_whole(server, "each")
 
 
-def test_the_answers_to_a_creation_and_to_its_repair_get_lost(server, proxy, home):
-    """A version that was made twice is deleted once, and again by MLflow's client, which finds none."""
+def test_the_responses_to_a_creation_and_to_its_repair_are_lost(server, proxy, home):
+    """A version that was created twice is deleted, and deleted again by MLflow's client, which finds none."""
     proxy.loses = loser(lambda change, body: "/model-versions/" in change, 1)
-    code, said = run(write_config(home, proxy, "repair"), quickly=True)
-    assert code == 0, said
+    code, output = run(write_config(home, proxy, "repair"), short_waits=True)
+    assert code == 0, output
     check_whole(server, "repair")
 
 
-TWICE = "where both answers to its creation are lost, start_run is begun anew and leaves the first parent run open"
+TWICE = "if both responses to its creation are lost, start_run is repeated and leaves the first parent run open"
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.xfail(reason=TWICE, strict=True))])
-def test_the_answers_to_the_start_of_the_run_get_lost(server, proxy, home, times):
+def test_the_responses_to_the_start_of_the_run_are_lost(server, proxy, home, times):
     proxy.loses = loser(starts_run, times)
-    code, said = run(write_config(home, proxy, f"parent{times}"), quickly=True)
-    assert code == 0, said
+    code, output = run(write_config(home, proxy, f"parent{times}"), short_waits=True)
+    assert code == 0, output
     check_whole(server, f"parent{times}")
 
 
 @pytest.mark.thorough
 def test_a_restart_of_the_server_under_a_run_on_ray(server, proxy, home):
-    """The whole command on a real Ray; while the server is away, the proxy says 502, as a gateway does."""
+    """The whole command on Ray; while the server is down, the proxy responds with 502, as a gateway does."""
     config = write_config(home, proxy, "restarted", steps=200)
     out = config.parent / "out.txt"
     with out.open("w") as file:
@@ -390,5 +389,5 @@ def test_a_restart_of_the_server_under_a_run_on_ray(server, proxy, home):
     finally:
         process.kill()
         process.wait()
-    assert out.read_text().count("does not answer; work goes on") == 1
+    assert out.read_text().count("does not respond; work continues") == 1
     check_whole(server, "restarted", steps=200)

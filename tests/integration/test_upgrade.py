@@ -83,13 +83,13 @@ def test_a_changed_setting_retrains_that_expert_and_the_router(library: Path) ->
 def test_a_run_does_nothing(library: Path) -> None:
     before = versions(library / "runs")
     done = succeeded(ttmoe(library, "run", "library.yaml"))
-    assert "to do:  nothing" in done.out
+    assert "To do: nothing" in done.out
     assert versions(library / "runs") == before
 
 
 def test_every_expert_is_verified(library: Path) -> None:
     done = succeeded(ttmoe(library, "experts", "verify"))
-    assert done.out.split("\n")[:3] == [f"{task} v1: good" for task in ("animals", "colours", "warmth")]
+    assert done.out.split("\n")[:3] == [f"{task} v1: ok" for task in ("animals", "colours", "warmth")]
 
 
 def test_predict_answers_the_same(library: Path) -> None:

@@ -1,4 +1,4 @@
-"""Experts in and out as standard PEFT LoRA adapters."""
+"""Export of experts to PEFT LoRA adapters, and import of PEFT LoRA adapters as experts."""
 
 from ttmoe.interchange.lora_export import export_lora
 from ttmoe.interchange.lora_import import import_lora

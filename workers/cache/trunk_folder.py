@@ -1,8 +1,9 @@
-"""The folder that cached trunks share: entries, the locks that keep processes apart, and the room they may take.
+"""The cache folder of trunk states: entries, file locks between processes, and eviction.
 
-An entry is ``<key>/``: shards and ``index.json``. Who uses one holds a shared lock on its index. Who makes one holds
-the lock ``.<key>.lock`` and works in ``.<key>.part/``, which becomes the entry when it is whole. Room is counted and
-made under ``.lock``. All are file locks, which die with their process: a free lock tells what a killed one left.
+An entry is the folder ``<key>/`` with shards and ``index.json``. A process that reads an entry holds a shared lock on
+its index. A process that creates one holds the lock ``.<key>.lock`` and writes to ``.<key>.part/``, which is renamed to
+``<key>/`` when it is complete. Space is counted and freed under the lock ``.lock``. All are file locks, which end with
+their process: a free lock marks what a killed process left.
 """
 
 from __future__ import annotations
@@ -19,123 +20,145 @@ from pathlib import Path
 from typing import Any
 
 INDEX = "index.json"
-POLL = 0.2  # seconds between two tries for a lock that another process holds
-FULL = (errno.ENOSPC, errno.EDQUOT)
+LOCK_POLL_SECONDS = 0.2  # between two attempts to take a lock that another process holds
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
 def exclusive_lock(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock ``path`` alone; ``waiting`` is called again and again while another holds it."""
+    """Hold the file lock ``path`` exclusively; ``waiting`` is called repeatedly while another process holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:  # open for writing: over NFS an exclusive lock needs it
-        while not _lock(file.fileno(), fcntl.LOCK_EX):
+    with path.open("ab") as file:  # open for writing: over NFS an exclusive lock requires it
+        while not _try_lock(file.fileno()):
             waiting()
-            time.sleep(POLL)
+            time.sleep(LOCK_POLL_SECONDS)
         yield
 
 
-def hold_entry(entry: Path, index: Mapping[str, Any]) -> int | None:
-    """A descriptor that keeps ``entry`` from eviction until it is closed; None where it is not whole, or not ``index``.
+def open_entry(entry: Path, index: Mapping[str, Any]) -> int | None:
+    """Open an entry for reading, protect it from eviction and mark it as used now.
 
-    The entry then counts as used now.
+    Args:
+        entry: Folder of the entry.
+        index: Expected content of its index.
+
+    Returns:
+        A file descriptor that protects the entry until it is closed; None if the entry is missing or incomplete, or
+        has another index.
     """
     path = entry / INDEX
     try:
-        number = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return None
     with ExitStack() as stack:
-        stack.callback(os.close, number)
-        fcntl.flock(number, fcntl.LOCK_SH)  # it may be in the middle of its eviction, and is gone when that is over
-        if not _is_whole(entry, index) or not os.path.samestat(path.stat(), os.fstat(number)):
+        stack.callback(os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)  # waits for an eviction of the entry; it is missing afterwards
+        if not _is_complete(entry, index) or not os.path.samestat(path.stat(), os.fstat(descriptor)):
             return None
-        os.utime(number)
+        os.utime(descriptor)
         stack.pop_all()
-    return number
+    return descriptor
 
 
-def publish(entry: Path, index: Mapping[str, Any]) -> int:
-    """Turn the scratch of ``entry``, its shards all written, into the entry; a descriptor as of ``hold_entry``."""
-    scratch = scratch_of(entry)
+def publish_entry(entry: Path, index: Mapping[str, Any]) -> int:
+    """Turn an entry's scratch folder, with all shards written, into the entry.
+
+    Returns:
+        A file descriptor as from ``open_entry``.
+    """
+    scratch = scratch_folder(entry)
     (scratch / INDEX).write_text(json.dumps(index, indent=1))
-    number = os.open(scratch / INDEX, os.O_RDONLY)
+    descriptor = os.open(scratch / INDEX, os.O_RDONLY)
     with ExitStack() as stack:
-        stack.callback(os.close, number)
-        fcntl.flock(number, fcntl.LOCK_SH)  # before others see it: it cannot be evicted before its maker reads it
+        stack.callback(os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)  # before the rename, so that no process evicts the new entry
         os.rename(scratch, entry)
         stack.pop_all()
-    return number
+    return descriptor
 
 
 def reserve_space(entry: Path, sizes: Mapping[str, int], budget: int) -> bool:
-    """Make the scratch of ``entry`` with files of ``sizes`` bytes, evicting the least recently used entries for it.
+    """Create an entry's scratch folder with allocated files, and evict the least recently used entries if necessary.
 
-    To be called by the holder of the entry's lock. False, and nothing is evicted, where ``budget`` bytes cannot hold
-    it beside the entries in use and those being made. Raises OSError where the disk is full.
+    The caller holds the entry's lock.
+
+    Args:
+        entry: Folder of the entry.
+        sizes: Bytes of each file, by name.
+        budget: Bytes that all entries may take.
+
+    Returns:
+        False if the budget cannot hold the entry beside the entries that are read or created now; then nothing is
+        evicted.
+
+    Raises:
+        OSError: If the disk is full.
     """
     with exclusive_lock(entry.parent / ".lock"):
         _remove_leftovers(entry)
-        if not _make_room(entry.parent, sum(sizes.values()), budget):
+        if not _evict(entry.parent, sum(sizes.values()), budget):
             return False
-        scratch_of(entry).mkdir()
+        scratch_folder(entry).mkdir()
         for name, size in sizes.items():
-            _allocate(scratch_of(entry) / name, size)
+            _allocate(scratch_folder(entry) / name, size)
     return True
 
 
-def scratch_of(entry: Path) -> Path:
-    """Where an entry is made."""
+def scratch_folder(entry: Path) -> Path:
+    """Return the folder in which an entry is created."""
     return entry.with_name(f".{entry.name}.part")
 
 
-def lock_of(entry: Path) -> Path:
-    """The lock of who makes it."""
+def creation_lock(entry: Path) -> Path:
+    """Return the lock file of the process that creates an entry."""
     return entry.with_name(f".{entry.name}.lock")
 
 
-def _is_whole(entry: Path, index: Mapping[str, Any]) -> bool:
+def _is_complete(entry: Path, index: Mapping[str, Any]) -> bool:
     try:
-        found = json.loads((entry / INDEX).read_text())
-        return found == index and all((entry / name).stat().st_size == size for name, size in index["files"].items())
+        actual = json.loads((entry / INDEX).read_text())
+        return actual == index and all((entry / name).stat().st_size == size for name, size in index["files"].items())
     except (OSError, ValueError):
         return False
 
 
-def _lock(number: int, kind: int) -> bool:
+def _try_lock(descriptor: int) -> bool:
     try:
-        fcntl.flock(number, kind | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
 
 
 def _remove_leftovers(entry: Path) -> None:
-    """A torn entry of this key, half-evicted ones, this key's scratch (its lock is ours), scratch with no maker."""
-    torn = [path for path in entry.parent.glob("[!.]*") if not (path / INDEX).is_file()]
-    for path in {entry, *torn}:
+    """Remove incomplete entries, this entry, its scratch folder, and scratch folders of killed processes."""
+    incomplete = [path for path in entry.parent.glob("[!.]*") if not (path / INDEX).is_file()]
+    for path in {entry, *incomplete}:
         shutil.rmtree(path, ignore_errors=True)
     for scratch in entry.parent.glob(".*.part"):
         with scratch.with_suffix(".lock").open("ab") as file:
-            if scratch == scratch_of(entry) or _lock(file.fileno(), fcntl.LOCK_EX):
+            if scratch == scratch_folder(entry) or _try_lock(file.fileno()):
                 shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _make_room(folder: Path, need: int, budget: int) -> bool:
+def _evict(folder: Path, size: int, budget: int) -> bool:
+    """Free space for ``size`` bytes; return False, and evict nothing, if the unused entries do not suffice."""
     entries = [path for path in folder.iterdir() if path.is_dir()]
-    used = sum(map(_size, entries))
+    used = sum(map(_entry_bytes, entries))
     with ExitStack() as stack:
-        doomed = []
+        evicted = []
         for entry in sorted((path for path in entries if (path / INDEX).is_file()), key=_last_used):
-            if used + need <= budget:
+            if used + size <= budget:
                 break
             file = stack.enter_context((entry / INDEX).open("r+b"))
-            if _lock(file.fileno(), fcntl.LOCK_EX):
-                doomed.append(entry)
-                used -= _size(entry)
-        if used + need > budget:
+            if _try_lock(file.fileno()):
+                evicted.append(entry)
+                used -= _entry_bytes(entry)
+        if used + size > budget:
             return False
-        for entry in doomed:
-            (entry / INDEX).unlink()  # first: without it the rest is no entry any more
+        for entry in evicted:
+            (entry / INDEX).unlink()  # first, so that an interrupted eviction leaves an incomplete entry
             shutil.rmtree(entry)
     return True
 
@@ -144,17 +167,17 @@ def _last_used(entry: Path) -> int:
     return (entry / INDEX).stat().st_mtime_ns
 
 
-def _size(entry: Path) -> int:
-    """Bytes of its shards; of one being made too, since they are allocated at once."""
+def _entry_bytes(entry: Path) -> int:
+    """Return the bytes of an entry's files, also while it is created: they are allocated first."""
     return sum(path.stat().st_size for path in entry.iterdir() if path.name != INDEX)
 
 
 def _allocate(path: Path, size: int) -> None:
-    """A file of ``size`` bytes that the disk has set aside, so that a disk too full shows now and not hours later."""
+    """Create a file whose space is allocated on disk, so that a full disk is noticed before the computation."""
     with path.open("wb") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, size)
-        except (AttributeError, OSError) as error:  # no such call on this system or file system
-            if isinstance(error, OSError) and error.errno in FULL:
+        except (AttributeError, OSError) as error:  # not supported by this system or file system
+            if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
                 raise
             file.truncate(size)

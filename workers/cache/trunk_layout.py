@@ -1,4 +1,4 @@
-"""What a split's cached trunk holds, decided before anything is computed: which sequences, where, in how many bytes."""
+"""The layout of a split's cached trunk states: cache key, shards, and the location of each sequence."""
 
 from __future__ import annotations
 
@@ -17,11 +17,18 @@ from ttmoe.features import POOLINGS
 from workers.recipes import RECIPES
 from workers.training.batches import TokenizedRows, item_sequences
 
-SHARD = 256 * 2**20  # bytes of states in a shard, at most (or one sequence)
+SHARD_BYTES = 256 * 2**20  # maximum bytes of states in a shard; a longer sequence has a shard of its own
 
 
-class SequencePlace(NamedTuple):
-    """Where a sequence lies: its shard, its row and its first token in there, and its number of tokens."""
+class SequenceLocation(NamedTuple):
+    """Where the states of a sequence are stored.
+
+    Attributes:
+        shard: Number of the shard.
+        row: Number of the sequence within the shard.
+        token: Number of its first token within the shard.
+        length: Its number of tokens.
+    """
 
     shard: int
     row: int
@@ -31,88 +38,111 @@ class SequencePlace(NamedTuple):
 
 @dataclass(frozen=True)
 class TrunkLayout:
-    """All that decides an entry of the cache.
+    """The content and the layout of a cache entry.
 
-    ``shards`` lists sequence numbers, longest first; where the sequences are ``wholes``, which the router reads, the
-    hidden states below ``depth`` are kept besides, pooled; ``index`` is what the entry's index must say, its ``files``
-    with their bytes.
+    Attributes:
+        key: Name of the entry: a hash of everything that determines the states.
+        depth: Number of layers in the trunk.
+        width: Width of a state.
+        dtype: Dtype of the states.
+        has_pooled: Whether the pooled hidden states below ``depth`` are stored too. They are for whole rows, which the
+            router reads, and not for the options of a choice.
+        sequences: Token ids of each sequence.
+        shards: Sequence numbers in each shard, longest sequence first.
+        locations: Location of each sequence.
+        index: Content of the entry's index.
     """
 
     key: str
     depth: int
     width: int
     dtype: torch.dtype
-    wholes: bool
+    has_pooled: bool
     sequences: list[Tokens]
     shards: list[list[int]]
-    places: list[SequencePlace]
+    locations: list[SequenceLocation]
     index: dict[str, Any]
 
     @property
     def files(self) -> dict[str, int]:
-        """Bytes by name of file."""
+        """Bytes of each file, by name."""
         return self.index["files"]  # type: ignore[no-any-return]
 
 
-def trunk_bytes(total_tokens: int, width: int, dtype: torch.dtype) -> int:
-    """Bytes of the states of so many tokens."""
-    return total_tokens * width * dtype.itemsize
-
-
-def trunk_size(base: Base, total_tokens: int, width: int, *, sequences: int = 0, depth: int = 0) -> int:
-    """Bytes on disk of the states of so many tokens.
-
-    For texts and pairs give ``sequences`` and ``depth`` too: of these, the hidden states below are kept, pooled.
-    """
-    return trunk_bytes(total_tokens, width, getattr(torch, base.dtype)) + pooled_bytes(sequences, depth, width)
+def state_bytes(tokens: int, width: int, dtype: torch.dtype) -> int:
+    """Return the bytes of the states of ``tokens`` tokens."""
+    return tokens * width * dtype.itemsize
 
 
 def pooled_bytes(sequences: int, depth: int, width: int) -> int:
-    """Bytes of the hidden states below ``depth`` of so many sequences, in both poolings, half precision."""
+    """Return the bytes of the fp16 hidden states below ``depth`` of some sequences, in all poolings."""
     return sequences * depth * len(POOLINGS) * width * torch.half.itemsize
+
+
+def trunk_size(base: Base, total_tokens: int, width: int, *, sequences: int = 0, depth: int = 0) -> int:
+    """Return the bytes of a cache entry.
+
+    Args:
+        base: The base.
+        total_tokens: Tokens in all sequences.
+        width: Width of a state.
+        sequences: Number of sequences whose pooled hidden states are stored: whole rows, not options.
+        depth: Number of layers in the trunk; required with ``sequences``.
+    """
+    return state_bytes(total_tokens, width, getattr(torch, base.dtype)) + pooled_bytes(sequences, depth, width)
 
 
 def make_trunk_layout(
     base: Base, rows: TokenizedRows, *, fingerprint: str, split: str, depth: int, device: str, width: int
 ) -> TrunkLayout:
-    """The layout of a split's states; ``device`` is the type of device that computes them, which decides rounding."""
+    """Plan the cache entry of a split.
+
+    Args:
+        base: The base.
+        rows: Rows of the split.
+        fingerprint: Fingerprint of the task's data.
+        split: Name of the split.
+        depth: Number of layers in the trunk.
+        device: Type of the device that computes the states; it determines rounding.
+        width: Width of a state.
+    """
     sequences = [tokens for item in rows.items for tokens in item_sequences(item)]
     dtype = getattr(torch, base.dtype)
-    wholes = not any(item.options for item in rows.items)
+    has_pooled = not any(item.options for item in rows.items)
     lengths = [len(tokens["input_ids"]) for tokens in sequences]
-    shards, places = _divide(lengths, SHARD // (width * dtype.itemsize))
-    files = {f"{i}.states": trunk_bytes(sum(lengths[j] for j in shard), width, dtype) for i, shard in enumerate(shards)}
-    if wholes:
+    shards, locations = _assign_shards(lengths, SHARD_BYTES // (width * dtype.itemsize))
+    files = {f"{i}.states": state_bytes(sum(lengths[j] for j in shard), width, dtype) for i, shard in enumerate(shards)}
+    if has_pooled:
         files |= {f"{i}.pooled": pooled_bytes(len(shard), depth, width) for i, shard in enumerate(shards)}
-    decides = {
-        "recipe": RECIPES["trunk"], "base": base.digest, "dtype": base.dtype, "max_length": base.max_length, "depth": depth,
-        "device": device, "data": fingerprint, "split": split, "sequences": "whole" if wholes else "options",
-        "shard": SHARD, "tokens": _digest(sequences),
+    key_fields = {
+        "recipe": RECIPES["trunk"], "base": base.digest, "dtype": base.dtype, "max_length": base.max_length,
+        "depth": depth, "device": device, "data": fingerprint, "split": split,
+        "sequences": "whole" if has_pooled else "options", "shard": SHARD_BYTES, "tokens": _digest(sequences),
     }  # fmt: skip
-    key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
-    index = {**decides, "width": width, "count": len(sequences), "files": files}
-    return TrunkLayout(key, depth, width, dtype, wholes, sequences, shards, places, index)
+    key = hashlib.sha256(json.dumps(key_fields).encode()).hexdigest()[:32]
+    index = {**key_fields, "width": width, "count": len(sequences), "files": files}
+    return TrunkLayout(key, depth, width, dtype, has_pooled, sequences, shards, locations, index)
 
 
 def _digest(sequences: Sequence[Tokens]) -> str:
-    """Of the token ids themselves: part of a split, or a split tokenised in a new way, has states of its own."""
+    """Hash the token ids, so that a part of a split, or a split tokenised differently, has an entry of its own."""
     digest = hashlib.sha256()
     for tokens in sequences:
-        for key in sorted(tokens):  # tokens out of a file come in any order
+        for key in sorted(tokens):  # tokens loaded from a file have their keys in any order
             digest.update(f"{key} {len(tokens[key])} ".encode() + array("q", tokens[key]).tobytes())
     return digest.hexdigest()
 
 
-def _divide(lengths: Sequence[int], room: int) -> tuple[list[list[int]], list[SequencePlace]]:
-    """Sequences longest first, then by number, in shards of at most ``room`` tokens; and each one's place."""
+def _assign_shards(lengths: Sequence[int], max_tokens: int) -> tuple[list[list[int]], list[SequenceLocation]]:
+    """Assign sequences, longest first and then by number, to shards of at most ``max_tokens`` tokens."""
     shards: list[list[int]] = []
-    places: dict[int, SequencePlace] = {}
-    filled = 0
+    locations: dict[int, SequenceLocation] = {}
+    tokens = 0
     for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if not shards or filled + lengths[i] > room:
+        if not shards or tokens + lengths[i] > max_tokens:
             shards.append([])
-            filled = 0
-        places[i] = SequencePlace(len(shards) - 1, len(shards[-1]), filled, lengths[i])
+            tokens = 0
+        locations[i] = SequenceLocation(len(shards) - 1, len(shards[-1]), tokens, lengths[i])
         shards[-1].append(i)
-        filled += lengths[i]
-    return shards, [places[i] for i in range(len(lengths))]
+        tokens += lengths[i]
+    return shards, [locations[i] for i in range(len(lengths))]

@@ -1,140 +1,111 @@
-"""What a config says about columns: the input, the label, which rows count and which belong together.
+"""Config models for the columns of a task: input, label, row filters and groups.
 
-A dotted column reference (``input.-1.content``) walks into nested rows; ``workers.data.examples`` resolves it.
+A column name may be a dotted path into nested rows, such as ``input.-1.content``; ``workers.data.rows`` resolves it.
 """
 
 from __future__ import annotations
 
-import re
 from itertools import pairwise
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-STRICT_CONFIG = ConfigDict(frozen=True, extra="forbid")
+from workers.data.validation import STRICT_CONFIG, Regex, TextMapping, Texts, setting_error
 
-
-def cell_text(value: Any) -> str:
-    """The spelling by which values of configs and data are compared: 1, 1.0 and " 1 " are all "1"."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return "" if value is None or value != value else str(value).strip()
-
-
-def setting_error(what: str, *, fix: str = "", key: tuple[str, ...] = ()) -> PydanticCustomError:
-    """An error as the config reader shows it; ``key`` leads from the validated value to the culprit."""
-    return PydanticCustomError("fault", "{what}", {"what": what, "fix": fix, "key": key})
-
-
-def _check_regex(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise setting_error(f"{pattern!r} is no regular expression: {error}", fix="see Python's `re`") from error
-    return pattern
-
-
-def _texts(values: Any) -> Any:
-    return tuple(cell_text(value) for value in values) if isinstance(values, list | tuple) else values
-
-
-def _text_to_text(names: Any) -> Any:
-    return {cell_text(k): cell_text(v) for k, v in names.items()} if isinstance(names, dict) else names
-
-
-Regex = Annotated[str, AfterValidator(_check_regex)]
-Texts = Annotated[tuple[str, ...], BeforeValidator(_texts), Field(min_length=1)]
 Bounds = tuple[float | None, float | None]
 
 
 class TextColumns(BaseModel):
-    """The columns of a task on one text."""
+    """The input columns of a task with one text."""
 
     model_config = STRICT_CONFIG
-    text: str = Field(description="The text.")
+    text: str = Field(description="Column of the text.")
 
 
 class PairColumns(BaseModel):
-    """The columns of a task on a pair of texts."""
+    """The input columns of a task with a pair of texts."""
 
     model_config = STRICT_CONFIG
-    first: str = Field(description="The first text, such as a premise.")
-    second: str = Field(description="The second text, such as a hypothesis.")
+    first: str = Field(description="Column of the first text, such as a premise.")
+    second: str = Field(description="Column of the second text, such as a hypothesis.")
 
 
 class ChoiceColumns(BaseModel):
-    """The columns of a multiple-choice task."""
+    """The input columns of a multiple-choice task."""
 
     model_config = STRICT_CONFIG
-    text: str = Field(description="The question.")
-    choices: str | tuple[str, ...] = Field(description="A column that holds a list, or a column for each option.")
+    text: str = Field(description="Column of the question.")
+    choices: str | tuple[str, ...] = Field(description="A column that contains lists, or one column per option.")
 
 
 class GenerateColumns(BaseModel):
-    """The columns of a task whose answers are written."""
+    """The columns of a task that generates text."""
 
     model_config = STRICT_CONFIG
-    prompt: str = Field(description="The text that is answered.")
-    answer: str = Field(description="The text that is to be written; it has no label.")
+    prompt: str = Field(description="Column of the prompt.")
+    answer: str = Field(description="Column of the text to generate.")
 
 
 class LabelColumn(BaseModel):
-    """The label's column and what its values mean; without a mapping the sorted distinct values are names."""
+    """The label column and the mapping of its values to label names.
+
+    Without ``names`` and ``ranges``, the sorted distinct values are the label names.
+    """
 
     model_config = STRICT_CONFIG
-    column: str = Field(description="The label; in a choice task, the right option's index, counted from 0.")
-    names: Annotated[dict[str, str], BeforeValidator(_text_to_text), Field(min_length=1)] | None = Field(
-        default=None, description="Label name for each raw value, in the labels' order."
+    column: str = Field(description="Column of the label; in a choice task, the index of the right option, from 0.")
+    names: TextMapping | None = Field(
+        default=None, description="Label name for each raw value, in the order of the labels."
     )
     ranges: Annotated[dict[str, Bounds], Field(min_length=2)] | None = Field(
-        default=None, description="For each label an open interval [above, below]; rows in none are left out."
+        default=None, description="Open interval [above, below] for each label; rows in no interval are left out."
     )
 
     @model_validator(mode="after")
     def _check(self) -> LabelColumn:
         if self.names is not None and self.ranges is not None:
-            raise setting_error("names and ranges are two mappings", fix="keep one of them")
+            raise setting_error("names and ranges cannot be combined", fix="keep one of them")
         inf = float("inf")
-        spans = sorted(
+        intervals = sorted(
             (-inf if low is None else low, inf if high is None else high, name)
             for name, (low, high) in (self.ranges or {}).items()
         )
-        for low, high, name in spans:
+        for low, high, name in intervals:
             if not low < high:
                 raise setting_error("the range is empty", key=("ranges", name), fix="write [above, below]")
-        for (_, end, name), (start, _, other) in pairwise(spans):
+        for (_, end, name), (start, _, next_name) in pairwise(intervals):
             if start < end:
-                raise setting_error(f"the range overlaps that of {name}", key=("ranges", other), fix="move one bound")
+                raise setting_error(f"the range overlaps that of {name}", key=("ranges", next_name), fix="move a bound")
         return self
 
 
 class RowFilter(BaseModel):
-    """Keeps the rows whose column is ``in`` or ``not_in`` a list, between two numbers, or ``matches``."""
+    """A filter on one column: ``in``, ``not_in``, ``above`` and/or ``below``, or ``matches``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, serialize_by_alias=True)
-    column: str = Field(description="The column that is looked at.")
-    one_of: Texts | None = Field(default=None, alias="in", description="Keep these values.")
-    not_in: Texts | None = Field(default=None, description="Leave these values out.")
-    above: float | None = Field(default=None, description="Keep numbers above this.")
-    below: float | None = Field(default=None, description="Keep numbers below this.")
-    matches: Regex | None = Field(default=None, description="Keep values in which this regular expression is found.")
+    column: str = Field(description="Column that is tested.")
+    one_of: Texts | None = Field(default=None, alias="in", description="Keep rows with these values.")
+    not_in: Texts | None = Field(default=None, description="Leave out rows with these values.")
+    above: float | None = Field(default=None, description="Keep rows with a number above this.")
+    below: float | None = Field(default=None, description="Keep rows with a number below this.")
+    matches: Regex | None = Field(
+        default=None, description="Keep rows whose value contains a match of this regular expression."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> RowFilter:
         ranged = self.above is not None or self.below is not None
         if ranged + sum(value is not None for value in (self.one_of, self.not_in, self.matches)) != 1:
-            raise setting_error(
-                "a filter asks one thing of its column", fix="give in, not_in, above and/or below, or matches"
-            )
+            fix = "give in, not_in, above and/or below, or matches"
+            raise setting_error("a filter needs exactly one condition", fix=fix)
         return self
 
 
 class GroupColumn(BaseModel):
-    """Rows that belong together and stay in one split."""
+    """The column that groups rows; all rows of a group are put in the same split."""
 
     model_config = STRICT_CONFIG
-    column: str = Field(description="The column that tells the group.")
-    pattern: Regex | None = Field(default=None, description="The part that counts: group 1, or the whole match.")
+    column: str = Field(description="Column that identifies the group.")
+    pattern: Regex | None = Field(
+        default=None, description="Regular expression for the part to use: its group 1, or else the whole match."
+    )

@@ -1,4 +1,4 @@
-"""Rows become examples: texts, options, a label's index or an answer, and a group, as the task's columns say."""
+"""Convert rows to examples (texts, options, label or answer, group) by the columns of a task."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from ttmoe.errors import InputError
-from workers.data.columns import ChoiceColumns, GenerateColumns, PairColumns, cell_text
+from workers.data.columns import ChoiceColumns, GenerateColumns, PairColumns
 from workers.data.labels import choice_labels, class_labels, describe_rows
 from workers.data.rows import Row, column_value, passes_filters
 from workers.data.task import Task
+from workers.data.validation import cell_text
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One input and its label: one text or two, options in a choice task alone, a group or "".
+    """One input and its label.
 
-    Where text is written the label is 0, and ``answer`` that text; everywhere else it is "".
+    Attributes:
+        texts: One text, or two in a pair task.
+        choices: The options of a choice task; empty in the other kinds.
+        label: Index into the label names of the task; 0 in a generate task.
+        group: Group name; "" if the task has no groups.
+        answer: The text to generate; "" in the other kinds.
     """
 
     texts: tuple[str, ...]
@@ -29,24 +35,32 @@ class Example:
 
     @property
     def key(self) -> str:
-        """The input by which repeats are known: case and white space do not count."""
-        # Normalised texts hold no white space but the blank, and \x1f is white space: keys cannot collide.
+        """The input in the form by which repeats are detected: case and white space are ignored."""
+        # Normalised texts contain no white space but single blanks, and \x1f is white space: keys cannot collide.
         return "\x1f".join(" ".join(text.casefold().split()) for text in (*self.texts, *self.choices))
 
 
 def to_examples(
-    rows: Sequence[Row], task: Task, where_name: str, known: Sequence[str] = ()
+    rows: Sequence[Row], task: Task, task_name: str, known: Sequence[str] = ()
 ) -> tuple[list[Example], tuple[str, ...]]:
-    """The examples of the rows that pass the task's filters and ranges, and the label names in order.
+    """Convert the rows that pass the filters and label ranges of a task.
 
-    ``where_name`` is the task's name, for errors, which count rows from 1 without headers. ``known`` are the
-    label names that another split has set, for a task without a mapping; there are none where text is written.
-    Raises InputError for an unknown column or label, a label out of range, and an empty text.
+    Args:
+        rows: Rows of one split. Errors count them from 1, without headers.
+        task: The task.
+        task_name: Name of the task in the config, for errors.
+        known: Label names of another split, used if the task has no label mapping.
+
+    Returns:
+        The examples, and the label names in order (none for a generate task).
+
+    Raises:
+        InputError: If a column or label is unknown, a label is out of range, or a text is empty.
     """
-    where = f"tasks.{where_name}"
+    where = f"tasks.{task_name}"
     kept = [(n, row) for n, row in enumerate(rows, 1) if passes_filters(row, task.where, where, n)]
     if task.label is None:
-        return _completions(kept, task, where), ()
+        return _generate_examples(kept, task, where), ()
     values = [(n, column_value(row, task.label.column, f"{where}.label.column", n)) for n, row in kept]
     if task.kind == "choice":
         options = [_choices(row, task, where, n) for n, row in kept]
@@ -55,19 +69,19 @@ def to_examples(
         options = [()] * len(kept)
         names, labels = class_labels(values, task.label, known, where)
     examples, numbers = [], []
-    for (n, row), listed, label in zip(kept, options, labels, strict=True):
+    for (n, row), choices, label in zip(kept, options, labels, strict=True):
         if label is not None:
-            examples.append(Example(_texts(row, task, where, n), listed, label, _group(row, task, where, n)))
+            examples.append(Example(_texts(row, task, where, n), choices, label, _group(row, task, where, n)))
             numbers.append(n)
     _check_filled(examples, numbers, task, where)
     return examples, names
 
 
-def _completions(kept: Sequence[tuple[int, Row]], task: Task, where: str) -> list[Example]:
-    assert isinstance(task.columns, GenerateColumns)  # the model has checked that columns are of the kind
-    place, column = f"{where}.columns.answer", task.columns.answer
+def _generate_examples(kept: Sequence[tuple[int, Row]], task: Task, where: str) -> list[Example]:
+    assert isinstance(task.columns, GenerateColumns)  # the model has checked that the columns fit the kind
+    key, column = f"{where}.columns.answer", task.columns.answer
     examples = [
-        Example(_texts(row, task, where, n), (), 0, _group(row, task, where, n), _text(row, column, place, n))
+        Example(_texts(row, task, where, n), (), 0, _group(row, task, where, n), _text(row, column, key, n))
         for n, row in kept
     ]
     _check_filled(examples, [n for n, _ in kept], task, where)
@@ -75,6 +89,7 @@ def _completions(kept: Sequence[tuple[int, Row]], task: Task, where: str) -> lis
 
 
 def _text_columns(task: Task) -> dict[str, str]:
+    """Return the text columns of the task by their config key."""
     columns = task.columns
     if isinstance(columns, GenerateColumns):
         return {"prompt": columns.prompt}
@@ -84,56 +99,57 @@ def _text_columns(task: Task) -> dict[str, str]:
 
 
 def _texts(row: Row, task: Task, where: str, number: int) -> tuple[str, ...]:
-    return tuple(_text(row, path, f"{where}.columns.{key}", number) for key, path in _text_columns(task).items())
+    return tuple(_text(row, column, f"{where}.columns.{key}", number) for key, column in _text_columns(task).items())
 
 
 def _text(row: Row, column: str, where: str, number: int) -> str:
-    return _plain(column_value(row, column, where, number), column, where, number)
+    return _plain_text(column_value(row, column, where, number), column, where, number)
 
 
-def _plain(value: Any, column: str, where: str, number: int) -> str:
+def _plain_text(value: Any, column: str, where: str, number: int) -> str:
     if isinstance(value, dict | list | tuple):
         parts = value if isinstance(value, dict) else range(len(value))
-        fix = f"Name a part of it: {', '.join(f'{column}.{part}' for part in list(parts)[:5])}."
+        fix = f"name a part of it: {', '.join(f'{column}.{part}' for part in list(parts)[:5])}"
         raise InputError(f"column {column!r} of row {number} is nested, not a text", where=where, fix=fix)
     return cell_text(value)
 
 
 def _choices(row: Row, task: Task, where: str, number: int) -> tuple[str, ...]:
-    assert isinstance(task.columns, ChoiceColumns)  # the model has checked that columns are of the kind
-    place, columns = f"{where}.columns.choices", task.columns.choices
+    assert isinstance(task.columns, ChoiceColumns)  # the model has checked that the columns fit the kind
+    key, columns = f"{where}.columns.choices", task.columns.choices
     if not isinstance(columns, str):
-        return tuple(_text(row, column, place, number) for column in columns)
-    listed = column_value(row, columns, place, number)
-    if not isinstance(listed, list | tuple):
-        fix = "Name a column that holds a list, or give a list of columns."
-        raise InputError(f"column {columns!r} of row {number} holds no list", where=place, fix=fix)
-    return tuple(_plain(option, f"{columns}.{i}", place, number) for i, option in enumerate(listed))
+        return tuple(_text(row, column, key, number) for column in columns)
+    options = column_value(row, columns, key, number)
+    if not isinstance(options, list | tuple):
+        fix = "name a column that contains lists, or give a list of columns"
+        raise InputError(f"column {columns!r} of row {number} is not a list", where=key, fix=fix)
+    return tuple(_plain_text(option, f"{columns}.{i}", key, number) for i, option in enumerate(options))
 
 
 def _group(row: Row, task: Task, where: str, number: int) -> str:
-    asked = task.split.group
-    if asked is None:
+    settings = task.split.group
+    if settings is None:
         return ""
-    text = _text(row, asked.column, f"{where}.split.group.column", number)
-    if asked.pattern is not None:
-        found = re.search(asked.pattern, text)
-        group = (found[1] if found.re.groups else found[0]) if found else ""
-    else:
-        group = text
+    text = group = _text(row, settings.column, f"{where}.split.group.column", number)
+    if settings.pattern is not None:
+        match = re.search(settings.pattern, text)
+        group = (match[1] if match.re.groups else match[0]) if match else ""
     if not group:
-        what = f"row {number} has no group: {asked.column!r} is {text!r}"
-        raise InputError(what, where=f"{where}.split.group", fix="Correct the pattern, or leave the row out.")
+        what = f"row {number} has no group: {settings.column!r} is {text!r}"
+        raise InputError(what, where=f"{where}.split.group", fix="correct the pattern, or leave the row out")
     return group
 
 
 def _check_filled(examples: list[Example], numbers: list[int], task: Task, where: str) -> None:
-    fix = r"Leave such rows out by `where`: matches: '\S'."
+    """Raise InputError if a text, an option or an answer is empty."""
+
+    def check(filled: list[bool], what: str, key: str) -> None:
+        if empty := [n for ok, n in zip(filled, numbers, strict=True) if not ok]:
+            fix = r"leave such rows out with `where`: matches: '\S'"
+            raise InputError(f"{describe_rows(empty)} an empty {what}", where=f"{where}.columns.{key}", fix=fix)
+
     for index, key in enumerate(_text_columns(task)):
-        if empty := [n for e, n in zip(examples, numbers, strict=True) if not e.texts[index]]:
-            raise InputError(f"{describe_rows(empty)} an empty text", where=f"{where}.columns.{key}", fix=fix)
-    if empty := [n for e, n in zip(examples, numbers, strict=True) if not all(e.choices)]:
-        raise InputError(f"{describe_rows(empty)} an empty option", where=f"{where}.columns.choices", fix=fix)
-    answers = [n for e, n in zip(examples, numbers, strict=True) if not e.answer]
-    if answers and isinstance(task.columns, GenerateColumns):
-        raise InputError(f"{describe_rows(answers)} an empty answer", where=f"{where}.columns.answer", fix=fix)
+        check([bool(example.texts[index]) for example in examples], "text", key)
+    check([all(example.choices) for example in examples], "option", "choices")
+    if task.kind == "generate":
+        check([bool(example.answer) for example in examples], "answer", "answer")

@@ -1,4 +1,4 @@
-"""Looking into a row: the value of a dotted column, and whether the row passes a task's filters."""
+"""Access to raw rows: the value of a dotted column path, and the row filters of a task."""
 
 from __future__ import annotations
 
@@ -8,15 +8,25 @@ from difflib import get_close_matches
 from typing import Any
 
 from ttmoe.errors import InputError
-from workers.data.columns import RowFilter, cell_text
+from workers.data.columns import RowFilter
+from workers.data.validation import cell_text
 
 Row = dict[str, Any]
 
 
 def column_value(row: Row, column: str, where: str, number: int) -> Any:
-    """The value at a dotted path, such as ``input.-1.content``; a column of that whole name comes first.
+    """Return the value at a dotted path such as ``input.-1.content``.
 
-    ``where`` is the config's key for it and ``number`` the row's, for the InputError where there is none.
+    A column with exactly the name ``column`` takes precedence over a path.
+
+    Args:
+        row: The row.
+        column: Column name or dotted path; list items are indexed from 0, or from -1 backwards.
+        where: Config key of the column, for the error.
+        number: Row number, for the error.
+
+    Raises:
+        InputError: If the path does not exist; the fix names similar columns.
     """
     if column in row:
         return row[column]
@@ -32,35 +42,49 @@ def column_value(row: Row, column: str, where: str, number: int) -> Any:
 
 
 def passes_filters(row: Row, filters: Sequence[RowFilter], where: str, number: int) -> bool:
-    """Does it pass all filters? ``where`` is the task's dotted key. A missing number passes no bound."""
-    for index, asked in enumerate(filters):
-        place = f"{where}.where.{index}.column"
-        text = cell_text(column_value(row, asked.column, place, number))
-        if asked.one_of is not None:
-            fits = text in asked.one_of
-        elif asked.not_in is not None:
-            fits = text not in asked.not_in
-        elif asked.matches is not None:
-            fits = re.search(asked.matches, text) is not None
+    """Return whether the row passes all filters. An empty cell passes no numeric bound.
+
+    Args:
+        row: The row.
+        filters: The filters of the task.
+        where: Dotted config key of the task, for errors.
+        number: Row number, for errors.
+
+    Raises:
+        InputError: If a column does not exist, or if a value to compare with a bound is not a number.
+    """
+    for index, row_filter in enumerate(filters):
+        key = f"{where}.where.{index}.column"
+        text = cell_text(column_value(row, row_filter.column, key, number))
+        if row_filter.one_of is not None:
+            passes = text in row_filter.one_of
+        elif row_filter.not_in is not None:
+            passes = text not in row_filter.not_in
+        elif row_filter.matches is not None:
+            passes = re.search(row_filter.matches, text) is not None
         else:
-            fits = text != "" and is_within(as_number(text, place, number), asked.above, asked.below)
-        if not fits:
+            passes = text != "" and is_within(as_number(text, key, number), row_filter.above, row_filter.below)
+        if not passes:
             return False
     return True
 
 
 def is_within(value: float, low: float | None, high: float | None) -> bool:
-    """Is ``value`` strictly between the bounds? None bounds nothing."""
+    """Return whether ``low < value < high``; a bound that is None is ignored."""
     return (low is None or value > low) and (high is None or value < high)
 
 
 def as_number(text: str, where: str, number: int) -> float:
-    """The number that a cell says, or an InputError that names the row."""
+    """Return the text of a cell as a number.
+
+    Raises:
+        InputError: If it is not a number; the error contains the config key ``where`` and the row number ``number``.
+    """
     try:
         return float(text)
     except ValueError as error:
-        fix = "Leave such rows out by `where`, or name another column."
-        raise InputError(f"row {number} has {text!r}, which is no number", where=where, fix=fix) from error
+        fix = "leave such rows out with `where`, or name another column"
+        raise InputError(f"row {number} contains {text!r}, which is not a number", where=where, fix=fix) from error
 
 
 def _is_index(part: str, length: int) -> bool:
@@ -71,9 +95,9 @@ def _no_column(value: Any, part: str, column: str, where: str, number: int) -> I
     if isinstance(value, dict):
         names = [str(name) for name in value]
         near = get_close_matches(part, names, 3, 0.5)
-        fix = (f"Nearest: {', '.join(near)}. " if near else "") + f"There are: {', '.join(names[:20])}."
+        fix = (f"nearest: {', '.join(near)}; " if near else "") + f"existing columns: {', '.join(names[:20])}"
     elif isinstance(value, list | tuple):
-        fix = f"{part!r} is looked up in a list of {len(value)}: write an index from 0, or from -1 backwards."
+        fix = f"{part!r} is not an index of a list of {len(value)}: write an index from 0, or from -1 backwards"
     else:
-        fix = f"{part!r} is looked up in {str(value)[:40]!r}, which holds nothing further."
+        fix = f"{part!r} cannot be looked up in {str(value)[:40]!r}, which is a plain value"
     return InputError(f"row {number} has no column {column!r}", where=where, fix=fix)

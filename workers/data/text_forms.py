@@ -1,4 +1,7 @@
-"""A row without its formatting: to see how much of routing reads the form and not the matter, and to allow for it."""
+"""Examples without formatting.
+
+They measure how much routing depends on the form of a text instead of its content, and train routers to ignore it.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,16 @@ _PUNCTUATION = re.compile(r"[^\w\s]|_")
 
 
 def strip_formatting(example: Example) -> Example:
-    """The example's texts and options as one: lower case, no punctuation, no field prefixes, no second field.
+    """Return the example with its texts and options joined to one lower-case text without punctuation and prefixes.
 
-    What would be empty then (a row of punctuation alone) stays in lower case.
+    A text that would become empty (punctuation alone) is only converted to lower case.
     """
     whole = " ".join(_PREFIX.sub("", text) for text in (*example.texts, *example.choices))
     return replace(example, texts=(_plain(whole),), choices=())
 
 
 def strip_case_and_punctuation(example: Example) -> Example:
-    """The example as someone in a hurry would type it: the same fields in lower case, without punctuation."""
+    """Return the example as typed in a hurry: each text and option in lower case, without punctuation."""
     texts, choices = (tuple(map(_plain, field)) for field in (example.texts, example.choices))
     return replace(example, texts=texts, choices=choices)
 

@@ -1,4 +1,4 @@
-"""What it costs and brings to read less of the base: routers of the lower layers alone, and how fast they answer."""
+"""Comparison of routers that read fewer layers of the base: accuracy and latency by depth."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from statistics import median
 
 import torch
 
+from ttmoe.encoding import Input
 from ttmoe.features import FeatureSpec
 from ttmoe.routed import RoutedModel
 from ttmoe.router import ROUTER_MANIFEST
@@ -18,17 +19,23 @@ from workers.routing.routed_accuracy import load_routed_model
 from workers.routing.router_job import RouterJob, build_router, routing_accuracy
 from workers.training.batches import to_input
 
-SPREAD = 5  # depths over the base, beside the trunk's top
-BATCH = 32
-ROUNDS = 7
-EPOCHS = 5  # of each of these routers, at most: enough to compare them by
+COMPARED_DEPTHS = 5  # evenly spaced over the base; the trunk's depth is added
+TIMED_BATCH = 32  # rows of the batch whose prediction is timed
+TIMED_ROUNDS = 7  # predictions of each batch; the first one warms up
+COMPARISON_EPOCHS = 5  # maximum training epochs of each router: enough for a comparison
 
 
 @dataclass(frozen=True)
 class DepthResult:
-    """A router of the hidden states up to ``depth``: its accuracy on the mixed test rows, and seconds for an answer.
+    """Accuracy and latency of the routed model with a router that reads the hidden states up to one depth.
 
-    ``one_pass`` where no expert of the library adapts a layer below.
+    Attributes:
+        depth: Index of the last hidden state that the router reads; 0 is the embeddings.
+        routing_accuracy: Routing accuracy on the test rows of all tasks.
+        validation_accuracy: Routing accuracy on the validation rows of all tasks.
+        one_pass: Whether routing and prediction share one pass: no expert adapts a layer that the router reads.
+        seconds_of_one: Median seconds to predict one row.
+        seconds_of_batch: Median seconds to predict a batch of ``TIMED_BATCH`` rows.
     """
 
     depth: int
@@ -41,40 +48,53 @@ class DepthResult:
 
 def compare_depths(job: RouterJob, folder: Path, trunk: int, *, threads: int, device: str,
                    report: ProgressCallback) -> list[DepthResult]:  # fmt: skip
-    """Routers of the job's kind for several depths, the trunk's top among them, and the model's time with each."""
+    """Train routers for several depths and measure the routed model with each of them.
+
+    Args:
+        job: Job of the library's router; the compared routers are not saved.
+        folder: Folder of the library's router and experts.
+        trunk: Depth of the trunk.
+        threads: Number of CPU threads.
+        device: Device of the model.
+        report: Receives the progress.
+
+    Returns:
+        One result for each depth, in ascending order.
+    """
     torch.set_num_threads(threads)
     model = load_routed_model(folder, (folder / ROUTER_MANIFEST).read_text(), job.base, device)
     depths = choose_depths(len(model.bank.trunk(0).layers), trunk)
-    fewer = {"epochs": min(EPOCHS, job.settings.epochs), "unknown": 0.0}
-    job = replace(job, settings=job.settings.model_copy(update=fewer))
-    texts = [to_input(e) for data in job.data.values() for e in load_split(data, "test")[: -(-BATCH // len(job.data))]]
-    found = []
-    for place, depth in enumerate(depths):
+    settings = {"epochs": min(COMPARISON_EPOCHS, job.settings.epochs), "unknown": 0.0}
+    job = replace(job, settings=job.settings.model_copy(update=settings))
+    rows_per_task = -(-TIMED_BATCH // len(job.data))
+    inputs = [to_input(e) for data in job.data.values() for e in load_split(data, "test")[:rows_per_task]]
+    results = []
+    for index, depth in enumerate(depths):
         spec = FeatureSpec(tuple(range(depth + 1)), job.features.pooling)
 
-        def pulse(progress: Progress, place: int = place) -> None:
-            report(Progress("depths", place, len(depths)))
+        def heartbeat(progress: Progress, index: int = index) -> None:
+            report(Progress("depths", index, len(depths)))
 
         validation, test = job.load("validation", spec), job.load("test", spec)
-        router = build_router(job, spec, validation, pulse)
-        on_test, on_validation = routing_accuracy(router, test), routing_accuracy(router, validation)
-        other = RoutedModel(model.bank, router, model.manifests, model.tokenizer, model.max_length)
-        seconds = [_seconds(other, texts[:count]) for count in (1, BATCH)]
-        found.append(DepthResult(depth, on_test, on_validation, other.one_pass, *seconds))
+        router = build_router(job, spec, validation, heartbeat)
+        test_accuracy, validation_accuracy = routing_accuracy(router, test), routing_accuracy(router, validation)
+        routed = RoutedModel(model.bank, router, model.manifests, model.tokenizer, model.max_length)
+        seconds = [_median_seconds(routed, inputs[:count]) for count in (1, TIMED_BATCH)]
+        results.append(DepthResult(depth, test_accuracy, validation_accuracy, routed.one_pass, *seconds))
     report(Progress("depths", len(depths), len(depths)))
-    return found
+    return results
 
 
 def choose_depths(layers: int, trunk: int) -> list[int]:
-    """The trunk's top, the base's top and its embeddings, and what lies evenly between them."""
-    spread = {round(i * layers / (SPREAD - 1)) for i in range(SPREAD)}
-    return sorted(spread | {trunk})
+    """Return the depths to compare: embeddings (0), all ``layers``, depths evenly between them, and the trunk's."""
+    even = {round(i * layers / (COMPARED_DEPTHS - 1)) for i in range(COMPARED_DEPTHS)}
+    return sorted(even | {trunk})
 
 
-def _seconds(model: RoutedModel, texts: list) -> float:
-    found = []
-    for _ in range(ROUNDS):
-        began = time.perf_counter()
-        model.predict(texts)
-        found.append(time.perf_counter() - began)
-    return median(found[1:])
+def _median_seconds(model: RoutedModel, inputs: list[Input]) -> float:
+    seconds = []
+    for _ in range(TIMED_ROUNDS):
+        started = time.perf_counter()
+        model.predict(inputs)
+        seconds.append(time.perf_counter() - started)
+    return median(seconds[1:])

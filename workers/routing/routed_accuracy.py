@@ -1,4 +1,4 @@
-"""The routed model on a task's test rows, with no task name given."""
+"""Test of the routed model on one task's test split, without the task's name."""
 
 from __future__ import annotations
 
@@ -20,16 +20,28 @@ from workers.training.batches import to_input
 
 @functools.lru_cache(maxsize=1)
 def load_routed_model(folder: Path, router: str, base: Base, device: str) -> RoutedModel:
-    """The routed model in ``folder``, which the process keeps for its next task. ``router`` is its manifest's text."""
-    release_resident_base()  # it has a base of its own
+    """Load the routed model of a folder and keep it in the process for the next task.
+
+    Args:
+        folder: Folder of the model.
+        router: Text of the router's manifest, so that a changed router is loaded again.
+        base: The base.
+        device: Device of the model.
+    """
+    release_resident_base()  # the routed model loads a base of its own
     return RoutedModel.load(folder, base, device)
 
 
 @dataclass(frozen=True)
 class RoutedAccuracy:
-    """Of ``rows`` test rows of a task: how many met their own expert, and how many got the right answer from it.
+    """Counts of one task's test rows.
 
-    ``harmless`` are those that another expert answered, with the right label's name all the same.
+    Attributes:
+        task: Name of the task.
+        rows: Test rows.
+        routed_right: Rows that were routed to the task's own expert.
+        answered_right: Of these, rows with the right answer.
+        harmless: Rows that another expert answered with the name of the right label.
     """
 
     task: str
@@ -42,26 +54,33 @@ class RoutedAccuracy:
 def answer_test_split(
     folder: Path, base: Base, data: PreparedTask, *, threads: int, device: str, report: ProgressCallback
 ) -> RoutedAccuracy:
-    """Answer the task's whole test split through the router in ``folder`` and its experts; none is ``unknown`` here.
+    """Predict a task's test split with the routed model and count right routes and answers.
 
-    An answer is right only if it comes from this task's expert: another expert's is another question's answer.
+    No row is classified as unknown. An answer counts as right only if the task's own expert gives it.
+
+    Args:
+        folder: Folder of the router and its experts.
+        base: The base.
+        data: The task's prepared data.
+        threads: Number of CPU threads.
+        device: Device of the model.
+        report: Receives the progress.
     """
     torch.set_num_threads(threads)
     model = load_routed_model(folder, (folder / ROUTER_MANIFEST).read_text(), base, device)
     examples = load_split(data, "test")
-    own, right = [], []
+    routed, answered = [], []
     for start in range(0, len(examples), 256):
         part = examples[start : start + 256]
-        for answer, example in zip(model.predict([to_input(e) for e in part], unknown=False), part, strict=True):
-            own.append(answer.task == data.name)
-            right.append(answer.label == _wanted(data, example))
-        report(Progress("routed test", len(own), len(examples)))
-    both = sum(mine and good for mine, good in zip(own, right, strict=True))
-    return RoutedAccuracy(data.name, len(examples), sum(own), both, sum(right) - both)
+        for prediction, example in zip(model.predict([to_input(e) for e in part], unknown=False), part, strict=True):
+            routed.append(prediction.task == data.name)
+            answered.append(prediction.label == _right_label(data, example))
+        report(Progress("routed test", len(routed), len(examples)))
+    both = sum(is_routed and is_right for is_routed, is_right in zip(routed, answered, strict=True))
+    return RoutedAccuracy(data.name, len(examples), sum(routed), both, sum(answered) - both)
 
 
-def _wanted(data: PreparedTask, example: Example) -> str:
-    """What the right answer is called."""
+def _right_label(data: PreparedTask, example: Example) -> str:
     if data.kind == "generate":
         return example.answer
     return str(example.label) if data.kind == "choice" else data.label_names[example.label]

@@ -1,4 +1,4 @@
-"""The router from start to finish: made from cached features of the tasks' mixture, saved, tested."""
+"""Train, save and test a router on cached features of all tasks."""
 
 from __future__ import annotations
 
@@ -25,12 +25,25 @@ ROUTER_RESULT_FILE = "result.json"
 
 @dataclass(frozen=True)
 class RouterJob:
-    """All that decides a router: each task's data and the folder of its features, and the lock (task -> spec hash)."""
+    """Everything that determines a router, and where it is saved.
+
+    Attributes:
+        base: The base.
+        features: Features that the router reads.
+        data: Prepared data of each task.
+        feature_folders: Folder with the cached features of each task.
+        lock: Spec hash of each task's expert.
+        settings: Settings of the router.
+        seed: Random seed.
+        spec_hash: Hash of the router's spec.
+        folder: Folder for the router's files.
+        threads: Number of CPU threads.
+    """
 
     base: Base
     features: FeatureSpec
     data: dict[str, PreparedTask]
-    files: dict[str, str]
+    feature_folders: dict[str, str]
     lock: dict[str, str]
     settings: RouterSettings
     seed: int
@@ -39,17 +52,25 @@ class RouterJob:
     threads: int = 1
 
     def load(self, split: str, features: FeatureSpec | None = None) -> Mixture:
-        """All tasks' features of a split, as the router reads them (or one of other ``features``)."""
-        return Mixture.of([
-            load_features(Path(self.files[task]), split, row_counts(data, self.settings.rows_per_task)[split],
-                          features or self.features)
+        """Load the features of a split of all tasks; ``features`` replaces the router's own."""
+        return Mixture.from_tasks([
+            load_features(Path(self.feature_folders[task]), split,
+                          row_counts(data, self.settings.rows_per_task)[split], features or self.features)
             for task, data in self.data.items()
         ])  # fmt: skip
 
 
 @dataclass(frozen=True)
 class RouterResult:
-    """``confusion`` counts the mixed test rows: true tasks down, chosen ones across, both in the order of ``tasks``."""
+    """The result of a router job.
+
+    Attributes:
+        tasks: Names of the tasks.
+        metrics: Metrics of the router.
+        confusion: Counts of test rows; row i, column j counts rows of task i that were routed to task j.
+        spec_hash: Hash of the router's spec.
+        folder: Folder with the router's files.
+    """
 
     tasks: tuple[str, ...]
     metrics: dict[str, float]
@@ -59,26 +80,26 @@ class RouterResult:
 
 
 def run_router(job: RouterJob, report: ProgressCallback) -> RouterResult:
-    """Make the router and measure it on the mixed test splits."""
+    """Train the router, measure it on the test splits and write it to the job's folder."""
     torch.set_num_threads(job.threads)
-    began, tasks = time.monotonic(), tuple(job.data)
+    started, tasks = time.monotonic(), tuple(job.data)
     validation = job.load("validation")
     router = build_router(job, job.features, validation, report)
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - started
 
-    def pulse() -> None:
+    def heartbeat() -> None:
         report(Progress("testing", job.settings.epochs, job.settings.epochs))
 
     test, stripped = job.load("test"), job.load(STRIPPED)
-    shares, chosen, known = route_rows(router, test, pulse)
-    right = chosen == test.labels
+    probabilities, chosen, familiar = route_rows(router, test, heartbeat)
+    correct = chosen == test.labels
     confusion = torch.zeros(len(tasks), len(tasks), dtype=torch.long)
     confusion.index_put_((test.labels, chosen), torch.ones_like(chosen), accumulate=True)
     metrics = {
         "validation.routing_accuracy": routing_accuracy(router, validation),
-        "test.routing_accuracy": float(right.float().mean()),
-        "test.calibration_error": calibration_error(shares, right),
-        "test.unknown": 1 - float(known.float().mean()),
+        "test.routing_accuracy": float(correct.float().mean()),
+        "test.calibration_error": calibration_error(probabilities, correct),
+        "test.unknown": 1 - float(familiar.float().mean()),
         "stripped.routing_accuracy": routing_accuracy(router, stripped),
         "seconds.training": seconds,
         "parameters": float(sum(p.numel() for p in router.parameters())),
@@ -90,25 +111,34 @@ def run_router(job: RouterJob, report: ProgressCallback) -> RouterResult:
 
 
 def build_router(job: RouterJob, features: FeatureSpec, validation: Mixture, report: ProgressCallback) -> Router:
-    """A router of the job that reads these features, drawn from the job's seed."""
+    """Train a router of the job on these features, with the job's seed."""
     torch.manual_seed(job.seed)
     loose = job.load(LOOSE, features) if job.settings.unknown and job.settings.loose else None
     return fit_router(tuple(job.data), job.load("train", features), validation, features, job.settings, report, loose)
 
 
-def route_rows(router: Router, rows: Mixture, pulse: Callable[[], None]) -> tuple[Tensor, Tensor, Tensor]:
-    """For each row the probability of the expert that was chosen, its index, and whether the row is known."""
-    shares, chosen, known = [], [], []
-    place = {task: i for i, task in enumerate(router.tasks)}
+def route_rows(router: Router, rows: Mixture, on_chunk: Callable[[], None]) -> tuple[Tensor, Tensor, Tensor]:
+    """Route all rows.
+
+    Args:
+        router: The router.
+        rows: Rows to route.
+        on_chunk: Called after each chunk of rows, for example to report a heartbeat.
+
+    Returns:
+        For each row the probability of the chosen expert, the expert's index, and whether the row is familiar.
+    """
+    probabilities, chosen, familiar = [], [], []
+    index_of_task = {task: i for i, task in enumerate(router.tasks)}
     for part in rows.features.split(FEATURE_CHUNK):
         routes = router.route(part)
-        shares += routes.shares
-        chosen += [place[name] for name in routes.names]
-        known += routes.known
-        pulse()
-    return torch.tensor(shares), torch.tensor(chosen), torch.tensor(known)
+        probabilities += routes.probabilities
+        chosen += [index_of_task[name] for name in routes.names]
+        familiar += routes.familiar
+        on_chunk()
+    return torch.tensor(probabilities), torch.tensor(chosen), torch.tensor(familiar)
 
 
 def routing_accuracy(router: Router, rows: Mixture) -> float:
-    """Return the share of rows whose highest score is that of their own task."""
+    """Return the fraction of rows whose highest score is that of their own task."""
     return float((rows.scores(router).argmax(-1) == rows.labels).float().mean())

@@ -1,4 +1,4 @@
-"""Routers from cached features: trained, the nearest mean, or a blend of these; then calibrated."""
+"""Training and calibration of routers on cached features."""
 
 from __future__ import annotations
 
@@ -17,42 +17,59 @@ from ttmoe.subspace import Subspace
 from workers.progress import Progress, ProgressCallback
 from workers.training.settings import RouterSettings
 
-FEATURE_CHUNK = 4096  # rows that are in full precision at a time
-LOOSE_UNKNOWN = 0.05  # of the rows in another form, at most
+FEATURE_CHUNK = 4096  # rows that are converted to full precision at a time
+LOOSE_UNKNOWN = 0.05  # maximum fraction of reformatted rows classified as unknown
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Features (rows, width), in half precision, of all tasks' rows, and each row's task: ``labels`` (rows,)."""
+    """Rows of all tasks of one split.
+
+    Attributes:
+        features: Features (rows, width), fp16.
+        labels: Index of each row's task (rows,); ``by_task`` requires ascending order.
+    """
 
     features: Tensor
     labels: Tensor
 
     @classmethod
-    def of(cls, tasks: Sequence[Tensor]) -> Mixture:
-        """All tasks' rows, task after task."""
+    def from_tasks(cls, tasks: Sequence[Tensor]) -> Mixture:
+        """Concatenate the features (rows, width) of each task."""
         labels = [torch.full((len(rows),), i) for i, rows in enumerate(tasks)]
         return cls(torch.cat(list(tasks)), torch.cat(labels))
 
     def by_task(self) -> list[Tensor]:
-        """The rows of each task."""
+        """Return the features (rows, width) of each task."""
         return list(self.features.split(torch.bincount(self.labels).tolist()))
 
     def scores(self, score: Callable[[Tensor], Tensor]) -> Tensor:
-        """What ``score`` makes of all rows."""
+        """Return the scores (rows, tasks) of all rows, computed by ``score`` without gradients."""
         with torch.no_grad():
             return torch.cat([score(part) for part in self.features.split(FEATURE_CHUNK)])
 
 
 def fit_router(tasks: Sequence[str], train: Mixture, validation: Mixture, features: FeatureSpec,
-                settings: RouterSettings, report: ProgressCallback, loose: Mixture | None = None) -> Router:  # fmt: skip
-    """A router of the settings' kind for ``tasks`` from their training rows, calibrated on ``validation``.
+               settings: RouterSettings, report: ProgressCallback, loose: Mixture | None = None) -> Router:  # fmt: skip
+    """Train and calibrate a router.
 
-    ``loose`` are rows in another form, of which most must be known to it too.
+    Args:
+        tasks: Names of the tasks, in the order of the mixtures' labels.
+        train: Training rows.
+        validation: Validation rows, for the choice of the epoch, calibration and thresholds.
+        features: What the features are.
+        settings: Settings of the router.
+        report: Receives the progress.
+        loose: Reformatted validation rows. At most ``LOOSE_UNKNOWN`` of those that are routed correctly, or
+            ``settings.unknown`` if it is larger, are classified as unknown.
+
+    Returns:
+        The router, in evaluation mode.
     """
     router = Router(tasks, train.features.shape[1], features, settings.noise)
     fit_scale(router, train)
-    subspace = Subspace.of(train.by_task(), router.scaled) if settings.kind != "linear" or settings.unknown else None
+    needs_subspace = settings.kind != "linear" or settings.unknown
+    subspace = Subspace.fit(train.by_task(), router.standardise) if needs_subspace else None
     if settings.kind == "centroid":
         assert subspace
         _set_gate(router, *subspace.nearest_mean())
@@ -61,22 +78,23 @@ def fit_router(tasks: Sequence[str], train: Mixture, validation: Mixture, featur
     calibrate(router, validation)
     if settings.kind == "blend":
         assert subspace
-        _blend(router, subspace, validation)
+        _blend_with_nearest_mean(router, subspace, validation)
     if subspace and settings.unknown:
-        router.familiarity = Familiarity.of(subspace)
-        router.familiarity.fit_thresholds(*_familiar(router, router.familiarity, validation), settings.unknown)
+        router.familiarity = Familiarity.from_subspace(subspace)
+        router.familiarity.fit_thresholds(*_row_familiarity(router, router.familiarity, validation), settings.unknown)
         if loose:
-            familiar, experts = _familiar(router, router.familiarity, loose)
-            own = experts == loose.labels  # of a row that goes astray its task's threshold says nothing
-            router.familiarity.admit(familiar[own], experts[own], max(settings.unknown, LOOSE_UNKNOWN))
+            familiarity, experts = _row_familiarity(router, router.familiarity, loose)
+            correct = experts == loose.labels  # a misrouted row says nothing about its own task's threshold
+            fraction = max(settings.unknown, LOOSE_UNKNOWN)
+            router.familiarity.lower_thresholds(familiarity[correct], experts[correct], fraction)
     return router.eval()
 
 
 def fit_scale(router: Router, mixture: Mixture) -> None:
-    """Take mean and deviation of the router's features from these rows.
+    """Set the mean and deviation by which the router standardises features.
 
-    What half precision does not tell apart is one value, and such a feature stays as small as it varies: else it would
-    answer to its rounding, which is another when the router reads the base itself.
+    A feature that varies by less than the resolution of fp16 counts as constant and keeps a deviation of 1. Otherwise
+    the router would respond to its rounding, which differs when features are computed by the base in full precision.
     """
     count, width = mixture.features.shape
     total, square = torch.zeros(width, dtype=torch.double), torch.zeros(width, dtype=torch.double)
@@ -86,24 +104,27 @@ def fit_scale(router: Router, mixture: Mixture) -> None:
         square += rows.square().sum(0)
     mean = total / count
     deviation = (square / count - mean.square()).clamp(min=0).sqrt()
-    least = (mean.abs() * torch.finfo(torch.half).eps).clamp(min=1e-6)
+    resolution = (mean.abs() * torch.finfo(torch.half).eps).clamp(min=1e-6)
     router.mean.copy_(mean)
-    router.deviation.copy_(deviation.where(deviation > least, 1))
+    router.deviation.copy_(deviation.where(deviation > resolution, 1))
 
 
 def fit_linear(
     router: Router, train: Mixture, validation: Mixture, settings: RouterSettings, report: ProgressCallback
 ) -> float:
-    """Supervised training on the rows' tasks, every task drawn equally often; keeps the best epoch.
+    """Train the router's linear map by cross-entropy on the rows' tasks and keep the best epoch.
 
-    Returns the validation accuracy. Ties go to the lower validation loss.
+    Every task is sampled equally often. Epochs are compared by validation accuracy, then by validation loss.
+
+    Returns:
+        The best validation accuracy.
     """
     labels = train.labels
     weights = (1 / torch.bincount(labels, minlength=len(router.tasks)).double())[labels]
     optimizer = torch.optim.AdamW(router.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     steps = settings.epochs * math.ceil(len(labels) / settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    best, kept = (-1.0, 0.0), {}
+    best_quality, best_weights = (-1.0, 0.0), {}
     for epoch in range(1, settings.epochs + 1):
         router.train()
         for batch in torch.multinomial(weights, len(labels), replacement=True).split(settings.batch_size):
@@ -116,50 +137,59 @@ def fit_linear(
         scores = validation.scores(router)
         accuracy = float((scores.argmax(-1) == validation.labels).float().mean())
         quality = (accuracy, -float(F.cross_entropy(scores, validation.labels)))
-        if quality > best:
-            best, kept = quality, {key: value.clone() for key, value in router.gate.state_dict().items()}
+        if quality > best_quality:
+            best_quality = quality
+            best_weights = {key: value.clone() for key, value in router.gate.state_dict().items()}
         metrics = {"train.loss": loss.item(), "validation.accuracy": accuracy}
         report(Progress("training", epoch, settings.epochs, metrics))
-    router.gate.load_state_dict(kept)
-    return best[0]
+    router.gate.load_state_dict(best_weights)
+    return best_quality[0]
 
 
 def calibrate(router: Router, validation: Mixture) -> None:
-    """Divide the scores by what makes their softmax most likely on these rows (Guo et al., 2017)."""
-    scores = validation.scores(router.eval()) * router.temperature
-    router.temperature.fill_(
-        math.exp(_least(lambda log: F.cross_entropy(scores / math.exp(log), validation.labels), -5, 12))
-    )
+    """Set the temperature that minimises the cross-entropy on these rows (Guo et al., 2017, arXiv 1706.04599)."""
+    scores = validation.scores(router.eval()).double() * router.temperature
+
+    def loss(log_temperature: float) -> Tensor:
+        # If every row is routed correctly, the cross-entropy has no minimum: it falls to 0 with the temperature. The
+        # second term then prefers the higher temperature; otherwise it moves the minimum by about 1e-7.
+        return F.cross_entropy(scores / math.exp(log_temperature), validation.labels) - 1e-8 * log_temperature
+
+    router.temperature.fill_(math.exp(_minimise(loss, -5, 12)))
 
 
-def calibration_error(shares: Tensor, right: Tensor, bins: int = 15) -> float:
-    """Expected calibration error: of ``shares`` (rows,), the probabilities of what was chosen, against ``right``."""
-    places = (shares * bins).long().clamp(max=bins - 1)
-    gaps = [
-        float((shares[places == i].mean() - right[places == i].float().mean()).abs() * (places == i).float().mean())
-        for i in places.unique().tolist()
-    ]
-    return sum(gaps)
+def calibration_error(probabilities: Tensor, correct: Tensor, bins: int = 15) -> float:
+    """Return the expected calibration error with bins of equal width (Guo et al., 2017, equation 3).
+
+    Args:
+        probabilities: Probability (rows,) of the expert that was chosen for each row.
+        correct: Whether each choice is correct (rows,).
+        bins: Number of bins.
+    """
+    bin_of_row = (probabilities * bins).long().clamp(max=bins - 1)
+    # |bin| / rows * |mean probability - accuracy| of a bin is |sum of (probability - correct)| / rows.
+    gaps = torch.bincount(bin_of_row, weights=probabilities.double() - correct.double())
+    return float(gaps.abs().sum()) / len(probabilities)
 
 
-def _familiar(router: Router, familiarity: Familiarity, rows: Mixture) -> tuple[Tensor, Tensor]:
-    """How familiar each row is with the expert that it is sent to, and this expert."""
+def _row_familiarity(router: Router, familiarity: Familiarity, rows: Mixture) -> tuple[Tensor, Tensor]:
+    """Return each row's familiarity with its highest-scoring expert (rows,), and this expert's index (rows,)."""
     experts = rows.scores(router).argmax(-1)
     parts = zip(rows.features.split(FEATURE_CHUNK), experts.split(FEATURE_CHUNK), strict=True)
-    return torch.cat([familiarity(router.scaled(part), chosen) for part, chosen in parts]), experts
+    return torch.cat([familiarity(router.standardise(part), chosen) for part, chosen in parts]), experts
 
 
-def _blend(router: Router, subspace: Subspace, validation: Mixture) -> None:
-    """Between the trained map and the nearest mean, both calibrated: the one weight that is likeliest on these rows."""
+def _blend_with_nearest_mean(router: Router, subspace: Subspace, validation: Mixture) -> None:
+    """Average the trained map and the nearest-mean map, with the weight that minimises the validation cross-entropy."""
     means = Router(router.tasks, router.mean.numel(), router.features)
     means.mean, means.deviation = router.mean, router.deviation
     _set_gate(means, *subspace.nearest_mean())
     calibrate(means, validation)
-    trained, nearest = validation.scores(router), validation.scores(means)
-    weight = _least(lambda w: F.cross_entropy(trained.lerp(nearest, w), validation.labels), 0, 1)
+    trained, nearest = validation.scores(router).double(), validation.scores(means).double()
+    weight = _minimise(lambda w: F.cross_entropy(trained.lerp(nearest, w), validation.labels), 0, 1)
     with torch.no_grad():
         gates = [(r.gate.weight / r.temperature, r.gate.bias / r.temperature) for r in (router, means)]
-        blended = [own.lerp(other, weight) for own, other in zip(*gates, strict=True)]
+        blended = [a.lerp(b, weight) for a, b in zip(*gates, strict=True)]
     router.temperature.fill_(1)
     _set_gate(router, *blended)
     calibrate(router, validation)
@@ -171,13 +201,12 @@ def _set_gate(router: Router, weight: Tensor, bias: Tensor) -> None:
         router.gate.bias.copy_(bias)
 
 
-def _least(loss: Callable[[float], Tensor], low: float, high: float, rounds: int = 40) -> float:
-    """Where a loss with one valley is least, by golden section."""
-    ratio = (math.sqrt(5) - 1) / 2
-    for _ in range(rounds):
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        if float(loss(left)) < float(loss(right)):
-            high = right
-        else:
-            low = left
-    return (low + high) / 2
+def _minimise(loss: Callable[[float], Tensor], low: float, high: float) -> float:
+    """Return the minimiser of a unimodal loss between ``low`` and ``high``.
+
+    Compute the loss in double precision: rounding of a float32 loss moves the minimiser by about 1e-4.
+    """
+    from scipy.optimize import minimize_scalar  # takes 0.5 to 2 seconds to import
+
+    result = minimize_scalar(lambda x: float(loss(x)), bounds=(low, high), method="bounded", options={"xatol": 1e-9})
+    return float(result.x)

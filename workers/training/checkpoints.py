@@ -1,4 +1,4 @@
-"""Where a training stands, on disk: what it needs to go on as if it had never stopped. Never arbitrary pickle."""
+"""Training checkpoints on disk: save, validate, load and prune them. They are never unpickled as arbitrary objects."""
 
 from __future__ import annotations
 
@@ -15,21 +15,31 @@ from torch import Tensor
 
 from workers.training.checksummed_files import CorruptFileError, read_checksummed, write_checksummed
 
-CHECKPOINT_FORMAT = (
-    1  # raise it when a checkpoint of this code would be read wrongly by older code, or the other way round
-)
-KEPT = 2
+# Raise it when older code would misread a checkpoint of this code, or this code a checkpoint of older code.
+CHECKPOINT_FORMAT = 1
+CHECKPOINTS_KEPT = 2
 SUFFIX = ".checkpoint"
 _LOG = logging.getLogger("ttmoe")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training after ``step`` steps; ``done`` says that it has taken its last.
+    """The state of one expert's training after ``step`` steps. Batches and learning rates follow from the step.
 
-    ``expert`` is the state of adapter and head, ``optimizer`` the optimizer's. Batches and learning rates follow from
-    the step. ``random`` are the states of the random generators after the step, by device type. ``tokens`` counts the
-    real and the processed tokens so far, ``waited`` the evaluations since the best.
+    Attributes:
+        spec_hash: Hash of the expert's spec.
+        step: Optimizer steps taken.
+        done: Whether the training has finished.
+        expert: State dict of adapter and head.
+        optimizer: State dict of the optimizer.
+        random: States of the random generators after the step, by device type.
+        best: Best validation metrics.
+        best_step: Step of the best validation metrics.
+        best_expert: State dict of adapter and head at ``best_step``.
+        waited: Evaluations since the best one.
+        seconds: Training time over all attempts.
+        tokens: Number of real and of processed (padded) tokens.
+        format: Version of the checkpoint format.
     """
 
     spec_hash: str
@@ -48,42 +58,46 @@ class Checkpoint:
 
 
 class CheckpointFolder:
-    """The newest checkpoints of one expert, of the spec of that hash."""
+    """The folder with the newest checkpoints of one expert, identified by its spec hash."""
 
     def __init__(self, folder: Path, spec_hash: str) -> None:
         self.folder, self.spec_hash = folder, spec_hash
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write it whole, then let go of all but the newest. A full disk is told in the log: the older ones stay."""
+        """Write a checkpoint atomically and delete all but the newest ``CHECKPOINTS_KEPT``.
+
+        If it cannot be written (for example because the disk is full), log a warning and keep the older checkpoints.
+        """
         buffer = io.BytesIO()
         torch.save(vars(checkpoint), buffer)
         try:
             write_checksummed(self.folder / f"{checkpoint.step:08d}{SUFFIX}", buffer.getvalue())
             self._prune(checkpoint.step)
         except OSError as error:
-            _LOG.warning("the checkpoint of step %d is not kept: %s", checkpoint.step, error)
+            _LOG.warning("The checkpoint of step %d could not be saved: %s", checkpoint.step, error)
 
-    def found(self) -> list[Checkpoint]:
-        """Those that are whole and of this spec, the newest first; the log names any other."""
-        found = []
+    def load(self) -> list[Checkpoint]:
+        """Return the valid checkpoints of this spec, newest first, and log a warning for every other one."""
+        checkpoints = []
         for path in self._paths():
             try:
-                found.append(self._read(path))
+                checkpoints.append(self._read(path))
             except (CorruptFileError, OSError) as error:
-                _LOG.warning("checkpoint passed over: %s", error)
-        return found
+                _LOG.warning("Ignored a checkpoint: %s", error)
+        return checkpoints
 
     def remove(self) -> None:
-        """The expert has finished: nothing is to be resumed."""
+        """Delete the folder and its checkpoints."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob(f"*{SUFFIX}"), reverse=True)
 
     def _prune(self, step: int) -> None:
-        # What lies ahead is damaged, or of a line that was given up; and parts of files were left by a killed process.
-        past = [path for path in self._paths() if path.name <= f"{step:08d}{SUFFIX}"]
-        for path in {*self._paths(), *self.folder.glob(".*")} - {*past[:KEPT]}:
+        # Later steps are damaged files or belong to an abandoned continuation. Hidden files are parts of checkpoints
+        # that a killed process left.
+        valid = [path for path in self._paths() if path.name <= f"{step:08d}{SUFFIX}"]
+        for path in {*self._paths(), *self.folder.glob(".*")} - {*valid[:CHECKPOINTS_KEPT]}:
             path.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> Checkpoint:
@@ -93,22 +107,29 @@ class CheckpointFolder:
         except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
             raise CorruptFileError(f"{path} cannot be read ({error})") from error
         if not isinstance(values, dict) or values.keys() != {f.name for f in fields(Checkpoint)}:
-            raise CorruptFileError(f"{path} is no checkpoint of this format")
+            raise CorruptFileError(f"{path} is not a checkpoint of this format")
         if (values["format"], values["spec_hash"]) != (CHECKPOINT_FORMAT, self.spec_hash):
-            raise CorruptFileError(f"{path} is of format {values['format']} and spec {values['spec_hash'][:12]}, "
-                               f"not of {CHECKPOINT_FORMAT} and {self.spec_hash[:12]}")  # fmt: skip
+            raise CorruptFileError(f"{path} has format {values['format']} and spec {values['spec_hash'][:12]}, "
+                                   f"not format {CHECKPOINT_FORMAT} and spec {self.spec_hash[:12]}")  # fmt: skip
         return Checkpoint(**values)
 
 
-def common_checkpoints(found: list[list[Checkpoint]]) -> list[Checkpoint | None]:
-    """The checkpoint of each training to go on from, given what each has (the newest first).
+def common_checkpoints(histories: list[list[Checkpoint]]) -> list[Checkpoint | None]:
+    """Choose the checkpoint from which each of several trainings resumes.
 
-    Those that train together save together, but may be stopped between one's save and another's: the newest moment is
-    taken at which each was at the same step, or had ended before. Where there is none, they were not together before,
-    and each goes on from its newest.
+    Experts that train together save together, but a crash may fall between two saves. The newest step is chosen at
+    which every training has a checkpoint or had finished before. If there is none, the trainings did not run together
+    before, and each resumes from its newest checkpoint.
+
+    Args:
+        histories: Checkpoints of each training, newest first.
+
+    Returns:
+        One checkpoint for each training; None starts it from the beginning.
     """
-    for step in sorted({checkpoint.step for each in found for checkpoint in each}, reverse=True):
-        taken = [next((c for c in each if c.step == step or (c.done and c.step < step)), None) for each in found]
-        if all(taken):
-            return list(taken)
-    return [each[0] if each else None for each in found]
+    for step in sorted({checkpoint.step for history in histories for checkpoint in history}, reverse=True):
+        chosen = [next((c for c in history if c.step == step or (c.done and c.step < step)), None)
+                  for history in histories]  # fmt: skip
+        if all(chosen):
+            return list(chosen)
+    return [history[0] if history else None for history in histories]

@@ -1,29 +1,37 @@
-"""Files that are whole or not there, and that say so: the digest of what follows stands in their first line."""
+"""Files that carry the SHA-256 digest of their content in their first line."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
-from ttmoe.expert_files import write_whole
+from ttmoe.expert_files import write_atomically
 
 
 class CorruptFileError(Exception):
-    """A file's content is not what was written."""
+    """The content of a file does not match its digest or its format."""
 
 
 def write_checksummed(path: Path, data: bytes) -> None:
-    """Write ``data`` under its digest; a crash leaves the old file or none, and several processes may do it at once.
+    """Write ``data`` behind its digest, atomically: a crash leaves the previous file or none.
 
-    Raises OSError as the system does; then nothing is left behind.
+    Several processes may write the same path at once.
+
+    Raises:
+        OSError: If the file cannot be written. No partial file remains.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+    write_atomically(path, hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
 
 
 def read_checksummed(path: Path) -> bytes:
-    """What was written. Raises DamagedError where the digest is another, FileNotFoundError where there is no file."""
+    """Return the data of a file written by ``write_checksummed``.
+
+    Raises:
+        CorruptFileError: If the data does not match the digest.
+        FileNotFoundError: If the file is missing.
+    """
     digest, _, data = path.read_bytes().partition(b"\n")
     if hashlib.sha256(data).hexdigest().encode() != digest:
-        raise CorruptFileError(f"{path} was altered or cut")
+        raise CorruptFileError(f"{path} is damaged: its content does not match its checksum")
     return data

@@ -1,4 +1,4 @@
-"""Accuracy of an expert on a split: right labels, right options, or answers that it writes word for word."""
+"""Scores, accuracy and loss of one expert on a split."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from workers.training.batches import TokenizedRows, longest_first, token_batches
 
 # Padded tokens in a batch. On one core, MiniLM in bf16 reads 13,800 tokens of QNLI a second with 2,048 of them, 14,700
 # with 3,072, 11,000 with 8,192 and 9,100 in batches of 128 rows; of TREC 13,500, 13,100, 9,100 and 12,600.
-TOKENS = 2048
-TOKENS_ON_GPU = 32768  # which a small batch leaves idle
+BATCH_TOKENS_CPU = 2048
+BATCH_TOKENS_GPU = 32768  # a smaller batch leaves the GPU idle
 
 
 @torch.no_grad()
@@ -24,45 +24,66 @@ def expert_scores(
     name: str,
     rows: TokenizedRows,
     pad_id: int,
-    tokens: int | None = None,
-    pulse: Callable[[], None] | None = None,
+    max_tokens: int | None = None,
+    on_batch: Callable[[], None] | None = None,
 ) -> list[Tensor]:
-    """Scores of every row through expert ``name``, in order, on the CPU, ``tokens`` padded tokens in a batch.
+    """Compute the scores of every row through one expert.
 
-    ``pulse`` is called after each batch: a sign of life, where a split is large.
+    Args:
+        bank: Bank that holds the expert.
+        name: Name of the expert.
+        rows: Rows to score.
+        pad_id: Token id used for padding.
+        max_tokens: Padded tokens in a batch; by default the value for the bank's device.
+        on_batch: Called after each batch, for example to report a heartbeat.
+
+    Returns:
+        One tensor for each row, in order, on the CPU: (classes,), (options,), or for an expert that generates text
+        (answer tokens, 2) as ``ttmoe.scoring.score`` defines it.
     """
-    tokens = tokens or (TOKENS if bank.device.type == "cpu" else TOKENS_ON_GPU)
-    found: dict[int, Tensor] = {}
-    for batch in token_batches(rows, longest_first(rows), tokens):
+    max_tokens = max_tokens or (BATCH_TOKENS_CPU if bank.device.type == "cpu" else BATCH_TOKENS_GPU)
+    row_scores: dict[int, Tensor] = {}
+    for batch in token_batches(rows, longest_first(rows), max_tokens):
         items, states = [rows.items[row] for row in batch], rows.gather_states(batch, bank.device)
         scores = score(bank, items, name, pad_id, states=states, depth=rows.states.depth if rows.states else 0)
         sizes = [len(s) for s in scores]
-        found.update(zip(batch, torch.cat(scores).cpu().split(sizes), strict=True))  # one wait for the device
-        if pulse:
-            pulse()
-    return [found[row] for row in range(len(rows))]
+        # Copy all scores of the batch at once, so that the device is synchronised once.
+        row_scores.update(zip(batch, torch.cat(scores).cpu().split(sizes), strict=True))
+        if on_batch:
+            on_batch()
+    return [row_scores[row] for row in range(len(rows))]
 
 
 @torch.no_grad()
 def evaluate(
-    bank: Bank, name: str, rows: TokenizedRows, pad_id: int, pulse: Callable[[], None] | None = None
+    bank: Bank, name: str, rows: TokenizedRows, pad_id: int, on_batch: Callable[[], None] | None = None
 ) -> dict[str, float]:
-    """``accuracy`` and mean ``loss`` of expert ``name``; the bank is left in the mode it was in. ``pulse`` as above.
+    """Measure one expert on a split. The bank keeps its training mode.
 
-    Of an expert that writes, a row is right where every token of its answer is the likeliest behind those before it:
-    that is where greedy decoding would write exactly this answer and end (where two tokens tie, it may take the other).
+    For an expert that generates text, a row is correct if every token of its answer is the most likely one after the
+    tokens before it: greedy decoding then writes exactly this answer and stops, except where two tokens tie.
+
+    Args:
+        bank: Bank that holds the expert.
+        name: Name of the expert.
+        rows: Rows to evaluate.
+        pad_id: Token id used for padding.
+        on_batch: Called after each batch, for example to report a heartbeat.
+
+    Returns:
+        ``accuracy`` (0 to 1) and ``loss``, the mean cross-entropy.
     """
     training = bank.training
     bank.eval()
     try:
-        found = expert_scores(bank, name, rows, pad_id, pulse=pulse)
+        row_scores = expert_scores(bank, name, rows, pad_id, on_batch=on_batch)
     finally:
         bank.train(training)
-    if found and found[0].ndim == 2:
-        right = [bool((row[:, 0] >= row[:, 1]).all()) for row in found]
-        means = torch.stack([-row[:, 0].double().mean() for row in found])
-        return {"accuracy": sum(right) / len(right), "loss": float(means.mean())}
-    scores = pad_sequence(found, batch_first=True, padding_value=-torch.inf)
+    if row_scores and row_scores[0].ndim == 2:
+        correct = [bool((row[:, 0] >= row[:, 1]).all()) for row in row_scores]
+        means = torch.stack([-row[:, 0].double().mean() for row in row_scores])
+        return {"accuracy": sum(correct) / len(correct), "loss": float(means.mean())}
+    scores = pad_sequence(row_scores, batch_first=True, padding_value=-torch.inf)
     labels = torch.tensor(rows.labels)
     losses = -scores.log_softmax(-1).gather(1, labels.unsqueeze(1)).double()
     return {"accuracy": float((scores.argmax(1) == labels).double().mean()), "loss": float(losses.mean())}

@@ -1,4 +1,4 @@
-"""The gradients of one step: the batches of one expert or several through the bank, in pieces that fit the memory."""
+"""The gradients of one training step: batches of one or several experts through the bank, in micro-batches."""
 
 from __future__ import annotations
 
@@ -20,114 +20,141 @@ from workers.training.batches import TokenizedRows
 
 @dataclass(frozen=True)
 class ExpertBatch:
-    """One expert's part of a step: the numbers of its rows in the batch."""
+    """The batch of one expert in a training step.
+
+    Attributes:
+        name: Name of the expert in the bank.
+        rows: The expert's training split.
+        row_numbers: Rows of the split in this batch.
+        label_smoothing: Share of a label spread over the other classes.
+    """
 
     name: str
     rows: TokenizedRows
-    batch: list[int]
-    smoothing: float
+    row_numbers: list[int]
+    label_smoothing: float
 
 
 @dataclass
 class PassStats:
-    """What went through the model for one share: its mean loss, and its real and processed (padded) tokens."""
+    """Statistics of one expert's batch: its mean loss, and its numbers of real and of processed (padded) tokens."""
 
     loss: float
-    real: int = 0
-    processed: int = 0
+    real_tokens: int = 0
+    processed_tokens: int = 0
 
 
 MicroBatch = dict[int, list[int]]
-"""Rows that go through the model at once, by the place of their share."""
+"""Row numbers that pass through the model together, by the index of their ``ExpertBatch``."""
 
 
 def add_gradients(
-    bank: Bank, shares: Sequence[ExpertBatch], pad_id: int, *, depth: int, at_once: int | None
+    bank: Bank, batches: Sequence[ExpertBatch], pad_id: int, *, depth: int, micro_batch: int | None
 ) -> list[PassStats]:
-    """Add to each share's expert the gradient of the share's mean loss, ``at_once`` rows at a time (None: all).
+    """Add the gradient of each batch's mean loss to its expert's parameters.
 
-    All shares have trunk states of this ``depth``, or none has any; then the trunk is worked out for them.
+    Args:
+        bank: Bank that holds the experts.
+        batches: One batch for each expert. Either all of them have stored trunk states of this depth, or none has.
+        pad_id: Token id used for padding.
+        depth: Depth of the trunk. Without stored states it is computed here.
+        micro_batch: Rows that pass through the model at once, over all batches; None passes all rows at once.
+
+    Returns:
+        Statistics of each batch, in order.
     """
-    found, losses = [PassStats(0.0) for _ in shares], []
-    for piece in _pieces(shares, at_once):
-        parts = _losses(bank, shares, piece, pad_id, depth)
+    stats, losses = [PassStats(0.0) for _ in batches], []
+    for micro in _micro_batches(batches, micro_batch):
+        parts = _losses(bank, batches, micro, pad_id, depth)
         reduce(add, parts.values()).backward()  # type: ignore[no-untyped-call]
-        losses.append({place: loss.detach() for place, loss in parts.items()})
-        _count(found, shares, piece)
-    places = [place for part in losses for place in part]
-    values = torch.stack([loss for part in losses for loss in part.values()]).tolist()  # one wait for the device
-    for place, value in zip(places, values, strict=True):
-        found[place].loss += value
-    return found
+        losses.append({index: loss.detach() for index, loss in parts.items()})
+        _count_tokens(stats, batches, micro)
+    indexes = [index for part in losses for index in part]
+    # Copy all losses at once, so that the device is synchronised once.
+    values = torch.stack([loss for part in losses for loss in part.values()]).tolist()
+    for index, value in zip(indexes, values, strict=True):
+        stats[index].loss += value
+    return stats
 
 
-def _pieces(shares: Sequence[ExpertBatch], at_once: int | None) -> Iterator[MicroBatch]:
-    rows = [(place, row) for place, share in enumerate(shares) for row in share.batch]
-    size = at_once or len(rows)
+def _micro_batches(batches: Sequence[ExpertBatch], size: int | None) -> Iterator[MicroBatch]:
+    rows = [(index, row) for index, batch in enumerate(batches) for row in batch.row_numbers]
+    size = size or len(rows)
     for start in range(0, len(rows), size):
         groups = groupby(rows[start : start + size], key=itemgetter(0))
-        yield {place: [row for _, row in group] for place, group in groups}
+        yield {index: [row for _, row in group] for index, group in groups}
 
 
-def _losses(bank: Bank, shares: Sequence[ExpertBatch], piece: MicroBatch, pad_id: int, depth: int) -> dict[int, Tensor]:
-    """Each share's loss on its rows in this piece, weighted by their part of its batch."""
-    items = [shares[place].rows.items[row] for place, rows in piece.items() for row in rows]
-    each = [shares[place].name for place, rows in piece.items() for _ in rows]
-    states = _gathered([shares[place].rows.gather_states(rows, bank.device) for place, rows in piece.items()])
-    rest = iter(score(bank, items, each if len(piece) > 1 else each[0], pad_id, states=states, depth=depth))
+def _losses(
+    bank: Bank, batches: Sequence[ExpertBatch], micro: MicroBatch, pad_id: int, depth: int
+) -> dict[int, Tensor]:
+    """Return each batch's mean loss over its rows in this micro-batch, weighted by their share of the batch."""
+    items = [batches[index].rows.items[row] for index, rows in micro.items() for row in rows]
+    names = [batches[index].name for index, rows in micro.items() for _ in rows]
+    states = _concatenate([batches[index].rows.gather_states(rows, bank.device) for index, rows in micro.items()])
+    remaining = iter(score(bank, items, names if len(micro) > 1 else names[0], pad_id, states=states, depth=depth))
     losses = {}
-    for place, rows in piece.items():
-        share = shares[place]
-        scores, labels = [next(rest) for _ in rows], [share.rows.labels[row] for row in rows]
-        loss = answer_loss(scores) if scores[0].ndim == 2 else expert_loss(scores, labels, share.smoothing)
-        losses[place] = loss if len(rows) == len(share.batch) else loss * (len(rows) / len(share.batch))
+    for index, rows in micro.items():
+        batch = batches[index]
+        scores, labels = [next(remaining) for _ in rows], [batch.rows.labels[row] for row in rows]
+        loss = answer_loss(scores) if scores[0].ndim == 2 else expert_loss(scores, labels, batch.label_smoothing)
+        losses[index] = loss if len(rows) == len(batch.row_numbers) else loss * (len(rows) / len(batch.row_numbers))
     return losses
 
 
-def _gathered(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """States of several splits as one tensor, padded to the longest."""
-    there = [part for part in parts if part is not None]
-    if len(there) < 2:
-        return there[0] if there else None
-    longest = max(part.shape[1] for part in there)
-    return torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in there])
+def _concatenate(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Concatenate states of several splits, padded to the longest sequence."""
+    states = [part for part in parts if part is not None]
+    if len(states) < 2:
+        return states[0] if states else None
+    longest = max(part.shape[1] for part in states)
+    return torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in states])
 
 
-def _count(found: list[PassStats], shares: Sequence[ExpertBatch], piece: MicroBatch) -> None:
-    longest = max(shares[place].rows.lengths[row] for place, rows in piece.items() for row in rows)
-    for place, numbers in piece.items():
-        rows = shares[place].rows
-        found[place].real += sum(rows.tokens[row] for row in numbers)
-        found[place].processed += longest * sum(rows.starts[row + 1] - rows.starts[row] for row in numbers)
+def _count_tokens(stats: list[PassStats], batches: Sequence[ExpertBatch], micro: MicroBatch) -> None:
+    longest = max(batches[index].rows.lengths[row] for index, numbers in micro.items() for row in numbers)
+    for index, numbers in micro.items():
+        rows = batches[index].rows
+        stats[index].real_tokens += sum(rows.token_counts[row] for row in numbers)
+        stats[index].processed_tokens += longest * len(rows.sequence_numbers(numbers))
 
 
-def expert_loss(scores: list[Tensor], labels: list[int], smoothing: float) -> Tensor:
-    """Mean cross-entropy over rows that may have different numbers of options."""
+def expert_loss(scores: list[Tensor], labels: list[int], label_smoothing: float) -> Tensor:
+    """Return the mean cross-entropy of rows, which may have different numbers of options.
+
+    Args:
+        scores: Scores (classes,) or (options,) of each row.
+        labels: Right class or option of each row.
+        label_smoothing: Share of a label spread over the other classes or options.
+    """
     targets = torch.tensor(labels, device=scores[0].device)
     if len({len(s) for s in scores}) == 1:
-        return F.cross_entropy(torch.stack(scores), targets, label_smoothing=smoothing)
-    each = [F.cross_entropy(s, t, label_smoothing=smoothing) for s, t in zip(scores, targets, strict=True)]
-    return torch.stack(each).mean()
+        return F.cross_entropy(torch.stack(scores), targets, label_smoothing=label_smoothing)
+    losses = [F.cross_entropy(s, t, label_smoothing=label_smoothing) for s, t in zip(scores, targets, strict=True)]
+    return torch.stack(losses).mean()
 
 
 def answer_loss(scores: list[Tensor]) -> Tensor:
-    """Mean over rows of the mean cross-entropy of a row's answer tokens, whose log-probabilities are column 0.
+    """Return the mean over rows of the mean cross-entropy of a row's answer tokens.
 
-    Labels are not smoothed here: that would take the logits of the whole vocabulary.
+    Labels are not smoothed: that would require the logits of the whole vocabulary.
+
+    Args:
+        scores: Scores (answer tokens, 2) of each row; column 0 is the log-probability of the answer token.
     """
     return torch.stack([-row[:, 0].mean() for row in scores]).mean()
 
 
 @contextmanager
-def activation_checkpointing(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Within this context the model's layers are recomputed in the backward pass, if ``wanted``."""
-    if not wanted:
+def activation_checkpointing(model: nn.Module, enabled: bool) -> Iterator[None]:
+    """Recompute the model's layers in the backward pass within this context, if ``enabled``."""
+    if not enabled:
         yield
         return
-    # transformers has renamed it, and warns of the old name.
-    named = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
-    getattr(model, f"{named}_checkpointing_enable")({"use_reentrant": False})
+    # transformers renamed these methods and warns about the old names.
+    prefix = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    getattr(model, f"{prefix}_checkpointing_enable")({"use_reentrant": False})
     try:
         yield
     finally:
-        getattr(model, f"{named}_checkpointing_disable")()
+        getattr(model, f"{prefix}_checkpointing_disable")()

@@ -1,4 +1,4 @@
-"""The training loop: one expert or several at once on a frozen base, each with its own optimizer, data and end."""
+"""The training loop: trains one or several experts together on a frozen base."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from workers.training.gradients import ExpertBatch, PassStats, activation_checkp
 from workers.training.memory_limit import MemoryLimit
 from workers.training.state import ExpertTraining, FitResult, TrainingState
 
-CHECKPOINT_SECONDS = 30.0  # what a crash may cost, at most, beside the steps since the last evaluation
+CHECKPOINT_SECONDS = 30.0  # the most training time that a crash loses, besides the steps since the last evaluation
 _LOG = logging.getLogger("ttmoe")
 
 
 class TrainingFailedError(RuntimeError):
-    """A training that others had no part in has failed: ``failure`` says how."""
+    """The training of one expert failed; ``failure`` describes the error."""
 
     def __init__(self, failure: Failure) -> None:
         self.failure = failure
@@ -35,175 +35,188 @@ class TrainingFailedError(RuntimeError):
 
 def fit_experts(
     bank: Bank,
-    trainees: Sequence[ExpertTraining],
+    trainings: Sequence[ExpertTraining],
     *,
     pad_id: int,
     report: ProgressCallback,
-    allowance: MemoryLimit | None = None,
+    memory_limit: MemoryLimit | None = None,
 ) -> dict[str, FitResult | Failure]:
-    """Train the experts of this name in the bank; each is left with the weights that did best on its validation rows.
+    """Train experts together; each ends with its best weights on its validation split.
 
-    One stops early after its ``patience`` evaluations without improvement. One that fails by its own fault (its data,
-    a loss that is not finite) drops out, and the others go on; what goes wrong around them all is raised. Reports are
-    each expert's own, under its name. Experts of different trunks share a process, not a pass. ``allowance`` bounds the
-    memory that the process keeps for nothing.
+    Every expert has its own optimizer, data, number of steps and early stopping. Experts with the same trunk share
+    forward and backward passes. If an expert fails by its own fault (its data, or a loss that is not finite), the
+    others continue. Any other error, such as lack of memory, is raised.
+
+    Args:
+        bank: Bank that holds the experts.
+        trainings: What to train; not empty.
+        pad_id: Token id used for padding.
+        report: Receives the progress of each expert, with its name as key.
+        memory_limit: Called after each step to return freed memory.
+
+    Returns:
+        The result or the failure of each expert, by name.
     """
     session = _Session(bank, pad_id, report)
     bank.eval()
-    session.open(trainees)
-    with activation_checkpointing(bank.model, any(trainee.settings.checkpointing for trainee in trainees)):
+    session.start(trainings)
+    with activation_checkpointing(bank.model, any(training.settings.checkpointing for training in trainings)):
         bank.train()
         try:
             while session.active:
                 session.step()
-                if allowance:
-                    allowance.after_step()
+                if memory_limit:
+                    memory_limit.after_step()
         finally:
             bank.eval()
-    return {trainee.name: session.outcomes[trainee.name] for trainee in trainees}
+    return {training.name: session.outcomes[training.name] for training in trainings}
 
 
-def fit_expert(bank: Bank, trainee: ExpertTraining, *, pad_id: int, report: ProgressCallback) -> FitResult:
-    """The same for one expert alone. Raises TrainingFailedError."""
-    found = fit_experts(bank, [trainee], pad_id=pad_id, report=report)[trainee.name]
-    if isinstance(found, Failure):
-        raise TrainingFailedError(found)
-    return found
+def fit_expert(bank: Bank, training: ExpertTraining, *, pad_id: int, report: ProgressCallback) -> FitResult:
+    """Train one expert as ``fit_experts`` does.
+
+    Raises:
+        TrainingFailedError: If the training fails.
+    """
+    outcome = fit_experts(bank, [training], pad_id=pad_id, report=report)[training.name]
+    if isinstance(outcome, Failure):
+        raise TrainingFailedError(outcome)
+    return outcome
 
 
 class _Session:
-    """The experts that are in training together, and what has come of the others."""
+    """Experts that train together: the active ones, and the outcomes of the others."""
 
     def __init__(self, bank: Bank, pad_id: int, report: ProgressCallback) -> None:
         self.bank, self.pad_id, self.report = bank, pad_id, report
         self.active: list[TrainingState] = []
         self.outcomes: dict[str, FitResult | Failure] = {}
-        self.saved = time.monotonic()
+        self.last_save = time.monotonic()
 
-    def open(self, trainees: Sequence[ExpertTraining]) -> None:
-        """Set every course to its start, or all to one moment that their checkpoints have in common."""
-        torch.manual_seed(trainees[0].settings.seed or 0)  # dropout draws from the global generator
-        found = [_usable(self.bank, trainee) for trainee in trainees]
-        points = common_checkpoints(found)
-        for trainee, point in zip(trainees, points, strict=True):
+    def start(self, trainings: Sequence[ExpertTraining]) -> None:
+        """Start every training, or resume all of them from checkpoints they have in common."""
+        torch.manual_seed(trainings[0].settings.seed or 0)  # dropout draws from the global generator
+        checkpoints = common_checkpoints([_matching_checkpoints(self.bank, training) for training in trainings])
+        for training, checkpoint in zip(trainings, checkpoints, strict=True):
             try:
-                self.active.append(TrainingState(self.bank, trainee, self.pad_id, point))
+                self.active.append(TrainingState(self.bank, training, self.pad_id, checkpoint))
             except Exception as error:
-                self.outcomes[trainee.name] = to_failure(error)
-        going_on = [point for point in points if point and not point.done]
-        if going_on:
-            _set_random(going_on[0].random, self.bank.device)
-        elif len(trainees) > 1 and not any(points):
-            self._save()  # so that a crash amid their first real save finds a moment in common: this one
-        self._retire()
+                self.outcomes[training.name] = to_failure(error)
+        resumed = [checkpoint for checkpoint in checkpoints if checkpoint and not checkpoint.done]
+        if resumed:
+            _set_random_states(resumed[0].random, self.bank.device)
+        elif len(trainings) > 1 and not any(checkpoints):
+            self._save()  # a crash during the first real save then finds these common checkpoints
+        self._finish_trainings()
 
     def step(self) -> None:
-        """One step of every expert, what is to be measured after it, and checkpoints where they are due."""
-        shares: dict[TrainingState, ExpertBatch] = {}
-        for course in list(self.active):
-            with self._own(course):
-                shares[course] = course.next_share()
-        passed: dict[TrainingState, PassStats] = {}
+        """Take one step of every active training; evaluate and save checkpoints where they are due."""
+        batches: dict[TrainingState, ExpertBatch] = {}
+        for state in list(self.active):
+            with self._errors_of(state):
+                batches[state] = state.next_batch()
+        stats: dict[TrainingState, PassStats] = {}
         for group in _groups(self.active):
-            passed |= self._backward({course: shares[course] for course in group})
-        for course in list(self.active):
-            with self._own(course):
-                course.step(passed[course])
-        measured = self._measure()
-        for course in self.active:
-            self._report(course, {"train.loss": passed[course].loss, **measured.get(course, {})})
-        if measured or time.monotonic() - self.saved >= CHECKPOINT_SECONDS:
+            stats |= self._backward({state: batches[state] for state in group})
+        for state in list(self.active):
+            with self._errors_of(state):
+                state.step(stats[state])
+        evaluations = self._evaluate()
+        for state in self.active:
+            self._report(state, {"train.loss": stats[state].loss, **evaluations.get(state, {})})
+        if evaluations or time.monotonic() - self.last_save >= CHECKPOINT_SECONDS:
             self._save()
-        self._retire()
+        self._finish_trainings()
 
-    def _backward(self, shares: dict[TrainingState, ExpertBatch]) -> dict[TrainingState, PassStats]:
-        """Gradients of a mixed batch. Where it cannot be computed, each is tried alone, to tell whose fault it is."""
-        courses = list(shares)
-        sizes = [course.settings.micro_batch for course in courses if course.settings.micro_batch]
+    def _backward(self, batches: dict[TrainingState, ExpertBatch]) -> dict[TrainingState, PassStats]:
+        """Compute gradients of a mixed batch; if that fails, repeat it expert by expert to find the faulty ones."""
+        states = list(batches)
+        sizes = [state.settings.micro_batch for state in states if state.settings.micro_batch]
         try:
-            found = add_gradients(self.bank, list(shares.values()), self.pad_id, depth=courses[0].depth,
-                                  at_once=min(sizes, default=None))  # fmt: skip
-            return dict(zip(courses, found, strict=True))
+            stats = add_gradients(self.bank, list(batches.values()), self.pad_id, depth=states[0].depth,
+                                  micro_batch=min(sizes, default=None))  # fmt: skip
+            return dict(zip(states, stats, strict=True))
         except Exception as error:
             if to_failure(error).kind != "code":
                 raise
-            if len(courses) == 1:
-                self._drop(courses[0], error)
+            if len(states) == 1:
+                self._fail(states[0], error)
                 return {}
-        found_alone: dict[TrainingState, PassStats] = {}
-        for course in courses:
-            course.optimizer.zero_grad()
-            found_alone |= self._backward({course: shares[course]})
-        return found_alone
+        separate: dict[TrainingState, PassStats] = {}
+        for state in states:
+            state.optimizer.zero_grad()
+            separate |= self._backward({state: batches[state]})
+        return separate
 
-    def _measure(self) -> dict[TrainingState, dict[str, float]]:
-        """The validation metrics of those whose turn it is."""
-        measured = {}
-        for course in [course for course in self.active if course.evaluates]:
-            with self._own(course):
-                name, rows, pulse = course.trainee.name, course.trainee.validation, partial(self._report, course, {})
-                found = evaluate(self.bank, name, rows, self.pad_id, pulse)
-                course.judge(found)
-                measured[course] = {f"validation.{key}": value for key, value in found.items()}
-        return measured
+    def _evaluate(self) -> dict[TrainingState, dict[str, float]]:
+        """Return the validation metrics of every training whose evaluation is due."""
+        evaluations = {}
+        for state in [state for state in self.active if state.evaluation_is_due]:
+            with self._errors_of(state):
+                name, rows, heartbeat = state.training.name, state.training.validation, partial(self._report, state, {})
+                metrics = evaluate(self.bank, name, rows, self.pad_id, heartbeat)
+                state.update_best(metrics)
+                evaluations[state] = {f"validation.{key}": value for key, value in metrics.items()}
+        return evaluations
 
-    def _report(self, course: TrainingState, metrics: dict[str, float]) -> None:
-        steps = course.settings.steps
-        self.report(Progress("training", course.fit.steps, steps, metrics, course.left, course.trainee.name))
+    def _report(self, state: TrainingState, metrics: dict[str, float]) -> None:
+        steps = state.settings.steps
+        self.report(Progress("training", state.result.steps, steps, metrics, state.seconds_left, state.training.name))
 
     def _save(self) -> None:
-        """All at once: where each stands then is one moment, from which all can go on together."""
-        random = _random(self.bank.device)
-        for course in self.active:
-            course.tick()
-            course.save(random)
-        self.saved = time.monotonic()
+        """Save all trainings at the same step, so that all can resume from it together."""
+        random = _random_states(self.bank.device)
+        for state in self.active:
+            state.update_seconds()
+            state.save(random)
+        self.last_save = time.monotonic()
 
-    def _retire(self) -> None:
-        for course in [course for course in self.active if course.ended]:
-            self.active.remove(course)
-            self.outcomes[course.trainee.name] = course.finish()
+    def _finish_trainings(self) -> None:
+        for state in [state for state in self.active if state.is_finished]:
+            self.active.remove(state)
+            self.outcomes[state.training.name] = state.finish()
 
     @contextmanager
-    def _own(self, course: TrainingState) -> Iterator[None]:
-        """An error in here is this expert's own."""
+    def _errors_of(self, state: TrainingState) -> Iterator[None]:
+        """Treat an error in this context as a failure of this training alone."""
         try:
             yield
         except Exception as error:
-            self._drop(course, error)
+            self._fail(state, error)
 
-    def _drop(self, course: TrainingState, error: Exception) -> None:
-        self.outcomes[course.trainee.name] = to_failure(error)
-        self.active.remove(course)
-
-
-def _groups(courses: Sequence[TrainingState]) -> list[list[TrainingState]]:
-    """Those that can share a pass: over one trunk, all with states that are kept or all without."""
-
-    def trunk(course: TrainingState) -> tuple[int, bool]:
-        return course.depth, course.trainee.train.states is not None
-
-    return [list(group) for _, group in groupby(sorted(courses, key=trunk), key=trunk)]
+    def _fail(self, state: TrainingState, error: Exception) -> None:
+        self.outcomes[state.training.name] = to_failure(error)
+        self.active.remove(state)
 
 
-def _usable(bank: Bank, trainee: ExpertTraining) -> list[Checkpoint]:
-    """The checkpoints that fit the expert; other code may have written others under the same spec."""
-    if trainee.checkpoints is None:
+def _groups(states: Sequence[TrainingState]) -> list[list[TrainingState]]:
+    """Group trainings that can share a pass: the same trunk depth, and trunk states stored for all or for none."""
+
+    def trunk(state: TrainingState) -> tuple[int, bool]:
+        return state.depth, state.training.train.states is not None
+
+    return [list(group) for _, group in groupby(sorted(states, key=trunk), key=trunk)]
+
+
+def _matching_checkpoints(bank: Bank, training: ExpertTraining) -> list[Checkpoint]:
+    """Load the checkpoints whose tensors fit the expert; other code may have saved others for the same spec."""
+    if training.checkpoints is None:
         return []
-    mine = {key: value.shape for key, value in bank.expert(trainee.name).state_dict().items()}
-    found = trainee.checkpoints.found()
-    usable = [c for c in found if {key: value.shape for key, value in c.expert.items()} == mine]
-    if len(usable) < len(found):
-        _LOG.warning("checkpoints passed over: %d of %s do not fit it", len(found) - len(usable), trainee.name)
-    return usable
+    shapes = {key: value.shape for key, value in bank.expert(training.name).state_dict().items()}
+    checkpoints = training.checkpoints.load()
+    matching = [c for c in checkpoints if {key: value.shape for key, value in c.expert.items()} == shapes]
+    if len(matching) < len(checkpoints):
+        count = len(checkpoints) - len(matching)
+        _LOG.warning("Ignored %d checkpoint(s) of %s: their tensors do not fit the expert", count, training.name)
+    return matching
 
 
-def _random(device: torch.device) -> dict[str, Tensor]:
+def _random_states(device: torch.device) -> dict[str, Tensor]:
     states = {"cpu": torch.get_rng_state()}
     return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
-def _set_random(states: dict[str, Tensor], device: torch.device) -> None:
+def _set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)

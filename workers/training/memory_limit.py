@@ -1,39 +1,40 @@
-"""Freed memory goes back to the system: glibc keeps what rows of many lengths left in pieces, gigabytes of it."""
+"""Return freed memory to the operating system while training.
+
+glibc keeps freed blocks of many sizes: with rows of many lengths this can be gigabytes.
+"""
 
 from __future__ import annotations
 
 import ctypes
-import os
-from pathlib import Path
 
-_PAUSE = 3  # steps between two trims, at least: memory that comes back at once is paid for in page faults
-_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+import psutil
+
+_PAUSE_STEPS = 3  # steps between two returns, at least: memory that is needed again at once costs page faults
+_PROCESS = psutil.Process()  # created once: that takes longer than reading the numbers
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
 
 
 def return_freed_memory() -> None:
-    """Return what is freed, wherever it lies, if the system's allocator can."""
-    if _trim:
-        _trim(0)
+    """Return freed memory to the operating system, if the C library supports it."""
+    if _malloc_trim:
+        _malloc_trim(0)
 
 
 def private_bytes() -> int:
-    """Memory of this process that is no file's; 0 where the system does not say."""
-    try:
-        resident, shared = map(int, Path("/proc/self/statm").read_text().split()[1:3])
-    except (OSError, ValueError):
-        return 0
-    return (resident - shared) * os.sysconf("SC_PAGESIZE")
+    """Return the resident memory of this process that is not shared with files or other processes, in bytes."""
+    memory = _PROCESS.memory_info()
+    return int(memory.rss - getattr(memory, "shared", 0))  # `shared` is reported on Linux only
 
 
 class MemoryLimit:
-    """Holds a training near the memory it is planned to take: above ``limit`` bytes, freed memory is returned."""
+    """Returns freed memory to the operating system when the process takes more than ``limit`` bytes."""
 
     def __init__(self, limit: int) -> None:
-        self.limit, self._steps = limit, _PAUSE
+        self.limit, self._steps = limit, _PAUSE_STEPS
 
     def after_step(self) -> None:
-        """Look, and return memory if there is too much; not at every step."""
+        """Return freed memory if the limit is exceeded, at most once in ``_PAUSE_STEPS + 1`` steps."""
         self._steps += 1
-        if self._steps > _PAUSE and private_bytes() > self.limit:
+        if self._steps > _PAUSE_STEPS and private_bytes() > self.limit:
             self._steps = 0
             return_freed_memory()

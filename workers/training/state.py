@@ -1,4 +1,4 @@
-"""One expert in training: its rows and settings, and how far it has come."""
+"""One expert in training: what to train, the state of the training, and its result."""
 
 from __future__ import annotations
 
@@ -16,20 +16,27 @@ from ttmoe.expert import Expert
 from workers.training.batches import TokenizedRows, training_batches
 from workers.training.checkpoints import Checkpoint, CheckpointFolder
 from workers.training.gradients import ExpertBatch, PassStats
+from workers.training.optimizer import learning_rate_factor, make_optimizer
 from workers.training.settings import TrainSettings
 
-HEAD_SCALE_ROWS = 256  # rows that tell the head the scale of the base's states
+HEAD_SCALE_ROWS = 256  # training rows from which the head's input scale is measured
 
 
 class DivergedError(RuntimeError):
-    """The loss is not a number any more; training on would only spend time."""
+    """The training loss is not finite."""
 
 
 @dataclass(frozen=True)
 class ExpertTraining:
-    """An expert of the bank, by name, and how it is to be trained. ``head`` is ``trained`` or ``frozen``.
+    """An expert to train: its rows, settings and checkpoints.
 
-    With ``checkpoints`` it goes on from where it was stopped.
+    Attributes:
+        name: Name of the expert in the bank.
+        train: Training split.
+        validation: Validation split.
+        settings: Training settings.
+        head: ``trained`` or ``frozen``.
+        checkpoints: Where to save checkpoints and resume from; None saves none.
     """
 
     name: str
@@ -42,9 +49,14 @@ class ExpertTraining:
 
 @dataclass
 class FitResult:
-    """How a training went: the ``best`` validation metrics, the step they were met at, and the steps taken.
+    """The result of a training.
 
-    ``seconds`` are those of all its attempts; ``tokens`` counts the real and the processed (padded) tokens.
+    Attributes:
+        best: Best validation metrics.
+        best_step: Step of the best validation metrics.
+        steps: Optimizer steps taken.
+        seconds: Training time over all attempts, evaluations included.
+        tokens: Number of real and of processed (padded) training tokens.
     """
 
     best: dict[str, float]
@@ -54,7 +66,7 @@ class FitResult:
     tokens: list[int]
 
     def metrics(self) -> dict[str, float]:
-        """What is recorded of it. Tokens per second are real ones, over steps and evaluations on the way."""
+        """Return the metrics to record. ``tokens.per_second`` counts real tokens over the whole training time."""
         real, processed = self.tokens
         return {f"validation.{key}": value for key, value in self.best.items()} | {
             "steps": self.steps,
@@ -66,120 +78,136 @@ class FitResult:
 
 
 class TrainingState:
-    """A trainee on its way: optimizer, position in the data, and the best weights so far."""
+    """The state of one expert's training: optimizer, position in the data, and best weights so far."""
 
-    def __init__(self, bank: Bank, trainee: ExpertTraining, pad_id: int, checkpoint: Checkpoint | None) -> None:
-        """Start, or go on from a checkpoint. Raises ValueError for a trainee without rows."""
-        self.trainee, self.settings = trainee, trainee.settings
-        self.expert: Expert = bank.expert(trainee.name)
-        trains_head = trainee.head == "trained" and self.expert.head.out_features > 0  # there is none where it writes
+    def __init__(self, bank: Bank, training: ExpertTraining, pad_id: int, checkpoint: Checkpoint | None) -> None:
+        """Start from the beginning, or resume from a checkpoint."""
+        self.training, self.settings = training, training.settings
+        self.expert: Expert = bank.expert(training.name)
+        trains_head = training.head == "trained" and self.expert.head.out_features > 0  # 0: the expert generates text
         self.expert.head.requires_grad_(trains_head)
         self.expert.head.dropout = self.settings.head_dropout if trains_head else 0.0
-        self.optimizer = _optimizer(self.expert, self.settings)
-        self.fit, self.waited = FitResult({}, 0, 0, 0.0, [0, 0]), 0
-        self.best_expert: dict[str, Tensor] = {}
+        self.optimizer = make_optimizer(self.expert, self.settings)
+        self.result, self.evaluations_since_best = FitResult({}, 0, 0, 0.0, [0, 0]), 0
+        self.best_weights: dict[str, Tensor] = {}
         if checkpoint is not None:
             self._restore(checkpoint)
         elif self.expert.head.out_features:
-            self.expert.head.fit_scale(_bare_states(bank, trainee.train, pad_id))
-        self.began = time.monotonic() - self.fit.seconds
+            self.expert.head.fit_scale(_base_states(bank, training.train, pad_id))
+        self._started = time.monotonic() - self.result.seconds
         settings = self.settings
-        batches = training_batches(trainee.train, settings.batch_size, settings.seed or 0, settings.batch_tokens)
-        self.batches = islice(batches, self.fit.steps, None)
+        batches = training_batches(training.train, settings.batch_size, settings.seed or 0, settings.batch_tokens)
+        self.batches = islice(batches, self.result.steps, None)
 
     @property
     def depth(self) -> int:
-        """Where the trunk ends under its rows. What is below the adapter is trunk, whether its states are kept or not:
-        without gradients, and without the base's dropout.
+        """Number of base layers in the trunk.
+
+        Layers below the adapter belong to the trunk whether its states are stored or not: they run without gradients
+        and without the base's dropout.
         """
-        states = self.trainee.train.states
-        return states.depth if states else self.expert.adapter.lowest
+        states = self.training.train.states
+        return states.depth if states else self.expert.adapter.lowest_layer
 
     @property
-    def ended(self) -> bool:
-        """Whether it has taken all its steps, or has waited for an improvement long enough."""
+    def is_finished(self) -> bool:
+        """Whether all steps are taken, or ``patience`` evaluations brought no improvement."""
         patience = self.settings.patience
-        return self.fit.steps >= self.settings.steps or bool(patience and self.waited >= patience)
+        return self.result.steps >= self.settings.steps or bool(patience and self.evaluations_since_best >= patience)
 
     @property
-    def evaluates(self) -> bool:
-        """Whether the validation split is due after the step that was taken."""
-        return self.fit.steps % self.settings.eval_every == 0 or self.fit.steps == self.settings.steps
+    def evaluation_is_due(self) -> bool:
+        """Whether to evaluate on the validation split after the last step."""
+        return self.result.steps % self.settings.eval_every == 0 or self.result.steps == self.settings.steps
 
     @property
-    def left(self) -> float:
-        """The seconds that the remaining steps may take."""
-        return self.fit.seconds / self.fit.steps * (self.settings.steps - self.fit.steps)
+    def seconds_left(self) -> float:
+        """Estimated seconds for the remaining steps."""
+        return self.result.seconds / self.result.steps * (self.settings.steps - self.result.steps)
 
-    def next_share(self) -> ExpertBatch:
-        """The next batch, with no gradients from the last."""
+    def next_batch(self) -> ExpertBatch:
+        """Reset the gradients and return the next batch."""
         self.optimizer.zero_grad()
-        return ExpertBatch(self.trainee.name, self.trainee.train, next(self.batches), self.settings.label_smoothing)
+        training = self.training
+        return ExpertBatch(training.name, training.train, next(self.batches), self.settings.label_smoothing)
 
-    def step(self, passed: PassStats) -> None:
-        """Take the step whose gradients are there. Raises DivergedError on a loss that is not finite."""
-        settings, step = self.settings, self.fit.steps
-        if not math.isfinite(passed.loss):
+    def step(self, stats: PassStats) -> None:
+        """Take one optimizer step with the gradients already accumulated.
+
+        Args:
+            stats: Statistics of the batch that gave the gradients.
+
+        Raises:
+            DivergedError: If the loss is not finite.
+        """
+        settings, step = self.settings, self.result.steps
+        if not math.isfinite(stats.loss):
             raise DivergedError(
-                f"the loss of {self.trainee.name!r} is {passed.loss} at step {step + 1}: "
+                f"the loss of {self.training.name!r} is {stats.loss} at step {step + 1}: "
                 f"lower train.lr (now {settings.lr})"
             )
         groups = self.optimizer.param_groups
         for group in groups:
-            group["lr"] = group["initial_lr"] * learning_rate(step, settings)
+            group["lr"] = group["initial_lr"] * learning_rate_factor(step, settings)
         if settings.clip:
             torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], settings.clip)
         self.optimizer.step()
-        self.fit.steps += 1
-        self.fit.tokens = [self.fit.tokens[0] + passed.real, self.fit.tokens[1] + passed.processed]
-        self.tick()
+        self.result.steps += 1
+        real, processed = self.result.tokens
+        self.result.tokens = [real + stats.real_tokens, processed + stats.processed_tokens]
+        self.update_seconds()
 
-    def judge(self, found: dict[str, float]) -> None:
-        """Keep the weights if they did best on the validation split."""
-        self.waited += 1
-        if not self.fit.best or _better(found, self.fit.best):
-            self.fit.best, self.fit.best_step, self.waited = found, self.fit.steps, 0
-            self.best_expert = {key: value.clone() for key, value in self.expert.state_dict().items()}
-        self.tick()
+    def update_best(self, metrics: dict[str, float]) -> None:
+        """Keep a copy of the weights if these validation metrics are the best so far."""
+        self.evaluations_since_best += 1
+        if not self.result.best or _is_better(metrics, self.result.best):
+            self.result.best, self.result.best_step, self.evaluations_since_best = metrics, self.result.steps, 0
+            self.best_weights = {key: value.clone() for key, value in self.expert.state_dict().items()}
+        self.update_seconds()
 
-    def tick(self) -> None:
-        """Bring the seconds up to date."""
-        self.fit.seconds = time.monotonic() - self.began
+    def update_seconds(self) -> None:
+        """Update ``result.seconds``."""
+        self.result.seconds = time.monotonic() - self._started
 
     def finish(self) -> FitResult:
-        """Leave the expert with its best weights."""
-        self.expert.load_state_dict(self.best_expert)
+        """Load the best weights into the expert and return the result."""
+        self.expert.load_state_dict(self.best_weights)
         self.optimizer.zero_grad()
-        return self.fit
+        return self.result
 
     def save(self, random: dict[str, Tensor]) -> None:
-        """Write a checkpoint, if it has a folder for them."""
-        folder, fit = self.trainee.checkpoints, self.fit
+        """Save a checkpoint with these random states, if the training has a checkpoint folder."""
+        folder, result = self.training.checkpoints, self.result
         if folder:
-            expert, optimizer = self.expert.state_dict(), self.optimizer.state_dict()
-            folder.save(Checkpoint(folder.spec_hash, fit.steps, self.ended, dict(expert), optimizer, random, fit.best,
-                                   fit.best_step, self.best_expert, self.waited, fit.seconds, fit.tokens))  # fmt: skip
+            folder.save(
+                Checkpoint(
+                    spec_hash=folder.spec_hash,
+                    step=result.steps,
+                    done=self.is_finished,
+                    expert=dict(self.expert.state_dict()),
+                    optimizer=self.optimizer.state_dict(),
+                    random=random,
+                    best=result.best,
+                    best_step=result.best_step,
+                    best_expert=self.best_weights,
+                    waited=self.evaluations_since_best,
+                    seconds=result.seconds,
+                    tokens=result.tokens,
+                )
+            )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.expert.load_state_dict(checkpoint.expert)
         self.optimizer.load_state_dict(checkpoint.optimizer)
-        best, seconds = checkpoint.best, checkpoint.seconds
-        self.fit = FitResult(best, checkpoint.best_step, checkpoint.step, seconds, checkpoint.tokens)
-        self.best_expert, self.waited = checkpoint.best_expert, checkpoint.waited
-
-
-def learning_rate(step: int, settings: TrainSettings) -> float:
-    """The share of the full learning rate at ``step`` (0 is the first): a linear rise, then the schedule's fall."""
-    rise = max(1, round(settings.warmup * settings.steps))
-    if step < rise:
-        return (step + 1) / rise
-    done = (step - rise) / max(1, settings.steps - rise)
-    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[settings.schedule]
+        self.result = FitResult(
+            checkpoint.best, checkpoint.best_step, checkpoint.step, checkpoint.seconds, checkpoint.tokens
+        )
+        self.best_weights, self.evaluations_since_best = checkpoint.best_expert, checkpoint.waited
 
 
 @torch.no_grad()
-def _bare_states(bank: Bank, rows: TokenizedRows, pad_id: int) -> Tensor:
-    """Pooled states of the first training rows through the bare base."""
+def _base_states(bank: Bank, rows: TokenizedRows, pad_id: int) -> Tensor:
+    """Return pooled states (rows, width) of the first training rows, computed by the base without an expert."""
     tokens = [item.options[0] if item.options else item.whole for item in rows.items[:HEAD_SCALE_ROWS]]
     parts = []
     for start in range(0, len(tokens), 64):
@@ -188,13 +216,5 @@ def _bare_states(bank: Bank, rows: TokenizedRows, pad_id: int) -> Tensor:
     return torch.cat(parts)
 
 
-def _better(new: dict[str, float], old: dict[str, float]) -> bool:
+def _is_better(new: dict[str, float], old: dict[str, float]) -> bool:
     return (new["accuracy"], -new["loss"]) > (old["accuracy"], -old["loss"])
-
-
-def _optimizer(expert: Expert, settings: TrainSettings) -> torch.optim.AdamW:
-    groups = [{"params": list(expert.adapter.parameters()), "lr": settings.lr, "initial_lr": settings.lr}]
-    if expert.head.weight.requires_grad:
-        groups.append({"params": list(expert.head.parameters()), "lr": settings.head_lr,
-                       "initial_lr": settings.head_lr})  # fmt: skip
-    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay, foreach=True)

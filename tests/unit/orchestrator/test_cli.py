@@ -1,7 +1,8 @@
-"""The command line: quick help, readable errors, exit codes, and what each command hands on."""
+"""The command line: fast help, readable errors, exit codes, and the arguments of the functions it calls."""
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from typer.testing import CliRunner, Result
 from orchestrator.cli import app
 from orchestrator.config.loading import STARTER, recipe_text
 from orchestrator.predict.input_columns import InputColumns
+from orchestrator.predict.request import PredictRequest
 from ttmoe.errors import InputError
 
 HEAVY = {"torch", "ray", "mlflow", "transformers", "datasets", "pydantic", "yaml", "numpy", "rich"}
@@ -35,7 +37,9 @@ def ttmoe(*arguments: str) -> Result:
 
 @pytest.fixture
 def replace(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple]]:
-    """Puts a recording function in the place of a module's one; returns what it is called with."""
+    """Replace a module's function by one that records its calls; return the list of their arguments."""
+
+    replaced: dict[str, types.ModuleType] = {}
 
     def put(module: str, function: str, error: BaseException | None = None) -> list[tuple]:
         calls: list[tuple] = []
@@ -45,7 +49,7 @@ def replace(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple]]:
             if error:
                 raise error
 
-        fake = types.ModuleType(module)
+        fake = replaced.setdefault(module, types.ModuleType(module))
         setattr(fake, function, record)
         monkeypatch.setitem(sys.modules, module, fake)
         return calls
@@ -75,7 +79,7 @@ def test_version() -> None:
     assert result.stdout.startswith("ttmoe 0.")
 
 
-def test_init_writes_the_starter_and_says_what_next(tmp_path: Path) -> None:
+def test_init_writes_the_starter_and_prints_the_next_step(tmp_path: Path) -> None:
     path = tmp_path / "new" / "mine.yaml"
     result = ttmoe("init", str(path))
     assert result.exit_code == 0
@@ -83,7 +87,7 @@ def test_init_writes_the_starter_and_says_what_next(tmp_path: Path) -> None:
     assert f"ttmoe run {path}" in result.stdout
 
 
-def test_init_replaces_nothing_unasked(tmp_path: Path) -> None:
+def test_init_replaces_a_file_only_with_force(tmp_path: Path) -> None:
     (tmp_path / "ttmoe.yaml").write_text("mine")
     refused = ttmoe("init", str(tmp_path))
     assert (refused.exit_code, (tmp_path / "ttmoe.yaml").read_text()) == (2, "mine")
@@ -92,7 +96,7 @@ def test_init_replaces_nothing_unasked(tmp_path: Path) -> None:
     assert (tmp_path / "ttmoe.yaml").read_text() == recipe_text(STARTER)
 
 
-def test_run_hands_on_the_loaded_config(replace: Callable[..., list[tuple]]) -> None:
+def test_run_passes_the_loaded_config(replace: Callable[..., list[tuple]]) -> None:
     calls = replace("orchestrator.run.driver", "run_library")
     result = ttmoe("run", "quickstart", "--set", "train.steps=3", "--set", "seed=4")
     assert result.exit_code == 0, result.stderr
@@ -107,7 +111,7 @@ def test_a_config_error_is_a_message_and_starts_nothing(replace: Callable[..., l
     assert (result.exit_code, result.stderr, result.stdout, calls) == (2, expected, "", [])
 
 
-def test_an_error_with_neither_place_nor_remedy(replace: Callable[..., list[tuple]]) -> None:
+def test_an_error_without_location_and_fix(replace: Callable[..., list[tuple]]) -> None:
     replace("orchestrator.run.driver", "run_library", InputError("it is wrong"))
     result = ttmoe("run", "quickstart")
     assert (result.exit_code, result.stderr) == (2, "error: it is wrong\n")
@@ -116,7 +120,7 @@ def test_an_error_with_neither_place_nor_remedy(replace: Callable[..., list[tupl
 def test_ctrl_c_is_one_line(replace: Callable[..., list[tuple]]) -> None:
     replace("orchestrator.run.driver", "run_library", KeyboardInterrupt())
     result = ttmoe("run", "quickstart")
-    assert (result.exit_code, result.stderr) == (130, "stopped; type the command again to continue\n")
+    assert (result.exit_code, result.stderr) == (130, "interrupted; repeat the command to continue\n")
 
 
 def test_a_defect_keeps_its_traceback(replace: Callable[..., list[tuple]]) -> None:
@@ -124,15 +128,15 @@ def test_a_defect_keeps_its_traceback(replace: Callable[..., list[tuple]]) -> No
     assert isinstance(ttmoe("run", "quickstart").exception, ZeroDivisionError)
 
 
-def test_experts_predict_and_ui_hand_on_their_options(
+def test_experts_predict_and_ui_pass_their_options(
     replace: Callable[..., list[tuple]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     listed = replace("orchestrator.experts.listing", "print_experts")
-    predicted = replace("orchestrator.predict.texts", "predict_texts")
     filed = replace("orchestrator.predict.files", "predict_files")
     spread = replace("orchestrator.predict.ray_data", "predict_on_ray")
-    streamed = replace("orchestrator.predict.stream", "predict_stream")
+    predicted = replace("orchestrator.predict.texts", "predict_texts")
+    streamed = replace("orchestrator.predict.texts", "predict_stream")
     named = ("--file", "in.csv", "--out", "out", "--text", "q", "--choices", "a", "--choices", "b", "--device", "cpu")
     opened = replace("orchestrator.progress.mlflow_ui", "open_ui")
     results = [
@@ -147,16 +151,18 @@ def test_experts_predict_and_ui_hand_on_their_options(
     ]
     assert {result.exit_code for result in results} == {0}, results
     assert listed[0][:2] == (Path("runs"), None)
-    assert predicted[0][:6] == (Path("there"), "mine", ("one", "two words"), False, 64, "auto")
+    assert predicted[0][0] == PredictRequest(("one", "two words"), library="mine", root=Path("there"))
     columns = InputColumns("q", None, ("a", "b"))
-    assert filed[0][:-1] == (Path("runs"), None, "in.csv", columns, Path("out"), True, 8, "cpu")
-    assert spread[0][:-1] == (Path("runs"), None, "in.csv", columns, Path("out"), False, 64, "cpu", 3, 0.5)
-    assert [(call[2], call[6]) for call in streamed] == [(InputColumns(second="s"), False), (InputColumns(), True)]
+    of_file = PredictRequest(file="in.csv", out=Path("out"), text="q", choices=("a", "b"), device="cpu")
+    assert filed[0][0] == dataclasses.replace(of_file, force=True, batch_size=8)
+    assert spread[0][0] == dataclasses.replace(of_file, on_ray=True, workers=3, gpus=0.5)
+    assert of_file.columns == columns
+    assert [call[0] for call in streamed] == [PredictRequest(second="s"), PredictRequest(("-",))]
     assert opened[0][:3] == (Path("runs"), f"sqlite:///{tmp_path}/runs/mlflow.db", 5001)
     assert opened[1][1] == "http://h:1"
 
 
-def test_predict_takes_options_that_go_together() -> None:
+def test_predict_rejects_options_that_do_not_go_together() -> None:
     refused = ttmoe("predict", "a text", "--ray")
-    assert (refused.exit_code, "--ray has no meaning here" in refused.stderr) == (2, True)
+    assert (refused.exit_code, "--ray requires --file" in refused.stderr) == (2, True)
     assert ttmoe("predict", "a text", "--batch-size", "0").exit_code == 2

@@ -1,4 +1,4 @@
-"""What a config holds after loading: defaults, merged settings, overrides, paths, recipes."""
+"""Loaded configs: defaults, merged settings, overrides, paths, recipes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def load(path: Path, *overrides: str) -> Config:
     return load_config(str(path), overrides).config
 
 
-def test_a_task_overrides_only_the_keys_it_names(path: Path) -> None:
+def test_a_task_overrides_only_the_keys_it_sets(path: Path) -> None:
     config = load(path)
     one, two = config.task_train("one"), config.task_train("two")
     assert (one.steps, one.lr, one.batch_size) == (50, 1e-2, 32)
@@ -66,17 +66,17 @@ def test_a_trial_merges_library_task_and_search(path: Path) -> None:
     assert (train.steps, train.lr, train.batch_size, train.seed) == (30, 2e-2, 8, 7)
 
 
-def test_the_seed_is_the_configs_unless_the_training_has_one(path: Path) -> None:
+def test_the_seed_of_the_training_overrides_the_seed_of_the_config(path: Path) -> None:
     config = load(path, "tasks.two.train.seed=3")
     assert (config.task_train("one").seed, config.task_train("two").seed) == (7, 3)
 
 
-def test_all_layers_begin_at_zero_and_have_no_last(path: Path) -> None:
+def test_layers_all_have_first_zero_and_no_last(path: Path) -> None:
     adapter = load(path, "adapter.layers=all").adapter
     assert (adapter.first, adapter.last) == (0, None)
 
 
-def test_overrides_are_yaml_values_and_make_sections(path: Path) -> None:
+def test_overrides_are_yaml_values_and_create_sections(path: Path) -> None:
     config = load(path, "adapter.targets=[q, o]", "router.layers=[0, 3]", "tracking.uri=http://h:5000/?a=b")
     assert config.adapter.targets == ("q", "o")
     assert config.router.layers == (0, 3)
@@ -84,11 +84,11 @@ def test_overrides_are_yaml_values_and_make_sections(path: Path) -> None:
     assert load(path, "search=null").search is None
 
 
-def test_the_last_of_two_overrides_holds(path: Path) -> None:
+def test_the_last_of_two_overrides_counts(path: Path) -> None:
     assert load(path, "train.steps=5", "train.steps=6").train.steps == 6
 
 
-def test_an_override_leaves_other_uses_of_an_alias_alone(path: Path) -> None:
+def test_an_override_does_not_change_other_uses_of_an_alias(path: Path) -> None:
     text = CONFIG.replace("train: {steps: 50}", "train: &slow {steps: 50}").replace(
         "    label: {column: label}\n", "    label: {column: label}\n    train: *slow\n"
     )
@@ -97,7 +97,7 @@ def test_an_override_leaves_other_uses_of_an_alias_alone(path: Path) -> None:
     assert (config.task_train("one").steps, config.task_train("two").steps) == (9, 50)
 
 
-def test_local_paths_start_at_the_files_folder_and_storage_where_one_types(
+def test_local_paths_start_at_the_files_folder_and_storage_at_the_working_directory(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = tmp_path / "elsewhere"
@@ -113,7 +113,7 @@ def test_local_paths_start_at_the_files_folder_and_storage_where_one_types(
     assert config.tracking_uri == f"sqlite:///{elsewhere / 'runs' / 'mlflow.db'}"
 
 
-def test_plain_words_are_read_as_yaml_1_2(path: Path) -> None:
+def test_plain_values_follow_yaml_1_2(path: Path) -> None:
     assert load(path).tasks["one"].label.names == {"yes": "good", "no": "bad"}
     values = [
         "yes",
@@ -134,7 +134,7 @@ def test_plain_words_are_read_as_yaml_1_2(path: Path) -> None:
     assert read == ["yes", "off", 5e-3, -1e5, 0.5, "0123", "12:30", "2020-01-01", True, 12, None, "1e", "abc"]
 
 
-def test_merge_keys_are_unfolded(path: Path) -> None:
+def test_merge_keys_are_merged(path: Path) -> None:
     path.write_text(
         CONFIG.replace("train: {steps: 200, lr: 1e-2}", "train: &t {steps: 200, lr: 1e-2}").replace(
             "train: {steps: 50}", "train: {<<: *t, steps: 50}"
@@ -147,19 +147,19 @@ def test_merge_keys_are_unfolded(path: Path) -> None:
 @pytest.mark.parametrize("name", ["mine", *recipe_names()])
 def test_the_resolved_config_loads_to_the_same_config(name: str, path: Path, tmp_path: Path) -> None:
     config = load_config(str(path) if name == "mine" else name).config
-    again = tmp_path / "again.yaml"
-    again.write_text(resolved_yaml(config))
-    assert load(again) == config
-    assert load(again, "train.lr=0.5").task_train(next(iter(config.tasks))).lr == 0.5
-    assert yaml.safe_load(again.read_text())["library"] == config.library
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(resolved_yaml(config))
+    assert load(resolved) == config
+    assert load(resolved, "train.lr=0.5").task_train(next(iter(config.tasks))).lr == 0.5
+    assert yaml.safe_load(resolved.read_text())["library"] == config.library
 
 
-def test_the_text_and_name_of_what_was_loaded_are_kept(path: Path) -> None:
+def test_text_name_and_overrides_are_kept(path: Path) -> None:
     loaded = load_config(str(path), ["seed=1"])
     assert (loaded.text, loaded.source_name, loaded.overrides) == (CONFIG, str(path), ("seed=1",))
 
 
-def test_recipes_do_the_same_four_tasks() -> None:
+def test_all_recipes_have_the_same_four_tasks() -> None:
     assert recipe_names() == ["quickstart", "smollm2"]
     quick, smol = (load_config(name).config for name in recipe_names())
     assert set(quick.tasks) == TASKS
@@ -178,7 +178,7 @@ def starter(tmp_path: Path) -> Path:
 
 
 def uncomment(file: Path, first: str, end: str | None) -> None:
-    """Put the commented lines from ``first`` up to ``end`` in force."""
+    """Uncomment the lines from ``first`` up to ``end``."""
     text = file.read_text()
     start = text.index(first)
     stop = text.index(end) if end else len(text)
@@ -186,28 +186,28 @@ def uncomment(file: Path, first: str, end: str | None) -> None:
     file.write_text(text[:start] + block + text[stop:])
 
 
-def test_the_starter_is_valid_as_it_stands(starter: Path) -> None:
+def test_the_starter_is_valid_without_changes(starter: Path) -> None:
     source = load(starter).tasks["my_task"].source
     assert source.path == str(starter.parent / "my_task.jsonl")  # type: ignore[union-attr]
 
 
-def test_the_defaults_that_the_starter_shows_are_the_true_ones(starter: Path) -> None:
-    silent = load(starter)
+def test_the_defaults_shown_in_the_starter_are_those_of_the_schema(starter: Path) -> None:
+    defaults = load(starter)
     uncomment(starter, "# adapter:", "# search:")
-    said = load(starter)
+    uncommented = load(starter)
     for section in ("adapter", "train", "router"):
-        assert getattr(said, section) == getattr(silent, section)
-        # Each key is shown: a new one must be put into the starter.
-        shown = getattr(said, section).model_fields_set
-        assert shown == type(getattr(said, section)).model_fields.keys() - {"seed"}
-    assert said.head == silent.head
+        assert getattr(uncommented, section) == getattr(defaults, section)
+        # Every key is shown: a new key must be added to the starter.
+        shown = getattr(uncommented, section).model_fields_set
+        assert shown == type(getattr(uncommented, section)).model_fields.keys() - {"seed"}
+    assert uncommented.head == defaults.head
 
 
 def test_every_commented_section_of_the_starter_is_valid(starter: Path) -> None:
-    silent = load(starter)
+    defaults = load(starter)
     uncomment(starter, "# adapter:", None)
     config = load(starter)
-    assert config.failures == silent.failures
+    assert config.failures == defaults.failures
     assert config.failures.model_fields_set == type(config.failures).model_fields.keys()
     assert config.resources.model_fields_set == type(config.resources).model_fields.keys()
     assert config.search is not None
@@ -217,10 +217,10 @@ def test_every_commented_section_of_the_starter_is_valid(starter: Path) -> None:
 
 def _undescribed(model: object, seen: set[type]) -> list[str]:
     if not (isinstance(model, type) and issubclass(model, BaseModel)) or model in seen:
-        return [each for inner in get_args(model) for each in _undescribed(inner, seen)]
+        return [name for inner in get_args(model) for name in _undescribed(inner, seen)]
     seen.add(model)
-    bare = [f"{model.__name__}.{name}" for name, field in model.model_fields.items() if not field.description]
-    return bare + [each for f in model.model_fields.values() for each in _undescribed(f.annotation, seen)]
+    missing = [f"{model.__name__}.{name}" for name, field in model.model_fields.items() if not field.description]
+    return missing + [name for f in model.model_fields.values() for name in _undescribed(f.annotation, seen)]
 
 
 def test_every_key_has_a_description() -> None:
@@ -229,18 +229,18 @@ def test_every_key_has_a_description() -> None:
     assert {model.__name__ for model in seen} >= {"TrainSettings", "RouterSettings", "TaskEntry", "Source", "RowFilter"}
 
 
-def test_a_rule_for_the_router_names_tasks_that_are_there(starter: Path) -> None:
+def test_the_tasks_that_a_router_requires_must_exist(starter: Path) -> None:
     text = starter.read_text()
     for rule in ("all", "0.5", "[my_task]"):
         starter.write_text(f"{text}\nrouter: {{require: {rule}}}\n")
         load(starter)
-    for rule, said in (("[my_tsk]", "did you mean `my_task`"), ("1.5", "require"), ("most", "require")):
+    for rule, message in (("[my_tsk]", "did you mean `my_task`"), ("1.5", "require"), ("most", "require")):
         starter.write_text(f"{text}\nrouter: {{require: {rule}}}\n")
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             load(starter)
 
 
-def test_a_cluster_that_grows_says_how_far(starter: Path) -> None:
+def test_autoscaling_requires_max_parallel(starter: Path) -> None:
     starter.write_text(f"{starter.read_text()}\nresources: {{autoscaling: true}}\n")
     with pytest.raises(InputError, match="max_parallel"):
         load(starter)

@@ -1,4 +1,4 @@
-"""Every config error says where, what and what to do."""
+"""Error messages of configs: each names the place, the problem and the fix."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ CASES = [
     # old text, new text, line, dotted key, in what, in fix
     ("text: text", "txet: text", 14, "tasks.trec.columns.txet", "unknown key (its value: 'text')", "`text`?"),
     ("\ntrain:", "\ntrian:", 6, "trian", "unknown key (its value: {'steps': 20})", "did you mean `train`?"),
-    ("rank: 4", "zzz: 4", 5, "adapter.zzz", "unknown key", "the keys here: method, targets, layers, rank"),
+    ("rank: 4", "zzz: 4", 5, "adapter.zzz", "unknown key", "valid keys: method, targets, layers, rank"),
     ("steps: 20", "steps: -1", 7, "train.steps", "must be greater than or equal to 1, not -1", ""),
     ("steps: 20", "steps: many", 7, "train.steps", "must be an integer, not 'many'", ""),
     ("steps: 20", "lr: .nan", 7, "train.lr", "not nan", ""),
     ("steps: 20", "schedule: cosin", 7, "train.schedule", "'cosine' or 'constant', not 'cosin'", "`cosine`?"),
-    ("library: mine", "library: My Lib", 1, "library", "'My Lib' cannot be a name", "lower-case"),
-    ("  trec:", "  router:", 9, "tasks.router", "the library uses itself", "another"),
-    ("  trec:", "  a.b:", 9, "tasks.a.b", "'a.b' cannot be a name", "lower-case"),
-    ("    kind: text\n", "", 9, "tasks.trec.kind", "required, but not there", "multiple choice"),
+    ("library: mine", "library: My Lib", 1, "library", "'My Lib' is not a valid name", "lower-case"),
+    ("  trec:", "  router:", 9, "tasks.router", "'router' is a reserved name", "another"),
+    ("  trec:", "  a.b:", 9, "tasks.a.b", "'a.b' is not a valid name", "lower-case"),
+    ("    kind: text\n", "", 9, "tasks.trec.kind", "this key is required", "choose among options"),
     ("rank: 4", "shape: 16x|2", 5, "adapter.shape", "not a shape", "16x24|24x16"),
     ("rank: 4", "shape: 16x2|2x16@4", 5, "adapter.shape", "not a shape", "16x24|24x16"),
     ("rank: 4", "shape: {q: 3y}", 5, "adapter.shape.q", "not a shape", "16x24|24x16"),
@@ -59,28 +59,28 @@ CASES = [
     ("rank: 4", "shape: 3", 5, "adapter.shape", "must be a string or a mapping, not 3", ""),
     ("rank: 4", "layers: 5-2", 5, "adapter.layers", "not a range of layers", "2-5"),
     ("rank: 4", "layers: 4", 5, "adapter.layers", "must be a string, not 4", ""),
-    ("rank: 4", "targets: [q, '(']", 5, "adapter.targets.1", "not a pattern", "role"),
-    ("task: trec", "task: tric", 18, "search.task", "there is no task 'tric'", "did you mean `trec`?"),
+    ("rank: 4", "targets: [q, '(']", 5, "adapter.targets.1", "not a regular expression", "role"),
+    ("task: trec", "task: tric", 18, "search.task", "no task is named 'tric'", "did you mean `trec`?"),
     (
         "task: trec",
         "task: trec\n  train: {steps: 3}",
         19,
         "search.train.steps",
-        "said once",
+        "steps of a trial are set elsewhere",
         "`search.steps`",
     ),
-    ("task: trec", "task: trec\n  cores: [6, 4]", 19, "search.cores", "fewest cores", "[4, 6]"),
+    ("task: trec", "task: trec\n  cores: [6, 4]", 19, "search.cores", "minimum number of cores", "[4, 6]"),
     ("task: trec", "task: trec\n  trials: 0", 19, "search.trials", "not 0", ""),
-    ("folder: m", "folder: m\n  hub: a/b", 2, "base", "folder and hub is given", "keep one"),
-    ("folder: m", "dtype: auto", 2, "base", "none is given", "keep one"),
-    ("folder: m", "hub: a/b", 2, "base.revision", "a branch can move", "commit id"),
+    ("folder: m", "folder: m\n  hub: a/b", 2, "base", "given: folder and hub", "keep one"),
+    ("folder: m", "dtype: auto", 2, "base", "given: none", "keep one"),
+    ("folder: m", "hub: a/b", 2, "base.revision", "a branch can change", "commit id"),
     ("folder: m", "package: gt-all", 3, "base.package", "not pinned", "name==version"),
     (
         "folder: m",
         "folder: m\n  revision: abc",
         4,
         "base.revision",
-        "belongs to `hub`, not to `folder`",
+        "can be used with `hub` only, not with `folder`",
         "remove",
     ),
     ("folder: m", "package: a==1\n  sha256: abc", 4, "base.sha256", "64 hexadecimal", "sha256sum"),
@@ -89,7 +89,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("old", "new", "line", "key", "what", "fix"), CASES, ids=[case[3] for case in CASES])
-def test_a_problem_names_line_key_value_and_remedy(
+def test_a_problem_names_line_key_value_and_fix(
     tmp_path: Path, old: str, new: str, line: int, key: str, what: str, fix: str
 ) -> None:
     assert GOOD.count(old) == 1
@@ -99,13 +99,13 @@ def test_a_problem_names_line_key_value_and_remedy(
     assert fix in error.fix
 
 
-def test_the_good_config_is_good(tmp_path: Path) -> None:
+def test_the_config_without_problems_loads(tmp_path: Path) -> None:
     path = tmp_path / "my.yaml"
     path.write_text(GOOD)
     assert load_config(str(path)).config.library == "mine"
 
 
-def test_all_problems_are_listed_in_the_files_order(tmp_path: Path) -> None:
+def test_all_problems_are_listed_in_the_order_of_the_file(tmp_path: Path) -> None:
     text = GOOD.replace("rank: 4", "rnak: 4").replace("kind: text", "kind: texts")
     error = failure(tmp_path, text + "\ntrian: {}\n", "search.trails=3")
     assert error.where == f"{tmp_path}/my.yaml"
@@ -122,20 +122,20 @@ def test_a_misspelt_required_key_is_one_problem(tmp_path: Path) -> None:
     assert (error.where, error.fix) == (f"{tmp_path}/my.yaml:1, libary", "did you mean `library`?")
 
 
-def test_a_list_item_has_its_own_line(tmp_path: Path) -> None:
+def test_a_problem_in_a_list_item_names_its_line(tmp_path: Path) -> None:
     where = "    where:\n      - {column: a, above: 1}\n      - {colum: a, above: 1}\nsearch:"
     error = failure(tmp_path, GOOD.replace("search:", where))
     assert error.where == f"{tmp_path}/my.yaml:19, tasks.trec.where.1.colum"
     assert error.fix == "did you mean `column`?"
 
 
-def test_the_wrong_item_of_a_list_is_named_not_the_whole_union(tmp_path: Path) -> None:
+def test_the_invalid_item_of_a_list_is_named_not_the_whole_union(tmp_path: Path) -> None:
     error = failure(tmp_path, GOOD + "router: {layers: [0, x]}\n")
     assert error.where == f"{tmp_path}/my.yaml:19, router.layers.1"
     assert error.what == "must be an integer, not 'x'"
 
 
-def test_a_union_says_all_that_it_takes(tmp_path: Path) -> None:
+def test_a_union_names_all_its_valid_types(tmp_path: Path) -> None:
     error = failure(tmp_path, GOOD + "router: {require: al}\n")
     assert error.what == "must be 'all' or a number or a list, not 'al'"
     assert error.fix == "did you mean `all`?"
@@ -144,14 +144,14 @@ def test_a_union_says_all_that_it_takes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("layers", "what"), [("lst", "'lst'"), ("3-1", "'3-1'"), ("top", "'top'"), ("'0-'", "'0-'"), ("[]", "()")]
 )
-def test_layers_that_are_none_say_what_to_write(tmp_path: Path, layers: str, what: str) -> None:
+def test_invalid_router_layers_name_the_valid_forms(tmp_path: Path, layers: str, what: str) -> None:
     error = failure(tmp_path, GOOD + f"router: {{layers: {layers}}}\n")
     assert error.where == f"{tmp_path}/my.yaml:19, router.layers"
-    assert error.what == f"{what} names no hidden states"
+    assert error.what == f"{what} does not name hidden states"
     assert error.fix == "write all, last, embeddings, trunk, 0-4 or [0, 4]"
 
 
-def test_a_task_override_is_checked_where_it_stands(tmp_path: Path) -> None:
+def test_an_override_of_a_task_is_reported_at_its_own_line(tmp_path: Path) -> None:
     error = failure(tmp_path, GOOD.replace("search:", "    train: {stesp: 3}\nsearch:"))
     assert error.where == f"{tmp_path}/my.yaml:17, tasks.trec.train.stesp"
     assert error.fix == "did you mean `steps`?"
@@ -159,7 +159,7 @@ def test_a_task_override_is_checked_where_it_stands(tmp_path: Path) -> None:
     assert failure(tmp_path, shape).where == f"{tmp_path}/my.yaml:17, tasks.trec.adapter.shape.q"
 
 
-def test_no_tasks(tmp_path: Path) -> None:
+def test_a_config_without_tasks_is_refused(tmp_path: Path) -> None:
     text = GOOD[: GOOD.index("tasks:")] + "tasks: {}\n"
     error = failure(tmp_path, text)
     assert error.where == f"{tmp_path}/my.yaml:8, tasks"
@@ -175,9 +175,9 @@ def test_repeated_keys_name_both_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "fix"),
     [
-        ("library: mine\nbase: [1, 2\ntrain: {}\n", 3, "check the indentation"),
+        ("library: mine\nbase: [1, 2\ntrain: {}\n", 3, "check indentation"),
         ("library: mine\nbase:\n\tfolder: m\n", 3, "not tabs"),
-        ("library: *nowhere\n", 1, "check the indentation"),
+        ("library: *nowhere\n", 1, "check indentation"),
     ],
 )
 def test_broken_yaml_names_the_line(tmp_path: Path, text: str, line: int, fix: str) -> None:
@@ -188,7 +188,7 @@ def test_broken_yaml_names_the_line(tmp_path: Path, text: str, line: int, fix: s
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "- a\n", "just words\n"])
-def test_what_is_no_mapping(tmp_path: Path, text: str) -> None:
+def test_a_file_that_is_not_a_mapping_is_refused(tmp_path: Path, text: str) -> None:
     error = failure(tmp_path, text)
     assert error.where == f"{tmp_path}/my.yaml:1"
     assert "ttmoe init" in error.fix
@@ -204,35 +204,35 @@ def test_what_is_no_mapping(tmp_path: Path, text: str) -> None:
         (
             "tasks.trce.train.steps=3",
             "--set tasks.trce.train.steps=3, tasks.trce",
-            "no task `trce`",
+            "no task is named `trce`",
             "`trec`",
         ),
-        ("library.name=x", "--set library.name=x", "`library` holds a value", "--set library=VALUE"),
+        ("library.name=x", "--set library.name=x", "`library` is a value", "--set library=VALUE"),
         ("train.steps", "--set train.steps", "key=value", "--set train.steps=100"),
         ("train..steps=3", "--set train..steps=3", "key=value", "--set train.steps=100"),
-        ("train.steps=[3", "--set train.steps=[3", "not YAML: [3", "quotes"),
+        ("train.steps=[3", "--set train.steps=[3", "not valid YAML: [3", "quotes"),
     ],
 )
-def test_a_bad_override_is_named_itself(tmp_path: Path, override: str, where: str, what: str, fix: str) -> None:
+def test_an_invalid_override_is_named(tmp_path: Path, override: str, where: str, what: str, fix: str) -> None:
     error = failure(tmp_path, GOOD, override)
     assert error.where == where
     assert what in error.what
     assert fix in error.fix
 
 
-def test_a_mistake_of_the_file_is_not_laid_to_an_override_beside_it(tmp_path: Path) -> None:
+def test_a_problem_in_the_file_does_not_name_an_override_of_a_sibling_key(tmp_path: Path) -> None:
     error = failure(tmp_path, GOOD.replace("steps: 20", "stesp: 20"), "train.lr=0.1")
     assert error.where == f"{tmp_path}/my.yaml:7, train.stesp"
 
 
-def test_a_misspelt_recipe_names_the_nearest() -> None:
-    with pytest.raises(InputError, match="no packaged recipe 'quikstart'") as caught:
+def test_a_misspelt_recipe_suggests_the_most_similar() -> None:
+    with pytest.raises(InputError, match="no packaged recipe is named 'quikstart'") as caught:
         load_config("quikstart")
     assert "did you mean `quickstart`?" in caught.value.fix
     assert "quickstart, smollm2" in caught.value.fix
 
 
-def test_a_missing_file_names_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_file_suggests_the_most_similar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.yaml").write_text(GOOD)
     (tmp_path / "other.yml").write_text(GOOD)
     with pytest.raises(InputError) as caught:
@@ -245,11 +245,11 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path, monkeypatch: pytest.Mo
         load_config("mine")
     with pytest.raises(InputError, match="this is a folder"):
         load_config(str(tmp_path))
-    with pytest.raises(InputError, match="there is no such file"):
+    with pytest.raises(InputError, match="the file does not exist"):
         load_config("no/such/folder.yaml")
 
 
-def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_bytes(b"library: \xff\xfe")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="cannot read the file"):
         load_config(str(tmp_path / "my.yaml"))

@@ -27,10 +27,10 @@ def holder(tmp_path):
     process.stdout.close()
 
 
-def test_one_driver_at_a_time_and_the_other_learns_which(holder, tmp_path):
+def test_a_second_driver_is_refused_and_the_error_names_the_first(holder, tmp_path):
     with pytest.raises(InputError) as caught, driver_lock(tmp_path / "lib"):
         pass
-    assert caught.value.what == f"another run of this library is under way (process {holder.pid})"
+    assert caught.value.what == f"another run of this library is in progress (process {holder.pid})"
     assert caught.value.where == str(tmp_path / "lib" / "driver.lock")
     assert "wait" in caught.value.fix
 

@@ -1,4 +1,4 @@
-"""A library with tasks whose answers are written, before any work: what is planned, refused and forecast."""
+"""Tasks of kind generate: plan, forecast and errors before any work."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ def config(tmp_path):
     return make
 
 
-def test_such_a_task_is_planned_as_any_other(config, tmp_path):
-    made = config(tiny_causal.save_causal_base(tmp_path / "base"))
-    plan = make_plan(made)
+def test_a_generate_task_is_planned(config, tmp_path):
+    library = config(tiny_causal.save_causal_base(tmp_path / "base"))
+    plan = make_plan(library)
     job = plan.experts["replies"].job
     assert (job.classes, job.data.label_names, plan.base.pooling) == (0, (), "last")
     assert run_params(plan.experts["replies"])["rows.train"] == 144
-    assert Config.model_validate(read_yaml(resolved_yaml(made), "resolved").data) == made
+    assert Config.model_validate(read_yaml(resolved_yaml(library), "resolved").data) == library
     tokens, sequences = count_tokens(job.data, 128)
     assert sequences == 240
-    assert 240 * 4 < tokens < 240 * 16  # the prompt, the answer and what stands around them
+    assert 240 * 4 < tokens < 240 * 16  # the prompt, the answer and the special tokens
 
 
-def test_a_base_that_writes_no_text_is_refused_before_any_work(config, base_folder, tmp_path):
-    with pytest.raises(InputError, match=r"\(bert\) is no causal language model") as caught:
+def test_a_base_that_is_not_causal_is_refused(config, base_folder, tmp_path):
+    with pytest.raises(InputError, match=r"\(bert\) is not a causal language model") as caught:
         make_plan(config(base_folder))
     assert caught.value.where == "tasks.replies.kind"
     assert not (tmp_path / "runs" / "tiny").exists()
 
 
-def test_a_base_without_its_language_head_is_refused_before_any_work(config, tmp_path):
+def test_a_base_without_a_language_head_is_refused(config, tmp_path):
     from transformers import AutoModel
 
     folder = tiny_causal.save_causal_base(tmp_path / "base", tie_word_embeddings=False)
     make_plan(config(folder))
     AutoModel.from_pretrained(folder).save_pretrained(folder)
-    with pytest.raises(InputError, match=r"holds no lm_head\.weight"):
+    with pytest.raises(InputError, match=r"has no lm_head\.weight"):
         make_plan(config(folder))
 
 
@@ -61,12 +61,12 @@ def test_a_base_without_its_language_head_is_refused_before_any_work(config, tmp
     [({"head": "frozen"}, "head"), ({"train": {"label_smoothing": 0.1}}, "train.label_smoothing"),
      ({"train": {"steps": 9, "head_lr": 1e-4}}, "train.head_lr")],
 )  # fmt: skip
-def test_settings_of_a_head_are_refused_where_there_is_none(tmp_path, section, where):
+def test_head_settings_of_a_generate_task_are_refused(tmp_path, section, where):
     task = tiny_causal.writing_task(tmp_path / "replies.jsonl")
     data = {"library": "tiny", "base": {"folder": "base"}, "tasks": {"replies": {**task, **section}}}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(data))
-    with pytest.raises(InputError, match="a task that writes has no head") as caught:
+    with pytest.raises(InputError, match="a task of kind generate has no head") as caught:
         load_config(str(tmp_path / "tiny.yaml"))
     assert f"tasks.replies.{where}" in caught.value.where
-    # What is set for all tasks is meant for those with a head.
+    # The library's head settings are valid: they apply to the tasks with a head.
     Config.model_validate(data | {"head": "frozen", "train": {"label_smoothing": 0.1}, "tasks": {"replies": task}})

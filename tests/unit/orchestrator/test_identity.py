@@ -15,13 +15,13 @@ from workers.training.settings import MEMORY_ONLY, ROUTER_UNHASHED, RouterSettin
 SPEC = {"recipe": 1, "train": {"steps": 300, "lr": 5e-3, "seed": None}, "targets": ["q", "v"]}
 
 
-def test_the_order_of_keys_does_not_count():
-    turned = {key: SPEC[key] for key in reversed(SPEC)}
-    turned["train"] = dict(reversed(SPEC["train"].items()))
-    assert spec_hash(turned) == spec_hash(SPEC)
+def test_the_order_of_keys_does_not_change_the_hash():
+    reordered = {key: SPEC[key] for key in reversed(SPEC)}
+    reordered["train"] = dict(reversed(SPEC["train"].items()))
+    assert spec_hash(reordered) == spec_hash(SPEC)
 
 
-def test_every_value_counts():
+def test_every_value_changes_the_hash():
     others = [
         SPEC | {"recipe": 2},
         SPEC | {"train": SPEC["train"] | {"lr": 5.0000001e-3}},
@@ -32,17 +32,17 @@ def test_every_value_counts():
     assert len({spec_hash(spec) for spec in [SPEC, *others]}) == 6
 
 
-def test_tuples_are_lists_and_integers_are_no_floats():
+def test_tuples_equal_lists_and_integers_differ_from_floats():
     assert spec_hash(SPEC | {"targets": ("q", "v")}) == spec_hash(SPEC)
     assert spec_hash({"a": 1}) != spec_hash({"a": 1.0})
 
 
-def test_the_hash_never_changes():
-    """Registered experts are found by it: another way of hashing would make every one of them stale."""
+def test_the_hash_is_stable():
+    """Registered experts are found by it: another way of hashing would make all of them stale."""
     assert spec_hash(SPEC) == "3712b9698d1228b283a08cff299ad3a98cb88c3ef79a5d00a0acf633af20ba2b"
 
 
-def test_another_process_finds_the_same_hash():
+def test_another_process_computes_the_same_hash():
     code = f"from orchestrator.plan.identity import spec_hash; print(spec_hash({SPEC!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == spec_hash(SPEC)
@@ -64,16 +64,16 @@ class Form:
 
 
 class TestHashedSettings:
-    def test_a_neutral_value_is_not_hashed_whatever_the_default(self):
+    def test_a_neutral_value_is_not_hashed_even_if_it_is_not_the_default(self):
         assert hashed_settings(Inner(new=3)) == {"old": 0}
         assert hashed_settings(Inner()) == {"old": 0, "new": 7}
         assert hashed_settings(Form()) == {"old": 0}
         assert hashed_settings(Form(new="x")) == {"old": 0, "new": "x"}
 
-    def test_sections_inside_a_section_likewise(self):
+    def test_nested_sections_are_treated_the_same(self):
         assert hashed_settings(Outer(new=3, inner=Inner(new=3))) == {"old": 0, "inner": {"old": 0}}
 
-    def test_what_is_excluded_is_left_out(self):
+    def test_excluded_fields_are_not_hashed(self):
         assert hashed_settings(Inner(), exclude={"new"}) == {"old": 0}
         assert hashed_settings(Form(new="x"), exclude={"old"}) == {"new": "x"}
 
@@ -92,11 +92,11 @@ HASHED_AT_ANY_VALUE = {
 
 @pytest.mark.parametrize("model", HASHED_AT_ANY_VALUE, ids=lambda model: model.__name__)
 def test_a_new_setting_has_a_neutral_value(model):
-    """Without one it would enter every hash, and every library would be trained again."""
+    """Without a neutral value it would change every hash, and every library would be retrained."""
     if issubclass(model, BaseModel):
-        marks = {name: each.json_schema_extra or {} for name, each in model.model_fields.items()}
+        marks = {name: info.json_schema_extra or {} for name, info in model.model_fields.items()}
     else:
-        marks = {each.name: each.metadata for each in fields(model)}
+        marks = {info.name: info.metadata for info in fields(model)}
     hashed = [
         name for name, mark in marks.items() if "neutral" not in mark and name not in MEMORY_ONLY | ROUTER_UNHASHED
     ]

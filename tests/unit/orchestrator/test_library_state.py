@@ -1,4 +1,4 @@
-"""What is cached, changed, missing or orphaned, and why."""
+"""States of experts, router and search: cached, changed, stale, missing or orphaned, and the reasons."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ def planned(base_folder, tmp_path):
     return lambda **sections: plan_of(base_folder, tmp_path, **sections)
 
 
-def test_without_a_store_everything_is_missing_and_stays_so(planned, tmp_path):
-    standing = read_library_state(planned(search=SEARCH), None)
-    assert {each.state for each in standing.experts.values()} == {"missing"}
-    assert (standing.router.state, standing.search.state) == ("missing", "missing")
-    assert (standing.todo, standing.any, standing.orphaned) == (["colours", "animals"], True, ())
+def test_without_a_registry_everything_is_missing_and_none_is_created(planned, tmp_path):
+    state = read_library_state(planned(search=SEARCH), None)
+    assert {expert.state for expert in state.experts.values()} == {"missing"}
+    assert (state.router.state, state.search.state) == ("missing", "missing")
+    assert (state.todo, state.has_work, state.orphaned) == (["colours", "animals"], True, ())
     assert not (tmp_path / "runs" / "mlflow.db").exists()
 
 
-def test_a_version_of_the_spec_is_cached_even_where_a_newer_one_is_not(planned):
+def test_a_version_of_the_spec_is_cached_even_if_a_newer_version_has_another_spec(planned):
     plan, other = planned(), planned(train={"steps": 41})
     registry = FakeRegistry([version_of(plan, "colours", 1), version_of(other, "colours", 2)])
-    found = read_library_state(plan, registry).experts["colours"]
-    assert (found.state, found.version.version) == ("cached", 1)
+    expert = read_library_state(plan, registry).experts["colours"]
+    assert (expert.state, expert.version.version) == ("cached", 1)
 
 
-def test_what_changed_is_named_with_both_values_against_the_newest_version(planned):
+def test_changes_to_the_newest_version_are_named_with_both_values(planned):
     before, newest, plan = planned(train={"steps": 10}), planned(train={"steps": 200}), planned(train={"steps": 120})
     registry = FakeRegistry([version_of(before, "colours", 1), version_of(newest, "colours", 2)])
-    found = read_library_state(plan, registry).experts["colours"]
-    assert (found.state, found.version.version, found.why) == ("changed", 2, "train.steps 200 -> 120")
+    expert = read_library_state(plan, registry).experts["colours"]
+    assert (expert.state, expert.version.version, expert.reason) == ("changed", 2, "train.steps 200 -> 120")
 
 
 @pytest.mark.parametrize(
-    ("sections", "why"),
+    ("sections", "changes"),
     [
         ({"adapter": {"rank": 2}}, ["adapter.rank 4 -> 2", "adapter.shape.q ", "adapter.shape.v "]),
         ({"adapter": {"rank": 4, "targets": ["q"]}}, ["adapter.targets q,v -> q", "adapter.shape.v ", "-> not set"]),
@@ -54,37 +54,36 @@ def test_what_changed_is_named_with_both_values_against_the_newest_version(plann
     ],
     ids=str,
 )
-def test_each_kind_of_change_is_told(planned, sections, why):
-    found = read_library_state(planned(**sections), FakeRegistry([version_of(planned(), "colours")])).experts["colours"]
-    for part in why:
-        assert part in found.why
-    assert found.why.count(";") == len([part for part in why if part != "-> not set"]) - 1  # and nothing else
+def test_each_kind_of_change_is_named(planned, sections, changes):
+    registry = FakeRegistry([version_of(planned(), "colours")])
+    reason = read_library_state(planned(**sections), registry).experts["colours"].reason
+    for change in changes:
+        assert change in reason
+    assert reason.count(";") == len([change for change in changes if change != "-> not set"]) - 1  # no other change
 
 
-def test_a_recipe_that_was_raised_is_explained(planned):
+def test_a_new_recipe_number_is_explained(planned):
     plan = planned()
     old = version_of(plan, "colours")
     spec = json.loads(old.tags["spec"]) | {"recipe": 0}
     old = replace(old, spec_hash="other", tags={**old.tags, "spec": json.dumps(spec)})
     new = plan.experts["colours"].spec["recipe"]
-    why = read_library_state(plan, FakeRegistry([old])).experts["colours"].why
-    assert why == f"recipe 0 -> {new} (the code trains differently)"
+    reason = read_library_state(plan, FakeRegistry([old])).experts["colours"].reason
+    assert reason == f"recipe 0 -> {new} (the code trains differently)"
 
 
-def test_without_its_spec_a_version_is_compared_by_its_tags(planned):
+def test_a_version_without_a_spec_is_compared_by_its_tags(planned):
     other = planned(adapter={"rank": 2})
     bare = version_of(planned(), "colours", spec_tag=False)
-    assert (
-        "adapter.rank 4 -> 2; adapter.shape q="
-        in read_library_state(other, FakeRegistry([bare])).experts["colours"].why
-    )
+    reason = read_library_state(other, FakeRegistry([bare])).experts["colours"].reason
+    assert "adapter.rank 4 -> 2; adapter.shape q=" in reason
     steps = planned(train={"steps": 41})
-    assert read_library_state(steps, FakeRegistry([bare])).experts["colours"].why == "its settings changed"
+    assert read_library_state(steps, FakeRegistry([bare])).experts["colours"].reason == "settings changed"
     elsewhere = version("colours", "imported", 1, {"spec": "null"}, {})
-    assert read_library_state(steps, FakeRegistry([elsewhere])).experts["colours"].why == "its settings changed"
+    assert read_library_state(steps, FakeRegistry([elsewhere])).experts["colours"].reason == "settings changed"
 
 
-def test_checkpoints_say_where_it_continues(planned):
+def test_training_continues_from_the_last_checkpoint(planned):
     plan = planned()
     folder = Path(plan.experts["colours"].job.folder, "checkpoints")
     folder.mkdir(parents=True)
@@ -92,24 +91,24 @@ def test_checkpoints_say_where_it_continues(planned):
         (folder / name).touch()
     assert last_checkpoint_step(folder) == 100
     missing = read_library_state(plan, None).experts
-    assert (missing["colours"].why, missing["colours"].step) == ("continues from step 100", 100)
+    assert (missing["colours"].reason, missing["colours"].step) == ("continues from step 100", 100)
     changed = read_library_state(plan, FakeRegistry([version_of(planned(head="frozen"), "colours")])).experts["colours"]
-    assert changed.why == "head frozen -> trained; continues from step 100"
+    assert changed.reason == "head frozen -> trained; continues from step 100"
 
 
-def test_a_finished_expert_is_only_to_be_registered(planned, monkeypatch):
+def test_a_trained_expert_is_only_registered(planned, monkeypatch):
     plan = planned()
     job = plan.experts["animals"].job
     Path(job.folder).mkdir(parents=True)
     result = expert_result.ExpertResult("animals", job.spec_hash, {}, 1, "digest", job.folder)
     Path(job.folder, expert_result.EXPERT_RESULT_FILE).write_text(json.dumps(asdict(result)))
-    assert not read_library_state(plan, None).experts["animals"].trained  # a result without its expert is none
+    assert not read_library_state(plan, None).experts["animals"].trained  # a result without its weights does not count
     monkeypatch.setattr("orchestrator.plan.library_state.finished_result", lambda folder, spec_hash: result)
-    found = read_library_state(plan, None).experts["animals"]
-    assert (found.trained, found.why) == (True, "trained, to be registered")
+    expert = read_library_state(plan, None).experts["animals"]
+    assert (expert.trained, expert.reason) == (True, "trained, not yet registered")
 
 
-def test_what_the_config_does_not_name_is_orphaned(planned):
+def test_tasks_that_are_not_in_the_config_are_orphaned(planned):
     plan = planned()
     registry = FakeRegistry(
         [version_of(plan, "colours"), version("old", "x", 1, {}, {}), version("old", "y", 2, {}, {})]
@@ -117,10 +116,10 @@ def test_what_the_config_does_not_name_is_orphaned(planned):
     assert read_library_state(plan, registry).orphaned == ("old",)
 
 
-def test_the_registry_is_asked_once_for_all_experts(planned):
+def test_one_query_reads_all_experts(planned):
     registry = FakeRegistry()
     read_library_state(planned(), registry)
-    assert registry.asked == 1
+    assert registry.queries == 1
 
 
 def test_the_router_is_cached_stale_or_missing(planned):
@@ -129,30 +128,28 @@ def test_the_router_is_cached_stale_or_missing(planned):
     own = version("router", plan.router_hash, 3, {}, {})
     assert read_library_state(plan, FakeRegistry(champion=own)).router.state == "cached"
     stale = read_library_state(other, FakeRegistry(champion=own, lock=plan.lock)).router
-    assert (stale.state, stale.differs, stale.why) == ("stale", ("animals",), "v3 is for other experts (animals)")
+    assert (stale.state, stale.changed_tasks) == ("stale", ("animals",))
+    assert stale.reason == "v3 was trained for other experts (animals)"
     settings = read_library_state(planned(router={"epochs": 3}), FakeRegistry(champion=own, lock=plan.lock)).router
-    assert (settings.differs, settings.why) == ((), "v3 is for the same experts and other settings")
-    assert (
-        read_library_state(other, FakeRegistry(champion=own)).router.why
-        == "v3 is of another spec, and its lock is gone"
-    )
+    assert (settings.changed_tasks, settings.reason) == ((), "v3 was trained with other settings")
+    without_lock = read_library_state(other, FakeRegistry(champion=own)).router
+    assert without_lock.reason == "v3 has another spec, and its lock cannot be read"
 
 
-def test_a_task_that_was_taken_out_makes_the_router_stale(planned):
+def test_a_removed_task_makes_the_router_stale(planned):
     plan = planned()
     lock = {**plan.lock, "gone": "x"}
-    assert read_library_state(
-        plan, FakeRegistry(champion=version("router", "r", 1, {}, {}), lock=lock)
-    ).router.differs == ("gone",)
+    registry = FakeRegistry(champion=version("router", "r", 1, {}, {}), lock=lock)
+    assert read_library_state(plan, registry).router.changed_tasks == ("gone",)
 
 
-def test_a_library_that_is_there_leaves_nothing_to_do(planned, tmp_path):
+def test_a_complete_library_has_no_work(planned, tmp_path):
     plan = planned(search=SEARCH)
     registry = FakeRegistry(
         [version_of(plan, task) for task in plan.experts],
         champion=version("router", plan.router_hash, 1, {}, {}),
         search=tmp_path,
     )
-    assert not read_library_state(plan, registry).any
+    assert not read_library_state(plan, registry).has_work
     registry.search = None
-    assert read_library_state(plan, registry).any
+    assert read_library_state(plan, registry).has_work

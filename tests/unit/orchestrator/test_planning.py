@@ -1,4 +1,4 @@
-"""What a config asks for, and which of it a change touches."""
+"""Plans of configs, and which spec hashes a change of the config changes."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def config(base_folder, data, tmp_path):
-    """Makes the config, with sections replaced."""
+    """Make the config with some sections replaced."""
 
     def make(**sections):
         tasks = {name: tiny.text_task(path) for name, path in data.items()}
-        for name, more in sections.pop("tasks", {}).items():
-            tasks[name] = tasks[name] | more
+        for name, settings in sections.pop("tasks", {}).items():
+            tasks[name] = tasks[name] | settings
         base = {"folder": str(base_folder), "dtype": "float32"}
-        whole = {"library": "tiny", "base": base, "adapter": {"rank": 4}, "tasks": tasks,
+        library = {"library": "tiny", "base": base, "adapter": {"rank": 4}, "tasks": tasks,
                  "train": {"steps": 40}, "search": {"task": "colours", "trials": 2, "steps": 10},
                  "storage": {"root": str(tmp_path / "runs")}}  # fmt: skip
-        return Config.model_validate(whole | sections)
+        return Config.model_validate(library | sections)
 
     return make
 
@@ -46,12 +46,12 @@ def hashes(plan):
 
 
 def changed(config, **sections):
-    """Which hashes differ from those of the config without the change."""
-    one, other = hashes(make_plan(config())), hashes(make_plan(config(**sections)))
-    return {name for name in one if one[name] != other[name]}
+    """Return the names whose hashes differ from those of the unchanged config."""
+    before, after = hashes(make_plan(config())), hashes(make_plan(config(**sections)))
+    return {name for name in before if before[name] != after[name]}
 
 
-def test_a_plan_names_all_work_and_where_it_goes(config, tmp_path, base_folder):
+def test_a_plan_has_a_job_for_every_expert(config, tmp_path, base_folder):
     plan = make_plan(config())
     assert list(plan.experts) == ["colours", "animals"]
     job = plan.experts["colours"].job
@@ -61,15 +61,15 @@ def test_a_plan_names_all_work_and_where_it_goes(config, tmp_path, base_folder):
     assert job.parameters == count_parameters(groups)
     assert plan.experts["colours"].lora_parameters == 2 * tiny.LAYERS * 16 * 2 * tiny.WIDTH
     assert set(plan.experts["colours"].shapes) == {"q", "v"}
-    assert not (tmp_path / "runs" / "tiny").exists()  # a plan starts no work
+    assert not (tmp_path / "runs" / "tiny").exists()  # planning starts no work
 
 
-def test_the_same_config_is_the_same_plan(config):
+def test_equal_configs_have_equal_hashes(config):
     assert hashes(make_plan(config())) == hashes(make_plan(config()))
 
 
 @pytest.mark.parametrize(
-    ("sections", "touched"),
+    ("sections", "names"),
     [
         ({"tasks": {"animals": {"train": {"steps": 41}}}}, "animals router"),
         ({"tasks": {"animals": {"head": "frozen"}}}, "animals router"),
@@ -87,22 +87,22 @@ def test_the_same_config_is_the_same_plan(config):
     ],
     ids=str,
 )
-def test_what_a_change_touches(config, base_folder, sections, touched):
+def test_a_change_changes_only_these_hashes(config, base_folder, sections, names):
     if "base" in sections:
         sections = {"base": {"folder": str(base_folder), **sections["base"]}}
-    assert changed(config, **sections) == set(touched.split())
+    assert changed(config, **sections) == set(names.split())
 
 
-def test_a_shape_written_out_is_the_one_that_auto_comes_to(config):
+def test_an_explicit_shape_equal_to_auto_has_the_same_hash(config):
     shapes = {r: s.removeprefix("tt:").split("@")[0] for r, s in make_plan(config()).experts["colours"].shapes.items()}
     assert changed(config, adapter={"rank": 4, "shape": shapes}) == set()
 
 
-def test_without_a_search_there_is_no_hash_of_one(config):
+def test_without_a_search_its_hash_is_none(config):
     assert make_plan(config(search=None)).search_hash is None
 
 
-def test_a_trial_with_the_experts_own_adapter_has_another_identity_only_by_its_training(config):
+def test_a_trial_with_the_experts_adapter_differs_only_by_its_training(config):
     plan = make_plan(config())
     job = plan.experts["colours"].job
     groups = plan_groups(empty_body(plan.base), job.adapter)
@@ -117,14 +117,14 @@ def test_a_trial_with_the_experts_own_adapter_has_another_identity_only_by_its_t
     [
         ({"adapter": {"shape": "4x4|8x8"}}, "adapter.shape", "shape 4x4|8x8 is for 16 to 64 features"),
         ({"tasks": {"animals": {"adapter": {"shape": "4x4|8x8"}}}}, "tasks.animals.adapter.shape", "16 to 64"),
-        ({"adapter": {"layers": "2-"}}, "adapter.layers", "layers 2 to 1 are not among the base's 2 layers"),
-        ({"adapter": {"targets": ["qq"]}}, "adapter.targets", "'qq' meets no linear map"),
-        ({"router": {"layers": [0, 3]}}, "router.layers", "hidden state 3 is not among 0 to 2"),
+        ({"adapter": {"layers": "2-"}}, "adapter.layers", "layers 2 to 1 are not a range of the base's 2 layers"),
+        ({"adapter": {"targets": ["qq"]}}, "adapter.targets", "'qq' matches no linear map"),
+        ({"router": {"layers": [0, 3]}}, "router.layers", "hidden state 3 is not in the range from 0 to 2"),
         ({"base": {"folder": "/gone"}}, "base.folder", "there is no folder /gone"),
     ],
     ids=str,
 )
-def test_what_cannot_work_is_said_while_planning(config, tmp_path, sections, where, what):
+def test_invalid_settings_are_errors_of_planning(config, tmp_path, sections, where, what):
     with pytest.raises(InputError) as caught:
         make_plan(config(**sections))
     assert caught.value.where == where

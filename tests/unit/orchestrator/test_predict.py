@@ -1,4 +1,4 @@
-"""What ``ttmoe predict`` does beside the model: columns, rows of files, the first pass, writing, lines as they come."""
+"""``ttmoe predict`` without a model: options, columns, readers, the scan, writers, standard input, workers on Ray."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ import pyarrow.parquet
 import pytest
 from rich.console import Console
 
-from orchestrator.predict import files, ray_data, stream
-from orchestrator.predict.answers import with_answer
+from orchestrator.predict import files, ray_data
+from orchestrator.predict import texts as texts_module
 from orchestrator.predict.input_columns import InputColumns
 from orchestrator.predict.ray_data import check_folder
 from orchestrator.predict.readers import find_files, read_chunk
 from orchestrator.predict.request import PredictRequest
 from orchestrator.predict.scan import CHUNK_ROWS, scan_files
 from orchestrator.predict.sizing import PoolSize, choose_pool_size
-from orchestrator.predict.writers import check_output, open_output
+from orchestrator.predict.writers import check_output, open_output, with_answer
 from ttmoe.encoding import Choice
 from ttmoe.errors import InfeasibleError, InputError
 from ttmoe.routed import Prediction
 
 
 class Echo:
-    """A model that answers with what it was asked, and remembers in which portions."""
+    """A model whose label is the text of its input; ``asked`` lists the inputs of each call."""
 
     def __init__(self) -> None:
         self.asked: list[list[Any]] = []
 
     def predict(self, inputs: Sequence[Any], batch_size: int) -> list[Prediction]:
         self.asked.append(list(inputs))
-        return [Prediction("echo", str(each), 0.5, 1.0, {"a": 0.75, "b": 0.25}) for each in inputs]
+        return [Prediction("echo", str(item), 0.5, 1.0, {"a": 0.75, "b": 0.25}) for item in inputs]
 
 
 @pytest.fixture
@@ -49,13 +49,12 @@ def echo(monkeypatch: pytest.MonkeyPatch) -> Echo:
         def load(self, device: str) -> Echo:
             return model
 
-    for module in (files, stream):
+    for module in (files, texts_module):
         monkeypatch.setattr(module, "open_router", lambda *_: Router())
     return model
 
 
-def fault_of(*call: Any) -> InputError:
-    function, *arguments = call
+def error_of(function: Any, *arguments: Any) -> InputError:
     with pytest.raises(InputError) as caught:
         function(*arguments)
     return caught.value
@@ -88,17 +87,17 @@ class TestColumns:
         [
             ({"txt": "a"}, "no column 'text'", "did you mean 'txt'"),
             ({"text": " "}, "'text' is empty", "fill it"),
-            ({"text": ["a"]}, "nested", "holds texts"),
-            ({"text": "a", "second": "b", "choices": ["x"]}, "a second text, and options", "empty"),
-            ({"text": "a", "choices": "x, y"}, "no list", '["one", "two"]'),
-            ({"text": "a", "choices": {"x": 1}}, "no list", '["one", "two"]'),
-            ({"text": "a", "choices": 3}, "no list", '["one", "two"]'),
-            ({"text": "a", "choices": '"x"'}, "no list", '["one", "two"]'),
+            ({"text": ["a"]}, "a list or an object", "holds texts"),
+            ({"text": "a", "second": "b", "choices": ["x"]}, "a second text and options", "empty"),
+            ({"text": "a", "choices": "x, y"}, "not a list", '["one", "two"]'),
+            ({"text": "a", "choices": {"x": 1}}, "not a list", '["one", "two"]'),
+            ({"text": "a", "choices": 3}, "not a list", '["one", "two"]'),
+            ({"text": "a", "choices": '"x"'}, "not a list", '["one", "two"]'),
             ({"text": "a", "choices": ["x", " "]}, "an option is empty", "fill it"),
         ],
     )
-    def test_what_cannot_be_asked_is_named(self, row: dict[str, Any], what: str, fix: str) -> None:
-        error = fault_of(InputColumns().input_of, row, "f:3")
+    def test_a_row_that_cannot_be_answered_is_an_error(self, row: dict[str, Any], what: str, fix: str) -> None:
+        error = error_of(InputColumns().input_of, row, "f:3")
         assert (what in error.what, fix in error.fix, error.where) == (True, True, "f:3"), error
 
 
@@ -117,12 +116,12 @@ class TestRows:
 
     def rows(self, path: Path) -> list[Any]:
         return [
-            (found.row, found.where.removeprefix(str(path)))
-            for piece in find_files(str(path))
-            for found in read_chunk(piece)
+            (read.row, read.where.removeprefix(str(path)))
+            for file in find_files(str(path))
+            for read in read_chunk(file)
         ]
 
-    def test_texts_stay_as_they_stand_and_lines_are_known(self, tmp_path: Path) -> None:
+    def test_texts_are_unchanged_and_lines_are_counted(self, tmp_path: Path) -> None:
         assert self.rows(self.write(tmp_path, "a.jsonl", JSONL)) == [
             ({"text": "007", "n": 1, "d": "2024-01-01"}, ":1"), ({"text": "a\u2028b", "n": 2.5}, ":3"),
             ({"text": "c", "l": ["x"]}, ":4")]  # fmt: skip
@@ -135,46 +134,46 @@ class TestRows:
         ("name", "text", "line", "what"),
         [
             ("a.jsonl", '{"text": "a"}\n{"text": \n', 2, "not JSON"),
-            ("a.jsonl", '{"text": "a"}\n[1]\n', 2, "an object"),
+            ("a.jsonl", '{"text": "a"}\n[1]\n', 2, "JSON object"),
             ("a.jsonl", '{"text": "\\ud800"}\n', 1, "not JSON"),
             ("a.jsonl", '{"text": "a"}\n\n{"text": ""}\n', 3, "empty"),
             ("a.csv", "text,n\na,1\nb\n", 3, "1 cells, the header 2"),
             ("a.csv", 'text,n\na,1\n"b,1\n', 3, "cannot be read"),
-            ("a.csv", "text,text\na,1\n", 1, "twice"),
+            ("a.csv", "text,text\na,1\n", 1, "repeated"),
         ],
     )
     def test_a_bad_row_is_named_by_its_line(self, tmp_path: Path, name: str, text: str, line: int, what: str) -> None:
         path = self.write(tmp_path, name, text)
-        error = fault_of(scan_files, find_files(str(path)), InputColumns())
+        error = error_of(scan_files, find_files(str(path)), InputColumns())
         assert (error.where, what in error.what) == (f"{path}:{line}", True), error
 
-    def test_bytes_that_are_no_text_and_files_that_are_none(self, tmp_path: Path) -> None:
+    def test_bytes_and_files_of_unknown_format(self, tmp_path: Path) -> None:
         path = tmp_path / "a.jsonl"
         path.write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
-        assert fault_of(scan_files, find_files(str(path)), InputColumns()).where == f"{path}:2"
+        assert error_of(scan_files, find_files(str(path)), InputColumns()).where == f"{path}:2"
         (tmp_path / "a.parquet").write_bytes(b"text")
-        assert "no Parquet" in fault_of(scan_files, find_files(str(tmp_path / "a.parquet")), InputColumns()).what
-        assert "no such file" in fault_of(find_files, str(tmp_path / "none.csv")).what
-        assert "several formats: jsonl, parquet" in fault_of(find_files, str(tmp_path / "*")).what
+        assert "not a Parquet" in error_of(scan_files, find_files(str(tmp_path / "a.parquet")), InputColumns()).what
+        assert "no such file" in error_of(find_files, str(tmp_path / "none.csv")).what
+        assert "several formats: jsonl, parquet" in error_of(find_files, str(tmp_path / "*")).what
         (tmp_path / "a.txt").write_text("a")
-        assert "tells no format" in fault_of(find_files, str(tmp_path / "a.txt")).what
+        assert "unknown file format" in error_of(find_files, str(tmp_path / "a.txt")).what
 
-    def test_columns_that_are_not_there(self, tmp_path: Path) -> None:
+    def test_missing_columns(self, tmp_path: Path) -> None:
         for name in ("a.jsonl", "a.csv"):
             path = self.write(tmp_path, name, JSONL if name == "a.jsonl" else CSV)
-            error = fault_of(scan_files, find_files(str(path)), InputColumns(second="third"))
+            error = error_of(scan_files, find_files(str(path)), InputColumns(second="third"))
             assert "no column 'third'" in error.what
         pyarrow.parquet.write_table(pyarrow.table({"txt": ["a"]}), tmp_path / "a.parquet")
-        error = fault_of(scan_files, find_files(str(tmp_path / "a.parquet")), InputColumns())
+        error = error_of(scan_files, find_files(str(tmp_path / "a.parquet")), InputColumns())
         assert "did you mean 'txt'" in error.fix
         assert (
-            "no row"
-            in fault_of(scan_files, find_files(str(self.write(tmp_path, "b.csv", "text\n"))), InputColumns()).what
+            "no rows"
+            in error_of(scan_files, find_files(str(self.write(tmp_path, "b.csv", "text\n"))), InputColumns()).what
         )
 
 
 def three_files(folder: Path, form: str) -> list[dict[str, Any]]:
-    """Texts of one and of two lines, in three files, the first larger than a piece."""
+    """Texts of one and of two lines, in three files, the first larger than a chunk."""
     rows: list[dict[str, Any]] = []
     for number, count in enumerate((2 * CHUNK_ROWS + 40, 1, CHUNK_ROWS)):
         some = [{"text": f"{number}.{i}" + ("\nü" if i % 3 else ""), "id": i} for i in range(count)]
@@ -193,27 +192,27 @@ def three_files(folder: Path, form: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
-@pytest.mark.parametrize("most", [1, 2 * CHUNK_ROWS, 10**6])
-def test_pieces_are_all_rows_once_and_in_order(tmp_path: Path, form: str, most: int) -> None:
+@pytest.mark.parametrize("max_rows", [1, 2 * CHUNK_ROWS, 10**6])
+def test_chunks_contain_all_rows_once_and_in_order(tmp_path: Path, form: str, max_rows: int) -> None:
     rows = three_files(tmp_path, form)
-    found = scan_files(find_files(str(tmp_path / f"*.{form}")), InputColumns())
-    assert found.rows == len(rows)
-    pieces = found.pieces(most)
-    assert len(pieces) == {1: 5, 2 * CHUNK_ROWS: 4, 10**6: 3}[most]
-    assert [each.row for piece in pieces for each in read_chunk(piece)] == rows
+    scan = scan_files(find_files(str(tmp_path / f"*.{form}")), InputColumns())
+    assert scan.rows == len(rows)
+    chunks = scan.merge_chunks(max_rows)
+    assert len(chunks) == {1: 5, 2 * CHUNK_ROWS: 4, 10**6: 3}[max_rows]
+    assert [read.row for chunk in chunks for read in read_chunk(chunk)] == rows
 
 
 def test_the_types_of_columns_are_those_of_all_rows(tmp_path: Path) -> None:
     rows = [{"text": "a", "n": 1, "f": 1, "m": 1, "l": ["x"], "b": True, "big": 2**70},
             {"text": "b", "n": None, "f": 1.5, "m": "x", "l": [], "o": {"k": 1}}]  # fmt: skip
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = scan_files(find_files(str(tmp_path / "a.jsonl")), InputColumns())
+    scan = scan_files(find_files(str(tmp_path / "a.jsonl")), InputColumns())
     text = pyarrow.string()
-    assert found.types == {"text": text, "n": pyarrow.int64(), "f": pyarrow.float64(), "m": text, "b": pyarrow.bool_(),
+    assert scan.types == {"text": text, "n": pyarrow.int64(), "f": pyarrow.float64(), "m": text, "b": pyarrow.bool_(),
                            "l": pyarrow.list_(text), "big": text, "o": text}  # fmt: skip
-    assert found.nested == {"m", "big", "o"}
+    assert scan.nested == {"m", "big", "o"}
     answers = [with_answer(row, Prediction("t", "x", 0.5, 1.0, {"x": 1.0})) for row in rows]
-    with open_output(tmp_path / "out.parquet", found) as write:
+    with open_output(tmp_path / "out.parquet", scan) as write:
         write(answers)
     written = pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pylist()
     assert [row["m"] for row in written] == ["1", "x"]
@@ -221,13 +220,24 @@ def test_the_types_of_columns_are_those_of_all_rows(tmp_path: Path) -> None:
     assert written[0]["scores"] == [("x", 1.0)]
 
 
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
+def test_a_column_without_values_is_written(tmp_path: Path, name: str) -> None:
+    rows = [{"text": "a", "note": None}, {"text": "b", "note": None}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scan = scan_files(find_files(str(tmp_path / "a.jsonl")), InputColumns())
+    assert scan.types == {"text": pyarrow.string(), "note": pyarrow.string()}
+    with open_output(tmp_path / name, scan) as write:
+        write([with_answer(row, Prediction("t", "x", 0.5, 1.0, {"x": 1.0})) for row in rows])
+    written = scan_files(find_files(str(tmp_path / name)), InputColumns())
+    assert list(written.types)[:3] == ["text", "note", "task"]
+
+
 class TestFiles:
     def run(self, folder: Path, out: Path | None, pattern: str = "", **more: Any) -> str:
-        said = io.StringIO()
-        messages = Console(file=said, width=40)
-        files.predict_files(Path("runs"), None, pattern or str(folder / "in.jsonl"), InputColumns(), out,
-                            more.get("force", False), 8, "cpu", messages)  # fmt: skip
-        return said.getvalue()
+        printed = io.StringIO()
+        request = PredictRequest(file=pattern or str(folder / "in.jsonl"), out=out, batch_size=8, **more)
+        files.predict_files(request, Console(file=printed, width=40))
+        return printed.getvalue()
 
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
@@ -237,11 +247,11 @@ class TestFiles:
 
     def test_each_format_holds_the_columns_and_the_answers(self, folder: Path, echo: Echo, capsys: Any) -> None:
         answer = {"task": "echo", "label": "a", "confidence": 0.5, "routing": 1.0, "scores": {"a": 0.75, "b": 0.25}}
-        said = self.run(folder, None)
+        messages = self.run(folder, None)
         printed = capsys.readouterr().out.splitlines()
         assert json.loads(printed[0]) == {"text": "a", "input_label": "x", "n": 1, **answer}
         assert json.loads(printed[1])["n"] is None
-        assert "2 rows in" in said
+        assert "2 rows in" in messages
         assert "wrote" in self.run(folder, folder / "out.jsonl")
         assert (folder / "out.jsonl").read_text().splitlines() == printed
         self.run(folder, folder / "out.csv")
@@ -257,11 +267,11 @@ class TestFiles:
         assert dict(table.column("scores").to_pylist()[0]) == answer["scores"]
 
     @pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
-    def test_many_rows_come_in_portions_and_out_in_order(
+    def test_many_rows_are_answered_in_chunks_and_in_order(
         self, tmp_path: Path, echo: Echo, monkeypatch: pytest.MonkeyPatch, form: str
     ) -> None:
         rows = three_files(tmp_path, form)
-        monkeypatch.setattr(files, "ROWS_AT_ONCE", CHUNK_ROWS)
+        monkeypatch.setattr(files, "ROWS_IN_MEMORY", CHUNK_ROWS)
         self.run(tmp_path, tmp_path / "out.jsonl", str(tmp_path / f"*.{form}"))
         written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
         assert [(row["text"], row["id"]) for row in written] == [(row["text"], row["id"]) for row in rows]
@@ -269,7 +279,7 @@ class TestFiles:
         assert max(map(len, echo.asked)) == CHUNK_ROWS
 
     @pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
-    def test_a_failure_leaves_what_was_there(self, folder: Path, echo: Echo, monkeypatch: Any, name: str) -> None:
+    def test_a_failure_keeps_the_existing_file(self, folder: Path, echo: Echo, monkeypatch: Any, name: str) -> None:
         (folder / name).write_text("before")
         there = set(folder.iterdir())
         monkeypatch.setattr(Echo, "predict", lambda *_: 1 / 0)
@@ -277,37 +287,36 @@ class TestFiles:
             self.run(folder, folder / name, force=True)
         assert (set(folder.iterdir()), (folder / name).read_text()) == (there, "before")
 
-    def test_nothing_is_asked_where_a_row_or_the_out_is_wrong(self, folder: Path, echo: Echo) -> None:
+    def test_errors_are_raised_before_the_model_is_called(self, folder: Path, echo: Echo) -> None:
         for out, what in (
-            ("in.jsonl", "that is read"),
-            ("none/out.csv", "cannot be written"),
-            ("out.txt", "no format"),
+            ("in.jsonl", "replace an input file"),
+            ("none/out.csv", "not writable"),
+            ("out.txt", "unknown file format"),
         ):
-            assert what in fault_of(self.run, folder, folder / out).what
+            assert what in error_of(self.run, folder, folder / out).what
         (folder / "out.csv").write_text("mine")
-        assert "already there" in fault_of(self.run, folder, folder / "out.csv").what
+        assert "already exists" in error_of(self.run, folder, folder / "out.csv").what
         with (folder / "in.jsonl").open("a") as file:
             file.write('{"text": ""}\n')
-        assert fault_of(self.run, folder, None).where == f"{folder}/in.jsonl:3"
+        assert error_of(self.run, folder, None).where == f"{folder}/in.jsonl:3"
         assert echo.asked == []
 
-    def test_columns_whose_new_names_are_taken(self, folder: Path, echo: Echo) -> None:
+    def test_columns_whose_output_names_exist(self, folder: Path, echo: Echo) -> None:
         (folder / "in.jsonl").write_text('{"text": "a", "label": 1, "input_label": 2}\n')
-        assert "'label' and 'input_label'" in fault_of(self.run, folder, None).what
+        assert "'label' and 'input_label'" in error_of(self.run, folder, None).what
 
-    def test_a_file_that_shrank_since_the_first_pass(self, folder: Path, echo: Echo) -> None:
-        found = scan_files(find_files(str(folder / "in.jsonl")), InputColumns())
+    def test_a_file_that_shrank_after_the_scan(self, folder: Path, echo: Echo) -> None:
+        scan = scan_files(find_files(str(folder / "in.jsonl")), InputColumns())
         (folder / "in.jsonl").write_text('{"text": "a"}\n')
-        (piece,) = found.pieces(9)
-        assert "changed" in fault_of(files.answer_chunk, echo, piece, InputColumns(), 8).what
+        (chunk,) = scan.merge_chunks(9)
+        assert "changed" in error_of(files.answer_chunk, echo, chunk, InputColumns(), 8).what
 
 
 class TestStream:
-    def run(self, text: str, capsys: Any, **more: Any) -> list[dict[str, Any]]:
-        stdin = more.get("stdin", io.TextIOWrapper)(io.BytesIO(text.encode()))
+    def run(self, lines: str, capsys: Any, **more: Any) -> list[dict[str, Any]]:
+        stdin = more.pop("stdin", io.TextIOWrapper)(io.BytesIO(lines.encode()))
         try:
-            stream.predict_stream(Path("runs"), None, more.get("columns", InputColumns()), 2, "cpu", stdin,
-                                  more.get("asked_for", False), Console(stderr=True))  # fmt: skip
+            texts_module.predict_stream(PredictRequest(batch_size=2, **more), stdin, Console(stderr=True))
         finally:
             self.out = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         return self.out
@@ -316,40 +325,40 @@ class TestStream:
         out = self.run('one\n\n{"text": "a", "second": "b", "id": 7}\r\n two {} \n', capsys)
         assert [(row["text"], row["label"]) for row in out] == [("one", "one"), ("a", "('a', 'b')"), ("two {}",) * 2]
         assert out[1]["id"] == 7
-        assert self.run("", capsys, asked_for=True) == []
+        assert self.run("", capsys, texts=("-",)) == []
 
     def test_named_columns_are_those_of_objects(self, echo: Echo, capsys: Any) -> None:
-        assert [row["label"] for row in self.run('plain\n{"q": "a"}\n', capsys, columns=InputColumns("q"))] == [
+        assert [row["label"] for row in self.run('plain\n{"q": "a"}\n', capsys, text="q")] == [
             "plain",
             "a",
         ]
 
     def test_a_bad_line_is_named_when_those_before_it_were_answered(self, echo: Echo, capsys: Any) -> None:
         text = "one\n" * 20 + '{"text": \nlater\n'
-        error = fault_of(self.run, text, capsys)
+        error = error_of(self.run, text, capsys)
         assert (error.where, len(self.out)) == ("standard input:21", 20)
-        error = fault_of(self.run, '{"text": " "}\n', capsys)
+        error = error_of(self.run, '{"text": " "}\n', capsys)
         assert (error.where, self.out) == ("standard input:1", [])
 
-    def test_nothing_at_all_is_an_error_that_says_what_to_give(self, echo: Echo, capsys: Any) -> None:
+    def test_empty_input_is_an_error(self, echo: Echo, capsys: Any) -> None:
         class Terminal(io.TextIOWrapper):
             def isatty(self) -> bool:
                 return True
 
-        assert "--file" in fault_of(self.run, "", capsys).fix
+        assert "--file" in error_of(self.run, "", capsys).fix
         with pytest.raises(InputError) as caught:
             self.run("one\n", capsys, stdin=Terminal)
         assert "cat texts.txt" in caught.value.fix
 
-    def test_what_came_is_answered_before_more_comes(self) -> None:
-        """Each line is written when the one before it was handed on: waiting for more would wait for ever."""
+    def test_available_lines_are_read_without_waiting_for_more(self) -> None:
+        """Lines are written only after the previous ones were returned, so waiting for more would block."""
         ends = os.pipe()
         got: list[list[bytes]] = []
         with os.fdopen(ends[0]) as reading, os.fdopen(ends[1], "wb", buffering=0) as writing:
             hanging = threading.Timer(20, writing.close)
             hanging.start()
             writing.write(b"one\ntwo\nthr")
-            for bundle in stream.read_line_batches(reading, 8):
+            for bundle in texts_module.read_line_batches(reading, 8):
                 got.append(bundle)
                 if len(got) == 1:
                     writing.write(b"ee\n")
@@ -366,26 +375,31 @@ class TestRequest:
     @pytest.mark.parametrize(
         ("request_", "what"),
         [
-            (PredictRequest(("a",), file="f"), "texts and a file"),
+            (PredictRequest(("a",), file="f"), "both texts and --file"),
             (PredictRequest(out=Path("o")), "--out"),
             (PredictRequest(("a",), on_ray=True), "--ray"),
             (PredictRequest(file="f", workers=2), "--workers"),
             (PredictRequest(file="f", gpus=0.0), "--gpus-per-worker"),
-            (PredictRequest(("a",), choices=("c",)), "--choices"),
-            (PredictRequest(file="f", on_ray=True), "a folder"),
+            (PredictRequest(("a",), choices=("c",)), "--choices requires rows"),
+            (PredictRequest(file="f", on_ray=True), "an output folder"),
         ],
     )
     def test_options_that_do_not_go_together(self, request_: PredictRequest, what: str) -> None:
-        assert what in fault_of(request_.check).what
+        assert what in error_of(request_.check).what
 
-    def test_those_that_do(self) -> None:
-        for each in (PredictRequest(("a",)), PredictRequest(("-",), text="t"), PredictRequest(text="t"), PredictRequest(file="f", out=Path("o")),
-                     PredictRequest(file="f", out=Path("o"), on_ray=True, workers=2, gpus=0.5)):  # fmt: skip
-            each.check()
+    def test_options_that_go_together(self) -> None:
+        for request in (
+            PredictRequest(("a",)),
+            PredictRequest(("-",), text="t"),
+            PredictRequest(text="t"),
+            PredictRequest(file="f", out=Path("o")),
+            PredictRequest(file="f", out=Path("o"), on_ray=True, workers=2, gpus=0.5),
+        ):
+            request.check()
 
 
-class TestPool:
-    def test_processes_that_fit_and_no_more_than_there_is_work_for(self) -> None:
+class TestPoolSize:
+    def test_as_many_workers_as_fit_and_at_most_one_per_chunk(self) -> None:
         two, eight, gpu = {"CPU": 2.0}, {"CPU": 8.0}, {"CPU": 16.0, "GPU": 2.0}
         assert choose_pool_size([two], 9, "auto", None, None) == PoolSize(1, 2, 0)
         assert choose_pool_size([eight, eight, two], 9, "auto", None, None) == PoolSize(4, 4, 0)
@@ -396,28 +410,28 @@ class TestPool:
         assert choose_pool_size([two], 9, "auto", 2, None) == PoolSize(2, 1, 0)
         assert choose_pool_size([gpu], 9, "auto", None, 0).device == "cpu"
 
-    def test_what_fits_nowhere(self) -> None:
+    def test_a_worker_that_fits_on_no_node(self) -> None:
         for device, gpus in (("cuda", None), ("auto", 1.0), ("auto", 3.0)):
             with pytest.raises(InfeasibleError, match="fits on no node"):
                 choose_pool_size([{"CPU": 8.0}], 9, device, None, gpus)
-        assert "needs no GPU" in fault_of(choose_pool_size, [{"CPU": 8.0, "GPU": 1.0}], 9, "cpu", None, 1.0).what
+        assert "needs no GPU" in error_of(choose_pool_size, [{"CPU": 8.0, "GPU": 1.0}], 9, "cpu", None, 1.0).what
 
 
-def test_a_folder_is_replaced_when_asked_and_only_when_it_holds_answers(tmp_path: Path) -> None:
+def test_a_folder_is_replaced_only_with_force_and_if_it_contains_only_answers(tmp_path: Path) -> None:
     out = tmp_path / "out"
     check_folder(out, False)
     out.mkdir()
     check_folder(out, False)
-    (out / ray_data._FILE.format(3)).write_text("")
-    assert "not empty" in fault_of(check_folder, out, False).what
+    (out / ray_data._FILE_NAME.format(3)).write_text("")
+    assert "not empty" in error_of(check_folder, out, False).what
     check_folder(out, True)
     (out / "thesis.tex").write_text("")
-    assert "other files" in fault_of(check_folder, out, True).what
-    assert "is a file" in fault_of(check_folder, out / "thesis.tex", True).what
-    assert "not there" in fault_of(check_folder, tmp_path / "a" / "b", False).what
+    assert "other files" in error_of(check_folder, out, True).what
+    assert "is a file" in error_of(check_folder, out / "thesis.tex", True).what
+    assert "does not exist" in error_of(check_folder, tmp_path / "a" / "b", False).what
 
 
-def test_a_file_out_needs_force_to_be_replaced(tmp_path: Path) -> None:
+def test_an_output_file_is_replaced_only_with_force(tmp_path: Path) -> None:
     (tmp_path / "out.csv").write_text("")
-    assert "--force" in fault_of(check_output, tmp_path / "out.csv", [], False).fix
+    assert "--force" in error_of(check_output, tmp_path / "out.csv", [], False).fix
     check_output(tmp_path / "out.csv", [], True)

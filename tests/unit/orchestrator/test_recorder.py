@@ -1,4 +1,4 @@
-"""Entries into the registry: in order, none lost, whatever the store does."""
+"""The recorder: operations run in order, and none is lost while the store is unavailable."""
 
 from __future__ import annotations
 
@@ -6,125 +6,143 @@ import threading
 import time
 
 import pytest
+import requests
 
-import orchestrator.recording.recorder
+import orchestrator.registry.retrying
 from orchestrator.recording.recorder import Recorder
 
 
-class Away(Exception):
-    """The store does not answer."""
+class Unavailable(requests.ConnectionError):
+    """The store does not respond."""
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(orchestrator.recording.recorder, "_FIRST_WAIT", 0.01)
-    monkeypatch.setattr(orchestrator.recording.recorder, "_LONGEST_WAIT", 0.02)
+def _short_waits(monkeypatch):
+    monkeypatch.setattr(orchestrator.registry.retrying, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(orchestrator.registry.retrying, "_LONGEST_WAIT", 0.02)
 
 
-def recorder(patience=30.0):
-    return Recorder(lambda error: isinstance(error, Away), patience)
+def unavailable():
+    raise Unavailable("no response")
 
 
-def test_deeds_are_done_in_order_in_another_thread():
-    seen = []
-    with recorder() as found:
+def test_operations_run_in_order_in_another_thread():
+    calls = []
+    with Recorder(30) as recorder:
         for i in range(100):
-            found.add(str(i), lambda i=i: seen.append((i, threading.current_thread().name)) or i)
-    assert seen == [(i, "recorder") for i in range(100)]
-    assert [(done.key, done.value) for done in found.done()] == [(str(i), i) for i in range(100)]
-    assert found.waiting == 0
+            recorder.add(str(i), lambda i=i: calls.append((i, threading.current_thread().name)) or i)
+    assert calls == [(i, "recorder") for i in range(100)]
+    assert [(result.key, result.value) for result in recorder.pop_results()] == [(str(i), i) for i in range(100)]
+    assert recorder.pending == 0
 
 
-def test_an_error_is_its_deeds_own():
+def test_an_error_does_not_affect_other_operations():
     def wrong():
         raise ValueError("no")
 
-    with recorder() as found:
-        found.add("a", wrong)
-        found.add("b", lambda: 2)
-    a, b = found.done()
+    with Recorder(30) as recorder:
+        recorder.add("a", wrong)
+        recorder.add("b", lambda: 2)
+    a, b = recorder.pop_results()
     assert isinstance(a.error, ValueError)
     assert (b.value, b.error) == (2, None)
 
 
-def test_a_store_that_comes_back_gets_all_in_order():
+def test_after_an_outage_all_operations_are_done_in_order():
     calls, written = [], []
 
-    def entry(i):
-        def deed():
+    def operation(i):
+        def call():
             calls.append(i)
             if len(calls) < 5:
-                raise Away("gone")
+                unavailable()
             written.append(i)
 
-        return deed
+        return call
 
-    with recorder() as found:
+    with Recorder(30) as recorder:
         for i in range(3):
-            found.add(str(i), entry(i))
+            recorder.add(str(i), operation(i))
     assert written == [0, 1, 2]
     assert calls == [0, 0, 0, 0, 0, 1, 2]
-    assert found.away_since is None
-    assert all(done.error is None for done in found.done())
+    assert recorder.unavailable_since is None
+    assert not recorder.is_unresponsive
+    assert all(result.error is None for result in recorder.pop_results())
 
 
-def test_while_the_store_is_away_the_driver_knows_and_goes_on():
-    back = threading.Event()
+def test_another_error_after_an_outage_ends_the_outage():
+    calls = []
 
-    def deed():
-        if not back.is_set():
-            raise Away("gone")
+    def call():
+        calls.append(1)
+        if len(calls) < 3:
+            unavailable()
+        raise ValueError("no")
 
-    with recorder() as found:
-        found.add("a", deed)
-        found.add("b", lambda: None)
-        end = time.monotonic() + 10
-        while found.away_since is None:
-            assert time.monotonic() < end
-        assert (found.waiting, found.done()) == (2, [])
-        back.set()
-    assert len(found.done()) == 2
+    with Recorder(30) as recorder:
+        recorder.add("a", call)
+    assert [type(result.error) for result in recorder.pop_results()] == [ValueError]
+    assert (recorder.unavailable_since, recorder.final_error) == (None, None)
 
 
-def test_patience_ends_and_then_nothing_more_is_tried():
-    tried = []
+def test_during_an_outage_the_driver_is_not_blocked():
+    restored = threading.Event()
 
-    def gone():
-        tried.append(1)
-        raise Away("gone")
+    def call():
+        if not restored.is_set():
+            unavailable()
 
-    with recorder(patience=0.1) as found:
-        found.add("a", gone)
-        found.add("b", lambda: tried.append("never"))
-    assert isinstance(found.given_up, Away)
-    assert [type(done.error) for done in found.done()] == [Away, Away]
-    assert "never" not in tried
+    began = time.monotonic()
+    with Recorder(30) as recorder:
+        recorder.add("a", call)
+        recorder.add("b", lambda: None)
+        while recorder.unavailable_since is None:
+            assert time.monotonic() < began + 10
+        assert began <= recorder.unavailable_since <= time.monotonic()
+        assert recorder.is_unresponsive
+        assert (recorder.pending, recorder.pop_results()) == (2, [])
+        restored.set()
+    assert len(recorder.pop_results()) == 2
 
 
-def stopped(keys_and_deeds, until, patience=600):
-    """A recorder that was left by Ctrl-C."""
+def test_after_its_patience_the_recorder_attempts_nothing_more():
+    attempts = []
+
+    def call():
+        attempts.append(1)
+        unavailable()
+
+    with Recorder(patience=0.1) as recorder:
+        recorder.add("a", call)
+        recorder.add("b", lambda: attempts.append("never"))
+    assert isinstance(recorder.final_error, Unavailable)
+    assert [type(result.error) for result in recorder.pop_results()] == [Unavailable, Unavailable]
+    assert "never" not in attempts
+
+
+def interrupt(operations, until):
+    """Leave a recorder with Ctrl-C when ``until(recorder)`` is true."""
     try:
-        with recorder(patience) as found:
-            for key, deed in keys_and_deeds:
-                found.add(key, deed)
-            while not until(found):
+        with Recorder(600) as recorder:
+            for key, call in operations:
+                recorder.add(key, call)
+            while not until(recorder):
                 time.sleep(0.01)
             raise KeyboardInterrupt
     except KeyboardInterrupt:
         return
 
 
-def test_an_interruption_does_not_wait_for_a_store_that_is_away():
-    def gone():
-        raise Away("gone")
-
+def test_an_interruption_does_not_wait_for_an_unavailable_store(monkeypatch):
+    monkeypatch.setattr(orchestrator.registry.retrying, "_FIRST_WAIT", 60)
+    monkeypatch.setattr(orchestrator.registry.retrying, "_LONGEST_WAIT", 60)
     began = time.monotonic()
-    stopped([("a", gone)], lambda found: found.away_since is not None)
+    interrupt([("a", unavailable)], lambda recorder: recorder.unavailable_since is not None)
     assert time.monotonic() - began < 10
 
 
-def test_an_interruption_waits_for_a_store_that_answers():
+def test_an_interruption_waits_for_a_store_that_responds():
     written = []
-    deeds = [(str(i), lambda i=i: (time.sleep(0.01), written.append(i))) for i in range(20)]
-    stopped(deeds, lambda found: True)
+    operations = [(str(i), lambda i=i: (time.sleep(0.01), written.append(i))) for i in range(20)]
+    interrupt(operations, lambda recorder: True)
     assert written == list(range(20))

@@ -5,7 +5,7 @@ import pytest
 from transformers import BertConfig, BertModel
 
 from orchestrator.config.schema import SearchSettings
-from orchestrator.search.space import adapter_changes, even_shape, pareto_front, search_space
+from orchestrator.search.space import adapter_changes, balanced_factors, pareto_front, search_space
 from ttmoe.adapter import AdapterSpec, Group, plan_groups
 from ttmoe.errors import InputError
 from ttmoe.methods import LowRank
@@ -26,11 +26,11 @@ def test_the_space_names_ranks_and_forms_that_fit_every_map():
     assert search_space([group("q", 384, 384), group("v", 384, 15)], search(cores=(4, 6)))["factors"] == ["2+2", "3+2"]
 
 
-def test_the_most_even_shape_of_a_form():
-    assert even_shape(group("q", 64, 64), 2, 2) == "8x8|8x8"
-    assert even_shape(group("q", 64, 15), 3, 2) == "4x4x4|3x5"
-    assert even_shape(group("q", 64, 15), 2, 3) is None
-    shape = TTShape.parse(f"{even_shape(group('q', 384, 1536), 3, 3)}@4")
+def test_the_most_balanced_factors_of_a_form():
+    assert balanced_factors(group("q", 64, 64), 2, 2) == "8x8|8x8"
+    assert balanced_factors(group("q", 64, 15), 3, 2) == "4x4x4|3x5"
+    assert balanced_factors(group("q", 64, 15), 2, 3) is None
+    shape = TTShape.parse(f"{balanced_factors(group('q', 384, 1536), 3, 3)}@4")
     assert (shape.in_features, shape.out_features) == (384, 1536)
 
 
@@ -38,7 +38,7 @@ def test_maps_without_a_common_form_are_refused():
     with pytest.raises(InputError) as caught:
         search_space([group("q", 64, 64), group("v", 7, 7)], search(cores=(4, 6)))
     assert caught.value.where == "search.cores"
-    assert caught.value.what == "no form with 4 to 6 cores fits maps of 64 to 64, 7 to 7 features"
+    assert caught.value.what == "no shape with 4 to 6 cores fits linear maps of 64 to 64, 7 to 7 features"
     assert caught.value.fix
 
 

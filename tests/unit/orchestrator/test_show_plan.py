@@ -1,4 +1,4 @@
-"""``ttmoe plan`` as it is typed."""
+"""Output of ``ttmoe plan``."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ EXPERT_KEYS = {"state", "why", "step", "parameters", "lora16_parameters", "spec_
 
 
 @pytest.fixture
-def typed(base_folder, tmp_path, monkeypatch):
-    """Types ``ttmoe plan tiny.yaml ...`` in a folder with that library."""
+def ttmoe_plan(base_folder, tmp_path, monkeypatch):
+    """Run ``ttmoe plan tiny.yaml ...`` in a folder with this library."""
     tasks = {
         name: tiny.text_task(tiny.write_texts(tmp_path / f"{name}.jsonl", words, filler))
         for name, words, filler in (("colours", tiny.COLOURS, "north"), ("animals", tiny.ANIMALS, "south"))
@@ -41,88 +41,87 @@ def typed(base_folder, tmp_path, monkeypatch):
     return lambda *arguments: CliRunner().invoke(app, ["plan", "tiny.yaml", *arguments])
 
 
-def test_a_new_library_is_all_to_do_and_nothing_is_made(typed, tmp_path):
-    result = typed()
+def test_in_a_new_library_everything_is_missing_and_nothing_is_created(ttmoe_plan, tmp_path):
+    result = ttmoe_plan()
     assert result.exit_code == 0, result.output
-    for part in ("library tiny on ", "2 experts: 2 missing", "no version yet", "router     missing", "1 CPUs",
-                 "activations", "trunk      about", "skip 50% of the base's layers", "no past run tells"):  # fmt: skip
+    for part in ("Library tiny on ", "2 experts: 2 missing", "no version yet", "router     missing", "1 CPUs",
+                 "activations", "trunk      about", "skip 50% of the base's layers", "time       unknown"):  # fmt: skip
         assert part in result.stdout, part
     assert "\x1b" not in result.stdout
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"cache"}
 
 
-def test_json_is_one_object_and_nothing_else(typed):
-    result = typed("--json", "--set", "train.steps=7")
-    found = json.loads(result.stdout)
-    assert (result.exit_code, found["library"], found["infeasible"], found["seconds"]) == (0, "tiny", None, None)
-    assert set(found) >= {"library", "base", "experts", "orphaned", "router", "search", "resources", "seconds"}
-    colours = found["experts"]["colours"]
+def test_json_is_one_object_and_nothing_else(ttmoe_plan):
+    result = ttmoe_plan("--json", "--set", "train.steps=7")
+    plan = json.loads(result.stdout)
+    assert (result.exit_code, plan["library"], plan["infeasible"], plan["seconds"]) == (0, "tiny", None, None)
+    assert set(plan) >= {"library", "base", "experts", "orphaned", "router", "search", "resources", "seconds"}
+    colours = plan["experts"]["colours"]
     assert set(colours) == EXPERT_KEYS
     assert colours["lora16_parameters"] == 2 * 16 * 2 * tiny.WIDTH
     memory = colours["memory"]
     assert memory["total"] == sum(memory[key] for key in ("base", "activations", "optimizer", "process"))
     assert memory["optimizer"] == 20 * (colours["parameters"] + 3 * (tiny.WIDTH + 1))
-    assert found["resources"]["experts_per_job"] == 1
-    assert found["router"]["state"] == "missing"
+    assert plan["resources"]["experts_per_job"] == 1
+    assert plan["router"]["state"] == "missing"
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("resources.gpus_per_expert=1000", "1000 GPUs"),
         ("resources.cpus_per_expert=6400", "6400 CPUs"),
         ("train.batch_size=100000000", "of memory"),
     ],
 )
-def test_what_fits_nowhere_is_said_with_exit_code_3(typed, override, said):
-    result = typed("--set", override)
+def test_work_that_fits_no_node_is_an_error_with_exit_code_3(ttmoe_plan, override, message):
+    result = ttmoe_plan("--set", override)
     assert result.exit_code == 3, result.output
     assert "error: resources" in result.stderr
-    assert said in result.stderr
-    assert "2 experts: 2 missing" in result.stdout  # the plan is shown all the same
-    as_json = typed("--json", "--set", override)
+    assert message in result.stderr
+    assert "2 experts: 2 missing" in result.stdout  # the plan is printed too
+    as_json = ttmoe_plan("--json", "--set", override)
     assert as_json.exit_code == 3
-    assert said in json.loads(as_json.stdout)["infeasible"]
+    assert message in json.loads(as_json.stdout)["infeasible"]
 
 
 @pytest.mark.integration
-def test_a_router_that_no_machine_holds_is_said_by_plan_and_by_run(typed, monkeypatch):
+def test_a_router_that_fits_no_node_is_an_error_of_plan_and_run(ttmoe_plan, monkeypatch):
     monkeypatch.setattr(router_forecast, "ROUTER_PROCESS_BYTES", 10**18)
-    for result in (typed(), CliRunner().invoke(app, ["run", "tiny.yaml"])):
+    for result in (ttmoe_plan(), CliRunner().invoke(app, ["run", "tiny.yaml"])):
         assert result.exit_code == 3, result.output
-        assert "the router asks for 1000000000.0 GB of memory" in result.stderr
+        assert "the router requires 1.0 EB of memory" in result.stderr
 
 
-def test_a_cluster_that_grows_is_no_error(typed):
-    asked = ("resources.cpus_per_expert=6400", "resources.autoscaling=true", "resources.max_parallel=2")
-    result = typed(*[part for each in asked for part in ("--set", each)])
+def test_autoscaling_waits_for_nodes(ttmoe_plan):
+    settings = ("resources.cpus_per_expert=6400", "resources.autoscaling=true", "resources.max_parallel=2")
+    result = ttmoe_plan(*[argument for setting in settings for argument in ("--set", setting)])
     assert result.exit_code == 0, result.output
-    assert "once there are nodes" in result.stdout
+    assert "the run waits for new nodes" in result.stdout
 
 
-def test_a_wrong_key_is_said_as_by_run(typed):
-    result = typed("--set", "train.stesp=3")
+def test_an_unknown_key_is_an_error(ttmoe_plan):
+    result = ttmoe_plan("--set", "train.stesp=3")
     assert (result.exit_code, "did you mean `steps`?" in result.stderr) == (2, True)
 
 
 @pytest.fixture
 def shown(base_folder, tmp_path):
-    """The screen of a plan against a registry of these versions, with ``copies`` of the first task besides."""
+    """Print a plan against a registry with these versions, with ``copies`` of the first task."""
 
     def show(versions, *, width=80, copies=0, **sections):
         plan = plan_of(base_folder, tmp_path, **sections)
-        more = {f"task-{i:03}": plan.experts["colours"] for i in range(copies)}
-        plan = replace(plan, experts=plan.experts | more)
-        registry = FakeRegistry(versions(plan))
-        standing = read_library_state(plan, registry)
+        copied = {f"task-{i:03}": plan.experts["colours"] for i in range(copies)}
+        plan = replace(plan, experts=plan.experts | copied)
+        state = read_library_state(plan, FakeRegistry(versions(plan)))
         console = Console(width=width, file=StringIO())
-        module._show(plan, standing, make_forecast(plan, standing, registry, [Node("n", 4, 0, 64 * GB)]), console)
+        module._print_plan(plan, state, make_forecast(plan, state, [Node("n", 4, 0, 64 * GB)]), console)
         return console.file.getvalue()
 
     return show
 
 
-def test_changed_cached_and_orphaned_are_told_apart(shown, base_folder, tmp_path):
+def test_changed_cached_and_orphaned_experts_are_shown(shown, base_folder, tmp_path):
     before = plan_of(base_folder, tmp_path, tasks={"animals": {"train": {"steps": 200}}})
 
     def versions(plan):
@@ -131,30 +130,30 @@ def test_changed_cached_and_orphaned_are_told_apart(shown, base_folder, tmp_path
 
     out = shown(versions)
     assert "2 experts: 1 cached, 1 changed" in out
-    assert re.search(r"animals +changed .* 11 s +train.steps", out)
+    assert re.search(r"animals +changed .* 11 seconds +train.steps", out)
     assert "orphaned   old" in out
-    assert "about 11 s for the experts" in out
+    assert "about 11 seconds for the experts" in out
     assert max(map(len, (line for line in out.splitlines() if "animals" in line))) <= 80
 
 
-def test_a_large_library_shows_what_is_to_do_and_counts_the_rest(shown):
+def test_a_large_library_shows_missing_experts_and_counts_the_others(shown):
     def versions(plan):
         return [replace(version_of(plan, task), task=task) for task in list(plan.experts)[:-3]]
 
     out = shown(versions, copies=998)
     assert "1000 experts: 997 cached, 3 missing" in out
-    assert "... and 997 more cached" in out
+    assert "not shown  997 cached" in out
     assert [f"task-{i}" in out for i in (994, 995, 996, 997)] == [False, True, True, True]
     assert len(out.splitlines()) < 30
-    nothing = shown(lambda plan: [], copies=998)
-    assert "... and 960 more to do" in nothing
-    assert len(nothing.splitlines()) < 70
+    all_missing = shown(lambda plan: [], copies=998)
+    assert "not shown  960 to do" in all_missing
+    assert len(all_missing.splitlines()) < 70
 
 
-def test_a_plan_opens_the_store_that_is_there(typed, tmp_path):
+def test_a_plan_reads_an_existing_registry(ttmoe_plan, tmp_path):
     from orchestrator.registry import Registry
 
     Registry.open(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}", tmp_path / "runs" / "mlartifacts")
-    result = typed("--json")
+    result = ttmoe_plan("--json")
     assert (result.exit_code, json.loads(result.stdout)["orphaned"]) == (0, [])
     assert not Path(tmp_path, "runs", "tiny").exists()

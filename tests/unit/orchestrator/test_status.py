@@ -47,15 +47,17 @@ def test_a_few_experts_have_a_line_each():
             ),
             cached=2,
             search=True,
-            router="under way",
+            router="running",
         )
     )
-    assert "3 experts to make: 1 training, 1 waiting, 1 failed (2 were there), and a search" in text
-    assert "trec  training    step 120/300        loss 0.500   accuracy 0.810" in text
+    assert "3 experts to train: 1 training, 1 waiting, 1 failed (2 cached), and a search" in text
+    lines = [line.split() for line in text.splitlines()]
+    assert ["trec", "training", "120/300", "0.500", "val", "0.810"] in lines
+    assert ["spam", "waiting"] in lines
     assert "bad: ValueError: [2Jno rows\n" in text
-    assert "10 min ago, experts ready in about 5 min" in text
+    assert "10 minutes ago, experts ready in about 5 minutes" in text
     assert "process 77" in text
-    assert text.endswith("router: under way")
+    assert text.endswith("router: running")
 
 
 def test_a_thousand_fit_a_screen():
@@ -64,17 +66,17 @@ def test_a_thousand_fit_a_screen():
     experts += [ExpertStatus(f"f{i}", "failed", error="x") for i in range(60)]
     experts += [ExpertStatus(f"w{i}", "waiting") for i in range(200)]
     text = shown(made(tuple(experts)))
-    assert "1000 experts to make: 700 registered, 40 training, 200 waiting, 60 failed" in text
-    assert "… and 20 more under way" in text
+    assert "1000 experts to train: 700 registered, 40 training, 200 waiting, 60 failed" in text
+    assert "… and 20 more running" in text
     assert "… and 40 more (`ttmoe status --json`" in text
     assert len(text.splitlines()) < 55
 
 
 def test_no_driver_here_is_said_in_words_and_only_while_it_matters():
-    assert "no driver on this machine:\n  it runs elsewhere, or it died" in shown(made((), driver=None))
+    assert "no driver runs on this machine:\n  it runs elsewhere, or it died" in shown(made((), driver=None))
     ended = shown(made((), driver=None, status="FINISHED", ended=NOW, left=None))
     assert "driver" not in ended
-    assert "took 10 min" in ended
+    assert "took 10 minutes" in ended
 
 
 def test_the_driver_is_found_by_its_lock(tmp_path):

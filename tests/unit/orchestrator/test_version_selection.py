@@ -1,4 +1,4 @@
-"""Which version a command means, and how a router stands to the experts, on a registry that is a list."""
+"""Selection of versions, and the state of a router, on a registry that is a list."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def version(task: str, number: int, *aliases: str) -> Version:
 
 
 class Listed:
-    """What the commands ask of a registry."""
+    """The part of a registry that the commands use."""
 
     def __init__(self, *versions: Version, lock: dict[str, str] | None = None) -> None:
         self.versions, self.lock = list(versions), lock
@@ -43,21 +43,21 @@ TWO = Listed(version("a", 1, "champion"), version("a", 2, "candidate"), version(
     ("name", "number", "chosen"),
     [("a", None, 1), ("a", 2, 2), ("a@v2", None, 2), ("a@2", None, 2), ("a@candidate", None, 2), ("b", None, 1)],
 )
-def test_the_version_that_a_name_means(name: str, number: int | None, chosen: int) -> None:
+def test_a_name_selects_a_version(name: str, number: int | None, chosen: int) -> None:
     assert choose_version(TWO, "lib", name, number).version == chosen  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("name", "number", "says"),
+    ("name", "number", "message"),
     [
-        ("c", None, "there are: a, b"),
+        ("c", None, "registered experts: a, b"),
         ("a", 3, "v1 champion, v2 candidate"),
         ("b@champion", None, "'champion'"),
         ("a@candidate", 1, "no version 1"),
     ],
 )
-def test_what_is_not_there_is_refused(name: str, number: int | None, says: str) -> None:
-    with pytest.raises(InputError, match=says):
+def test_a_missing_version_is_an_error(name: str, number: int | None, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         choose_version(TWO, "lib", name, number)  # type: ignore[arg-type]
 
 
@@ -69,12 +69,12 @@ def test_champions_alone_make_a_router_stale() -> None:
     assert state(None, champion) is None
     fine = state({"a": "a1"}, champion, newer)
     assert (fine.stale, fine.describe()) == (False, "")
-    assert (fine.names(champion), fine.names(newer)) == (True, False)
+    assert (fine.uses(champion), fine.uses(newer)) == (True, False)
     other = state({"a": "a1"}, version("a", 2, "champion"))
-    assert (other.stale, other.other) == (True, ("a",))
-    assert "STALE: it answers with another version of a" in other.describe()
+    assert (other.stale, other.changed) == (True, ("a",))
+    assert "STALE: it uses another version of a" in other.describe()
     gone = state({"a": "a1", "b": "b1"}, champion)
-    assert (gone.stale, gone.gone) == (True, ("b",))
+    assert (gone.stale, gone.removed) == (True, ("b",))
     more = state({"a": "a1"}, champion, version("c", 1, "champion"))
-    assert (more.stale, more.unknown) == (False, ("c",))
-    assert "it does not know c" in more.describe()
+    assert (more.stale, more.unrouted) == (False, ("c",))
+    assert "it does not route to c" in more.describe()

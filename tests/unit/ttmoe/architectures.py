@@ -1,4 +1,4 @@
-"""Tiny models of every architecture under test, made from their configs with random weights."""
+"""Tiny models of every tested architecture, built from their configs with random weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ENCODER: dict[str, Any] = dict(
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model class's prefix, what its config is given, and the width of the keys and values."""
+    """A model class's prefix, its config's settings, whether it has a gate, and the width of keys and values."""
 
     prefix: str
     settings: dict[str, Any]
@@ -63,8 +63,8 @@ NAMES = tuple(ARCHITECTURES)
 
 def tiny_model(name: str, **settings: Any) -> nn.Module:
     """The body, in eval mode, with the same random weights each time (large enough for differences to show)."""
-    made = ARCHITECTURES[name]
-    config = getattr(transformers, f"{made.prefix}Config")(**{**made.settings, **settings})
+    architecture = ARCHITECTURES[name]
+    config = getattr(transformers, f"{architecture.prefix}Config")(**{**architecture.settings, **settings})
     with torch.random.fork_rng():
         torch.manual_seed(3)
         model = transformers.AutoModel.from_config(config)
@@ -85,7 +85,7 @@ def batch(rows: int = 6, tokens: int = 7, seed: int = 0) -> dict[str, Tensor]:
 
 
 def stir(expert: Expert, seed: int = 0, size: float = 0.3) -> Expert:
-    """Give an expert random cores and a random head, as if it were trained."""
+    """Set an expert's cores and head to random values, as if it were trained."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in expert.parameters():

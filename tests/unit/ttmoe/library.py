@@ -1,4 +1,4 @@
-"""A whole tiny library in a folder: a random BERT, three experts of different kinds and a router over them."""
+"""A tiny library in a folder: a random BERT, three experts of different kinds and a router over them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = {"colours": ("classify", ("red", "green", "blue")), "animals": ("pair", 
 SPECS = {"colours": AdapterSpec(rank=2, alpha=1.0), "animals": AdapterSpec(method="lora", rank=3, targets=("k", "o")),
          "which": AdapterSpec(rank=3, alpha=1.0, targets=("v",), first_layer=1)}  # fmt: skip
 WIDTH = 64
-SEED = 3  # with it each expert gets some of the tests' rows
+SEED = 3  # with this seed the router sends some of the tests' rows to each expert
 
 
 def base_of(folder: Path) -> Base:

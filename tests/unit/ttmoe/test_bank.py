@@ -1,4 +1,4 @@
-"""A batch of many experts is each expert alone, on every architecture, and nobody disturbs anybody."""
+"""A mixed batch gives the results of each expert alone, on every architecture, and experts do not affect each other."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def full_bank(name, **settings):
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_a_mixed_batch_is_each_expert_alone(name):
+def test_a_mixed_batch_equals_each_expert_alone(name):
     bank, inputs = full_bank(name), batch()
     for rows in (ROWS, ["plain", "low", "top", "wide", "wide", "wide"], ["low", "top"] * 3, ["top"] * 6):
         mixed, features = bank(inputs, rows), bank.features(inputs, rows)
@@ -37,12 +37,12 @@ def test_a_mixed_batch_is_each_expert_alone(name):
             torch.testing.assert_close(features[i], bank.features(inputs, expert)[i], rtol=1e-5, atol=1e-5)
             assert mixed[i, len(alone) :].eq(-torch.inf).all()
     different = torch.stack([bank.features(inputs, expert)[0] for expert in SPECS])
-    assert torch.pdist(different).min() > 1e-2  # else the above says little
+    assert torch.pdist(different).min() > 1e-2  # else the comparisons above prove little
 
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_one_row_each_in_any_order(name):
+def test_one_row_for_each_expert_in_any_order(name):
     bank, inputs = full_bank(name), batch(rows=4)
     rows = list(SPECS)
     mixed = bank.features(inputs, rows)
@@ -55,7 +55,7 @@ def test_one_row_each_in_any_order(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_without_an_expert_it_is_the_base_to_the_last_bit(name):
+def test_without_an_active_expert_the_outputs_are_bitwise_the_bases(name):
     bank, inputs = tiny_bank(name), batch()
     before = bank.model(**inputs).last_hidden_state
     for i, (expert, spec) in enumerate(SPECS.items()):
@@ -70,7 +70,7 @@ def test_without_an_expert_it_is_the_base_to_the_last_bit(name):
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "deberta-v2"])
 @torch.no_grad()
-def test_adding_and_removing_changes_no_other_by_a_bit(name):
+def test_adding_and_removing_experts_leaves_the_others_bitwise_equal(name):
     bank, inputs = tiny_bank(name), batch()
     stir(bank.add("plain", SPECS["plain"], 3, torch.Generator()))
     before = bank(inputs, "plain")
@@ -86,7 +86,7 @@ def test_adding_and_removing_changes_no_other_by_a_bit(name):
 
 
 @torch.no_grad()
-def test_one_context_within_another():
+def test_nested_contexts():
     bank, inputs = full_bank("llama"), batch()
     with bank.active("wide"):
         first = bank.model(**inputs).last_hidden_state
@@ -96,7 +96,7 @@ def test_one_context_within_another():
     assert not torch.equal(first, second)
 
 
-def test_names_that_torch_keeps_to_itself():
+def test_names_that_torch_reserves():
     bank = tiny_bank()
     for name in ("train", "v1.0", "keys", "forward", "two words"):
         bank.add(name, SPECS["top"], 2, torch.Generator())
@@ -105,7 +105,7 @@ def test_names_that_torch_keeps_to_itself():
     assert list(bank.experts) == ["train", "keys", "forward", "two words"]
 
 
-def test_a_zero_start_is_the_base():
+def test_a_zero_initialised_expert_equals_the_base():
     bank, inputs = tiny_bank(), batch()
     bank.add("x", AdapterSpec(rank=4), 2, torch.Generator().manual_seed(0))
     with torch.no_grad(), bank.active("x"):
@@ -124,8 +124,8 @@ def test_the_same_generator_gives_the_same_expert():
 
 def test_errors_name_what_is_wrong_and_change_nothing():
     bank = full_bank("llama")
-    layers = list(bank._layers)
-    with pytest.raises(InputError, match="'wide' is loaded already"):
+    layers = list(bank._layers.by_path)
+    with pytest.raises(InputError, match="'wide' is already loaded"):
         bank.add("wide", SPECS["wide"], 2)
     with pytest.raises(InputError, match="no expert named 'nobody' is loaded") as caught:
         bank(batch(), "nobody")
@@ -136,9 +136,9 @@ def test_errors_name_what_is_wrong_and_change_nothing():
         bank.remove("nobody")
     with pytest.raises(InputError, match="3 names for 6 rows"):
         bank(batch(), ["wide", "plain", "wide"])
-    with pytest.raises(InputError, match="'rotor' meets no linear map"):
+    with pytest.raises(InputError, match="'rotor' matches no linear map"):
         bank.add("new", AdapterSpec(targets=("gate", "rotor")), 2)
     with pytest.raises(InputError, match=r"shape 4x4\|4x4 is for 16 to 16 features"):
         bank.add("new", AdapterSpec(targets=("gate",), shape="4x4|4x4"), 2)
     assert list(bank.experts) == list(SPECS)
-    assert list(bank._layers) == layers
+    assert list(bank._layers.by_path) == layers

@@ -1,4 +1,4 @@
-"""What training through the bank touches, and what it leaves alone."""
+"""Training through the bank changes the active experts alone, and factors follow the cores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def two_banks(name="llama", **settings):
 
 
 def loss_of(bank, inputs, names):
-    """A loss that is the sum over rows, so that rows of one expert count the same in any batch."""
+    """A loss that is the sum over rows, so that a row has the same weight in any batch."""
     scores = bank(inputs, names)
     return F.cross_entropy(scores, torch.ones(len(scores), dtype=torch.long), reduction="sum")
 
@@ -40,7 +40,7 @@ def rows_of(inputs, where):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_mixed_step_gives_each_expert_its_own_gradients_and_nobody_else_any(name):
+def test_a_mixed_step_gives_gradients_to_the_active_experts_alone(name):
     together, apart = two_banks(name)
     inputs, names = batch(), ["one", "two", "one", "two", "two", "one"]
     loss_of(together, inputs, names).backward()
@@ -57,17 +57,15 @@ def test_a_mixed_step_gives_each_expert_its_own_gradients_and_nobody_else_any(na
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
-def test_training_together_is_training_alone_and_the_base_stays(name):
+def test_training_together_equals_training_alone_and_keeps_the_base(name):
     together, apart = two_banks(name)
     before = {key: value.clone() for key, value in together.model.state_dict().items()}
     third = {key: value.clone() for key, value in together.experts["three"].state_dict().items()}
-    for names in (["one", "two"] * 3,):
-        optimizer = torch.optim.AdamW(together.experts.parameters(), lr=1e-2)
-        for step in range(20):
-            inputs = batch(seed=step)
-            optimizer.zero_grad()
-            loss_of(together, inputs, names).backward()
-            optimizer.step()
+    optimizer = torch.optim.AdamW(together.experts.parameters(), lr=1e-2)
+    for step in range(20):
+        optimizer.zero_grad()
+        loss_of(together, batch(seed=step), ["one", "two"] * 3).backward()
+        optimizer.step()
     for expert in ("one", "two"):
         optimizer = torch.optim.AdamW(apart.experts[expert].parameters(), lr=1e-2)
         for step in range(20):
@@ -124,14 +122,14 @@ def change(kind, expert):
         for p in parameters:
             p.grad = torch.ones_like(p)
         {"foreach": torch.optim.AdamW(parameters, lr=0.1, foreach=True),
-         "fused": torch.optim.AdamW(parameters, lr=0.1, fused=True),  # leaves the version as it was
+         "fused": torch.optim.AdamW(parameters, lr=0.1, fused=True),  # does not raise the version counter
          "single": torch.optim.SGD(parameters, lr=0.1)}[kind].step()  # fmt: skip
 
 
-ANYHOW = ("load_state_dict", "no_grad", "data")
+ALWAYS_SEEN = ("load_state_dict", "no_grad", "data")
 
 
-@pytest.mark.parametrize(("kind", "frozen"), [(kind, frozen) for kind in ANYHOW for frozen in (False, True)]
+@pytest.mark.parametrize(("kind", "frozen"), [(kind, frozen) for kind in ALWAYS_SEEN for frozen in (False, True)]
                          + [("foreach", False), ("fused", False), ("single", False)])  # fmt: skip
 @torch.no_grad()
 def test_factors_follow_the_cores(kind, frozen):
@@ -142,11 +140,11 @@ def test_factors_follow_the_cores(kind, frozen):
     change(kind, expert)
     after = bank.features(inputs, "one")
     assert not torch.equal(before, after)
-    expert.adapter._built = None
+    expert.adapter._cache = None
     assert torch.equal(bank.features(inputs, "one"), after)
 
 
-def test_factors_kept_by_inference_mode_serve_a_later_training_of_others():
+def test_factors_cached_in_inference_mode_can_be_used_in_training_of_other_experts():
     bank = two_banks()[0]
     bank.experts["one"].requires_grad_(False)
     with torch.inference_mode():

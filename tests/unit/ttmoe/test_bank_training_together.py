@@ -1,4 +1,4 @@
-"""Four experts trained at once in mixed batches are the four that are trained alone, from the same seeds."""
+"""Four experts trained at once in mixed batches equal the four trained alone, from the same seeds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def bank_of(name, experts):
 
 
 def rows_of(step, expert):
-    """An expert's own rows of a step: the same in a mixed batch as alone."""
+    """An expert's rows of a step, the same in a mixed batch as alone."""
     inputs = batch(rows=len(MIXED), seed=step)
     where = [i for i, name in enumerate(MIXED) if name == expert]
     labels = torch.randint(2, (len(MIXED),), generator=torch.Generator().manual_seed(step))
@@ -48,7 +48,7 @@ def train(bank, loss_of):
 
 
 @pytest.mark.parametrize("name", ["llama", "bert", "gpt2"])
-def test_training_four_together_is_training_each_alone(name):
+def test_training_four_together_equals_training_each_alone(name):
     together = bank_of(name, SPECS)
     start = {key: value.clone() for key, value in together.experts.state_dict().items()}
 
@@ -56,7 +56,7 @@ def test_training_four_together_is_training_each_alone(name):
         scores, total = together(batch(rows=len(MIXED), seed=step), MIXED), torch.zeros(())
         for expert in SPECS:
             where, _, labels = rows_of(step, expert)
-            total = total + F.cross_entropy(scores[where], labels)  # its mean: as if nobody else were there
+            total = total + F.cross_entropy(scores[where], labels)  # the mean over the expert's own rows, as alone
         return total
 
     losses, alone_losses = train(together, mixed_loss), []

@@ -1,4 +1,4 @@
-"""A compiled bank gives the same answers, and switching experts of one form compiles nothing anew."""
+"""A compiled bank gives the same results, and switching between experts of one spec compiles no new graph."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch._dynamo.utils import counters
 from ttmoe.adapter import AdapterSpec
 
 ONE_LAYER = {"llama": {"num_hidden_layers": 1}, "bert": {"num_hidden_layers": 1}, "gpt2": {"n_layer": 1}}
-FORM = AdapterSpec(rank=3, alpha=1.0, targets=("q", "down"))
+SPEC = AdapterSpec(rank=3, alpha=1.0, targets=("q", "down"))
 OTHER = AdapterSpec(method="lora", rank=4, alpha=2.0, targets=("k", "o"))
 
 
-# Dynamo makes an instance of each autograd function it meets, which torch itself warns of.
+# Dynamo creates an instance of each autograd function, and torch warns about that.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Function.* should not be instantiated:DeprecationWarning")
 
 
 @pytest.fixture(autouse=True)
-def _afresh():
+def _reset_dynamo():
     torch._dynamo.reset()
     counters.clear()
     yield
@@ -35,7 +35,7 @@ def small_bank(name, specs):
 
 @pytest.mark.parametrize(("name", "backend"), [("llama", "eager"), ("bert", "aot_eager")])
 def test_a_whole_compiled_bank(name, backend):
-    bank, inputs = small_bank(name, (FORM, OTHER)), batch()
+    bank, inputs = small_bank(name, (SPEC, OTHER)), batch()
     compiled = torch.compile(bank, backend=backend)
     for names in ("a", ["a", "b"] * 3, "b"):
         bank.zero_grad()
@@ -54,8 +54,8 @@ def test_a_whole_compiled_bank(name, backend):
 
 @pytest.mark.parametrize(("name", "backend"), [("llama", "eager"), ("gpt2", "aot_eager")])
 @torch.no_grad()
-def test_a_compiled_base_serves_any_experts_of_a_form_with_two_graphs(name, backend):
-    bank, plain, inputs = small_bank(name, [FORM] * 4), small_bank(name, [FORM] * 4), batch()
+def test_a_compiled_base_needs_two_graphs_for_all_experts_of_one_spec(name, backend):
+    bank, plain, inputs = small_bank(name, [SPEC] * 4), small_bank(name, [SPEC] * 4), batch()
     bank.model.compile(backend=backend)
     for names in ("a", "d", ["a", "b"] * 3, ["d", "c", "a"] * 2, "b", list("abcdab"), ["c"] * 6):
         torch.testing.assert_close(bank(inputs, names), plain(inputs, names), rtol=1e-5, atol=1e-5)
@@ -67,7 +67,7 @@ def test_a_compiled_base_serves_any_experts_of_a_form_with_two_graphs(name, back
 
 @torch.no_grad()
 def test_the_trunk_of_a_compiled_base():
-    bank, plain, inputs = (*(small_bank("llama", [FORM]) for _ in range(2)), batch())
+    bank, plain, inputs = (*(small_bank("llama", [SPEC]) for _ in range(2)), batch())
     bank.model.compile(backend="eager")
     states = bank.trunk(0).states(inputs)
     assert torch.equal(states, plain.trunk(0).states(inputs))

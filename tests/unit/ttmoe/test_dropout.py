@@ -1,4 +1,4 @@
-"""Dropout belongs to the expert: rows of one batch are dropped each at the rate of its own."""
+"""Each row of a batch is dropped at the rate of its own expert."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import torch
 from architectures import batch, stir, tiny_bank
 
 from ttmoe.adapter import AdapterSpec
-from ttmoe.layer import Update, low_rank
+from ttmoe.layer import Update, apply_update
 
 RATES = torch.tensor([0.0, 0.5, 0.9])
 
 
-def counting(rates, rows):
-    """An update of one expert per rate that passes its input on as it is."""
+def identity_update(rates, rows):
+    """One expert for each rate, whose update is the identity."""
     eye = torch.eye(8).expand(3, 8, 8)
     return Update(eye, eye, rows, rates)
 
@@ -21,7 +21,7 @@ def counting(rates, rows):
 def test_rows_are_dropped_at_their_own_rate_and_keep_their_mean():
     torch.manual_seed(0)
     rows = torch.tensor([0, 1, 2, 1, 0])
-    y = low_rank(torch.ones(5, 4000, 8), counting(RATES, rows), training=True)
+    y = apply_update(torch.ones(5, 4000, 8), identity_update(RATES, rows), training=True)
     for i, row in enumerate(rows):
         rate = RATES[row].item()
         assert (y[i] == 0).float().mean().item() == pytest.approx(rate, abs=0.02)
@@ -32,38 +32,38 @@ def test_rows_are_dropped_at_their_own_rate_and_keep_their_mean():
 
 def test_each_expert_alone_has_its_rate():
     torch.manual_seed(0)
-    update = counting(RATES, torch.tensor([0, 1, 2]))
+    update = identity_update(RATES, torch.tensor([0, 1, 2]))
     for i, rate in enumerate(RATES.tolist()):
-        y = low_rank(torch.ones(2, 4000, 8), update.only(i), training=True)
+        y = apply_update(torch.ones(2, 4000, 8), update.select(i), training=True)
         assert (y == 0).float().mean().item() == pytest.approx(rate, abs=0.02)
 
 
 def test_flattened_rows_keep_their_rate():
     torch.manual_seed(0)
-    y = low_rank(torch.ones(2 * 4000, 8), counting(RATES, torch.tensor([2, 0])), training=True)
+    y = apply_update(torch.ones(2 * 4000, 8), identity_update(RATES, torch.tensor([2, 0])), training=True)
     assert (y[:4000] == 0).float().mean().item() == pytest.approx(0.9, abs=0.02)
     assert y[4000:].eq(1).all()
 
 
 @pytest.mark.parametrize("rates", [RATES, 0.5])
 def test_no_dropout_outside_training(rates):
-    y = low_rank(torch.ones(3, 5, 8), counting(rates, torch.tensor([0, 1, 2])), training=False)
+    y = apply_update(torch.ones(3, 5, 8), identity_update(rates, torch.tensor([0, 1, 2])), training=False)
     assert y.eq(1).all()
 
 
-def test_the_bank_gives_the_rates_on_and_loads_in_the_mode_of_the_base():
+def test_the_bank_passes_the_rates_on_and_adds_experts_in_the_mode_of_the_base():
     bank, inputs = tiny_bank(), batch()
     for name, rate in (("never", 0.0), ("half", 0.5)):
         stir(bank.add(name, AdapterSpec(rank=2, dropout=rate), 2, torch.Generator()))
     names = ["never", "half"] * 3
     with torch.no_grad():
-        quiet = bank.features(inputs, names)  # the base is in eval mode, and so are the new layers
-        assert torch.equal(bank.features(inputs, names), quiet)
+        without = bank.features(inputs, names)  # the base is in eval mode, and so are the adapted layers
+        assert torch.equal(bank.features(inputs, names), without)
         bank.train()
         torch.manual_seed(1)
-        loud = bank.features(inputs, names)
-    torch.testing.assert_close(loud[::2], quiet[::2], rtol=1e-6, atol=1e-6)
-    assert (loud[1::2] - quiet[1::2]).abs().amax(1).min() > 1e-3
+        with_dropout = bank.features(inputs, names)
+    torch.testing.assert_close(with_dropout[::2], without[::2], rtol=1e-6, atol=1e-6)
+    assert (with_dropout[1::2] - without[1::2]).abs().amax(1).min() > 1e-3
 
 
 def test_heads_drop_at_their_own_rate():
@@ -72,15 +72,15 @@ def test_heads_drop_at_their_own_rate():
         stir(bank.add(name, AdapterSpec(rank=2), 2, torch.Generator()), seed=i).head.dropout = 0.5 * i
     names = ["never", "half"] * 3
     with torch.no_grad():
-        quiet = bank(batch(), names)
-        assert torch.equal(bank(batch(), names), quiet)
+        without = bank(batch(), names)
+        assert torch.equal(bank(batch(), names), without)
         bank.train()
         torch.manual_seed(1)
-        loud = bank(batch(), names)
-    torch.testing.assert_close(loud[::2], quiet[::2], rtol=1e-6, atol=1e-6)
-    assert (loud[1::2] - quiet[1::2]).abs().amax(1).min() > 1e-3
+        with_dropout = bank(batch(), names)
+    torch.testing.assert_close(with_dropout[::2], without[::2], rtol=1e-6, atol=1e-6)
+    assert (with_dropout[1::2] - without[1::2]).abs().amax(1).min() > 1e-3
 
 
-def test_an_input_that_rows_share_is_refused():
-    with pytest.raises(ValueError, match="1 rows reach an adapted layer in a batch of 3"):
-        low_rank(torch.ones(1, 9, 8), counting(0.0, torch.tensor([0, 1, 2])), training=False)
+def test_an_input_shared_between_rows_is_refused():
+    with pytest.raises(ValueError, match="an adapted layer received 1 rows for a batch of 3"):
+        apply_update(torch.ones(1, 9, 8), identity_update(0.0, torch.tensor([0, 1, 2])), training=False)

@@ -1,4 +1,4 @@
-"""Expert files: what is saved comes back; what is damaged is named, and the bank is as it was."""
+"""Expert files: saving and loading. A damaged file raises an error that names the damage; the bank is unchanged."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def edit(folder, change):
 
 
 def rewrite(folder, change):
-    """New weights with a correct digest."""
+    """Change the weights and correct their digest."""
     weights = load((folder / "expert.safetensors").read_bytes())
     change(weights)
     replace_data(folder, save(weights))
@@ -91,42 +91,42 @@ def cut(folder, name):
 
 CORE = "adapter.cores.q_32x32.0"
 DAMAGES = {
-    "weights cut": (lambda f: cut(f, "expert.safetensors"), "altered or cut"),
-    "last byte": (lambda f: alter(f, -1), "altered or cut"),
-    "first byte": (lambda f: alter(f, 0), "altered or cut"),
-    "no weights": (lambda f: (f / "expert.safetensors").unlink(), "the weights cannot be read"),
-    "no manifest": (lambda f: (f / "expert.json").unlink(), "no readable expert manifest"),
-    "no folder": (shutil.rmtree, "no readable expert manifest"),
-    "manifest cut": (lambda f: cut(f, "expert.json"), "no readable expert manifest"),
-    "not an object": (lambda f: (f / "expert.json").write_text("[1]"), "no readable expert manifest"),
-    "not text": (lambda f: (f / "expert.json").write_bytes(b"\xff\xfe\x00"), "no readable expert manifest"),
+    "weights cut": (lambda f: cut(f, "expert.safetensors"), "altered or truncated"),
+    "last byte": (lambda f: alter(f, -1), "altered or truncated"),
+    "first byte": (lambda f: alter(f, 0), "altered or truncated"),
+    "no weights": (lambda f: (f / "expert.safetensors").unlink(), "cannot read the weights"),
+    "no manifest": (lambda f: (f / "expert.json").unlink(), "cannot read the expert manifest"),
+    "no folder": (shutil.rmtree, "cannot read the expert manifest"),
+    "manifest cut": (lambda f: cut(f, "expert.json"), "cannot read the expert manifest"),
+    "not an object": (lambda f: (f / "expert.json").write_text("[1]"), "cannot read the expert manifest"),
+    "not text": (lambda f: (f / "expert.json").write_bytes(b"\xff\xfe\x00"), "cannot read the expert manifest"),
     "other base": (lambda f: edit(f, lambda m: m["base"].update(digest="e" * 64)), "trained on base tiny .eeeee"),
-    "no base": (lambda f: edit(f, lambda m: m.update(base={})), "no readable expert manifest .'digest'"),
-    "format": (lambda f: edit(f, lambda m: m.update(format=2)), "format 2 is not 1"),
+    "no base": (lambda f: edit(f, lambda m: m.update(base={})), "cannot read the expert manifest .'digest'"),
+    "format": (lambda f: edit(f, lambda m: m.update(format=2)), "has format 2, expected 1"),
     "no format": (lambda f: edit(f, lambda m: m.pop("format")), "'format'"),
     "new field": (lambda f: edit(f, lambda m: m.update(colour=1)), "colour"),
     "lost field": (lambda f: edit(f, lambda m: m.pop("spec_hash")), "spec_hash"),
     "adapter field": (lambda f: edit(f, lambda m: m["adapter"].update(twist=2)), "twist"),
     "adapter type": (lambda f: edit(f, lambda m: m["adapter"].update(rank="many")), "many' is not a shape"),
     "adapter alpha": (lambda f: edit(f, lambda m: m["adapter"].update(alpha="x")), "alpha cannot be 'x'"),
-    "adapter layer": (lambda f: edit(f, lambda m: m["adapter"].update(first_layer="x")), "the adapter cannot be read"),
-    "target": (lambda f: edit(f, lambda m: m["adapter"].update(targets=["rotor"])), "'rotor' meets no linear map"),
+    "adapter layer": (lambda f: edit(f, lambda m: m["adapter"].update(first_layer="x")), "cannot build the adapter"),
+    "target": (lambda f: edit(f, lambda m: m["adapter"].update(targets=["rotor"])), "'rotor' matches no linear map"),
     "layers": (lambda f: edit(f, lambda m: m["adapter"].update(last_layer=9)), "layers 1 to 9"),
-    "rank": (lambda f: edit(f, lambda m: m["adapter"].update(rank=2)), "the cores do not fit"),
-    "method": (lambda f: edit(f, lambda m: m["adapter"].update(method="lora")), "the cores do not fit"),
+    "rank": (lambda f: edit(f, lambda m: m["adapter"].update(rank=2)), "the cores do not match"),
+    "method": (lambda f: edit(f, lambda m: m["adapter"].update(method="lora")), "the cores do not match"),
     "classes": (lambda f: edit(f, lambda m: m["labels"].pop()), "of another shape: head.bias, head.weight"),
     "core shape": (lambda f: rewrite(f, lambda w: w.update({CORE: w[CORE].flatten(1)})), f"another shape: {CORE}"),
     "core lost": (lambda f: rewrite(f, lambda w: w.pop(CORE)), f"missing, .*: {CORE}"),
     "core unknown": (lambda f: rewrite(f, lambda w: w.update(extra=w[CORE].clone())), "shape: extra"),
-    "NaN": (lambda f: rewrite(f, lambda w: w[CORE].view(-1)[5:6].fill_(torch.nan)), f"not finite in {CORE}"),
-    "infinity": (lambda f: rewrite(f, lambda w: w["head.bias"].fill_(torch.inf)), "not finite in head.bias"),
+    "NaN": (lambda f: rewrite(f, lambda w: w[CORE].view(-1)[5:6].fill_(torch.nan)), f"not finite: {CORE}"),
+    "infinity": (lambda f: rewrite(f, lambda w: w["head.bias"].fill_(torch.inf)), "not finite: head.bias"),
     "not safetensors": (lambda f: replace_data(f, b"\x80\x04pickle me"), "not a safetensors file"),
     "core type": (lambda f: rewrite(f, lambda w: w.update({CORE: w[CORE].half()})), f"not fp32: {CORE}"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_named_and_the_bank_is_as_it_was(tmp_path, damage):
+def test_damage_raises_and_leaves_the_bank_unchanged(tmp_path, damage):
     folder = tmp_path / "expert"
     saved(folder)
     bank = tiny_bank()
@@ -141,9 +141,9 @@ def test_damage_is_named_and_the_bank_is_as_it_was(tmp_path, damage):
     assert torch.equal(bank(batch(), "resident"), scores)
 
 
-def test_a_name_that_is_taken(tmp_path):
+def test_a_name_in_use(tmp_path):
     bank, _ = saved(tmp_path)
     before = bank.experts["colours"]
-    with pytest.raises(InputError, match="'colours' is loaded already"):
+    with pytest.raises(InputError, match="'colours' is already loaded"):
         load_expert(bank, tmp_path, BASE["digest"])
     assert bank.experts["colours"] is before

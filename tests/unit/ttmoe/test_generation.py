@@ -1,4 +1,4 @@
-"""Experts that write: rows with answers, teacher-forced scores, and greedy text in mixed batches."""
+"""Experts that generate text: encoding of completions, teacher-forced scores, greedy text in mixed batches."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def tokenizer(llama):
 
 
 def writers(base):
-    """Two experts that write, and one that classifies, all as if they were trained."""
+    """Build two experts that generate text and one that classifies, with random weights."""
     bank = Bank(load_body(base), base.pooling).eval()
     for seed, (name, classes) in enumerate((("one", 0), ("two", 0), ("three", 3))):
         bank.add(name, FULL, classes, torch.Generator())
@@ -63,12 +63,12 @@ def test_a_completion_is_prompt_answer_and_end(tokenizer):
     text, pair, row = encode_inputs(tokenizer, ["red", ("red", "cat"), Completion("north1 red", "cat dog")], 32)
     words = tokenizer.convert_ids_to_tokens(row.options[0]["input_ids"])
     assert words == ["<s>", "north1", "red", "cat", "dog", "</s>"]
-    assert (row.answer, row.length, len(row.options)) == (3, 6, 1)
+    assert (row.answer_length, row.length, len(row.options)) == (3, 6, 1)
     assert row.whole == encode(tokenizer, ["north1 red"], 32)[0]  # what the router reads of the prompt alone
-    assert (text.answer, text.options, pair.answer) == (0, (), 0)
+    assert (text.answer_length, text.options, pair.answer_length) == (0, (), 0)
 
 
-def test_a_long_prompt_loses_its_beginning_and_no_answer_a_word(tokenizer):
+def test_a_long_prompt_is_truncated_on_the_left_and_an_answer_never(tokenizer):
     prompt = " ".join(f"north{i}" for i in range(20))
     row = encode_inputs(tokenizer, [Completion(prompt, "cat dog")], 8)[0]
     assert tokenizer.decode(row.options[0]["input_ids"]) == "<s> north16 north17 north18 north19 cat dog </s>"
@@ -77,12 +77,12 @@ def test_a_long_prompt_loses_its_beginning_and_no_answer_a_word(tokenizer):
     cut = encode_prompts(tokenizer, [prompt, "red", prompt], [3, 9, 5])
     assert [tokenizer.decode(row["input_ids"]) for row in cut] == ["<s> north18 north19", "<s> red",
                                                                   "<s> north16 north17 north18 north19"]  # fmt: skip
-    with pytest.raises(InputError, match="an answer has 9 tokens, and prompt and answer together may have 9") as caught:
+    with pytest.raises(InputError, match=r"an answer has 9 tokens, .* together are limited to 9") as caught:
         encode_inputs(tokenizer, [Completion("red", "cat " * 8)], 9)
     assert caught.value.where == "base.max_length"
 
 
-def test_an_end_that_the_tokenizer_adds_is_not_in_front_of_an_answer(llama):
+def test_an_end_token_that_the_tokenizer_appends_is_removed_from_prompts(llama):
     from tokenizers import processors
 
     closing = load_tokenizer(llama)
@@ -99,7 +99,7 @@ def test_an_end_that_the_tokenizer_adds_is_not_in_front_of_an_answer(llama):
 
 
 @torch.no_grad()
-def test_scores_of_a_mixed_batch_are_each_alones(base):
+def test_scores_of_a_mixed_batch_equal_those_of_single_rows(base):
     bank, tokenizer = writers(base), load_tokenizer(base)
     rows = [Completion("north1 red", "dog"), "red cat", Completion("green north2 north3", "cat dog"), "blue"]
     items, names = encode_inputs(tokenizer, rows, 32), ["one", "three", "two", "two"]
@@ -114,7 +114,7 @@ def test_scores_of_a_mixed_batch_are_each_alones(base):
     assert torch.equal(score(bank, items[:1], "one", 0, states=states)[0], score(bank, items[:1], "one", 0)[0])
 
 
-def test_a_row_does_not_depend_on_its_companions(base):
+def test_a_row_does_not_depend_on_the_other_rows(base):
     bank, tokenizer = writers(base), load_tokenizer(base)
     most = [6, 9, 3, 6, 6]
     mixed = generate(bank, tokenizer, PROMPTS, NAMES, most, max_length=32)
@@ -130,30 +130,30 @@ def test_a_row_does_not_depend_on_its_companions(base):
 
 
 @torch.no_grad()
-def test_what_is_written_is_the_likeliest_token_behind_those_before_it(base):
-    """Step by step without a cache and without padding; and the teacher-forced scores say that it is."""
+def test_each_generated_token_is_the_likeliest(base):
+    """Compare with single steps without cache and padding, and with the teacher-forced scores."""
     bank, tokenizer, end = writers(base), load_tokenizer(base), 3
-    whole = bank.words
+    whole = bank.language_head
     found = generate(bank, tokenizer, PROMPTS, NAMES, 6, max_length=32)
     for prompt, name, written in zip(PROMPTS, NAMES, found, strict=True):
         ids, total = tokenizer(prompt)["input_ids"], 0.0
         start = len(ids)
         while len(ids) - start < 6 and (len(ids) == start or ids[-1] != end):
             inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
-            logs = whole.logits(bank.top(inputs, name)[0, -1:]).log_softmax(-1)[0]
+            logs = whole.logits(bank.last_hidden_state(inputs, name)[0, -1:]).log_softmax(-1)[0]
             ids, total = [*ids, int(logs.argmax())], total + float(logs.max())
         assert written.text == tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
         assert written.probability == pytest.approx(math.exp(total), rel=1e-3)
         item = encode_inputs(tokenizer, [Completion(prompt, "cat")], 32)[0]
-        tokens = {key: values[: len(values) - item.answer] for key, values in item.options[0].items()}
+        tokens = {key: values[: len(values) - item.answer_length] for key, values in item.options[0].items()}
         forced = type(item)(item.whole, ({key: tokens[key] + ids[start:] for key in tokens},), len(ids) - start)
         scores = score(bank, [forced], name, 0)[0]
         torch.testing.assert_close(scores[:, 0], scores[:, 1])
 
 
-def test_generating_leaves_everything_as_it_was(base):
+def test_generating_changes_no_state(base):
     bank, tokenizer = writers(base), load_tokenizer(base)
-    _ = bank.words
+    _ = bank.language_head
     before, items = {k: v.clone() for k, v in bank.state_dict().items()}, encode_inputs(tokenizer, ["red cat"], 32)
     scores = score(bank, items, "three", 0)[0]
     bank.train()
@@ -164,8 +164,8 @@ def test_generating_leaves_everything_as_it_was(base):
     assert torch.equal(score(bank, items, "three", 0)[0], scores)
 
 
-def test_prompt_and_answer_share_the_room(tmp_path):
-    """GPT-2 knows no position beyond its last: a batch of a long prompt and of a long answer must not go there."""
+def test_prompt_and_answer_together_stay_within_max_length(tmp_path):
+    """GPT-2 has no position beyond its last one: no batch of a long prompt and a long answer may exceed it."""
     base = base_in(tiny_causal.save_causal_base(tmp_path, "GPT2", max_position_embeddings=16))
     bank, tokenizer = writers(base), load_tokenizer(base)
     long = " ".join(f"north{i}" for i in range(12))
@@ -177,15 +177,16 @@ def test_prompt_and_answer_share_the_room(tmp_path):
     assert [len(each.text.split()) for each in found] == [3, 13, 8, 14]
 
 
-def test_what_cannot_be_generated_says_so(llama, base_folder):
+def test_invalid_arguments(llama, base_folder):
     bank, tokenizer = writers(llama), load_tokenizer(llama)
     assert generate(bank, tokenizer, [], "one", max_length=32) == []
-    for names, most, what in ((["one"], 3, "1 names"), ("one", [3], "1 lengths"), ("one", 0, "one token or more"),
-                              ("three", 3, "'three' has a head"), ("four", 3, "no expert named 'four'")):  # fmt: skip
+    for names, most, what in ((["one"], 3, "1 names"), ("one", [3], "1 values of max_new_tokens"),
+                              ("one", 0, "below 1"), ("three", 3, "'three' has a classification head"),
+                              ("four", 3, "no expert named 'four'")):  # fmt: skip
         with pytest.raises(InputError, match=what):
             generate(bank, tokenizer, PROMPTS[:2], names, most, max_length=32)
     bank = TextBank.open(base_folder, dtype="float32")
-    with pytest.raises(InputError, match=r"\(bert\) is no causal"):
+    with pytest.raises(InputError, match=r"\(bert\) is not a causal"):
         bank.add("words", kind="generate")
     with pytest.raises(InputError, match="kind 'generate' with 2 labels"):
         bank.add("words", ("a", "b"), kind="generate")
@@ -196,7 +197,7 @@ def test_any_input_is_a_prompt():
     assert [prompt_of(row) for row in rows] == ["red", "red\ncat", "which?\nred\nblue", "say"]
 
 
-def test_files_and_adapters_of_an_expert_that_writes(llama, tmp_path):
+def test_files_and_adapters_of_an_expert_that_generates(llama, tmp_path):
     bank, tokenizer = writers(llama), load_tokenizer(llama)
     save_expert(bank.expert("one"), tmp_path / "one", task="one", kind="generate", labels=(), base=llama.identity(),
                 spec_hash="", metrics={}, answer_tokens=4)  # fmt: skip
@@ -216,7 +217,7 @@ def test_files_and_adapters_of_an_expert_that_writes(llama, tmp_path):
     assert read_manifest(tmp_path / "one").answer_tokens == 0
 
 
-def test_a_notebook_learns_to_write(llama, tmp_path):
+def test_text_bank_learns_to_generate(llama, tmp_path):
     rows = tiny_causal.completions(240)
     train, test = rows[:200], rows[200:]
     bank = TextBank.open(llama.folder, dtype="float32", max_length=32)
@@ -225,7 +226,7 @@ def test_a_notebook_learns_to_write(llama, tmp_path):
     before = bank.answer([prompt for prompt, _ in test], "reply")
     losses = bank.fit("reply", *map(list, zip(*train, strict=True)), epochs=10, lr=1e-2)
     assert losses[-1] < losses[0] / 4
-    assert bank.longest == {"reply": 3}
+    assert bank.longest_answer == {"reply": 3}
     answers = bank.answer([prompt for prompt, _ in test], "reply")
     right = sum(found == answer for found, (_, answer) in zip(answers, test, strict=True)) / len(test)
     assert right > 0.9
@@ -237,5 +238,5 @@ def test_a_notebook_learns_to_write(llama, tmp_path):
     other = TextBank.open(llama.folder, dtype="float32", max_length=32)
     other.load(tmp_path)
     assert other.answer([prompt for prompt, _ in test], "reply") == answers
-    assert other.longest == {"reply": 3}
+    assert other.longest_answer == {"reply": 3}
     assert isinstance(generate(other.bank, other.tokenizer, ["red"], "reply", max_length=32)[0], GeneratedText)

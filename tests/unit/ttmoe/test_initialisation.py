@@ -5,7 +5,7 @@ import torch
 
 from ttmoe.initialisation import paper_cores, zero_start_cores
 from ttmoe.shapes import TTShape
-from ttmoe.tensor_train import factors, update
+from ttmoe.tensor_train import cores_to_factors, cores_to_update
 
 WIDTH = 256
 SIDES = {1: (256,), 2: (16, 16), 3: (8, 4, 8), 4: (4, 4, 4, 4)}
@@ -25,7 +25,7 @@ def first_gradient(shape, count, weight_gradient):
     """Gradient at the zero core where the loss's gradient at the update is ``weight_gradient``."""
     cores = zero_start_cores(shape.core_shapes, shape.split, count, seeded())
     cores[shape.split].requires_grad_()
-    (update(cores, shape.split) * weight_gradient).sum().backward()
+    (cores_to_update(cores, shape.split) * weight_gradient).sum().backward()
     return cores[shape.split].grad
 
 
@@ -34,10 +34,10 @@ def test_zero_start(sides, rank):
     shape = shape_of(sides, rank)
     cores = zero_start_cores(shape.core_shapes, shape.split, 2, seeded())
     assert [tuple(core.shape) for core in cores] == [(2, *core) for core in shape.core_shapes]
-    a, b = factors(cores, shape.split)
+    a, b = cores_to_factors(cores, shape.split)
     assert torch.count_nonzero(b) == 0
-    assert torch.count_nonzero(update(cores, shape.split)) == 0
-    # Rows of A are orthonormal, whatever the number of cores and the rank.
+    assert torch.count_nonzero(cores_to_update(cores, shape.split)) == 0
+    # Rows of A are orthonormal for any number of cores and any rank.
     assert torch.allclose(a @ a.mT, torch.eye(shape.inner_rank).expand(2, -1, -1), atol=1e-5)
 
 
@@ -46,7 +46,7 @@ def test_a_step_on_the_zero_core_moves_the_update_by_its_length(sides, rank):
     shape = shape_of(sides, rank)
     cores = zero_start_cores(shape.core_shapes, shape.split, 2, seeded())
     cores[shape.split] = torch.randn_like(cores[shape.split])
-    moved = update(cores, shape.split).flatten(1).norm(dim=1)
+    moved = cores_to_update(cores, shape.split).flatten(1).norm(dim=1)
     assert torch.allclose(moved, cores[shape.split].flatten(1).norm(dim=1), rtol=1e-5)
 
 
@@ -73,12 +73,12 @@ def test_wider_bonds_than_a_shape_allows_still_start_at_zero():
     assert [tuple(core.shape) for core in cores] == [(3, *core) for core in core_shapes]
     wide = cores[0].flatten(1, 2)
     assert torch.allclose(wide @ wide.mT, torch.eye(2).expand(3, -1, -1), atol=1e-5)
-    a, _ = factors(cores, 2)
+    a, _ = cores_to_factors(cores, 2)
     assert torch.linalg.matrix_norm(a, 2).max() <= 1 + 1e-5
-    assert torch.count_nonzero(update(cores, 2)) == 0
+    assert torch.count_nonzero(cores_to_update(cores, 2)) == 0
 
 
-def test_orthogonal_cores_point_every_way():
+def test_orthogonal_cores_have_no_preferred_direction():
     first = zero_start_cores([(1, 8, 4), (4, 8, 1)], 1, 2000, seeded())[0]
     assert first.mean(dim=0).abs().max() < 5 / (2000 * 8) ** 0.5
 
@@ -89,7 +89,7 @@ def test_paper_cores_have_norm_one_in_every_layer():
     assert [tuple(core.shape) for core in cores] == [(3, *core) for core in shape.core_shapes]
     for core in cores:
         assert torch.allclose(core.flatten(1).norm(dim=1), torch.ones(3))
-    assert torch.count_nonzero(update(cores, shape.split)) > 0
+    assert torch.count_nonzero(cores_to_update(cores, shape.split)) > 0
 
 
 def draws():
@@ -101,7 +101,7 @@ def draws():
 
 
 @pytest.mark.parametrize("kind", draws())
-def test_the_generator_decides(kind):
+def test_the_generator_decides_the_cores(kind):
     draw = draws()[kind]
     torch.manual_seed(1)
     first = draw(seeded(3))

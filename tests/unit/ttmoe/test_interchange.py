@@ -1,4 +1,4 @@
-"""Experts go out as PEFT LoRA adapters and adapters come in as experts; both are the same function."""
+"""Export to and import from PEFT LoRA adapters: expert and adapter compute the same function."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from architectures import ARCHITECTURES, NAMES, batch, stir, tiny_bank, tiny_mod
 from safetensors.torch import load_file, save_file
 
 from ttmoe.adapter import AdapterSpec
+from ttmoe.architectures import layer_path
 from ttmoe.bank import Bank
 from ttmoe.errors import InputError
 from ttmoe.expert_files import save_expert
 from ttmoe.interchange import export_lora, import_lora
 from ttmoe.layer import linear_size
-from ttmoe.targets import layer_path
 
 peft = pytest.importorskip("peft")
 
@@ -51,7 +51,7 @@ def close(one, other):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("expert", SPECS)
 @torch.no_grad()
-def test_peft_loads_what_is_exported_and_it_comes_back(name, expert, tmp_path):
+def test_export_loads_in_peft_and_imports_again(name, expert, tmp_path):
     bank, inputs = full_bank(name), batch()
     expected, scores = states(bank, inputs, expert), bank(inputs, expert)
     assert (expected - bank.model(**inputs).last_hidden_state).abs().max() > 0.05
@@ -98,7 +98,7 @@ def test_the_model_with_its_language_head_gives_the_same_logits(name, tmp_path):
 
 
 def own_paths(model):
-    """Every linear map of the first layer, by its path inside the layer."""
+    """List the paths of all linear maps inside the first layer."""
     layer = model.get_submodule(layer_path(model))[0]
     return [path for path, module in layer.named_modules() if linear_size(module)]
 
@@ -112,7 +112,7 @@ SETTINGS = {
 
 
 def from_peft(name, kind, folder, model=None):
-    """An adapter that PEFT made, with random factors."""
+    """Save an adapter of PEFT with random factors."""
     model = tiny_model(name) if model is None else model
     paths = own_paths(tiny_model(name))
     settings = dict(SETTINGS[kind], target_modules=paths, fan_in_fan_out=name == "gpt2")
@@ -134,7 +134,7 @@ def from_peft(name, kind, folder, model=None):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", SETTINGS)
 @torch.no_grad()
-def test_what_peft_made_joins_a_bank(name, kind, tmp_path):
+def test_an_adapter_of_peft_is_imported(name, kind, tmp_path):
     inputs, bank = batch(), tiny_bank(name)
     expected = from_peft(name, kind, tmp_path)(**inputs).last_hidden_state
     assert (expected - bank.model(**inputs).last_hidden_state).abs().max() > 0.05
@@ -149,7 +149,7 @@ def test_what_peft_made_joins_a_bank(name, kind, tmp_path):
 
 
 @torch.no_grad()
-def test_what_peft_made_on_the_causal_model_joins_too(tmp_path):
+def test_an_adapter_of_peft_on_the_causal_model_is_imported(tmp_path):
     inputs = batch()
     made = from_peft("llama", "patterns", tmp_path, causal_model("llama"))
     expected, bank = made.base_model.model.model(**inputs).last_hidden_state, tiny_bank("llama")
@@ -157,7 +157,7 @@ def test_what_peft_made_on_the_causal_model_joins_too(tmp_path):
     close(states(bank, inputs, "x"), expected)
 
 
-def test_an_imported_expert_is_saved_and_loaded_as_any_other(tmp_path):
+def test_an_imported_expert_is_saved_and_loaded(tmp_path):
     from ttmoe.expert_files import load_expert
 
     bank = tiny_bank()
@@ -173,7 +173,7 @@ def test_an_imported_expert_is_saved_and_loaded_as_any_other(tmp_path):
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
     import_lora(bank, tmp_path / "out", "back", base_digest="d1")
     close(bank(batch(), "back"), bank(batch(), "x"))
-    with pytest.raises(InputError, match=r"the adapter is for base tiny \(d1\), not for this one \(d2\)"):
+    with pytest.raises(InputError, match=r"the adapter is for base tiny \(d1\), but the loaded base is d2"):
         import_lora(bank, tmp_path / "out", "other", base_digest="d2")
 
 
@@ -183,7 +183,7 @@ def stir_head(expert):
     return expert
 
 
-def test_ranks_that_differ_are_patterns_and_every_scale_is_one(tmp_path):
+def test_different_ranks_become_patterns_and_alpha_equals_rank(tmp_path):
     bank = full_bank("phi3")
     export_lora(bank, "mixed", tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -208,7 +208,7 @@ CHANGES = {
     "peft_type": ("LOHA", "peft_type 'LOHA' is not LORA"),
     "layer_replication": ([[0, 2]], "layer_replication"),
     "use_of_a_later_release": (True, "use_of_a_later_release=True is not supported"),
-    "lora_alpha": (None, "alpha cannot be read"),
+    "lora_alpha": (None, "cannot read alpha"),
     "alpha_pattern": ({"q_proj": float("inf")}, "alpha is inf"),
 }
 
@@ -226,7 +226,7 @@ def refused(folder, match, name="llama", **arguments):
     assert caught.value.where
     assert caught.value.fix
     assert not bank.experts
-    assert not bank._layers
+    assert not bank._layers.by_path
 
 
 @pytest.mark.parametrize("key", CHANGES)
@@ -249,13 +249,13 @@ Q = "base_model.model.layers.0.self_attn.q_proj"
 @pytest.mark.parametrize(("change", "match"), [
     (lambda t: t.update({f"{Q}.lora_magnitude_vector": torch.ones(3)}), "lora_magnitude_vector' is not a factor"),
     (lambda t: t.update({"base_model.model.score.weight": torch.ones(3)}), "score.weight' is not a factor"),
-    (lambda t: t.update({f"{Q}.lora_A.weight": torch.ones(3, 30)}), r"have shapes .*3, 30.*, the map is 32 to 32"),
+    (lambda t: t.update({f"{Q}.lora_A.weight": torch.ones(3, 30)}), r"have shapes .*3, 30.*, but the map is 32 to 32"),
     (lambda t: t.pop(f"{Q}.lora_B.weight"), "have shapes"),
     (lambda t: t.pop(f"{Q}.lora_A.weight"), "have shapes"),
     (lambda t: t[f"{Q}.lora_A.weight"].fill_(torch.nan), "not finite"),
     (lambda t: t.update({"base_model.model.layers.9.mlp.up_proj.lora_A.weight": torch.ones(3, 32)}), "no linear map"),
     (lambda t: t.update({"base_model.model.lm_head.lora_A.weight": torch.ones(3, 32)}), "no linear map 'lm_head'"),
-    (lambda t: t.clear(), "holds no factors"),
+    (lambda t: t.clear(), "contains no factors"),
 ])  # fmt: skip
 def test_tensors_that_do_not_fit_are_refused(change, match, exported):
     change_tensors(exported, change)
@@ -268,9 +268,9 @@ def test_files_and_heads_that_do_not_fit_are_refused(exported, tmp_path):
     change_tensors(exported, lambda t: t.pop("scale"), "head.safetensors")
     refused(exported, "the head does not fit this base")
     (exported / "head.safetensors").unlink()
-    refused(exported, "comes without a head")
+    refused(exported, "the adapter has no head")
     (exported / "adapter_model.safetensors").write_bytes(b"cut")
-    refused(exported, "the weights cannot be read", classes=2)
-    refused(tmp_path / "nowhere", "no readable PEFT adapter")
-    with pytest.raises(InputError, match="task type 'SEQ_CLS' cannot be exported"):
+    refused(exported, "cannot read the weights", classes=2)
+    refused(tmp_path / "nowhere", "cannot read the PEFT adapter")
+    with pytest.raises(InputError, match="cannot export task type 'SEQ_CLS'"):
         export_lora(full_bank("llama"), "lora", tmp_path, task_type="SEQ_CLS")

@@ -1,4 +1,4 @@
-"""The base's own language head: the logits that the whole causal model gives, whatever its architecture adds."""
+"""The language head gives the logits of transformers' causal model, on every architecture."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def body_of(folder, **more):
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", CAUSAL)
-def test_the_logits_are_the_causal_models(name, tmp_path):
+def test_logits_equal_the_causal_models(name, tmp_path):
     whole = save_causal(name, tmp_path)
     body, ids = body_of(tmp_path), torch.randint(3, VOCABULARY, (2, 6), generator=torch.Generator().manual_seed(0))
     require_language_head(body, tmp_path)
-    words = Bank(body, "last").words
+    words = Bank(body, "last").language_head
     top = body(input_ids=ids).last_hidden_state
     expected = whole(ids).logits
     found = words.logits(top.flatten(0, 1)).view_as(expected)
@@ -57,40 +57,40 @@ def test_the_logits_are_the_causal_models(name, tmp_path):
         assert (plain - expected).abs().max() > 0.1
 
 
-def test_tied_words_take_no_memory_and_others_their_own(tmp_path):
+def test_tied_weights_are_shared_and_others_loaded(tmp_path):
     for name, shared in (("llama, tied", True), ("llama", False)):
         save_causal(name, tmp_path / name)
         bank = Bank(body_of(tmp_path / name, dtype=torch.bfloat16), "last")
         before = set(bank.state_dict())
-        head = bank.words.causal.lm_head.weight
+        head = bank.language_head.causal.lm_head.weight
         assert (head is bank.model.get_input_embeddings().weight) == shared
-        assert (head.dtype, head.requires_grad, bank.words) == (torch.bfloat16, False, bank.words)
+        assert (head.dtype, head.requires_grad, bank.language_head) == (torch.bfloat16, False, bank.language_head)
         assert set(bank.state_dict()) == before  # they are no part of the bank's own state
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "deberta-v2", "modernbert"])
-def test_an_encoder_writes_no_text(name):
+def test_an_encoder_has_no_language_head(name):
     body = tiny_model(name)
-    with pytest.raises(InputError, match="no causal language model") as caught:
+    with pytest.raises(InputError, match="not a causal language model") as caught:
         require_causal(body.config, "tasks.t.kind")
     assert caught.value.where == "tasks.t.kind"
     assert "causal base" in caught.value.fix
     with pytest.raises(InputError, match=rf"\({name}\)"):
-        _ = Bank(body, "mean").words
+        _ = Bank(body, "mean").language_head
 
 
 def test_a_base_without_its_language_head_is_refused(tmp_path):
     body = tiny_model("llama")  # out of no folder
-    with pytest.raises(InputError, match=r"holds no lm_head\.weight"):
+    with pytest.raises(InputError, match=r"has no lm_head\.weight"):
         LanguageHead(body)
     body.save_pretrained(tmp_path)  # the body alone
     for asked in (lambda: require_language_head(body, tmp_path), lambda: LanguageHead(body_of(tmp_path))):
-        with pytest.raises(InputError, match=r"holds no lm_head\.weight.*without its language head"):
+        with pytest.raises(InputError, match=r"has no lm_head\.weight.*without its language head"):
             asked()
     require_language_head(tiny_model("gpt2"), tmp_path)  # tied: its embeddings are all that it takes
 
 
-def test_the_former_name_of_a_head(tmp_path):
+def test_the_old_key_of_a_head(tmp_path):
     from safetensors.torch import load_file, save_file
 
     whole = save_causal("gpt_neox", tmp_path)
@@ -101,7 +101,7 @@ def test_the_former_name_of_a_head(tmp_path):
     assert torch.equal(head, whole.get_output_embeddings().weight)
 
 
-def test_scores_of_answers_and_their_gradients_in_pieces(monkeypatch, tmp_path):
+def test_answer_scores_and_their_gradients_in_chunks(monkeypatch, tmp_path):
     whole = save_causal("gemma2, capped", tmp_path)
     words = LanguageHead(body_of(tmp_path))
     ids = torch.randint(3, VOCABULARY, (3, 7), generator=torch.Generator().manual_seed(2))
@@ -128,12 +128,12 @@ def test_scores_of_answers_and_their_gradients_in_pieces(monkeypatch, tmp_path):
     assert all(row.shape == (0, 2) for row in answer_scores(words, top, inputs, [0, 0, 0]))
 
 
-def test_the_body_is_lent_for_generating_and_given_back(tmp_path):
+def test_the_generation_model_removes_the_body_after_an_error(tmp_path):
     save_causal("opt", tmp_path)
     words = LanguageHead(body_of(tmp_path))
 
     def fail():
-        with words.speaking() as causal:
+        with words.generation_model() as causal:
             assert causal.model is words.body
             raise RuntimeError("stop")
 

@@ -1,4 +1,4 @@
-"""An expert in the base's own weights, and the base back again, bit for bit."""
+"""Merging an expert into the base's weights, and restoring the base bit for bit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def same(bank, before):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("expert", SPECS)
-def test_merged_it_answers_the_same_and_unmerged_it_is_the_base(name, expert):
+def test_a_merged_expert_gives_the_same_scores_and_unmerge_restores_the_base(name, expert):
     bank, inputs = bank_of(name), batch()
     before, scores, bare = weights(bank), bank(inputs, expert), bank.model(**inputs).last_hidden_state
     bank.merge(expert)
@@ -48,7 +48,7 @@ def test_merged_it_answers_the_same_and_unmerged_it_is_the_base(name, expert):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_bases_are_rounded_once_and_come_back(dtype):
+def test_half_precision_bases_are_rounded_once_and_restored(dtype):
     bank = bank_of().to(dtype)
     before, features = weights(bank), bank.features(batch(), "a")
     bank.merge("a")
@@ -58,12 +58,12 @@ def test_half_bases_are_rounded_once_and_come_back(dtype):
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
-def test_what_is_not_finite_is_refused_and_nothing_is_merged(bad):
+def test_weights_that_are_not_finite_are_refused_and_nothing_is_merged(bad):
     bank = bank_of().half()
     with torch.no_grad():
         list(bank.experts["b"].adapter.parameters())[-1][-1, -1, -1] = bad  # the last layer of the last group
     before = weights(bank)
-    with pytest.raises(InputError, match=r"not be finite in layers\.2\.self_attn\.k_proj"):
+    with pytest.raises(InputError, match=r"not finite in layers\.2\.self_attn\.k_proj"):
         bank.merge("b")
     assert same(bank, before)
     bank.merge("a")
@@ -71,7 +71,7 @@ def test_what_is_not_finite_is_refused_and_nothing_is_merged(bad):
     assert same(bank, before)
 
 
-def test_while_one_is_merged_no_other_answers():
+def test_while_one_expert_is_merged_no_other_can_be_used():
     bank = bank_of()
     bank.merge("a")
     for call in (lambda: bank(batch(), "b"), lambda: bank(batch(), ["a", "b"] * 3), lambda: bank.merge("b"),

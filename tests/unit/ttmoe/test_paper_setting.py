@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModel, LlamaConfig
 
-from ttmoe.adapter import AdapterSpec, count_lora, count_parameters, plan_groups
+from ttmoe.adapter import AdapterSpec, count_lora_parameters, count_parameters, plan_groups
 from ttmoe.bank import Bank
 
 PAPER = AdapterSpec(rank=5, alpha=16.0, init="paper", targets=("q", "v"),
@@ -23,10 +23,10 @@ def llama():
 
 
 def trained(model, spec):
-    """The values that an optimizer would be given for the adapter."""
+    """The number of trainable parameters of the adapter."""
     with torch.device("meta"):
         bank = Bank(model, "last")
-        expert = bank.draft(spec, 2)
+        expert = bank.build_expert(spec, 2)
         return sum(p.numel() for p in expert.adapter.parameters() if p.requires_grad)
 
 
@@ -40,10 +40,10 @@ def test_the_papers_adapter_has_33920_parameters(llama):
 def test_lora_of_rank_16_there_has_1703936(llama):
     lora = AdapterSpec(method="lora", rank=16, targets=("q", "v"))
     assert count_parameters(plan_groups(llama, lora)) == trained(llama, lora) == 1_703_936
-    assert count_lora(plan_groups(llama, PAPER), rank=16) == 1_703_936
+    assert count_lora_parameters(plan_groups(llama, PAPER), rank=16) == 1_703_936
 
 
-def test_nothing_else_is_trained(llama):
+def test_the_base_is_not_trained(llama):
     bank = Bank(llama, "last")
     assert not any(p.requires_grad for p in bank.parameters())
     assert sum(p.numel() for p in bank.parameters()) == 1_235_814_400

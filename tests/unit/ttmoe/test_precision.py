@@ -1,4 +1,4 @@
-"""Bases in half precision, autocast, and moves: the experts stay fp32 and give what they give in fp32, rounded."""
+"""Half-precision bases, autocast and moves: experts stay in fp32 and give the fp32 results up to rounding."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_half_bases_with_fp32_experts(name, dtype):
     assert all(g is not None and g.dtype == torch.float32 and g.isfinite().all() for g in gradients.values())
 
 
-def test_casting_the_bank_leaves_the_experts_bits():
+def test_casting_the_bank_leaves_the_experts_bitwise_equal():
     bank = bank_of()
     before = {key: value.clone() for key, value in bank.experts.state_dict().items()}
     for cast in (bank.bfloat16, bank.half, bank.double, lambda: bank.to("cpu", torch.float32)):
@@ -53,7 +53,7 @@ def test_casting_the_bank_leaves_the_experts_bits():
         assert bank(batch(), "a").isfinite().all()
 
 
-def test_the_bank_moves_whole():
+def test_the_bank_moves_as_a_whole():
     bank = bank_of().to("meta")
     assert bank.device.type == "meta"
     assert {p.device.type for p in bank.parameters()} == {"meta"}
@@ -61,7 +61,7 @@ def test_the_bank_moves_whole():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_autocast_changes_nothing_for_later(name):
+def test_autocast_does_not_affect_later_passes(name):
     bank, inputs = bank_of(name), batch()
     bank.requires_grad_(False)
     plain = bank_of(name)(inputs, ["a", "b"] * 3)
@@ -75,7 +75,7 @@ def test_autocast_changes_nothing_for_later(name):
     torch.testing.assert_close(scores, plain, rtol=0.15, atol=0.45)
 
 
-def test_experts_are_made_and_used_inside_inference_mode():
+def test_experts_can_be_added_and_used_inside_inference_mode():
     with torch.inference_mode():
         bank = bank_of()
         bank.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Each role is the map that the model really uses for it: seen from inside the attention and the feed-forward part."""
+"""Each role is the map that the model uses for it, observed inside the attention and the feed-forward block."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NORMED = ("qwen3", "gemma3_text")
 
 
 def spy(module, query, key, value, attention_mask, **kwargs):
-    """Plain attention that notes what it is given: (batch, heads, tokens, size of a head)."""
+    """Plain attention that records its inputs, each (batch, heads, tokens, size of a head)."""
     SEEN.append((query, key, value))
     repeat = query.shape[1] // key.shape[1]
     out = torch.nn.functional.scaled_dot_product_attention(
@@ -30,7 +30,7 @@ AttentionInterface.register("spy", spy)
 
 @torch.no_grad()
 def observe(bank, names):
-    """What the first layer computes: q, k, v as the attention gets them, the activation's input, and the output."""
+    """The first layer's q, k, v as the attention receives them, the activation's input, and the model's output."""
     layer = find_layer(bank)
     found: dict[str, torch.Tensor] = {}
     act = [m for name, m in layer.named_modules() if name.rpartition(".")[2] in
@@ -53,7 +53,7 @@ def observe(bank, names):
 
 
 def note(found, key, value):
-    """The first of its kind: the first layer's, for the tokens and not for DeBERTa's relative positions."""
+    """Keep the first value of a kind: that of the first layer, of the tokens and not of DeBERTa's relative positions."""
     found.setdefault(key, value)
 
 
@@ -63,7 +63,7 @@ def find_layer(bank):
 
 
 def changed(bank, role):
-    """Which of the observed tensors an update of ``role`` in the first layer alone changes."""
+    """The observed tensors that an update of ``role`` in the first layer changes."""
     stir(bank.add(role, AdapterSpec(targets=(role,), rank=3, alpha=1.0, last_layer=0), 2))
     bare, adapted = observe(bank, None), observe(bank, role)
     return {key for key in bare if not torch.equal(bare[key], adapted[key])}

@@ -1,4 +1,4 @@
-"""The routed model: from a folder to answers."""
+"""The routed model: loading, predictions, and errors of mismatched files."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def routed(folder, base):
 
 
 def same(some, others):
-    """Equal answers; confidences may differ in the last digits, as batches differ."""
+    """Compare answers; probabilities may differ by rounding between batches."""
     for a, b in zip(some, others, strict=True):
         assert (a.task, a.label) == (b.task, b.label)
         assert (a.confidence, a.routing) == pytest.approx((b.confidence, b.routing), abs=1e-5)
 
 
-def test_answers_are_whole_and_several_experts_answer(routed):
+def test_answers_are_complete_and_come_from_several_experts(routed):
     answers = routed.predict(ROWS)
     assert len(answers) == len(ROWS)
     assert len({a.task for a in answers}) == 3
@@ -63,11 +63,11 @@ def test_equal_inputs_give_equal_answers(routed, folder, base):
 
 
 @pytest.mark.parametrize("size", [1, 2, 64])
-def test_the_batch_does_not_matter(routed, size):
+def test_answers_do_not_depend_on_the_batch(routed, size):
     same(routed.predict(ROWS[::-1], size)[::-1], routed.predict(ROWS))
 
 
-def test_a_row_is_answered_by_the_expert_that_was_picked(routed):
+def test_a_row_is_answered_by_the_chosen_expert(routed):
     for text, answer in zip(TEXTS, routed.predict(TEXTS), strict=True):
         inputs = dict(routed.tokenizer(text, return_tensors="pt"))
         shares = routed.bank(inputs, answer.task)[0].softmax(-1)
@@ -76,7 +76,7 @@ def test_a_row_is_answered_by_the_expert_that_was_picked(routed):
             assert answer.confidence == pytest.approx(shares.max().item(), abs=1e-5)
 
 
-def test_a_choice_is_answered_with_the_option(routed):
+def test_a_choice_is_answered_with_the_index_of_an_option(routed):
     with torch.no_grad():
         routed.router.gate.weight.zero_()
         routed.router.gate.bias.copy_(torch.tensor([0.0, 0.0, 9.0]))
@@ -101,7 +101,7 @@ def test_router_scores_that_are_not_finite_still_give_an_answer(routed):
     assert {(a.task, round(a.routing, 5)) for a in routed.predict(ROWS)} == {("colours", 0.33333)}
 
 
-def test_a_choice_may_have_other_options_than_the_rows_its_expert_learned_from(routed):
+def test_a_choice_may_have_more_or_fewer_options_than_the_training_rows(routed):
     routed.manifests["which"] = replace(routed.manifests["which"], labels=("0", "1"))
     rows = [Choice("red", tuple(f"north{i}" for i in range(count))) for count in (1, 2, 3, 5)]
     with torch.no_grad():
@@ -134,9 +134,9 @@ def test_a_stale_lock(copy, base):
 
 def test_a_router_of_another_base(copy, base):
     edit(copy / "router.json", lambda m: m["base"].update(digest="0" * 64))
-    with pytest.raises(InputError, match=rf"trained on base {'0' * 12}, this is {base.digest[:12]}") as caught:
+    with pytest.raises(InputError, match=rf"on base {'0' * 12}, but the loaded base is {base.digest[:12]}") as caught:
         RoutedModel.load(copy, base)
-    assert caught.value.fix == "load the base it was trained on"
+    assert caught.value.fix == "load the base that the router was trained on"
 
 
 def test_an_expert_that_is_missing_or_of_another_base(copy, base):
@@ -144,5 +144,5 @@ def test_an_expert_that_is_missing_or_of_another_base(copy, base):
     with pytest.raises(InputError, match="'which' was trained on base tiny"):
         RoutedModel.load(copy, base)
     shutil.rmtree(copy / "experts" / "which")
-    with pytest.raises(InputError, match="no readable expert manifest"):
+    with pytest.raises(InputError, match="cannot read the expert manifest"):
         RoutedModel.load(copy, base)

@@ -1,4 +1,4 @@
-"""The routed model on bases of four layers: what runs how often, and that each answer is its lone expert's."""
+"""The routed model on bases of four layers: how often each layer runs, and answers equal to the expert's alone."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import tiny
 import tiny_causal
 import torch
 from architectures import stir
+from reference_features import router_features
 
 from ttmoe.adapter import AdapterSpec
 from ttmoe.bank import Bank
@@ -17,7 +18,7 @@ from ttmoe.base import Base, digest_folder, load_body, load_tokenizer
 from ttmoe.encoding import Choice, Completion, collate, encode_inputs
 from ttmoe.expert_files import Manifest
 from ttmoe.familiarity import Familiarity
-from ttmoe.features import FeatureSpec, router_features
+from ttmoe.features import FeatureSpec
 from ttmoe.generation import generate
 from ttmoe.routed import Prediction, RoutedModel
 from ttmoe.router import Router
@@ -57,7 +58,7 @@ def base(request, tmp_path_factory):
 
 
 def model_of(base, layers, lowest=2, rows=(), tasks=()):
-    """A library whose router sends ``rows`` to ``tasks``; only a causal base has an expert that writes."""
+    """Build a library whose router sends ``rows`` to ``tasks``; only a causal base has an expert that generates."""
     names = [name for name in KINDS if name != "reply" or base.pooling == "last"]
     bank = Bank(load_body(base), base.pooling).eval()
     specs = {"colours": AdapterSpec(rank=2, alpha=1.0, first_layer=lowest), "which": AdapterSpec(
@@ -85,20 +86,20 @@ def features_of(bank, tokenizer, rows, spec):
 
 
 def in_turn(model, rows):
-    """A task for each row, all of the library's in turn."""
+    """Assign the library's tasks to the rows in turn."""
     tasks = [name for name in KINDS if name in model.manifests]
     return [tasks[i % len(tasks)] for i in range(len(rows))]
 
 
 def steered(base, layers, lowest, rows):
-    """A model that sends the rows to its tasks in turn, and these tasks."""
+    """Build a model that sends the rows to its tasks in turn, and return it with these tasks."""
     tasks = in_turn(model_of(base, layers, lowest), rows)
     return model_of(base, layers, lowest, rows, tasks), tasks
 
 
 @pytest.fixture
 def runs():
-    """Counts how often each layer of a model runs; a layer that is passed through has not run."""
+    """Count how often each layer of a model runs. A skipped layer has not run."""
     hooks = []
 
     def count(model):
@@ -118,7 +119,7 @@ def runs():
 
 
 def lone(model, task, row):
-    """The row's probabilities through the task's expert alone, by the bank's own forward."""
+    """Compute the row's probabilities with the bank's forward and the task's expert alone."""
     (item,) = encode_inputs(model.tokenizer, [row], model.max_length)
     if KINDS[task] == "choice":
         return torch.stack([model.bank(collate([tokens], 0), task)[0, 0] for tokens in item.options]).softmax(0)
@@ -126,7 +127,7 @@ def lone(model, task, row):
 
 
 @pytest.mark.parametrize(("layers", "lowest", "expected"), MODES.values(), ids=MODES)
-def test_a_row_has_its_lone_experts_scores_however_passes_are_shared(base, layers, lowest, expected):
+def test_scores_equal_those_of_the_expert_alone(base, layers, lowest, expected):
     model, tasks = steered(base, layers, lowest, MIXED)
     assert model.one_pass is (expected == [1] * LAYERS)
     answers = model.predict(MIXED)
@@ -160,8 +161,8 @@ def test_how_often_each_layer_runs(base, runs, layers, lowest, expected):
     assert all(count == 1 for count in seen[: min(lowest, top)])
 
 
-def test_a_batch_starts_from_where_its_own_experts_differ(base, runs):
-    """All rows go to the expert that adapts layer 3 alone: up to there the router's pass serves."""
+def test_a_batch_starts_below_the_layers_that_its_experts_adapt(base, runs):
+    """All rows go to the expert that adapts only layer 3: the layers below run once, for the router."""
     model = model_of(base, (3, 1), 2, TEXTS, ["animals"] * len(TEXTS))
     model.predict(TEXTS)
     seen = runs(model)
@@ -182,7 +183,7 @@ def test_mixed_batches_answer_in_order_as_each_row_alone(base, layers, lowest, s
 
 
 def same(some, others):
-    """Equal answers; probabilities may differ in the last digits, as batches differ."""
+    """Compare answers; probabilities may differ by rounding between batches."""
     for a, b in zip(some, others, strict=True):
         assert (a.task, a.label) == (b.task, b.label)
         assert (a.confidence, a.routing) == pytest.approx((b.confidence, b.routing), abs=1e-5)
@@ -190,7 +191,7 @@ def same(some, others):
 
 
 @pytest.mark.parametrize("base", ["causal"], indirect=True)
-def test_an_expert_that_writes_gives_its_text(base):
+def test_the_label_of_a_generating_expert_is_its_text(base):
     model, _ = steered(base, (0, 2), 2, MIXED)
     model.manifests["reply"] = replace(model.manifests["reply"], answer_tokens=3)
     answers = dict(zip(MIXED, model.predict(MIXED), strict=True))
@@ -202,16 +203,16 @@ def test_an_expert_that_writes_gives_its_text(base):
 
 
 def familiar(model, rows, **thresholds):
-    """Give the router a familiarity, with these thresholds and none for other tasks."""
+    """Add familiarity to the router, with these thresholds and -inf for the other tasks."""
     router = model.router
-    found = router.scaled(features_of(model.bank, model.tokenizer, rows, router.features))
-    router.familiarity = Familiarity.of(Subspace.of([found] * len(router.tasks), lambda part: part))
+    found = router.standardise(features_of(model.bank, model.tokenizer, rows, router.features))
+    router.familiarity = Familiarity.from_subspace(Subspace.fit([found] * len(router.tasks), lambda part: part))
     for task, threshold in thresholds.items():
         router.familiarity.thresholds[router.tasks.index(task)] = threshold
 
 
 @pytest.mark.parametrize(("layers", "lowest"), [((0, 2), 2), ("last", 2)])
-def test_rows_that_are_like_nothing_are_unknown_and_answered_when_asked_to(base, layers, lowest):
+def test_unfamiliar_rows_are_unknown_or_answered_on_request(base, layers, lowest):
     model, tasks = steered(base, layers, lowest, MIXED)
     plain = model.predict(MIXED)
     familiar(model, MIXED)
@@ -228,7 +229,7 @@ def test_rows_that_are_like_nothing_are_unknown_and_answered_when_asked_to(base,
         assert model.predict(MIXED, unknown=False) == plain
 
 
-def test_of_unknown_rows_alone_nothing_runs_above_what_the_router_reads(base, runs):
+def test_unknown_rows_run_no_layer_above_those_that_the_router_reads(base, runs):
     model, tasks = steered(base, (0, 1), 2, MIXED)
     familiar(model, MIXED, **dict.fromkeys(tasks, math.inf))
     model.predict(MIXED)
@@ -260,7 +261,7 @@ def test_an_expert_whose_scores_are_not_finite_gives_finite_answers(base):
 
 
 @pytest.mark.parametrize(("layers", "lowest"), [((0, 2), 2), ("all", 0)])
-def test_predicting_leaves_base_cores_heads_and_router_as_they_were(base, layers, lowest):
+def test_predicting_changes_no_state(base, layers, lowest):
     model, _ = steered(base, layers, lowest, MIXED)
     familiar(model, MIXED)
     model.predict(MIXED[:1])

@@ -1,3 +1,5 @@
+"""The router: scores, routes, its files, and its features."""
+
 from __future__ import annotations
 
 import hashlib
@@ -7,17 +9,18 @@ import pytest
 import torch
 from architectures import batch, tiny_model
 from library import FEATURES, router_of
+from reference_features import router_features
 from safetensors.torch import save
 
 from ttmoe.errors import InputError
 from ttmoe.familiarity import Familiarity
-from ttmoe.features import FeatureSpec, pool_states, router_features
+from ttmoe.features import FeatureSpec, pool_states
 from ttmoe.router import Router, load_router, save_router
 from ttmoe.subspace import Subspace
 
 
 def fitted(features=FEATURES, familiar=True):
-    """A router whose every weight and buffer has been set."""
+    """Build a router with every weight and buffer set."""
     router, draw = router_of(features).eval(), torch.Generator().manual_seed(1)
     width = router.mean.numel()
     with torch.no_grad():
@@ -27,10 +30,10 @@ def fitted(features=FEATURES, familiar=True):
         router.temperature.fill_(2.5)
     if familiar:
         clouds = [torch.randn(30, width, generator=draw) + i for i in range(3)]
-        router.familiarity = Familiarity.of(Subspace.of(clouds, router.scaled))
+        router.familiarity = Familiarity.from_subspace(Subspace.fit(clouds, router.standardise))
         rows = torch.cat(clouds)
         experts = router(rows).argmax(-1)
-        router.familiarity.fit_thresholds(router.familiarity(router.scaled(rows), experts), experts, 0.1)
+        router.familiarity.fit_thresholds(router.familiarity(router.standardise(rows), experts), experts, 0.1)
     return router
 
 
@@ -39,25 +42,25 @@ def test_scores_are_one_linear_map_of_standardised_features_divided_by_the_tempe
     scaled = (features - router.mean) / router.deviation
     expected = ((scaled @ router.gate.weight.T + router.gate.bias) / 2.5).detach()
     torch.testing.assert_close(router(features).detach(), expected)
-    torch.testing.assert_close(router.scaled(features), scaled)
+    torch.testing.assert_close(router.standardise(features), scaled)
     routes = router.route(features)
     assert routes.names == [router.tasks[i] for i in expected.argmax(-1).tolist()]
     assert len(set(routes.names)) > 1
-    assert routes.shares == pytest.approx(expected.softmax(-1).amax(-1).tolist(), abs=1e-5)
-    assert routes.known == [True] * 50
+    assert routes.probabilities == pytest.approx(expected.softmax(-1).amax(-1).tolist(), abs=1e-5)
+    assert routes.familiar == [True] * 50
     half = router(features.half()).detach()  # kept features are halves: what is computed with them is not
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, router(features.half().float()).detach())
 
 
-def test_whether_a_row_is_known_is_asked_of_the_task_it_is_sent_to():
+def test_familiarity_is_measured_with_the_chosen_task():
     router, draw = fitted(), torch.Generator().manual_seed(4)
     rows = torch.cat([torch.randn(40, 256, generator=draw) + 1, torch.randn(5, 256, generator=draw) * 99])
     routes, places = router.route(rows), {task: i for i, task in enumerate(router.tasks)}
     experts = torch.tensor([places[name] for name in routes.names])
-    assert routes.known == router.familiarity.knows(router.scaled(rows), experts).tolist()
-    assert routes.known[40:] == [False] * 5
-    assert sum(routes.known[:40]) > 20
+    assert routes.familiar == router.familiarity.is_familiar(router.standardise(rows), experts).tolist()
+    assert routes.familiar[40:] == [False] * 5
+    assert sum(routes.familiar[:40]) > 20
 
 
 def test_noise_is_for_training_only():
@@ -74,16 +77,16 @@ def test_scores_that_are_not_finite(bad):
     with torch.no_grad():
         router.gate.bias[1] = bad
     routes = router.route(torch.randn(20, 256, generator=torch.Generator().manual_seed(0)))
-    assert all(1 / 3 < share <= 1 for share in routes.shares)  # of the likeliest of three
+    assert all(1 / 3 < share <= 1 for share in routes.probabilities)  # of the likeliest of three
     assert ("animals" in routes.names) == (bad == torch.inf)
 
 
-def test_features_that_are_not_finite_are_unknown_and_no_error():
+def test_features_that_are_not_finite_are_unfamiliar():
     router, rows = fitted(), torch.ones(3, 256)
     rows[0, 5], rows[1, 7] = torch.nan, torch.inf
     routes = router.route(rows)
-    assert routes.known[:2] == [False, False]
-    assert all(0 < share <= 1 for share in routes.shares)
+    assert routes.familiar[:2] == [False, False]
+    assert all(0 < share <= 1 for share in routes.probabilities)
 
 
 @pytest.mark.parametrize("features", [FeatureSpec((0, 1)), FeatureSpec("last"), FeatureSpec("all", "last")])
@@ -109,15 +112,15 @@ def test_round_trip(tmp_path, features, familiar):
 
 
 def save_weights(folder, router, weights):
-    """The router's files with other weights, their digest right."""
+    """Save the router with other weights and their digest."""
     manifest = save_router(router, folder, {}, {}, {})
     (folder / "router.safetensors").write_bytes(save(weights))
     manifest["weights_digest"] = hashlib.sha256(save(weights)).hexdigest()
     (folder / "router.json").write_text(json.dumps(manifest))
 
 
-def test_a_router_without_familiarity_loads_and_knows_every_row(tmp_path):
-    """As one was written that never says unknown, its manifest without the kind of router."""
+def test_with_a_router_without_familiarity_every_row_is_familiar(tmp_path):
+    """Early manifests have no kind of router."""
     router = fitted(familiar=False)
     save_router(router, tmp_path, {}, {}, {})
     manifest = json.loads((tmp_path / "router.json").read_text())
@@ -125,19 +128,19 @@ def test_a_router_without_familiarity_loads_and_knows_every_row(tmp_path):
     (tmp_path / "router.json").write_text(json.dumps(manifest))
     found, _ = load_router(tmp_path)
     assert found.familiarity is None
-    assert found.route(torch.full((2, 256), torch.nan)).known == [True, True]
+    assert found.route(torch.full((2, 256), torch.nan)).familiar == [True, True]
 
 
-def test_weights_of_another_form_say_that_they_do_not_fit(tmp_path):
+def test_weights_of_another_form(tmp_path):
     router = fitted()
     weights = router.state_dict()
     for others in ({k: v for k, v in weights.items() if k != "temperature"}, {**weights, "more": torch.ones(1)},
                    {k: v for k, v in weights.items() if k != "familiarity.means"},
                    {**weights, "gate.weight": torch.ones(2, 256)}):  # fmt: skip
         save_weights(tmp_path, router, others)
-        with pytest.raises(InputError, match="do not fit it") as caught:
+        with pytest.raises(InputError, match="do not match the router") as caught:
             load_router(tmp_path)
-        assert "run the library again" in caught.value.fix
+        assert "run `ttmoe run` again" in caught.value.fix
 
 
 @pytest.mark.parametrize("name", ["mean", "temperature", "gate.bias", "familiarity.whitenings", "familiarity.means"])
@@ -161,19 +164,19 @@ def test_a_threshold_may_be_infinite_and_is_a_number(tmp_path):
 
 
 def test_files_that_are_missing_or_altered(tmp_path):
-    with pytest.raises(InputError, match="no readable router"):
+    with pytest.raises(InputError, match="cannot read the router"):
         load_router(tmp_path)
     save_router(fitted(), tmp_path, {}, {}, {})
     whole = (tmp_path / "router.safetensors").read_bytes()
     for data in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[:-9], b""):
         (tmp_path / "router.safetensors").write_bytes(data)
-        with pytest.raises(InputError, match="altered or cut"):
+        with pytest.raises(InputError, match="altered or truncated"):
             load_router(tmp_path)
     (tmp_path / "router.json").write_text("{}")
-    with pytest.raises(InputError, match=r"no readable router \('weights_digest'\)"):
+    with pytest.raises(InputError, match=r"cannot read the router \('weights_digest'\)"):
         load_router(tmp_path)
     (tmp_path / "router.json").write_text("{")
-    with pytest.raises(InputError, match="no readable router"):
+    with pytest.raises(InputError, match="cannot read the router"):
         load_router(tmp_path)
 
 
@@ -182,13 +185,13 @@ def test_feature_indexes():
     assert FeatureSpec("embeddings").indexes(6) == (0,)
     assert FeatureSpec("all").indexes(2) == (0, 1, 2)
     assert FeatureSpec((4, 1)).indexes(6) == (4, 1)
-    with pytest.raises(InputError, match="hidden state 7 is not among 0 to 6"):
+    with pytest.raises(InputError, match="hidden state 7 is not in the range from 0 to 6"):
         FeatureSpec((0, 7)).indexes(6)
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])
 @pytest.mark.parametrize("pooling", ["mean", "last", "both"])
-def test_features_are_pooled_states_at_unit_length_side_by_side(name, pooling):
+def test_features_are_concatenated_pooled_states_of_unit_length(name, pooling):
     model, inputs = tiny_model(name), batch()
     features = router_features(model, inputs, FeatureSpec((0, 2), pooling))
     poolings = ("mean", "last") if pooling == "both" else (pooling,)

@@ -1,4 +1,4 @@
-"""Rows of every kind to tokens, batches, and scores."""
+"""Encoding, batching and scoring of rows of every kind."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def alone(bank, tokenizer, name, *texts):
 
 
 @torch.no_grad()
-def test_mixed_kinds_score_as_each_alone(bank, tokenizer):
+def test_scores_of_mixed_kinds_equal_those_of_single_rows(bank, tokenizer):
     items = encode_inputs(tokenizer, ROWS, 32)
     names = ["colours", "animals", "which", "which", "colours"]
     scores = score(bank, items, names, 0)
@@ -65,8 +65,8 @@ def test_one_name_for_all_rows(bank, tokenizer):
 
 @torch.no_grad()
 @pytest.mark.parametrize("kept", [True, False])
-def test_scores_from_the_trunk_on(bank, tokenizer, base_folder, kept):
-    """With its states as with those worked out here, options and wholes side by side."""
+def test_scores_from_trunk_states(bank, tokenizer, base_folder, kept):
+    """With given states and with states computed in ``score``, for options and whole rows in one batch."""
     items = encode_inputs(tokenizer, ROWS, 32)
     upper = AdapterSpec(first_layer=1, init="paper", rank=2)
     for name, classes in (("one", 3), ("two", 1)):
@@ -82,11 +82,11 @@ def test_scores_from_the_trunk_on(bank, tokenizer, base_folder, kept):
         assert not torch.allclose(torch.cat(other), torch.cat(whole), atol=1e-3)
     for name in ("one", "two"):
         bank.remove(name)
-    with pytest.raises(InputError, match="below the trunk's top"):
+    with pytest.raises(InputError, match="below the trunk's depth"):
         score(bank, items, "colours", 0, states=states, depth=1)
 
 
-def test_nothing_to_score_and_nobody_to_ask(bank, tokenizer):
+def test_no_rows_and_no_expert(bank, tokenizer):
     assert score(bank, [], "colours", 0) == score(bank, [], [], 0) == []
     with pytest.raises(InputError, match="no expert named 'nobody'"):
         score(bank, encode_inputs(tokenizer, ["red"], 32), "nobody", 0)
@@ -104,7 +104,7 @@ def test_encoding_keeps_the_order_of_texts_and_pairs(tokenizer):
         encode(tokenizer, [("red", "cat", "dog")], 32)
 
 
-def test_items_know_their_length_and_options(tokenizer):
+def test_items_have_a_length_and_options(tokenizer):
     text, pair, choice = encode_inputs(tokenizer, ROWS[:3], 32)
     assert (text.length, pair.length, len(choice.options), text.options) == (3, 6, 3, ())
     assert choice.length == max(len(o["input_ids"]) for o in choice.options)

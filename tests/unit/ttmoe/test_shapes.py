@@ -6,14 +6,8 @@ from functools import cache
 import pytest
 
 from ttmoe.errors import InputError
-from ttmoe.shapes import (
-    TTShape,
-    auto_shape,
-    candidate_shapes,
-    factorisations,
-    lora_parameters,
-    nearest_factorisation,
-)
+from ttmoe.factorisation import factorisations, nearest_factorisation
+from ttmoe.shapes import TTShape, auto_shape, candidate_shapes, lora_parameters
 
 QUERY = "16x8x4x4|4x4x8x16@5"
 VALUE = "16x16x4x2|2x16x16@5"
@@ -70,18 +64,18 @@ def test_bonds_are_capped_where_a_larger_one_adds_nothing():
 
 def test_factors_that_do_not_fit_name_product_width_and_nearest():
     with pytest.raises(InputError) as caught:
-        TTShape.parse("16x8x4x3|4x4x8x16@5").require(2048, 2048, where="run.yaml: adapter.shape")
+        TTShape.parse("16x8x4x3|4x4x8x16@5").require_widths(2048, 2048, where="run.yaml: adapter.shape")
     text = str(caught.value)
     assert text.startswith("run.yaml: adapter.shape: the input factors 16x8x4x3 multiply to 1536")
     assert "2048" in text
     assert "16x8x4x4" in text
     with pytest.raises(InputError, match="output factors 4x4x8x16 multiply to 2048"):
-        TTShape.parse(QUERY).require(2048, 512)
-    TTShape.parse(QUERY).require(2048, 2048)
+        TTShape.parse(QUERY).require_widths(2048, 512)
+    TTShape.parse(QUERY).require_widths(2048, 2048)
 
 
 @pytest.mark.parametrize(("factors", "width"), [((16, 8, 4, 3), 2048), ((10, 50), 576), ((7, 7, 7), 360)])
-def test_nearest_is_the_nearest_of_all(factors, width):
+def test_nearest_factorisation_is_the_nearest_of_all(factors, width):
     def distance(other):
         return sum(abs(math.log(a / b)) for a, b in zip(factors, other, strict=True))
 
@@ -106,7 +100,7 @@ def count(width: int, factors: int, smallest: int, largest: int) -> int:
 
 @pytest.mark.parametrize("width", [1, 2, 7, 64, 360, 576, 768, 2048])
 @pytest.mark.parametrize(("fewest", "most", "smallest", "largest"), [(1, 4, 2, None), (2, 6, 2, 32), (3, 5, 4, 16)])
-def test_factorisations_are_all_there_once(width, fewest, most, smallest, largest):
+def test_factorisations_are_complete_and_distinct(width, fewest, most, smallest, largest):
     found = factorisations(width, min_factors=fewest, max_factors=most, min_factor=smallest, max_factor=largest)
     assert len(found) == sum(count(width, k, smallest, largest or width) for k in range(fewest, most + 1))
     assert len(set(found)) == len(found)
@@ -172,7 +166,7 @@ WIDTHS = [
 def test_auto_shape_of_real_widths(inputs):
     for outputs in WIDTHS:
         shape = auto_shape(inputs, outputs, 8)
-        shape.require(inputs, outputs)
+        shape.require_widths(inputs, outputs)
         assert 4 <= len(shape.core_shapes) <= 6
         assert max(shape.inputs + shape.outputs) <= 32
         assert max(shape.inputs) <= 2 * min(shape.inputs)

@@ -5,9 +5,10 @@ import torch
 from architectures import ARCHITECTURES, LAYERS, NAMES, tiny_model
 
 from ttmoe.adapter import AdapterSpec, plan_groups
+from ttmoe.architectures import layer_list
 from ttmoe.bank import Bank
 from ttmoe.errors import InputError
-from ttmoe.targets import find_sites, layer_list
+from ttmoe.targets import find_sites
 
 
 def rows_of(site, width):
@@ -15,7 +16,7 @@ def rows_of(site, width):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_parts_of_a_fused_map_are_apart_and_cover_it(name):
+def test_the_parts_of_a_fused_map_are_disjoint_and_cover_it(name):
     model = tiny_model(name)
     for roles in (["q", "k", "v"], ["up", "gate"] if ARCHITECTURES[name].gated else ["up"]):
         by_path: dict[str, list[set[int]]] = {}
@@ -57,7 +58,7 @@ def test_sites_are_the_same_when_adapted_and_on_the_meta_device(name):
     assert [(s.path, s.role, s.in_features, s.out_features) for s in find_sites(meta, roles)] == before
 
 
-def test_a_pattern_meets_whole_paths():
+def test_a_pattern_matches_whole_paths():
     model = tiny_model("llama")
     sites = find_sites(model, [r"self_attn\.[qv]_proj"], last=0)
     assert [s.path for s in sites] == ["layers.0.self_attn.q_proj", "layers.0.self_attn.v_proj"]
@@ -66,7 +67,7 @@ def test_a_pattern_meets_whole_paths():
         find_sites(model, ["q_proj"])
 
 
-def test_what_two_targets_meet_is_adapted_once():
+def test_a_site_that_two_targets_match_is_adapted_once():
     model = tiny_model("llama")
     sites = find_sites(model, ["q", "q", r".*q_proj", r".*[qk]_proj"], last=0)
     assert [(s.role, s.path.rpartition(".")[2]) for s in sites] == [("q", "q_proj"), ("self_attn.k_proj", "k_proj")]
@@ -76,7 +77,7 @@ def test_what_two_targets_meet_is_adapted_once():
     assert len(twice) == LAYERS
 
 
-def test_an_unknown_target_is_named_with_what_there_is():
+def test_an_unknown_target_is_reported_with_the_valid_ones():
     with pytest.raises(InputError) as caught:
         find_sites(tiny_model("llama"), ["self_attn.q_prj"])
     assert "'self_attn.q_prj'" in caught.value.what
@@ -84,7 +85,7 @@ def test_an_unknown_target_is_named_with_what_there_is():
     assert caught.value.where == "adapter.targets"
     assert "did you mean 'self_attn.q_proj'?" in caught.value.fix
     assert "mlp.down_proj" in caught.value.fix
-    with pytest.raises(InputError, match="'gate' meets no linear map of architecture 'bert'"):
+    with pytest.raises(InputError, match="'gate' matches no linear map of architecture 'bert'"):
         find_sites(tiny_model("bert"), ["gate"])
 
 
@@ -95,7 +96,7 @@ def test_a_target_that_is_no_regular_expression():
 
 
 @pytest.mark.parametrize(("first", "last"), [(3, None), (-1, 2), (2, 1), (0, 3)])
-def test_a_range_without_layers_says_which_there_are(first, last):
+def test_an_invalid_range_is_reported_with_the_base_layers(first, last):
     with pytest.raises(InputError) as caught:
         find_sites(tiny_model("llama"), ["q"], first, last)
     assert caught.value.where == "adapter.layers"
@@ -106,8 +107,8 @@ def test_an_architecture_without_an_entry_takes_patterns_only():
     model = tiny_model("llama")
     model.config.model_type = "novel"
     assert len(find_sites(model, [".*q_proj"])) == LAYERS
-    with pytest.raises(InputError, match="'q' meets no linear map of architecture 'novel'"):
+    with pytest.raises(InputError, match="'q' matches no linear map of architecture 'novel'"):
         find_sites(model, ["q"])
     model.config.num_hidden_layers = 7
-    with pytest.raises(InputError, match="the layers of architecture 'novel' are not known"):
+    with pytest.raises(InputError, match="cannot find the layers of architecture 'novel'"):
         find_sites(model, [".*q_proj"])

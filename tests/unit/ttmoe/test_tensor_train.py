@@ -4,9 +4,11 @@ import math
 import pytest
 import torch
 
+from tests.benchmarks.contraction import contract
 from ttmoe.errors import InputError
-from ttmoe.shapes import TTShape, factorisations
-from ttmoe.tensor_train import contract, factors, tt_svd, update
+from ttmoe.factorisation import factorisations
+from ttmoe.shapes import TTShape
+from ttmoe.tensor_train import cores_to_factors, cores_to_update, tt_svd
 
 SHAPES = [
     "6|10@3", "6|2x5@4", "2x3|10@2", "4x3|2x5@1", "4x3|2x5@3", "3x4|5x2@16", "4x3x2|2x3x5@5",
@@ -16,7 +18,7 @@ LEADS = [(), (2, 3)]
 
 
 def random_cores(shape: TTShape, lead: tuple[int, ...] = (), dtype: torch.dtype = torch.float32):
-    # Entries of such a size that the update's are near 1, so that a relative error means something.
+    # Scaled so that the update's entries are near 1 and relative errors are meaningful.
     return [
         (torch.randn(*lead, *core, dtype=dtype) / math.sqrt(core[2])).requires_grad_() for core in shape.core_shapes
     ]
@@ -32,11 +34,11 @@ def _seed():
 
 
 def forms(x, cores, split):
-    a, b = factors(cores, split)
+    a, b = cores_to_factors(cores, split)
     return {
         "core by core": contract(x, cores, split),
         "two factors": (x @ a.mT) @ b.mT,
-        "full update": x @ update(cores, split).mT,
+        "full update": x @ cores_to_update(cores, split).mT,
     }
 
 
@@ -61,7 +63,7 @@ def test_three_forms_agree_in_outputs_and_gradients(text, lead):
 def test_index_order_is_the_papers(text):
     shape = TTShape.parse(text)
     cores = [core.detach() for core in random_cores(shape, dtype=torch.float64)]
-    found = update(cores, shape.split)
+    found = cores_to_update(cores, shape.split)
     for places in itertools.product(*map(range, shape.inputs + shape.outputs)):
         value = torch.ones(1, 1, dtype=torch.float64)
         for core, place in zip(cores, places, strict=True):
@@ -75,25 +77,25 @@ def test_index_order_is_the_papers(text):
         assert found[o, i].item() == pytest.approx(value.item(), rel=1e-12)
 
 
-def test_factors_have_the_promised_shapes():
+def test_factors_have_the_documented_shapes():
     shape = TTShape.parse("4x3|2x5@3")
-    a, b = factors(random_cores(shape, (2, 6)), shape.split)
+    a, b = cores_to_factors(random_cores(shape, (2, 6)), shape.split)
     assert a.shape == (2, 6, 3, 12)
     assert b.shape == (2, 6, 10, 3)
 
 
-def test_stacked_layers_are_built_as_each_alone():
+def test_stacked_layers_equal_each_layer_alone():
     shape = TTShape.parse("4x3x2|2x3x5@5")
     cores = random_cores(shape, (4,))
-    stacked = update(cores, shape.split)
+    stacked = cores_to_update(cores, shape.split)
     for layer in range(4):
-        assert close(update([core[layer] for core in cores], shape.split), stacked[layer], 1e-6)
+        assert close(cores_to_update([core[layer] for core in cores], shape.split), stacked[layer], 1e-6)
 
 
 def test_contract_keeps_any_shape_of_input():
     shape = TTShape.parse("4x3|2x5@3")
     cores = random_cores(shape)
-    full = update(cores, shape.split)
+    full = cores_to_update(cores, shape.split)
     for size in [(12,), (5, 12), (2, 3, 12), (0, 12)]:
         x = torch.randn(size)
         assert contract(x, cores, shape.split).shape == (*size[:-1], 10)
@@ -103,7 +105,7 @@ def test_contract_keeps_any_shape_of_input():
 def test_gradients_are_right_by_finite_differences():
     shape = TTShape.parse("2x3|3x2@2")
     cores = random_cores(shape, (2,), torch.float64)
-    assert torch.autograd.gradcheck(lambda *c: factors(c, shape.split), cores)
+    assert torch.autograd.gradcheck(lambda *c: cores_to_factors(c, shape.split), cores)
 
 
 @pytest.mark.parametrize("text", ["12|10@100", "4x3|2x5@100", "3x2x2|5x2@100", "2x2x3|2x5@100"])
@@ -116,20 +118,20 @@ def test_svd_at_full_rank_gives_the_matrix_back(text, dtype):
     assert {core.dtype for core in cores} == {torch.promote_types(dtype, torch.float32)}
     tolerance = 1e-13 if dtype == torch.float64 else 1e-6
     assert error < tolerance
-    assert close(update(cores, shape.split), matrix.to(cores[0].dtype), 2 * tolerance)
+    assert close(cores_to_update(cores, shape.split), matrix.to(cores[0].dtype), 2 * tolerance)
 
 
 @pytest.mark.parametrize("text", SHAPES)
 def test_svd_of_a_tensor_train_is_exact(text):
     shape = TTShape.parse(text)
-    matrix = update(random_cores(shape, dtype=torch.float64), shape.split).detach()
+    matrix = cores_to_update(random_cores(shape, dtype=torch.float64), shape.split).detach()
     cores, error = tt_svd(matrix, shape)
     assert error < 1e-12
-    assert close(update(cores, shape.split), matrix, 1e-12)
+    assert close(cores_to_update(cores, shape.split), matrix, 1e-12)
 
 
 def unfoldings(matrix, shape):
-    """Each bond's unfolding, built by index arithmetic that shares nothing with the code under test."""
+    """Each bond's unfolding, by index arithmetic that is independent of the code under test."""
     sizes = shape.inputs + shape.outputs
     tensor = torch.empty(sizes, dtype=matrix.dtype)
     for places in itertools.product(*map(range, sizes)):
@@ -146,8 +148,8 @@ def test_svd_error_bound(inputs, rank):
     matrix = torch.randn(10, 12, dtype=torch.float64)
     cores, error = tt_svd(matrix, shape)
     norm = matrix.norm()
-    assert error == pytest.approx(((update(cores, shape.split) - matrix).norm() / norm).item())
-    # What each bond alone must lose; a train can lose no less than the worst of them (Oseledets 2011).
+    assert error == pytest.approx(((cores_to_update(cores, shape.split) - matrix).norm() / norm).item())
+    # The error of cutting each bond alone; a train's error is at least the largest of them (Oseledets 2011).
     cut = [
         torch.linalg.svdvals(unfolding)[bond:].norm() / norm
         for unfolding, bond in zip(unfoldings(matrix, shape), shape.ranks[1:-1], strict=True)
@@ -160,10 +162,10 @@ def test_svd_error_bound(inputs, rank):
 def test_svd_of_zero():
     cores, error = tt_svd(torch.zeros(10, 12), TTShape.parse("4x3|2x5@3"))
     assert error == 0.0
-    assert torch.equal(update(cores, 2), torch.zeros(10, 12))
+    assert torch.equal(cores_to_update(cores, 2), torch.zeros(10, 12))
 
 
-def test_svd_refuses_what_it_cannot_use():
+def test_svd_refuses_invalid_matrices():
     shape = TTShape.parse("4x3|2x5@3")
     with pytest.raises(InputError, match="multiply to 12"):
         tt_svd(torch.zeros(12, 10), shape)

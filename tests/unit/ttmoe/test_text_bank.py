@@ -1,4 +1,4 @@
-"""The way in from a notebook, and the public names."""
+"""``TextBank`` and the public names of the package."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def bank(base_folder):
     return TextBank.open(base_folder, dtype="float32", max_length=32)
 
 
-def test_five_lines(base_folder, tmp_path):
+def test_fit_answer_save_and_load(base_folder, tmp_path):
     bank = TextBank.open(base_folder, dtype="float32")
     bank.add("colours", ("red", "blue"))
     losses = bank.fit("colours", COLOURS, ANSWERS, epochs=20, batch_size=4)
@@ -36,7 +36,7 @@ def test_five_lines(base_folder, tmp_path):
     assert other.labels == bank.labels
 
 
-def test_training_one_leaves_the_others_and_the_base(bank):
+def test_training_changes_no_other_expert_and_not_the_base(bank):
     bank.add("first", ("red", "blue"))
     bank.fit("first", COLOURS, ANSWERS, epochs=2)
     before = {key: value.clone() for key, value in bank.bank.state_dict().items()}
@@ -67,7 +67,7 @@ def test_choices_and_several_experts_in_one_call(bank):
     assert bank.answer([rows[0], COLOURS[5], COLOURS[0]], ["which", "colours", "colours"]) == ["0", "blue", "red"]
 
 
-def test_what_cannot_be_used_says_so(bank, tmp_path):
+def test_invalid_inputs(bank, tmp_path):
     bank.add("colours", ("red", "blue"))
     bank.add("which")
     with pytest.raises(InputError, match="'green' is not an answer of 'colours'"):
@@ -80,11 +80,11 @@ def test_what_cannot_be_used_says_so(bank, tmp_path):
         bank.answer(COLOURS, ["colours"])
     with pytest.raises(InputError, match="no expert named 'x'"):
         bank.fit("x", COLOURS, ANSWERS)
-    with pytest.raises(InputError, match="holds no model"):
+    with pytest.raises(InputError, match="contains no model"):
         TextBank.open(tmp_path)
 
 
-def test_every_public_name_is_there():
+def test_every_public_name_exists():
     assert "TextBank" in dir(ttmoe)
     for name in public.__all__:
         assert getattr(ttmoe, name).__name__ == name

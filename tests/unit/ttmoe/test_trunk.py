@@ -1,16 +1,17 @@
-"""The trunk and what is above it are the whole forward, to the last bit, on every architecture."""
+"""The trunk and the layers above it equal the whole forward bit for bit, on every architecture."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from architectures import LAYERS, NAMES, batch, stir, tiny_bank, tiny_model
+from reference_features import router_features
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ttmoe.adapter import AdapterSpec
 from ttmoe.errors import InputError
-from ttmoe.features import FeatureSpec, pool_states, router_features
+from ttmoe.features import FeatureSpec, pool_states
 from ttmoe.trunk import Trunk
 
 NAMED = ["one", "two", "one", "two", "two", "one"]
@@ -27,35 +28,35 @@ def bank_above(name, depth, **settings):
 
 
 def state_of(model):
-    """What a pass must leave as it was."""
+    """The state that a pass must not change."""
     return [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in vars(m))
             for m in model.modules()]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_both_halves_are_the_bare_base_at_every_depth(name):
+def test_both_halves_equal_the_bare_base_at_every_depth(name):
     model, inputs = tiny_model(name), batch()
     whole = model(**inputs, output_hidden_states=True)
     before = state_of(model)
     for depth in range(LAYERS + 1):
         trunk = Trunk(model, depth)
         states = trunk.states(inputs)
-        assert torch.equal(Trunk(model, depth).above(states, inputs), whole.last_hidden_state)
+        assert torch.equal(Trunk(model, depth).run_above(states, inputs), whole.last_hidden_state)
         seen = trunk.hidden_states(inputs)
         assert len(seen) == depth + 1
         assert torch.equal(seen[-1], states)
         for i, kept in enumerate(seen[:LAYERS]):
             assert torch.equal(kept, whole.hidden_states[i])
-        assert torch.equal(trunk.above(states, inputs), whole.last_hidden_state)
-        other = trunk.above(states + torch.randn(states.shape), inputs)  # the states are what it goes by
+        assert torch.equal(trunk.run_above(states, inputs), whole.last_hidden_state)
+        other = trunk.run_above(states + torch.randn(states.shape), inputs)  # the result depends on the states
         assert not torch.allclose(other, whole.last_hidden_state, atol=1e-2)
         assert state_of(model) == before
 
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_hidden_states_above_the_cut_are_the_whole_passs(name):
+def test_hidden_states_above_the_trunk_equal_the_whole_passs(name):
     model, inputs = tiny_model(name), batch()
     whole = model(**inputs, output_hidden_states=True).hidden_states
     before = state_of(model)
@@ -69,7 +70,7 @@ def test_hidden_states_above_the_cut_are_the_whole_passs(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("training", [False, True])
-def test_experts_above_the_cut_answer_and_learn_the_same(name, training):
+def test_experts_above_the_trunk_give_the_same_scores_and_gradients(name, training):
     inputs = batch()
     for depth in range(LAYERS):
         bank = bank_above(name, depth).train(training)
@@ -88,7 +89,7 @@ def test_experts_above_the_cut_answer_and_learn_the_same(name, training):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_checkpointing_above_the_cut(name):
+def test_checkpointing_above_the_trunk(name):
     bank, inputs = bank_above(name, 1).train(), batch()
     bank(inputs, NAMED).logsumexp(-1).sum().backward()
     plain = {key: p.grad for key, p in bank.experts.named_parameters()}
@@ -102,11 +103,11 @@ def test_checkpointing_above_the_cut(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_states_kept_row_by_row_serve_in_other_batches(name):
+def test_states_cached_row_by_row_can_be_used_in_other_batches(name):
     bank, long, depth = bank_above(name, 2), batch(tokens=9, rows=6), 2
     kept = []
     for i, row in enumerate(long["attention_mask"]):
-        ends = int(row.sum()) + i % 2  # some kept with padding of their own
+        ends = int(row.sum()) + i % 2  # some rows are cached with padding
         alone = {key: value[i : i + 1, :ends] for key, value in long.items()}
         kept.append(bank.trunk(depth).states(alone)[0, : int(row.sum())])
     picked = [4, 0, 3, 5]
@@ -120,16 +121,16 @@ def test_states_kept_row_by_row_serve_in_other_batches(name):
 
 
 @torch.no_grad()
-def test_deberta_convolves_what_its_first_layer_gives():
+def test_deberta_with_a_convolution_after_its_first_layer():
     model, inputs = tiny_model("deberta-v2", conv_kernel_size=3), batch()
     whole = model(**inputs, output_hidden_states=True)
     for depth in range(LAYERS + 1):
         trunk = Trunk(model, depth)
-        assert torch.equal(trunk.above(trunk.states(inputs), inputs), whole.last_hidden_state)
+        assert torch.equal(trunk.run_above(trunk.states(inputs), inputs), whole.last_hidden_state)
         assert all(map(torch.equal, trunk.hidden_states(inputs), whole.hidden_states[: depth + 1]))
 
 
-def test_states_hold_no_dropout_and_what_is_above_has_it():
+def test_states_have_no_dropout_and_the_layers_above_have():
     bank = bank_above("bert", 1, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5).train()
     inputs, trunk = batch(), bank.trunk(1)
     assert torch.equal(trunk.states(inputs), trunk.states(inputs))
@@ -149,7 +150,7 @@ def test_an_exception_leaves_the_model_as_it_was():
     hooks = [bank.model.layers[i].mlp.register_forward_pre_hook(fail) for i in (0, 2)]
     with pytest.raises(ZeroDivisionError):
         bank.trunk(2).states(inputs)
-    with pytest.raises(ZeroDivisionError):  # the first time, in what asks a layer what it returns
+    with pytest.raises(ZeroDivisionError):  # in the pass that counts a layer's outputs
         bank(inputs, NAMED, states=states, depth=2)
     hooks[0].remove()
     with pytest.raises(ZeroDivisionError):
@@ -160,21 +161,21 @@ def test_an_exception_leaves_the_model_as_it_was():
 
 
 @torch.no_grad()
-def test_a_forward_that_someone_else_put_there_comes_back():
+def test_a_replaced_forward_is_restored():
     bank, inputs = bank_above("llama", 2), batch()
     layer = bank.model.layers[0]
-    layer.forward = kept = layer.forward  # as accelerate does
+    layer.forward = kept = layer.forward  # as accelerate replaces it
     bank(inputs, NAMED, states=bank.trunk(2).states(inputs), depth=2)
     assert vars(layer)["forward"] is kept
 
 
 @torch.no_grad()
-def test_the_layers_below_are_not_worked_out():
+def test_the_layers_below_are_not_computed():
     bank, inputs = bank_above("llama", 2), batch()
     states, calls = bank.trunk(2).states(inputs), []
     for i, layer in enumerate(bank.model.layers):
         layer.mlp.register_forward_hook(lambda *_, i=i: calls.append(i))
-    bank(inputs, "one", states=states, depth=2)  # the first time it asks one layer what it returns
+    bank(inputs, "one", states=states, depth=2)  # the first pass runs one layer to count its outputs
     bank(inputs, "one", states=states, depth=2)
     assert calls == [0, 2, 2]
     bank.trunk(1).states(inputs)
@@ -190,18 +191,18 @@ def test_the_router_reads_the_trunks_own_pass():
     assert torch.equal(bank(inputs, NAMED, states=seen[-1], depth=2), bank(inputs, NAMED))
 
 
-def test_what_cannot_be_cut_says_so():
+def test_invalid_trunks_and_states_are_refused():
     bank, inputs = bank_above("llama", 1), batch()
-    with pytest.raises(InputError, match="a trunk of 4 layers is not in a base of 3"):
+    with pytest.raises(InputError, match="a trunk of 4 layers does not fit a base of 3"):
         bank.trunk(4)
     with pytest.raises(InputError, match="a trunk of -1 layers"):
         Trunk(bank.model, -1)
     states = bank.trunk(2).states(inputs)
-    with pytest.raises(InputError, match="expert 'one' adapts layer 1, which is below the trunk's top, 2"):
+    with pytest.raises(InputError, match="expert 'one' adapts layer 1, which is below the trunk's depth 2"):
         bank(inputs, NAMED, states=states, depth=2)
     with pytest.raises(InputError, match="no expert named 'three'"):
         bank(inputs, "three", states=states, depth=2)
-    with pytest.raises(InputError, match=r"states of \(6, 6\) rows and tokens for inputs of \(6, 7\)"):
+    with pytest.raises(InputError, match=r"states of shape \(6, 6\) \(rows, tokens\) for inputs of shape \(6, 7\)"):
         bank(inputs, "two", states=states[:, :6], depth=2)
     bank.merge("one")
     with pytest.raises(InputError, match="'one' is merged below layer 2"):

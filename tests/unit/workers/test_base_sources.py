@@ -1,4 +1,4 @@
-"""Where a base comes from, and what is said when it cannot be had."""
+"""Resolving a base from a package, a folder or a hub, and the errors if that fails."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def refused(cache, **asked):
 
 
 class Distribution:
-    """An installed package as importlib.metadata shows it."""
+    """An installed package, with the interface of importlib.metadata."""
 
     def __init__(self, root, version="1.0", name="tiny-model"):
         self.root, self.version, self.name = root, version, name
@@ -37,7 +37,7 @@ class Distribution:
 
 @pytest.fixture
 def site(base_folder, tmp_path, monkeypatch):
-    """A folder of packages with ``tiny-model`` 1.0 in it."""
+    """A site-packages folder with ``tiny-model`` 1.0."""
     shutil.copytree(base_folder, tmp_path / "site" / "tiny_model" / "model")
 
     def distribution(name):
@@ -71,7 +71,7 @@ def test_a_folder_that_is_not_there_or_holds_no_model(tmp_path):
     error = refused(tmp_path, folder=str(tmp_path / "gone"))
     assert (error.where, str(tmp_path / "gone") in error.what) == ("base.folder", True)
     error = refused(tmp_path, folder=str(tmp_path))
-    assert "holds no model" in error.what
+    assert "contains no model" in error.what
 
 
 def test_an_installed_package(site, base_folder, tmp_path):
@@ -85,7 +85,7 @@ def test_an_installed_package(site, base_folder, tmp_path):
 def test_a_package_with_two_models_must_be_told_which(site, tmp_path):
     shutil.copytree(site / "tiny_model" / "model", site / "tiny_model" / "other")
     error = refused(tmp_path, package="tiny-model==1.0")
-    assert (error.what, error.where) == ("package tiny-model holds 2 models", "base.package")
+    assert (error.what, error.where) == ("package tiny-model contains 2 models", "base.package")
     assert "base.path" in error.fix
 
 
@@ -112,7 +112,7 @@ def test_a_package_that_is_not_installed_and_has_no_path(site, tmp_path):
 
 
 def test_a_hub_that_cannot_be_reached(tmp_path, monkeypatch):
-    """HF_HUB_OFFLINE stands in every test, so this is what a machine without network sees."""
+    """HF_HUB_OFFLINE is set in every test, so this is the behaviour without network."""
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     error = refused(tmp_path, hub="nobody/no-such-model", revision="abc")
     assert error.where == "base.hub"
@@ -173,7 +173,7 @@ def test_a_conversion_that_stopped_leaves_nothing(base_folder, tmp_path, monkeyp
     assert list((tmp_path / "cache" / "bases").iterdir()) == []
 
 
-def test_what_is_no_gguf_is_refused_in_words(tmp_path):
+def test_a_file_that_is_not_a_gguf_is_refused(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"not a model at all")
     error = refused(tmp_path / "cache", folder=str(tmp_path / "model.gguf"))
     assert error.where == "base.gguf"

@@ -73,18 +73,18 @@ def test_no_rows_no_batches():
     assert list(evaluation_batches([], 64)) == []
 
 
-def test_a_start_further_on_is_the_same_order(rows):
-    whole = list(islice(training_batches(rows, 16, seed=3, tokens=300), 400))
-    assert list(islice(training_batches(rows, 16, seed=3, tokens=300), 150, 400)) == whole[150:]
+def test_skipping_batches_keeps_the_order(rows):
+    whole = list(islice(training_batches(rows, 16, seed=3, max_tokens=300), 400))
+    assert list(islice(training_batches(rows, 16, seed=3, max_tokens=300), 150, 400)) == whole[150:]
 
 
-def test_without_rows_there_is_no_training():
+def test_training_batches_without_rows_raise():
     with pytest.raises(ValueError, match="no rows"):
         next(training_batches(rows_of([]), 8, seed=0))
 
 
 def padded(rows, batch):
-    sequences = sum(rows.starts[i + 1] - rows.starts[i] for i in batch)
+    sequences = sum(rows.sequence_offsets[i + 1] - rows.sequence_offsets[i] for i in batch)
     return sequences * max(rows.lengths[i] for i in batch)
 
 
@@ -96,7 +96,7 @@ def choices(counts):
 @pytest.mark.parametrize("rows", [rows_of([1 + (7 * i) % 40 for i in range(503)]), choices([2, 3, 4, 5] * 50)])
 @pytest.mark.parametrize("tokens", [30, 256])
 def test_batches_by_tokens_hold_the_budget_and_are_full(rows, tokens):
-    batches, seen, taken = training_batches(rows, 1, seed=0, tokens=tokens), set(), []
+    batches, seen, taken = training_batches(rows, 1, seed=0, max_tokens=tokens), set(), []
     while len(seen) < len(rows):
         taken.append(next(batches))
         assert not seen & set(taken[-1])
@@ -107,7 +107,7 @@ def test_batches_by_tokens_hold_the_budget_and_are_full(rows, tokens):
         assert sum(padded(rows, batch) for batch in taken) > 0.7 * 256 * len(taken)
 
 
-def test_packing_keeps_the_order_and_takes_no_row_that_is_too_long_along():
+def test_packing_keeps_the_order_and_puts_too_long_rows_alone():
     rows = rows_of([3, 3, 3, 50, 2, 2])
     assert list(token_batches(rows, range(6), 10)) == [[0, 1, 2], [3], [4, 5]]
     assert list(token_batches(rows, [5, 0], 10)) == [[5, 0]]
@@ -117,12 +117,12 @@ def test_packing_keeps_the_order_and_takes_no_row_that_is_too_long_along():
 
 def test_sequences_are_counted_over_the_split_options_in_order():
     mixed = TokenizedRows([*choices([2, 3]).items, *rows_of([7]).items, *choices([2]).items], [0] * 4)
-    assert mixed.starts == [0, 2, 5, 6, 8]
+    assert mixed.sequence_offsets == [0, 2, 5, 6, 8]
     assert mixed.sequence_numbers([3, 1]) == [6, 7, 2, 3, 4]
-    assert (mixed.lengths, mixed.tokens) == ([3, 5, 7, 3], [5, 12, 7, 5])
+    assert (mixed.lengths, mixed.token_counts) == ([3, 5, 7, 3], [5, 12, 7, 5])
 
 
-def test_states_are_asked_for_by_the_numbers_of_sequences():
+def test_states_are_gathered_by_sequence_numbers():
     class Kept:
         depth = 1
 
@@ -135,7 +135,7 @@ def test_states_are_asked_for_by_the_numbers_of_sequences():
     assert kept.gather_states([1, 0], "cpu") == ([2, 3, 4, 0, 1], "cpu")
 
 
-def test_what_the_model_reads_of_an_example():
+def test_model_input_of_an_example():
     assert to_input(Example(("a",), (), 0, "")) == "a"
     assert to_input(Example(("a", "b"), (), 0, "")) == ("a", "b")
     assert to_input(Example(("a",), ("x", "y"), 0, "")) == Choice("a", ("x", "y"))

@@ -27,13 +27,13 @@ def folder(tmp_path):
 
 
 def steps(folder):
-    return [found.step for found in folder.found()]
+    return [checkpoint.step for checkpoint in folder.load()]
 
 
 def test_what_was_saved_comes_back_to_the_last_bit(folder):
     saved = checkpoint(7)
     folder.save(saved)
-    (found,) = folder.found()
+    (found,) = folder.load()
     for key in ("step", "done", "best", "best_step", "waited", "seconds", "tokens"):
         assert getattr(found, key) == getattr(saved, key)
     assert torch.equal(found.expert["w"], saved.expert["w"])
@@ -52,7 +52,7 @@ def test_the_newest_come_first_and_two_are_kept(folder):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "no pickle", "foreign", "other fields"])
-def test_what_is_torn_or_foreign_is_named_and_passed_over(folder, damage, caplog):
+def test_damaged_and_foreign_checkpoints_are_logged_and_ignored(folder, damage, caplog):
     for step in (10, 20):
         folder.save(checkpoint(step))
     path = folder.folder / "00000020.checkpoint"
@@ -78,7 +78,7 @@ def test_what_is_torn_or_foreign_is_named_and_passed_over(folder, damage, caplog
 
 def test_nothing_but_plain_values_is_unpickled(folder, caplog):
     folder.save(replace(checkpoint(3), best={"accuracy": os.getcwd}))  # type: ignore[dict-item]
-    assert folder.found() == []
+    assert folder.load() == []
     assert "cannot be read" in caplog.text
 
 
@@ -90,7 +90,7 @@ def test_a_full_disk_leaves_the_older_one(folder, monkeypatch, caplog):
 
     monkeypatch.setattr(os, "fsync", full)
     folder.save(checkpoint(20))
-    assert "step 20 is not kept" in caplog.text
+    assert "step 20 could not be saved" in caplog.text
     assert "No space left" in caplog.text
     assert steps(folder) == [10]
     assert len(list(folder.folder.iterdir())) == 1  # no part of a file is left on the full disk
@@ -108,11 +108,11 @@ def test_removed_when_finished(folder):
     folder.save(checkpoint(10))
     folder.remove()
     assert not folder.folder.exists()
-    assert folder.found() == []
+    assert folder.load() == []
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
+    ("histories", "expected"),
     [
         ([], []),
         ([[]], [None]),
@@ -125,6 +125,6 @@ def test_removed_when_finished(folder):
         ([["40", 30], [30, 20]], [30, 30]),  # it had not when the second was at 30
     ],
 )
-def test_the_moment_that_all_have_in_common(found, expected):
-    each = [[checkpoint(int(step), done=isinstance(step, str)) for step in steps] for steps in found]
-    assert [point.step if point else None for point in common_checkpoints(each)] == expected
+def test_common_checkpoints(histories, expected):
+    given = [[checkpoint(int(step), done=isinstance(step, str)) for step in steps] for steps in histories]
+    assert [chosen.step if chosen else None for chosen in common_checkpoints(given)] == expected

@@ -83,8 +83,8 @@ def test_batches_are_bounded_by_padded_tokens(bench, monkeypatch):
     assert max(sizes) <= 64 < 1.5 * min(sizes[:-1])
 
 
-def test_each_batch_is_a_sign_of_life(bench):
+def test_the_callback_is_called_after_each_batch(bench):
     bank, rows, pad_id = bench
-    pulses = []
-    expert_scores(bank, "x", rows, pad_id, 64, pulse=lambda: pulses.append(1))
-    assert len(pulses) > len(rows) * min(rows.lengths) / 64
+    calls = []
+    expert_scores(bank, "x", rows, pad_id, 64, on_batch=lambda: calls.append(1))
+    assert len(calls) > len(rows) * min(rows.lengths) / 64

@@ -50,11 +50,11 @@ def test_columns_may_be_dotted():
 @pytest.mark.parametrize(
     ("path", "fix"),
     [
-        ("txt", "Nearest: text. There are: text, input, label."),
+        ("txt", "nearest: text; existing columns: text, input, label"),
         ("input.2.content", "a list of 2"),
         ("input.-3.content", "a list of 2"),
-        ("input.0.contents", "Nearest: content."),
-        ("text.deep", "holds nothing further"),
+        ("input.0.contents", "nearest: content;"),
+        ("text.deep", "which is a plain value"),
     ],
 )
 def test_an_unknown_column_names_near_ones(path, fix):
@@ -89,7 +89,7 @@ def test_an_unknown_label_is_counted():
     error = refused(rows(("a", 1), ("b", 5), ("c", 6)), label={"names": {1: "x", "true": "y"}})
     assert error.what == "label '5' of row 2 is unknown; 2 rows (2, 3) have an unknown label"
     assert error.where == "tasks.t.label.names"
-    assert "Known: 1, true." in error.fix
+    assert "known: 1, true;" in error.fix
     assert "quote it" in error.fix
 
 
@@ -105,7 +105,7 @@ def test_ranges_are_open():
     assert names == ("pos", "neg")
     assert [(e.texts[0], e.label) for e in found] == [("0.41", 0), ("-3", 1)]
     error = refused(rows(("a", 1), ("b", "much")), label=label)
-    assert "row 2 has 'much', which is no number" in error.what
+    assert "row 2 contains 'much', which is not a number" in error.what
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_an_option_out_of_range_is_refused(label):
 
 
 def test_options_must_be_a_list_of_texts():
-    assert "holds no list" in refused([{"q": "?", "c": "ab", "label": 0}], "choice", CHOICE).what
+    assert "is not a list" in refused([{"q": "?", "c": "ab", "label": 0}], "choice", CHOICE).what
     error = refused([{"q": "?", "c": ["a", ""], "label": 0}], "choice", CHOICE)
     assert error.what == "row 1 has an empty option"
 

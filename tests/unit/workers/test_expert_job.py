@@ -1,4 +1,4 @@
-"""One expert from data to verified files."""
+"""Expert jobs from data to verified files."""
 
 from __future__ import annotations
 
@@ -15,17 +15,12 @@ from ttmoe.bank import Bank
 from ttmoe.base import load_body, load_tokenizer
 from ttmoe.encoding import pad_id_of
 from ttmoe.expert_files import load_expert, read_manifest
-from workers import expert_job
+from workers import expert_job, expert_runner
 from workers.base.resident import count_base_loads, load_resident_base, release_resident_base
 from workers.data.prepared import load_split
-from workers.expert_job import (
-    EXPERT_RESULT_FILE,
-    ExpertJob,
-    estimate_jobs_memory,
-    finished_result,
-    run_expert,
-    run_experts,
-)
+from workers.expert_job import ExpertJob, estimate_jobs_memory
+from workers.expert_result import EXPERT_RESULT_FILE, finished_result
+from workers.expert_runner import run_expert, run_experts
 from workers.failure import Failure
 from workers.progress import Progress
 from workers.training import gradients, memory_limit
@@ -53,7 +48,7 @@ def nothing(progress):
 
 def tampering(monkeypatch, change):
     """``save_expert`` writes other weights than those in memory, with a digest that fits them."""
-    honest = expert_job.save_expert
+    honest = expert_runner.save_expert
 
     def save(expert, *args, **more):
         kept = {key: value.clone() for key, value in expert.state_dict().items()}
@@ -63,7 +58,7 @@ def tampering(monkeypatch, change):
         expert.load_state_dict(kept)
         return manifest
 
-    monkeypatch.setattr(expert_job, "save_expert", save)
+    monkeypatch.setattr(expert_runner, "save_expert", save)
 
 
 def test_the_files_hold_the_trained_expert(job, base, colours, tmp_path):
@@ -89,20 +84,20 @@ def test_the_files_hold_the_trained_expert(job, base, colours, tmp_path):
 
 
 def test_the_test_split_is_not_used_before_training_has_ended(job, monkeypatch):
-    seen, honest = [], expert_job.fit
+    seen, honest = [], expert_runner.fit_experts
 
-    def fit(bank, trainees, **more):
+    def fit(bank, trainings, **more):
         seen.append("fit")
-        found = honest(bank, trainees, **more)
+        found = honest(bank, trainings, **more)
         seen.append("fitted")
         return found
 
-    def rows_of(base, tokenizer, data, split, cache, honest=expert_job.rows_of):
+    def load_tokenized_rows(base, tokenizer, data, split, cache, honest=expert_job.load_tokenized_rows):
         seen.append(split)
         return honest(base, tokenizer, data, split, cache)
 
-    monkeypatch.setattr(expert_job, "fit", fit)
-    monkeypatch.setattr(expert_job, "rows_of", rows_of)
+    monkeypatch.setattr(expert_runner, "fit_experts", fit)
+    monkeypatch.setattr(expert_job, "load_tokenized_rows", load_tokenized_rows)
     run_expert(job, nothing)
     assert seen == ["train", "validation", "fit", "fitted", "test"]
 
@@ -113,14 +108,14 @@ def test_the_same_job_gives_the_same_weights(job, tmp_path):
 
 
 def test_the_result_is_written_last(job, tmp_path, monkeypatch):
-    honest, folder = expert_job.load_expert, tmp_path / "expert"
+    honest, folder = expert_runner.load_expert, tmp_path / "expert"
 
     def load(*args, **more):
         assert not (folder / EXPERT_RESULT_FILE).exists()
         assert read_manifest(folder)
         return honest(*args, **more)
 
-    monkeypatch.setattr(expert_job, "load_expert", load)
+    monkeypatch.setattr(expert_runner, "load_expert", load)
     result = run_expert(job, nothing)
     assert (folder / EXPERT_RESULT_FILE).is_file()
     assert finished_result(folder, job.spec_hash) == result
@@ -153,8 +148,8 @@ def test_another_number_of_parameters_than_planned_is_noticed(job, tmp_path):
 
 
 def test_answers_that_are_not_finite_are_noticed(job, monkeypatch):
-    monkeypatch.setattr(expert_job, "scores_of", lambda *_: [torch.tensor([float("inf"), 0.0])])
-    with pytest.raises(TrainingFailedError, match=r"VerificationError.*not finitely"):
+    monkeypatch.setattr(expert_runner, "expert_scores", lambda *_: [torch.tensor([float("inf"), 0.0])])
+    with pytest.raises(TrainingFailedError, match=r"VerificationError.*other or non-finite scores"):
         run_expert(job, nothing)
 
 
@@ -174,13 +169,13 @@ def test_only_a_result_of_this_spec_counts(job, tmp_path):
 
 def test_a_choice_has_one_output_and_a_frozen_head_a_random_start(job, colours, monkeypatch):
     assert (job.classes, replace(job, data=replace(colours, kind="choice")).classes) == (3, 1)
-    starts, honest = [], expert_job.fit
+    starts, honest = [], expert_runner.fit_experts
 
-    def fit(bank, trainees, **more):
-        starts.append(bank.experts[trainees[0].name].head.weight.abs().max().item())
-        return honest(bank, trainees, **more)
+    def fit(bank, trainings, **more):
+        starts.append(bank.experts[trainings[0].name].head.weight.abs().max().item())
+        return honest(bank, trainings, **more)
 
-    monkeypatch.setattr(expert_job, "fit", fit)
+    monkeypatch.setattr(expert_runner, "fit_experts", fit)
     for head in ("trained", "frozen"):
         train = job.train.model_copy(update={"steps": 1})
         run_expert(replace(job, head=head, train=train, folder=f"{job.folder}-{head}"), nothing)
@@ -214,7 +209,7 @@ def test_several_are_trained_at_once_on_one_load_of_the_base(jobs, tmp_path):
 def test_a_finished_expert_is_not_trained_again(job, monkeypatch):
     result = run_expert(job, nothing)
     (Path(job.folder) / "checkpoints").mkdir()  # stopped just before they were removed
-    monkeypatch.setattr(expert_job, "fit", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(expert_runner, "fit_experts", lambda *_, **__: 1 / 0)
     reports = []
     assert run_experts((job,), reports.append) == {"colours": result}
     assert reports == []
@@ -285,12 +280,12 @@ def test_what_goes_wrong_around_them_is_the_failure_of_all_that_are_not_finished
 def test_trunk_states_are_opened_where_there_is_a_trunk_and_room(job, monkeypatch, first_layer, budget, asked):
     seen = []
 
-    def open_trunk(bank, rows, **more):
+    def load_or_compute_trunk(bank, rows, **more):
         more["report"](Progress("trunk", 1, 2))
         seen.append((more["split"], more["depth"], more["budget"], more["cache"], more["fingerprint"], more["pad_id"]))
         return InMemory(bank, rows, more["pad_id"])
 
-    monkeypatch.setattr(expert_job, "open_trunk", open_trunk)
+    monkeypatch.setattr(expert_job, "load_or_compute_trunk", load_or_compute_trunk)
     spec = AdapterSpec(rank=4, alpha=8.0, first_layer=first_layer)
     count = count_parameters(plan_groups(load_body(job.base), spec))
     job, reports = replace(job, adapter=spec, parameters=count, trunk_bytes=budget), []
@@ -318,7 +313,7 @@ def test_a_training_keeps_to_what_was_planned_for_the_largest_of_a_job(job, monk
         limits.append(limit)
         return memory_limit.MemoryLimit(2**60)
 
-    monkeypatch.setattr(expert_job, "Allowance", allow)
+    monkeypatch.setattr(expert_runner, "MemoryLimit", allow)
     one = replace(job, train=job.train.model_copy(update={"steps": 2, "eval_every": 2}))
     many = replace(one, task="other", train=one.train.model_copy(update={"batch_size": 4096}), folder=f"{job.folder}-2")
     run_experts((one, many), nothing)

@@ -1,4 +1,4 @@
-"""Features are computed once for every router: more rows later add to them, fewer rows and any layers read them."""
+"""Router features are computed once: later requests for more rows add to them, any router reads its part of them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from reference_features import router_features
 from safetensors.torch import load_file
 from tiny import ANIMALS, COLOURS, LAYERS, WIDTH, sentences, write_rows
 
 from ttmoe.base import load_body, load_tokenizer
 from ttmoe.encoding import Choice, collate, encode_inputs, pad_id_of
-from ttmoe.features import FeatureSpec, router_features
+from ttmoe.features import FeatureSpec
 from workers.base.resident import load_resident_base
 from workers.cache import feature_store
 from workers.cache.feature_store import (
@@ -53,8 +54,9 @@ def keep_trunk(base, data, cache, depth, splits=("train", "validation", "test"))
     bench = load_resident_base(base, "cpu")
     for split in splits:
         rows = load_tokenized_rows(base, bench.tokenizer, data, split, cache)
-        assert load_or_compute_trunk(bench.bank, rows, base=base, fingerprint=data.fingerprint, split=split, depth=depth,
-                          pad_id=bench.pad_id, cache=cache, budget=10**9, report=lambda progress: None)  # fmt: skip
+        assert load_or_compute_trunk(bench.bank, rows, base=base, fingerprint=data.fingerprint, split=split,
+                                     depth=depth, pad_id=bench.pad_id, cache=cache, budget=10**9,
+                                     report=lambda progress: None)  # fmt: skip
 
 
 def examples_of(data, split):
@@ -120,7 +122,7 @@ def test_each_row_has_its_own_features_in_order(base, colours, tmp_path, alone):
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_one_file_serves_every_router(base, colours, tmp_path_factory, alone, spec):
-    """Whatever layers and poolings: as ``router_features`` gives them, to half precision."""
+    """Whatever layers and poolings: as ``reference_features`` gives them, to half precision."""
     folder = compute(base, colours, tmp_path_factory.getbasetemp() / "features of all")
     found, examples = load_features(folder, "validation", 20, spec), load_split(colours, "validation")
     assert found.shape == (20, WIDTH * len(spec.poolings) * len(spec.indexes(LAYERS)))
@@ -178,7 +180,7 @@ def test_what_is_there_is_known_and_what_is_not_says_so(base, colours, tmp_path)
     assert compute(base, colours, tmp_path) == folder
     assert features_complete(folder, colours, 50)
     assert not features_complete(folder, colours, 51)
-    with pytest.raises(FileNotFoundError, match="51 rows of train are not in"):
+    with pytest.raises(FileNotFoundError, match="does not contain 51 rows of the split train"):
         load_features(folder, "train", 51, ALL)
     (lost,) = folder.glob("stripped-*")
     lost.unlink()

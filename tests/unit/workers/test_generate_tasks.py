@@ -19,14 +19,15 @@ from ttmoe.errors import InputError
 from ttmoe.expert_files import load_expert
 from ttmoe.generation import generate
 from ttmoe.scoring import score
-from workers import expert_job
+from workers import expert_runner
 from workers.base.base_sources import resolve_base
 from workers.cache.tokens import load_tokenized_rows, token_path
 from workers.data.deduplication import deduplicate
 from workers.data.examples import Example, to_examples
 from workers.data.prepared import load_split, prepare_task
 from workers.data.task import Task
-from workers.expert_job import ExpertJob, run_expert, run_experts
+from workers.expert_job import ExpertJob
+from workers.expert_runner import run_expert, run_experts
 from workers.failure import Failure
 from workers.training.batches import TokenizedRows, to_input
 from workers.training.evaluation import evaluate
@@ -129,7 +130,7 @@ def test_tokens_come_out_of_the_store_as_they_went_in(base, replies, tmp_path):
     made, kept = (load_tokenized_rows(base, tokenizer, replies, "test", tmp_path) for _ in range(2))
     assert token_path(base, replies, "test", tmp_path).is_file()
     assert (made.items, made.labels) == (kept.items, kept.labels)
-    assert {item.answer for item in kept.items} == {2, 3}
+    assert {item.answer_length for item in kept.items} == {2, 3}
     assert all(item.options[0]["input_ids"][-1] == 3 for item in kept.items)
 
 
@@ -141,13 +142,13 @@ def test_the_loss_is_that_of_the_answers_tokens(base):
     for item in items:
         ids = torch.tensor([item.options[0]["input_ids"]])
         with bank.active("e"):
-            logits = bank.words.logits(bank.model(input_ids=ids).last_hidden_state[0])
-        start = ids.shape[1] - item.answer
+            logits = bank.language_head.logits(bank.model(input_ids=ids).last_hidden_state[0])
+        start = ids.shape[1] - item.answer_length
         expected.append(F.cross_entropy(logits[start - 1 : -1], ids[0, start:]))
     loss = torch.stack(expected).mean()
     for at_once in (None, 1):
         expert.zero_grad()
-        passed = add_gradients(bank, [ExpertBatch("e", rows, [0, 1], 0.1)], 0, depth=0, at_once=at_once)[0]
+        passed = add_gradients(bank, [ExpertBatch("e", rows, [0, 1], 0.1)], 0, depth=0, micro_batch=at_once)[0]
         assert passed.loss == pytest.approx(loss.item(), rel=1e-5)
         wanted = torch.autograd.grad(loss, list(expert.adapter.parameters()), retain_graph=True)
         for parameter, grad in zip(expert.adapter.parameters(), wanted, strict=True):
@@ -214,7 +215,7 @@ def test_a_head_setting_means_nothing_where_there_is_no_head(job):
 
 
 def test_a_copy_that_writes_otherwise_is_noticed(job, monkeypatch):
-    honest = expert_job.save_expert
+    honest = expert_runner.save_expert
 
     def save(expert, *args, **more):
         core = next(iter(expert.adapter.parameters()))
@@ -224,7 +225,7 @@ def test_a_copy_that_writes_otherwise_is_noticed(job, monkeypatch):
             core.div_(1.1)
         return manifest
 
-    monkeypatch.setattr(expert_job, "save_expert", save)
+    monkeypatch.setattr(expert_runner, "save_expert", save)
     found = run_experts((replace(job, train=job.train.model_copy(update={"steps": 20})),), nothing)["replies"]
     assert isinstance(found, Failure)
     assert found.error == "VerificationError"
@@ -233,7 +234,7 @@ def test_a_copy_that_writes_otherwise_is_noticed(job, monkeypatch):
 def test_an_answer_that_fills_the_row_fails_the_expert_and_says_why(job, base):
     found = run_experts((replace(job, base=replace(base, max_length=3)),), nothing)["replies"]
     assert isinstance(found, Failure)
-    assert "an answer has 3 tokens, and prompt and answer together may have 3" in found.message
+    assert "an answer has 3 tokens, but prompt and answer together are limited to 3" in found.message
 
 
 def test_memory_counts_the_language_head(base, tmp_path):

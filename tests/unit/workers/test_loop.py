@@ -24,8 +24,9 @@ from workers.training.batches import tokenize, training_batches
 from workers.training.evaluation import evaluate
 from workers.training.gradients import expert_loss
 from workers.training.loop import TrainingFailedError, fit_expert
+from workers.training.optimizer import learning_rate_factor
 from workers.training.settings import TrainSettings
-from workers.training.state import ExpertTraining, learning_rate
+from workers.training.state import ExpertTraining
 
 SPEC = AdapterSpec(rank=4, alpha=8.0)
 QUICK = TrainSettings(steps=60, batch_size=16, eval_every=20, seed=0, lr=1e-2, head_lr=1e-2)
@@ -43,14 +44,14 @@ class Bench:
         self.expert = self.bank.add("x", spec, classes, draw, random_head=head == "frozen")
 
     def take(self, progress):
-        """Keep a step's report; one without metrics is a sign of life amid an evaluation."""
+        """Keep reports of steps; a report without metrics is a heartbeat during an evaluation."""
         if progress.metrics:
             self.reports.append(progress)
 
     def fit(self, settings=QUICK):
-        return fit_expert(self.bank, self.trainee(settings), pad_id=self.pad_id, report=self.take)
+        return fit_expert(self.bank, self.training(settings), pad_id=self.pad_id, report=self.take)
 
-    def trainee(self, settings=QUICK):
+    def training(self, settings=QUICK):
         return ExpertTraining("x", self.rows["train"], self.rows["validation"], settings, self.head)
 
     @property
@@ -144,7 +145,7 @@ def test_it_stops_early_and_keeps_the_best_weights(base, text, monkeypatch):
     script = iter([(0.5, 1.0), (0.7, 0.9), (0.7, 0.8), (0.6, 0.1), (0.7, 0.8), (0.7, 0.85), (0.9, 0.1)])
     met = []
 
-    def scripted(bank, name, rows, pad_id, pulse):
+    def scripted(bank, name, rows, pad_id, on_batch):
         met.append(state(bank.experts[name]))
         accuracy, loss = next(script)
         return {"accuracy": accuracy, "loss": loss}
@@ -195,7 +196,7 @@ def test_clipping_bounds_the_gradients(base, text, monkeypatch):
 
 
 def plain_loop(bench, settings):
-    """The losses of a loop as anybody would write it; the expert is left as the last step leaves it."""
+    """Train with a plain loop and return the losses; the expert keeps the weights of the last step."""
     bank, expert, rows = bench.bank, bench.expert, bench.rows["train"]
     expert.head.dropout = settings.head_dropout
     bank.eval()
@@ -209,7 +210,7 @@ def plain_loop(bench, settings):
     groups = [{"params": list(expert.adapter.parameters()), "lr": settings.lr},
               {"params": list(expert.head.parameters()), "lr": settings.head_lr}]  # fmt: skip
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, settings))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, settings))
     bank.train()
     losses = []
     batches = islice(training_batches(rows, settings.batch_size, settings.seed), settings.steps)
@@ -263,13 +264,13 @@ def test_micro_batches_bound_the_rows_that_go_through_the_model(base, text, monk
 @pytest.mark.parametrize("first", [0, 1])
 def test_recomputed_layers_change_nothing_and_are_off_afterwards(base, text, monkeypatch, first):
     spec = AdapterSpec(rank=4, alpha=8.0, dropout=0.1, first_layer=first)
-    seen, honest = [], activation_checkpointing._Remembering.__call__
+    seen, honest = [], activation_checkpointing._RestoringCheckpoint.__call__
 
     def counted(*args, **more):
         seen.append(1)
         return honest(*args, **more)
 
-    monkeypatch.setattr(activation_checkpointing._Remembering, "__call__", counted)
+    monkeypatch.setattr(activation_checkpointing._RestoringCheckpoint, "__call__", counted)
     runs = []
     for wanted in (False, True):
         bench = Bench(base, text, 3, spec=spec)
@@ -299,7 +300,7 @@ def test_batches_by_tokens_train_too(base, text):
 
 
 class InMemory:
-    """Trunk states as a test would keep them."""
+    """Trunk states in memory."""
 
     def __init__(self, bank, rows, pad_id, depth=1):
         self.depth, self.asked = depth, 0
@@ -349,12 +350,12 @@ def test_kept_trunk_states_give_the_losses_of_recomputed_ones(base, text, base_d
 )
 def test_the_learning_rate_at_known_steps(schedule, values):
     settings = TrainSettings(steps=100, warmup=0.1, schedule=schedule)
-    assert {step: learning_rate(step, settings) for step in values} == pytest.approx(values)
+    assert {step: learning_rate_factor(step, settings) for step in values} == pytest.approx(values)
 
 
 def test_without_warmup_the_first_step_is_a_full_one():
-    assert learning_rate(0, TrainSettings(steps=100, warmup=0.0)) == 1.0
-    assert learning_rate(0, TrainSettings(steps=1, warmup=0.5)) == 1.0
+    assert learning_rate_factor(0, TrainSettings(steps=100, warmup=0.0)) == 1.0
+    assert learning_rate_factor(0, TrainSettings(steps=1, warmup=0.5)) == 1.0
 
 
 def test_the_optimizer_follows_schedule_and_both_rates(base, text, monkeypatch):

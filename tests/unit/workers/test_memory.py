@@ -1,4 +1,4 @@
-"""The estimate of a job's memory: its parts by hand, what autograd keeps, and a real training's peak."""
+"""The memory estimate of a job against a manual count, autograd's saved tensors and the peak of a real training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 from ttmoe.adapter import AdapterSpec, count_parameters, plan_groups
 from ttmoe.bank import Bank
 from ttmoe.base import Base, empty_body
-from workers.training.memory import HELD, PROCESS, _adapted_width, _Body, estimate_job_memory
+from workers.training.base_sizes import BaseSizes
+from workers.training.memory import ALLOCATOR_FACTORS, PROCESS_BYTES, _adapted_width, estimate_job_memory
 from workers.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[3]
@@ -32,14 +33,14 @@ def memory(model, base, spec=None, train=TRAIN, **more):
     return estimate_job_memory(model, base, spec or AdapterSpec(rank=4), 3, train, **more)
 
 
-def test_the_parts_by_hand(model, base):
+def test_the_parts_of_an_estimate(model, base):
     found = memory(model, base)
     numbers = sum(p.numel() for p in model.parameters())
     ids = sum(b.numel() * b.element_size() for b in model.buffers())
     assert found.base == numbers * 4 + ids
     trained = count_parameters(plan_groups(model, AdapterSpec(rank=4))) + 3 * (tiny.WIDTH + 1)
     assert found.optimizer == trained * 4 * 5
-    assert (found.process, found.gpu, found.host) == (PROCESS, 0, found.total)
+    assert (found.process, found.gpu, found.host) == (PROCESS_BYTES, 0, found.total)
     assert found.total == found.base + found.activations + found.optimizer + found.process
     assert memory(model, replace(base, dtype="bfloat16")).base == numbers * 2 + ids
 
@@ -62,7 +63,7 @@ BIG = TrainSettings(batch_size=4096)  # evaluation takes nothing beside it
     ],
     ids=str,
 )
-def test_what_each_setting_does_to_the_activations(model, base, spec, train, more, share):
+def test_effect_of_each_setting_on_the_activations(model, base, spec, train, more, share):
     whole = memory(model, base, train=BIG).activations
     changed = memory(model, base, AdapterSpec(rank=4, **spec), BIG.model_copy(update=train), **more).activations
     assert share[0] < changed / whole < share[1]
@@ -92,14 +93,14 @@ LLAMA = {"llama": LlamaConfig(hidden_size=96, num_hidden_layers=3, num_attention
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", [*BERT, *LLAMA])
 @pytest.mark.parametrize("targets", [("q", "v"), ("q", "o", "up", "down")], ids="-".join)
-def test_what_a_layer_keeps_agrees_with_what_autograd_saves(kind, dtype, targets):
+def test_saved_bytes_agree_with_autograd(kind, dtype, targets):
     config, rows, tokens = (BERT | LLAMA)[kind], 16, 48
     config._attn_implementation = "eager"
     model = (BertModel if kind in BERT else LlamaModel)(config).to(getattr(torch, dtype)).train()
     base = Base("folder", "x", "", "", "", dtype, tokens, "mean")
     spec = AdapterSpec(targets=targets)
-    body = _Body.of(model, base, "cpu")
-    expected = rows * tokens * body.saved_per_token(_adapted_width(plan_groups(model, spec)))
+    body = BaseSizes.of(model, base, "cpu")
+    expected = rows * tokens * body.saved_bytes_per_token(_adapted_width(plan_groups(model, spec)))
     saved = {}
 
     def keep(tensor):
@@ -129,21 +130,22 @@ from tests.benchmarks.machine import peak_bytes
 from ttmoe.adapter import AdapterSpec, count_parameters, plan_groups
 from ttmoe.base import empty_body
 from workers.base.base_sources import resolve_base
-from workers.expert_job import ExpertJob, run_expert
-from workers.training.memory import job_memory
-from workers.data.prepared import prepare
-from workers.training.settings import Train
+from workers.expert_job import ExpertJob
+from workers.expert_runner import run_expert
+from workers.training.memory import estimate_job_memory
+from workers.data.prepared import prepare_task
+from workers.training.settings import TrainSettings
 from workers.data.task import Task
 folder = Path(sys.argv[1])
 base = resolve_base(folder=str(folder / "base"), cache=folder, dtype="float32", max_length=64)
-data = prepare("t", Task.model_validate_json((folder / "task.json").read_text()), folder)
+data = prepare_task("t", Task.model_validate_json((folder / "task.json").read_text()), folder)
 model, spec = empty_body(base), AdapterSpec()
-train = Train(steps=2, batch_size=64, eval_every=2)
+train = TrainSettings(steps=2, batch_size=64, eval_every=2)
 parameters = count_parameters(plan_groups(model, spec))
 job = ExpertJob("t", base, data, spec, "trained", train, "x", parameters, str(folder / "out"))
 run_expert(job, lambda progress: None)
 peak = peak_bytes()
-found = job_memory(model, base, spec, job.classes, train)
+found = estimate_job_memory(model, base, spec, job.classes, train)
 print(json.dumps([found.total, found.total - found.process, peak]))
 """
 
@@ -165,7 +167,7 @@ def test_a_real_trainings_peak_is_as_estimated(tmp_path):
     assert 0.9 < total / peak < 1.6
 
 
-def test_what_allocators_hold_is_on_top(model, base, monkeypatch):
+def test_the_allocator_overhead_is_added(model, base, monkeypatch):
     whole = memory(model, base, train=BIG).activations
-    monkeypatch.setitem(HELD, "cpu", 1.0)
+    monkeypatch.setitem(ALLOCATOR_FACTORS, "cpu", 1.0)
     assert memory(model, base, train=BIG).activations < whole

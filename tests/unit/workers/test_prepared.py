@@ -11,6 +11,7 @@ import pytest
 from ttmoe.errors import InputError
 from workers.data import prepared as module
 from workers.data.prepared import load_split, prepare_task
+from workers.data.splits import SPLIT_NAMES
 from workers.data.task import Task
 
 ROOT = Path(__file__).parents[3]
@@ -72,13 +73,13 @@ def test_a_warm_task_needs_no_heavy_import(task, tmp_path):
     found = prepare_task("t", task, tmp_path)
     code = (
         "import sys; from pathlib import Path; from workers.data.task import Task\n"
-        "from workers.data.prepared import prepare\n"
-        "print(prepare('t', Task.model_validate_json(sys.argv[1]), Path(sys.argv[2])).fingerprint)\n"
+        "from workers.data.prepared import prepare_task\n"
+        "print(prepare_task('t', Task.model_validate_json(sys.argv[1]), Path(sys.argv[2])).fingerprint)\n"
         "print([m for m in ('datasets', 'pandas', 'torch', 'pyarrow', 'numpy') if m in sys.modules])"
     )
     command = [sys.executable, "-c", code, task.model_dump_json(), str(tmp_path)]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
-    assert said[:2] == [found.fingerprint, "[]"]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    assert lines[:2] == [found.fingerprint, "[]"]
 
 
 def test_the_key_follows_data_and_config(tmp_path):
@@ -134,7 +135,7 @@ def test_given_splits_share_their_labels(tmp_path):
     error = refused(task_of(source), tmp_path)
     assert "label 'z' of row 2 is unknown" in error.what
     assert "(in the test split)" in error.what
-    assert "Known: a, b, c." in error.fix
+    assert "known: a, b, c;" in error.fix
 
 
 def test_choices_and_pairs_come_back_whole(tmp_path):
@@ -226,4 +227,4 @@ def test_a_stopped_write_leaves_nothing(task, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             prepare_task("t", task, tmp_path)
     assert list((tmp_path / "tasks").iterdir()) == []
-    assert sum(map(len, (load_split(prepare_task("t", task, tmp_path), s) for s in module.ORDER))) == 99
+    assert sum(map(len, (load_split(prepare_task("t", task, tmp_path), s) for s in SPLIT_NAMES))) == 99

@@ -14,7 +14,8 @@ import pytest
 
 from ttmoe.adapter import AdapterSpec, count_parameters, plan_groups
 from ttmoe.base import load_body
-from workers.expert_job import ExpertJob, run_experts
+from workers.expert_job import ExpertJob
+from workers.expert_runner import run_experts
 from workers.failure import Failure
 from workers.training import loop
 from workers.training.settings import TrainSettings
@@ -126,16 +127,16 @@ def test_stopped_between_checkpoints(job_of, undisturbed, case, stops):
 def test_stopped_between_the_saves_of_two(job_of, undisturbed, monkeypatch, step, common):
     jobs = [job_of(*each) for each in CASES["several"]]
     expected, expected_record = undisturbed("several", jobs)
-    record, honest, saves = Record(), loop.Course.save, []
+    record, honest, saves = Record(), loop.TrainingState.save, []
 
-    def save(course, random):
-        saves.append(course.fit.steps)
+    def save(state, random):
+        saves.append(state.result.steps)
         if saves.count(step) == 2:
             raise Stop
-        honest(course, random)
+        honest(state, random)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Course, "save", save)
+        patch.setattr(loop.TrainingState, "save", save)
         with pytest.raises(Stop):
             run_experts(jobs, record)
     resumed = Record()
@@ -196,7 +197,7 @@ def test_checkpoints_of_another_form_are_passed_over(job_of, undisturbed, caplog
 KILLED = """
 import os, pickle, signal, sys
 
-from workers.expert_job import run_experts
+from workers.expert_runner import run_experts
 
 jobs = pickle.load(open(sys.argv[1], "rb"))
 

@@ -1,4 +1,4 @@
-"""The routed model on test rows: what counts as right, and what reading less of the base costs and brings."""
+"""The routed model on test rows: which answers are right, and the comparison of depths."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_the_depths_that_are_compared(layers, trunk):
     found = choose_depths(layers, trunk)
     assert {0, trunk, layers} <= set(found)
     assert found == sorted(set(found))
-    assert len(found) <= depths.SPREAD + 1
+    assert len(found) <= depths.COMPARED_DEPTHS + 1
     assert max(b - a for a, b in pairwise(found)) <= -(-layers // 4)
 
 

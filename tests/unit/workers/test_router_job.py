@@ -1,4 +1,4 @@
-"""The router's job on features that can be told apart: what it reads, what it measures, and what it leaves alone."""
+"""The router job on separable features: which features it reads, its metrics, and which files it writes."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def test_it_learns_what_can_be_told_apart_and_says_how_well(job, tmp_path, kind)
     points = states(1, 50, torch.Generator().manual_seed(1))[:, -1, 0]
     routes = router.route(points)
     assert routes.names.count("b") > 45
-    assert sum(routes.known) > 40
-    assert not any(router.route(torch.full((3, WIDTH), 2.0)).known)
+    assert sum(routes.familiar) > 40
+    assert not any(router.route(torch.full((3, WIDTH), 2.0)).familiar)
 
 
 def test_the_router_reads_the_features_it_names(job):
@@ -142,13 +142,13 @@ def test_the_same_seed_gives_the_same_router(job, tmp_path):
 
 
 def test_fewer_rows_are_the_first_of_those_that_are_kept(job, monkeypatch):
-    seen, honest = [], router_job.make_router
+    seen, honest = [], router_job.fit_router
 
-    def make(tasks, train, *rest):
+    def fit(tasks, train, *rest):
         seen.append([len(rows) for rows in train.by_task()])
         return honest(tasks, train, *rest)
 
-    monkeypatch.setattr(router_job, "make_router", make)
+    monkeypatch.setattr(router_job, "fit_router", fit)
     whole = job.load("train").by_task()
     few = replace(job, settings=RouterSettings(**QUICK, rows_per_task=100))
     run_router(few, nothing)
@@ -169,7 +169,7 @@ def test_another_task_leaves_the_experts_alone(job, tmp_path, monkeypatch):
     ):
         monkeypatch.setattr(module, None)
     without = replace(job, **{key: {k: v for k, v in getattr(job, key).items() if k != "c"}
-                              for key in ("data", "files", "lock")})  # fmt: skip
+                              for key in ("data", "feature_folders", "lock")})  # fmt: skip
     run_router(without, nothing)
     inputs = {p: p.read_bytes() for p in tmp_path.rglob("*.safetensors") if p.parent.name != "router"}
     before = load_router(tmp_path / "router")[0]

@@ -1,4 +1,4 @@
-"""What a config may say of the router."""
+"""The config section of the router."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_what_names_no_hidden_states_says_what_to_write(layers):
         RouterSettings(layers=layers)
     (error,) = caught.value.errors()
     assert error["loc"] == ("layers",)
-    assert error["msg"].endswith("names no hidden states")
+    assert error["msg"].endswith("does not name hidden states")
     assert error["ctx"]["fix"] == "write all, last, embeddings, trunk, 0-4 or [0, 4]"
 
 

@@ -1,4 +1,4 @@
-"""Routers on clouds of points that can be told apart, and on some that cannot."""
+"""Routers on clouds of points that are separable, and on some that are not."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def clouds(rows=(300, 120, 60), seed=0, apart=1.5, spread=0.3):
         points = spread * torch.randn(count, WIDTH, generator=draw)
         points[:, i] += apart
         tasks.append(points.half())
-    return Mixture.of(tasks)
+    return Mixture.from_tasks(tasks)
 
 
 def nothing(progress):
     pass
 
 
-def made(train, validation, seed=0, tasks=TASKS, **settings):
+def train_router(train, validation, seed=0, tasks=TASKS, **settings):
     torch.manual_seed(seed)
     return fit_router(tasks, train, validation, SPEC, Settings(**{**QUICK, **settings}), nothing)
 
@@ -48,7 +48,7 @@ def loss(router, rows):
 
 def test_a_mixture_is_all_tasks_rows_and_can_be_taken_apart(monkeypatch):
     tasks = [torch.randn(n, 4) for n in (3, 1, 5)]
-    mixture = Mixture.of(tasks)
+    mixture = Mixture.from_tasks(tasks)
     assert mixture.labels.tolist() == [0] * 3 + [1] + [2] * 5
     assert all(map(torch.equal, mixture.by_task(), tasks))
     monkeypatch.setattr(router_training, "FEATURE_CHUNK", 2)
@@ -57,7 +57,7 @@ def test_a_mixture_is_all_tasks_rows_and_can_be_taken_apart(monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_tells_apart_what_can_be_told_apart(kind):
-    router = made(clouds(), clouds((40, 40, 40), 1), kind=kind)
+    router = train_router(clouds(), clouds((40, 40, 40), 1), kind=kind)
     assert accuracy(router, clouds((50, 50, 50), 2)) > 0.95
     assert not router.training
     assert all(value.isfinite().all() for key, value in router.state_dict().items() if "thresholds" not in key)
@@ -68,7 +68,7 @@ def test_features_are_scaled_by_the_training_rows_alone(monkeypatch):
     rows = train.features.double()
     for chunk in (4096, 7):
         monkeypatch.setattr(router_training, "FEATURE_CHUNK", chunk)
-        router = made(train, validation, kind="centroid")
+        router = train_router(train, validation, kind="centroid")
         torch.testing.assert_close(router.mean, rows.mean(0).float(), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(router.deviation, rows.std(0, correction=0).float(), rtol=1e-4, atol=1e-5)
 
@@ -81,13 +81,13 @@ def test_a_feature_that_never_changes_says_nothing_not_even_by_its_rounding(kind
     train, validation = clouds(), clouds((40, 40, 40), 1)
     for rows in (train, validation):
         rows.features[:, 5] = value
-    router = made(train, validation, kind=kind)
+    router = train_router(train, validation, kind=kind)
     assert accuracy(router, validation) > 0.95
     kept, read = clouds((50, 50, 50), 2).features, clouds((50, 50, 50), 2).features.float()
     kept[:, 5], read[:, 5] = value, value
-    assert router.scaled(read)[:, 5].abs().max() <= 1
+    assert router.standardise(read)[:, 5].abs().max() <= 1
     assert router.route(read).names == router.route(kept).names
-    assert sum(router.route(read).known) > 135
+    assert sum(router.route(read).familiar) > 135
 
 
 def test_the_nearest_mean_needs_no_training():
@@ -95,8 +95,8 @@ def test_the_nearest_mean_needs_no_training():
     settings = Settings(kind="centroid", unknown=0)
     router = fit_router(TASKS, clouds(), clouds((40, 40, 40), 1), SPEC, settings, reports.append)
     assert reports == []
-    tasks = [router.scaled(rows) for rows in clouds().by_task()]
-    near = torch.cdist(router.scaled(clouds((50, 50, 50), 2).features), torch.stack([t.mean(0) for t in tasks]))
+    tasks = [router.standardise(rows) for rows in clouds().by_task()]
+    near = torch.cdist(router.standardise(clouds((50, 50, 50), 2).features), torch.stack([t.mean(0) for t in tasks]))
     agree = router(clouds((50, 50, 50), 2).features).argmax(-1) == near.argmin(-1)  # clouds are round
     assert agree.float().mean() > 0.97
 
@@ -104,14 +104,14 @@ def test_the_nearest_mean_needs_no_training():
 @pytest.mark.parametrize("unclear", [0.6, 1.2])
 def test_a_blend_is_not_worse_than_its_parts_on_the_rows_it_was_fitted_to(unclear):
     train, validation = clouds(spread=unclear), clouds((40, 40, 40), 1, spread=unclear)
-    parts = {kind: loss(made(train, validation, kind=kind), validation) for kind in KINDS}
+    parts = {kind: loss(train_router(train, validation, kind=kind), validation) for kind in KINDS}
     assert 0.01 < parts["blend"] <= min(parts["linear"], parts["centroid"]) + 1e-6
 
 
 def test_a_blend_is_better_than_either_where_they_err_apart():
     """Fitted to few rows the trained map is far too sure of noise: some of the nearest mean helps."""
     train, validation = clouds((24, 24, 24), 5, 0.8, 0.7), clouds((200, 200, 200), 1, 0.8, 0.7)
-    parts = {kind: loss(made(train, validation, kind=kind, epochs=60), validation) for kind in KINDS}
+    parts = {kind: loss(train_router(train, validation, kind=kind, epochs=60), validation) for kind in KINDS}
     assert parts["blend"] <= min(parts["linear"], parts["centroid"]) + 1e-6
     assert parts["blend"] < max(parts["linear"], parts["centroid"]) - 1e-3
 
@@ -119,10 +119,10 @@ def test_a_blend_is_better_than_either_where_they_err_apart():
 def test_a_blend_of_what_validation_says_is_one_part_is_that_part():
     """Where training rows lie about all labels, the trained map is worth nothing and its weight goes to nothing."""
     train, validation = clouds(), clouds((40, 40, 40), 1)
-    router = made(train, validation, kind="centroid")
-    trained = made(train, validation, kind="linear", lr=1e-12, epochs=1)
+    router = train_router(train, validation, kind="centroid")
+    trained = train_router(train, validation, kind="linear", lr=1e-12, epochs=1)
     assert loss(trained, validation) > 1
-    blend = made(train, validation, kind="blend", lr=1e-12, epochs=1)
+    blend = train_router(train, validation, kind="blend", lr=1e-12, epochs=1)
     assert loss(blend, validation) == pytest.approx(loss(router, validation), abs=1e-4)
 
 
@@ -146,10 +146,41 @@ def test_calibration_recovers_a_known_temperature(temperature):
     torch.testing.assert_close(router.temperature, before, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("minimum", [-4.2, 0.0, 1.2345678, 11.9])
+def test_a_known_minimum_is_found(minimum):
+    def loss(x):
+        return torch.tensor(x - minimum, dtype=torch.double).cosh()
+
+    assert router_training._minimise(loss, -5, 12) == pytest.approx(minimum, abs=1e-6)
+
+
+@pytest.mark.parametrize(("correct", "temperature"), [(60, 1.0), (75, 8.0), (95, 0.3)])
+def test_the_temperature_of_two_tasks_has_a_closed_form(correct, temperature):
+    """Rows with one difference of scores: softmax of it divided by the temperature must be the accuracy."""
+    accuracy = torch.tensor(correct / 100, dtype=torch.double)
+    scores = torch.tensor([temperature * float(accuracy.logit()), 0.0]).repeat(100, 1)
+    router = Router(("a", "b"), 2, SPEC)
+    with torch.no_grad():
+        router.gate.weight.copy_(torch.eye(2))
+    calibrate(router, Mixture(scores, (torch.arange(100) >= correct).long()))
+    assert float(router.temperature) == pytest.approx(temperature, rel=1e-6)
+
+
+def test_rows_that_are_all_routed_correctly_get_the_highest_temperature_without_loss():
+    """Their cross-entropy has no minimum: it falls with the temperature."""
+    router, labels = Router(TASKS, 3, SPEC), torch.arange(3).repeat(20)
+    with torch.no_grad():
+        router.gate.weight.copy_(5 * torch.eye(3))
+    rows = Mixture(F.one_hot(labels).float(), labels)
+    calibrate(router, rows)
+    assert 5 / 25 < float(router.temperature) < 5 / 18
+    assert loss(router, rows) < 1e-6
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_is_calibrated_and_choices_stay(kind):
     train, validation = clouds(spread=1.2), clouds((400, 400, 400), 1, spread=1.2)
-    router = made(train, validation, kind=kind, epochs=60)
+    router = train_router(train, validation, kind=kind, epochs=60)
     best = float(router.temperature)
     at_best = loss(router, validation)
     for factor in (0.8, 0.95, 1.05, 1.25):
@@ -188,8 +219,8 @@ def test_every_task_has_the_same_weight_whatever_its_size():
 def test_the_large_task_does_not_win_what_could_be_either(kind):
     rows = torch.randn(660, WIDTH, generator=torch.Generator().manual_seed(3)).half()
     validation = torch.randn(80, WIDTH, generator=torch.Generator().manual_seed(4)).half()
-    router = made(Mixture.of([rows[:600], rows[600:]]), Mixture.of([validation[:40], validation[40:]]),
-                  tasks=("large", "small"), kind=kind, unknown=0)  # fmt: skip
+    mixtures = [Mixture.from_tasks([part[:count], part[count:]]) for part, count in ((rows, 600), (validation, 40))]
+    router = train_router(*mixtures, tasks=("large", "small"), kind=kind, unknown=0)
     fresh = torch.randn(2000, WIDTH, generator=torch.Generator().manual_seed(5))
     assert 0.3 < (router(fresh).argmax(-1) == 0).float().mean() < 0.7
 
@@ -213,36 +244,36 @@ def test_the_best_epoch_is_kept_and_ties_go_to_the_lower_loss():
 @pytest.mark.parametrize("kind", ["linear", "blend"])
 def test_the_same_seed_gives_the_same_router_and_another_another(kind):
     train, validation = clouds(spread=0.9), clouds((40, 40, 40), 1, spread=0.9)
-    first, again, other = (made(train, validation, seed, kind=kind).state_dict() for seed in (0, 0, 1))
+    first, again, other = (train_router(train, validation, seed, kind=kind).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(value, again[key]) for key, value in first.items())
     assert not torch.equal(first["gate.weight"], other["gate.weight"])
 
 
 def test_the_nearest_mean_is_the_same_whatever_the_seed():
     train, validation = clouds(), clouds((40, 40, 40), 1)
-    first, other = (made(train, validation, seed, kind="centroid").state_dict() for seed in (0, 1))
+    first, other = (train_router(train, validation, seed, kind="centroid").state_dict() for seed in (0, 1))
     assert all(torch.equal(value, other[key]) for key, value in first.items())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_row_is_unknown_where_none_may_be(kind):
-    router = made(clouds(), clouds((40, 40, 40), 1), kind=kind, unknown=0)
+    router = train_router(clouds(), clouds((40, 40, 40), 1), kind=kind, unknown=0)
     assert router.familiarity is None
-    assert all(router.route(torch.randn(50, WIDTH) * 1000).known)
+    assert all(router.route(torch.randn(50, WIDTH) * 1000).familiar)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [0.01, 0.1])
 def test_the_share_of_validation_rows_that_is_asked_for_is_unknown(kind, share):
     validation = clouds((400, 400, 400), 1)
-    router = made(clouds(), validation, kind=kind, unknown=share)
-    known = torch.tensor(router.route(validation.features).known)
+    router = train_router(clouds(), validation, kind=kind, unknown=share)
+    known = torch.tensor(router.route(validation.features).familiar)
     assert 1 - known.float().mean() == pytest.approx(share, abs=4e-3)
     for task in range(3):
         own = known[validation.labels == task]
         assert 1 - own.float().mean() == pytest.approx(share, abs=0.02)
     far = torch.zeros(WIDTH).index_fill(0, torch.tensor([9]), 5.0)  # where no task ever was
-    assert not any(router.route(far.repeat(3, 1) + 0.1 * torch.randn(3, WIDTH)).known)
+    assert not any(router.route(far.repeat(3, 1) + 0.1 * torch.randn(3, WIDTH)).familiar)
 
 
 def test_loose_rows_lower_their_own_tasks_threshold_alone():
@@ -267,12 +298,12 @@ def test_loose_rows_lower_their_own_tasks_threshold_alone():
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [1, 2])
 def test_tasks_of_hardly_any_rows_are_no_error(kind, rows):
-    router = made(clouds((rows, rows, rows)), clouds((2, 2, 2), 1), kind=kind)
+    router = train_router(clouds((rows, rows, rows)), clouds((2, 2, 2), 1), kind=kind)
     assert router(clouds((5, 5, 5), 2).features).isfinite().all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_library_of_one_task(kind):
-    router = made(clouds((30,)), clouds((10,), 1), tasks=("only",), kind=kind)
+    router = train_router(clouds((30,)), clouds((10,), 1), tasks=("only",), kind=kind)
     routes = router.route(clouds((10,), 2).features)
-    assert (set(routes.names), set(routes.shares)) == ({"only"}, {1.0})
+    assert (set(routes.names), set(routes.probabilities)) == ({"only"}, {1.0})

@@ -39,18 +39,18 @@ def test_tsv_takes_quotes_for_text_unless_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("data", "line", "says"),
+    ("data", "line", "message"),
     [
         ("a,b\n1,2\n\n1\n", 4, "1 cells, the header 2"),
         ('a,b\n"x\ny",2\n1,2,3\n', 4, "3 cells"),
         ('a,b\n1,2\n"x,3\n4,5\n', 3, "unexpected end of data"),
-        ("a,a\n1,2\n", 1, "columns named twice: a"),
+        ("a,a\n1,2\n", 1, "repeated column names: a"),
     ],
 )
-def test_a_bad_csv_row_is_named(tmp_path, data, line, says):
+def test_a_bad_csv_row_is_named(tmp_path, data, line, message):
     error = refused(tmp_path, "a.csv", data)
     assert error.where == f"{tmp_path / 'a.csv'}:{line}"
-    assert says in error.what
+    assert message in error.what
 
 
 def test_long_cells_are_read(tmp_path):
@@ -63,12 +63,12 @@ def test_jsonl_keeps_types_and_odd_line_ends(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "says"), [('{"a": 1', "not JSON"), ("[1]", "an object"), ('{"a": "\\ud83d"}', "surrogates")]
+    ("line", "message"), [('{"a": 1', "not JSON"), ("[1]", "a JSON object"), ('{"a": "\\ud83d"}', "surrogates")]
 )
-def test_a_bad_json_line_is_named(tmp_path, line, says):
+def test_a_bad_json_line_is_named(tmp_path, line, message):
     error = refused(tmp_path, "a.jsonl", '{"a": 1}\n\n' + line + "\n")
     assert error.where.endswith("a.jsonl:3")
-    assert says in error.what
+    assert message in error.what
 
 
 def test_patterns_read_matching_lines(tmp_path):
@@ -95,13 +95,13 @@ def test_parquet_keeps_types(tmp_path):
     rows = [{"text": "NA", "label": 1, "choices": ["a", "b"]}, {"text": "01", "label": None, "choices": []}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     assert read_rows(Source(path=str(tmp_path / "a.parquet")), tmp_path) == rows
-    assert "no Parquet file" in refused(tmp_path, "b.parquet", "text").what
+    assert "not a Parquet file" in refused(tmp_path, "b.parquet", "text").what
 
 
-def test_the_file_must_be_there_and_tell_its_format(tmp_path):
-    with pytest.raises(InputError, match="no such file"):
+def test_the_file_must_exist_and_have_a_known_format(tmp_path):
+    with pytest.raises(InputError, match="the file does not exist"):
         read_rows(Source(path=str(tmp_path / "gone.csv")), tmp_path)
-    assert "'.dat' tells no format" in refused(tmp_path, "a.dat", "a,b\n1,2\n").what
+    assert "'.dat' has no known format" in refused(tmp_path, "a.dat", "a,b\n1,2\n").what
     assert read(tmp_path, "a.dat", "a,b\n1,2\n", format="csv") == [{"a": "1", "b": "2"}]
 
 
@@ -130,7 +130,7 @@ def test_a_hub_source_is_asked_for_exactly(tmp_path, monkeypatch):
     source = Source(hub="glue", name="rte", split="train", revision="abc")
     assert read_rows(source, tmp_path) == [{"text": "a"}]
     assert asked == [(("glue", "rte"), {"split": "train", "revision": "abc"})]
-    with pytest.raises(InputError, match="cannot be had: no way") as caught:
+    with pytest.raises(InputError, match="cannot be loaded: no way") as caught:
         read_rows(source, tmp_path)
     assert caught.value.where == "glue"
     assert source_identity(source, tmp_path) == "abc"
@@ -149,7 +149,7 @@ def test_the_real_library_reads_a_hub_source(tmp_path):
     )
     settings = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", code, str(tmp_path / "set")]
-    said = subprocess.run(command, env=settings, capture_output=True, text=True, check=True).stdout
-    first, second = said.strip().split("\n")
+    output = subprocess.run(command, env=settings, capture_output=True, text=True, check=True).stdout
+    first, second = output.strip().split("\n")
     assert first == "[{'text': 'NA', 'label': 1}]"
-    assert second.startswith("the data set cannot be had: Unknown split")
+    assert second.startswith("the data set cannot be loaded: Unknown split")

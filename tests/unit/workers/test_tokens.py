@@ -79,4 +79,4 @@ def test_several_may_do_it_at_once(base, colours, tokenizer, tmp_path):
 def test_a_cache_that_cannot_be_written_costs_no_more_than_time(base, colours, tokenizer, tmp_path, caplog):
     (tmp_path / "tokens").write_text("a file where the folder should be")
     assert len(load_tokenized_rows(base, tokenizer, colours, "test", tmp_path)) == sum(colours.counts["test"].values())
-    assert "not kept" in caplog.text
+    assert "could not be cached" in caplog.text

@@ -1,4 +1,4 @@
-"""Several experts in one training: as each alone, and one's end or fault is nobody else's."""
+"""Several experts that train together give the same results as each alone, and fail independently."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ class Class:
     def __init__(self, base, colours, animals, names):
         self.bank, tokenizer = Bank(load_body(base), base.pooling), load_tokenizer(base)
         self.pad_id, self.reports = pad_id_of(tokenizer), []
-        self.trainees = {}
+        self.trainings = {}
         for name in names:
             data, draw = (animals if name == "animals" else colours), torch.Generator().manual_seed(len(name))
             rows = [tokenize(tokenizer, load_split(data, s), base.max_length) for s in ("train", "validation")]
             self.bank.add(name, SPECS[name], len(data.label_names), draw)
-            self.trainees[name] = ExpertTraining(name, *rows, SETTINGS[name], "trained")
+            self.trainings[name] = ExpertTraining(name, *rows, SETTINGS[name], "trained")
 
     def take(self, progress):
-        """Keep a step's report; one without metrics is a sign of life amid an evaluation."""
+        """Keep reports of steps; a report without metrics is a heartbeat during an evaluation."""
         if progress.metrics:
             self.reports.append(progress)
 
     def fit(self):
-        return fit_experts(self.bank, list(self.trainees.values()), pad_id=self.pad_id, report=self.take)
+        return fit_experts(self.bank, list(self.trainings.values()), pad_id=self.pad_id, report=self.take)
 
     def losses(self, name):
         return torch.tensor([r.metrics["train.loss"] for r in self.reports if r.key == name])
@@ -111,9 +111,9 @@ def test_micro_batches_of_several(together, monkeypatch, micro):
     for one in alone.values():
         one.fit()
     monkeypatch.setattr(gradients, "score", counted)
-    trainee = group.trainees["colours"]  # the one with the more steps
-    settings = trainee.settings.model_copy(update={"micro_batch": micro})
-    group.trainees["colours"] = replace(trainee, settings=settings)
+    training = group.trainings["colours"]  # the one with the more steps
+    settings = training.settings.model_copy(update={"micro_batch": micro})
+    group.trainings["colours"] = replace(training, settings=settings)
     group.fit()
     assert max(sizes) <= micro
     close(group, alone, alone)
@@ -121,13 +121,13 @@ def test_micro_batches_of_several(together, monkeypatch, micro):
 
 def test_states_of_several_are_padded_to_one_another(together):
     kept, alone = together("upper"), {"upper": together("upper")}
-    trainee = kept.trainees["upper"]
-    trainee = replace(trainee, train=replace(trainee.train, states=InMemory(kept.bank, trainee.train, kept.pad_id)))
+    training = kept.trainings["upper"]
+    training = replace(training, train=replace(training.train, states=InMemory(kept.bank, training.train, kept.pad_id)))
     kept.bank.add("second", SPECS["upper"], 3, torch.Generator().manual_seed(9))
     # The second's rows are those of the first in another order, so that lengths differ in every step.
-    kept.trainees = {
-        "upper": trainee,
-        "second": replace(trainee, name="second", settings=trainee.settings.model_copy(update={"seed": 7})),
+    kept.trainings = {
+        "upper": training,
+        "second": replace(training, name="second", settings=training.settings.model_copy(update={"seed": 7})),
     }
     kept.fit()
     alone["upper"].fit()
@@ -167,8 +167,8 @@ def broken(rows, what):
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_rows_that_cannot_be_used_stop_one_alone(together, what, split):
     group, alone = together("colours", "animals"), {"colours": together("colours")}
-    trainee = group.trainees["animals"]
-    group.trainees["animals"] = replace(trainee, **{split: broken(getattr(trainee, split), what)})
+    training = group.trainings["animals"]
+    group.trainings["animals"] = replace(training, **{split: broken(getattr(training, split), what)})
     found = group.fit()
     assert isinstance(found["animals"], Failure)
     assert found["animals"].trace

@@ -5,7 +5,8 @@ import torch
 
 from ttmoe.adapter import AdapterSpec
 from workers import trial as module
-from workers.expert_job import ExpertJob, run_expert
+from workers.expert_job import ExpertJob
+from workers.expert_runner import run_expert
 from workers.training.settings import TrainSettings
 from workers.trial import TrialRunner
 
@@ -18,16 +19,16 @@ def job(base, colours, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bench(job):
+def runner(job):
     return TrialRunner.load(job)
 
 
-def quality(found):
-    return found["accuracy"], found["loss"]
+def quality(metrics):
+    return metrics["accuracy"], metrics["loss"]
 
 
-def test_a_trial_measures_the_validation_split_as_the_job_would(bench, job):
-    found = bench.run(job)
+def test_a_trial_measures_the_validation_split_as_the_job_would(runner, job):
+    found = runner.run(job)
     assert set(found) == {"accuracy", "loss", "parameters", "seconds"}
     assert found["parameters"] == 1152
     assert found["accuracy"] > 0.8
@@ -35,27 +36,27 @@ def test_a_trial_measures_the_validation_split_as_the_job_would(bench, job):
     assert kept == {"train", "validation"}  # the test split is not even read
 
 
-def test_a_trial_is_not_disturbed_by_those_before_it(bench, job):
-    alone = quality(bench.run(job))
-    bench.run(replace(job, adapter=AdapterSpec(rank=8, targets=("q", "v", "o"), init="paper")))
-    assert quality(bench.run(job)) == alone
+def test_a_trial_is_not_disturbed_by_those_before_it(runner, job):
+    alone = quality(runner.run(job))
+    runner.run(replace(job, adapter=AdapterSpec(rank=8, targets=("q", "v", "o"), init="paper")))
+    assert quality(runner.run(job)) == alone
     assert quality(TrialRunner.load(job).run(job)) == alone
-    assert not bench.bench.bank.experts
+    assert not runner.resident_base.bank.experts
 
 
-def test_a_trial_that_fails_leaves_the_bench_usable(bench, job, monkeypatch):
+def test_a_trial_that_fails_leaves_the_runner_usable(runner, job, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(module, "fit_one", lambda *_, **__: 1 / 0)
+        patch.setattr(module, "fit_expert", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            bench.run(job)
-    assert bench.run(job)["accuracy"] > 0.8
+            runner.run(job)
+    assert runner.run(job)["accuracy"] > 0.8
 
 
-def test_a_trial_trains_as_the_expert_job_does(bench, job, base):
+def test_a_trial_trains_as_the_expert_job_does(runner, job, base):
     from ttmoe.adapter import count_parameters, plan_groups
 
-    count = count_parameters(plan_groups(bench.bench.bank.model, job.adapter))
+    count = count_parameters(plan_groups(runner.resident_base.bank.model, job.adapter))
     result = run_expert(replace(job, parameters=count, folder=f"{job.folder}-expert"), lambda progress: None)
-    found = bench.run(job)
+    found = runner.run(job)
     assert quality(found) == (result.metrics["validation.accuracy"], result.metrics["validation.loss"])
     assert torch.get_num_threads() == job.threads

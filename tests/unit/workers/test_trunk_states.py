@@ -1,4 +1,4 @@
-"""The trunk's cache gives what the trunk gives, is made once, and keeps within its room whatever happens."""
+"""Cached trunk states equal computed ones, are computed once, and stay within the budget."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ttmoe.encoding import Choice, collate, encode_inputs, pad_id_of
 from ttmoe.features import pool_states
 from ttmoe.scoring import score
 from workers.cache import trunk_folder, trunk_layout, trunk_states
-from workers.cache.trunk_layout import trunk_bytes, trunk_size
+from workers.cache.trunk_layout import state_bytes, trunk_size
 from workers.cache.trunk_states import find_trunk_states, load_or_compute_trunk
 from workers.data.prepared import load_split
 from workers.training.batches import TokenizedRows, tokenize
@@ -94,10 +94,10 @@ def one_size(base, rows, depth=1, width=64):
     return trunk_size(base, tokens, width, sequences=len(rows), depth=depth)
 
 
-@pytest.mark.parametrize("shard", [trunk_layout.SHARD, 2000])  # all in one, and a few sequences in each
+@pytest.mark.parametrize("shard", [trunk_layout.SHARD_BYTES, 2000])  # all in one, and a few sequences in each
 @torch.no_grad()
 def test_states_are_the_trunks_own_in_any_batch(opened, bank, rows, monkeypatch, tmp_path, shard):
-    monkeypatch.setattr(trunk_layout, "SHARD", shard)
+    monkeypatch.setattr(trunk_layout, "SHARD_BYTES", shard)
     for depth in (1, 2):
         states = opened(depth=depth)
         assert states.depth == depth
@@ -113,18 +113,18 @@ def test_states_are_the_trunks_own_in_any_batch(opened, bank, rows, monkeypatch,
     assert all(map(torch.equal, states.gather([4, 4], "cpu"), states.gather([4], "cpu").expand(2, -1, -1)))
 
 
-@pytest.mark.parametrize("shard", [trunk_layout.SHARD, 2000])
+@pytest.mark.parametrize("shard", [trunk_layout.SHARD_BYTES, 2000])
 @torch.no_grad()
 def test_hidden_states_below_are_kept_pooled_both_ways(opened, bank, rows, monkeypatch, shard):
     """In half precision, for every router that reads them, whatever it reads."""
-    monkeypatch.setattr(trunk_layout, "SHARD", shard)
+    monkeypatch.setattr(trunk_layout, "SHARD_BYTES", shard)
     for depth in (1, 2):
         states = opened(depth=depth)
-        assert states.wholes
+        assert states.has_pooled
         for batch in ([7, 0, 99, 3], [5]):
             inputs = collate([rows.items[i].whole for i in batch], 0)
             *below, _ = bank.trunk(depth).hidden_states(inputs)
-            found = states.pooled(batch, "cpu")
+            found = states.gather_pooled(batch, "cpu")
             assert (found.dtype, found.shape) == (torch.float32, (len(batch), depth, 2, 64))
             torch.testing.assert_close(found, pool_states(below, inputs["attention_mask"]), rtol=0, atol=1e-3)
             assert torch.equal(found.half().float(), found)
@@ -154,7 +154,7 @@ def test_choices_are_numbered_option_by_option(opened, base, choices):
     assert [len(scores) for scores in kept] == [1, 4, 4, 3]
     for one, other in zip(kept, score(bank, items, "expert", 0), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
-    assert not states.wholes  # which the router reads: these are not kept
+    assert not states.has_pooled  # which the router reads: these are not kept
 
 
 @torch.no_grad()
@@ -211,7 +211,7 @@ def test_whatever_decides_the_states_is_in_the_key(base, rows, choices):
 
 
 def test_the_size_is_known_beforehand(opened, base, rows, tmp_path):
-    assert trunk_bytes(1000, 64, torch.bfloat16) == 128_000
+    assert state_bytes(1000, 64, torch.bfloat16) == 128_000
     for depth in (1, 2):
         assert opened(depth=depth, cache=tmp_path / str(depth))
         assert sum(map(len, shards(tmp_path / str(depth)).values())) == one_size(base, rows, depth)
@@ -345,7 +345,7 @@ def report(progress):
     (folder / "begun").touch()
     while not (folder / "go").exists():
         time.sleep(0.05)
-trunk_states.open_trunk(Bank(load_body(base), base.pooling), rows, base=base, report=report, **given)
+trunk_states.load_or_compute_trunk(Bank(load_body(base), base.pooling), rows, base=base, report=report, **given)
 """
 
 

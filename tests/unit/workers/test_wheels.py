@@ -1,4 +1,5 @@
 import hashlib
+import os
 import subprocess
 import sys
 import threading
@@ -8,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from ttmoe.errors import InputError
-from workers.data import wheels
 from workers.data.wheels import wheel_folder, wheel_member
 
 FILES = {"pkg/data/a.txt": "alpha", "pkg/data/deep/b.txt": "beta", "pkg/data/deep/c/d.txt": "delta"}
@@ -16,7 +16,7 @@ FILES = {"pkg/data/a.txt": "alpha", "pkg/data/deep/b.txt": "beta", "pkg/data/dee
 
 @pytest.fixture
 def offline(tmp_path, monkeypatch):
-    """A package index that is a folder with one wheel; gives the wheel's digest."""
+    """A package index that is a folder with one wheel; the digest of the wheel."""
     digest = make_wheel(tmp_path / "index")
     for key, value in {
         "NO_INDEX": "1",
@@ -54,11 +54,14 @@ def test_a_wheel_is_downloaded_once(offline, tmp_path, monkeypatch, pinned):
     monkeypatch.setattr(subprocess, "run", no_pip)
     assert wheel_member("pkg==1.0", digest, "pkg/data/a.txt", tmp_path / "cache") == path
     assert wheel_member("pkg==1.0", digest, "pkg/data/deep/b.txt", tmp_path / "cache").read_text() == "beta"
-    # A folder made on the way to a deeper one must not pass for the whole of it.
+    # A folder that was extracted for a deeper one must not be taken for all of it.
     inner = wheel_folder("pkg==1.0", digest, "pkg/data/deep/c", tmp_path / "cache")
     outer = wheel_folder("pkg==1.0", digest, "pkg/data/deep/", tmp_path / "cache")
     assert [p.name for p in inner.iterdir()] == ["d.txt"]
     assert sorted(p.name for p in outer.iterdir()) == ["b.txt", "c"]
+    for find, path in ((wheel_member, "pkg/data"), (wheel_folder, "pkg/data/a.txt")):
+        with pytest.raises(InputError, match="does not contain"):
+            find("pkg==1.0", digest, path, tmp_path / "cache")
     monkeypatch.setattr(zipfile, "ZipFile", no_pip)
     assert wheel_folder("pkg==1.0", digest, "pkg/data/deep", tmp_path / "cache") == outer
     with pytest.raises(AssertionError, match="pip"):
@@ -77,25 +80,42 @@ def test_another_digest_names_both_and_deletes_nothing(offline, tmp_path):
 
 
 def test_a_changed_wheel_in_the_cache_is_not_used(offline, tmp_path):
-    kept = wheel_member("pkg==1.0", offline, "pkg/data/a.txt", tmp_path).parents[3] / "pkg-1.0-py3-none-any.whl"
+    wheel_member("pkg==1.0", offline, "pkg/data/a.txt", tmp_path)
+    kept = tmp_path / "wheels" / offline / "pkg-1.0-py3-none-any.whl"
     kept.write_bytes(b"PK")
     with pytest.raises(InputError, match=offline):
         wheel_member("pkg==1.0", offline, "pkg/data/deep/b.txt", tmp_path)
     assert kept.exists()
 
 
+def test_a_stopped_extraction_leaves_nothing(offline, tmp_path, monkeypatch):
+    def stop(archive, folder, names):
+        (folder / names[0]).parent.mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile.ZipFile, "extractall", stop)
+        with pytest.raises(KeyboardInterrupt):
+            wheel_member("pkg==1.0", offline, "pkg/data/a.txt", tmp_path)
+    assert list((tmp_path / "wheels" / offline / "extracted").iterdir()) == []
+    assert wheel_member("pkg==1.0", offline, "pkg/data/a.txt", tmp_path).read_text() == "alpha"
+
+
 def test_a_missing_member_names_near_ones(offline, tmp_path):
-    with pytest.raises(InputError, match=r"holds no 'pkg/a\.txt'") as caught:
+    with pytest.raises(InputError, match=r"does not contain 'pkg/a\.txt'") as caught:
         wheel_member("pkg==1.0", offline, "pkg/a.txt", tmp_path)
     assert "pkg/data/a.txt" in caught.value.fix
-    with pytest.raises(InputError, match="holds no 'pkg/data/deeper'") as caught:
+    with pytest.raises(InputError, match="does not contain 'pkg/data/deeper'") as caught:
         wheel_folder("pkg==1.0", offline, "pkg/data/deeper", tmp_path)
     assert "pkg/data/deep" in caught.value.fix
-    with pytest.raises(InputError, match="holds no"):
-        wheel_member("pkg==1.0", offline, "../../index", tmp_path)
+    outside = tmp_path / "wheels" / offline / "pkg-1.0-py3-none-any.whl"
+    assert outside.is_file()
+    for path in (f"../../{outside.name}", str(outside), ""):
+        with pytest.raises(InputError, match="is not a path inside a wheel"):
+            wheel_member("pkg==1.0", offline, path, tmp_path)
 
 
-def test_no_such_wheel_says_what_to_do(offline, tmp_path):
+def test_an_unavailable_wheel_names_the_fix(offline, tmp_path):
     with pytest.raises(InputError, match="pip cannot download") as caught:
         wheel_member("absent==1.0", None, "a", tmp_path)
     assert "PIP_FIND_LINKS" in caught.value.fix
@@ -104,7 +124,7 @@ def test_no_such_wheel_says_what_to_do(offline, tmp_path):
         wheel_member("--index-url=x", None, "a", tmp_path)
 
 
-def test_no_pip_says_what_to_do(tmp_path, monkeypatch):
+def test_missing_pip_names_the_fix(tmp_path, monkeypatch):
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "$0: No module named pip" >&2; exit 1\n')
     python.chmod(0o755)
@@ -116,14 +136,20 @@ def test_no_pip_says_what_to_do(tmp_path, monkeypatch):
 
 def test_two_at_once_give_one_file(offline, tmp_path, monkeypatch):
     together = threading.Barrier(2, timeout=20)
-    really = wheels._publish
+    replace, rename = os.replace, os.rename
 
-    def publish(made: Path, target: Path) -> None:
-        if made.suffix == ".whl":  # both have downloaded, and neither is in place
+    def meet(source, target):  # both threads have downloaded, and neither wheel is in place
+        if Path(target).suffix == ".whl":
             together.wait()
-        really(made, target)
+        replace(source, target)
 
-    monkeypatch.setattr(wheels, "_publish", publish)
+    def meet_again(source, target):  # both have extracted the file, and neither folder is in place
+        if Path(target).parent.name == "extracted":
+            together.wait()
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", meet)
+    monkeypatch.setattr(os, "rename", meet_again)
     got = []
     take = lambda: got.append(wheel_member("pkg==1.0", offline, "pkg/data/a.txt", tmp_path))  # noqa: E731
     work = [threading.Thread(target=take) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""How far a file has come: a bar on a terminal, a line now and then elsewhere."""
+"""Lines and progress on standard error."""
 
 from __future__ import annotations
 
@@ -8,22 +8,33 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from orchestrator.predict.routed_model import print_line
+LINE_INTERVAL = 10.0
+"""Seconds between two progress lines where there is no terminal."""
 
-BETWEEN_LINES = 10.0  # seconds
+
+def print_line(messages: Console, line: str) -> None:
+    """Print one line without wrapping, markup or highlighting."""
+    messages.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 class ThroughputDisplay:
-    """Counts rows while it is open, and tells their number and speed at the end."""
+    """Context manager that shows the number of answered rows: a bar on a terminal, otherwise a line now and then.
+
+    On success it prints the total and the speed.
+
+    Args:
+        messages: Console to print to.
+        rows: Number of all rows.
+    """
 
     def __init__(self, messages: Console, rows: int) -> None:
         self.messages, self.rows, self.done = messages, rows, 0
-        self.start = self.told = time.monotonic()
+        self.start = self.last_line = time.monotonic()
         self.bar = Progress(
             BarColumn(), MofNCompleteColumn(), TextColumn("rows, {task.fields[rate]} rows/s"), TimeRemainingColumn(),
             console=messages, transient=True, disable=not messages.is_terminal,
         )  # fmt: skip
-        self.shown = self.bar.add_task("", total=rows, rate="0")
+        self.bar_task = self.bar.add_task("", total=rows, rate="0")
 
     def __enter__(self) -> ThroughputDisplay:
         self.bar.start()
@@ -37,14 +48,14 @@ class ThroughputDisplay:
 
     @property
     def rate(self) -> str:
-        """Rows in a second, so far."""
+        """Mean number of rows per second since the start, as text."""
         return f"{self.done / max(time.monotonic() - self.start, 1e-9):,.0f}"
 
     def advance(self, rows: int) -> None:
-        """So many more were answered."""
+        """Add ``rows`` to the number of answered rows."""
         self.done += rows
-        self.bar.update(self.shown, completed=self.done, rate=self.rate)
-        late = time.monotonic() - self.told >= BETWEEN_LINES
-        if late and self.done < self.rows and not self.messages.is_terminal:
-            self.told = time.monotonic()
+        self.bar.update(self.bar_task, completed=self.done, rate=self.rate)
+        due = time.monotonic() - self.last_line >= LINE_INTERVAL
+        if due and self.done < self.rows and not self.messages.is_terminal:
+            self.last_line = time.monotonic()
             print_line(self.messages, f"{self.done:,} of {self.rows:,} rows ({self.rate} rows/s)")

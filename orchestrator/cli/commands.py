@@ -1,0 +1,180 @@
+"""The commands of ``ttmoe``, except those of ``ttmoe experts``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.expert_commands import experts
+from orchestrator.cli.options import (
+    ConfigArgument,
+    JsonOption,
+    LibraryOption,
+    RootOption,
+    SetOption,
+    command,
+    command_group,
+    console,
+)
+from ttmoe.errors import InputError
+
+app = command_group("Train, register and route libraries of TT-LoRA experts over one frozen language model.")
+app.add_typer(experts, name="experts")
+
+
+def main() -> None:
+    """Run the command line; the entry point of the console script."""
+    app(prog_name="ttmoe")
+
+
+def _print_version(requested: bool) -> None:
+    if requested:
+        from importlib.metadata import version
+
+        typer.echo(f"ttmoe {version('ttmoe')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@command(app)
+def init(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="File to write.")] = Path("ttmoe.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write a commented starter config."""
+    from orchestrator.config.loading import STARTER, recipe_text
+
+    if path.is_dir():
+        path = path / "ttmoe.yaml"
+    if path.exists() and not force:
+        fix = "choose another path, or replace it with --force"
+        raise InputError("the file already exists", where=str(path), fix=fix)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(recipe_text(STARTER), encoding="utf-8")
+    typer.echo(f"wrote {path}\nnext: point tasks.my_task to your data, then run: ttmoe run {path}")
+
+
+@command(app)
+def run(config: ConfigArgument, overrides: SetOption = None) -> None:
+    """Train and register the experts and the router of a config.
+
+    Repeat the command to continue: finished work is skipped, interrupted training resumes.
+    """
+    from orchestrator.config.loading import load_config
+
+    loaded = load_config(config, overrides or [])
+    from orchestrator.run.driver import run_library
+
+    run_library(loaded, console())
+
+
+@command(app)
+def plan(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """Show what a run would do, without doing it.
+
+    Prints what would be trained and why, and the memory and time it needs. Exits with 3 if it does not fit.
+    """
+    from orchestrator.config.loading import load_config
+
+    loaded = load_config(config, overrides or [])
+    from orchestrator.plan.show import show_plan
+
+    show_plan(loaded, console(), as_json)
+
+
+@command(app)
+def status(library: LibraryOption = None, root: RootOption = Path("runs"), as_json: JsonOption = False) -> None:
+    """Show the progress of the newest run.
+
+    Works from any shell, while the run is active or after it.
+    """
+    from orchestrator.progress.status_screen import show_status
+
+    show_status(root, library, console(), as_json=as_json)
+
+
+@command(app)
+def predict(
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXT", help="Texts to answer; none or - reads standard input.")
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="A .jsonl, .csv, .tsv or .parquet file, or a pattern: 'in/*.csv'."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Output file, or with --ray a folder; by default lines of JSON are printed."),
+    ] = None,
+    text: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the text; by default text.")] = None,
+    second: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column of the second text; by default second, if it exists.")
+    ] = None,
+    choices: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Column of lists of options; repeated: a column for each option."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print lines of JSON instead of a table.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="ROWS", help="Rows in a batch.")] = 64,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu or cuda.")] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing --out.")] = False,
+    on_ray: Annotated[bool, typer.Option("--ray", help="Answer files on Ray, into a folder of Parquet files.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="With --ray: processes; by default as many as fit.")
+    ] = None,
+    gpus: Annotated[
+        float | None,
+        typer.Option(
+            "--gpus-per-worker",
+            min=0,
+            metavar="N",
+            help="With --ray: GPUs of a process; by default 1 if there are any.",
+        ),
+    ] = None,
+    library: LibraryOption = None,
+    root: RootOption = Path("runs"),
+) -> None:
+    """Predict task and label of texts, lines or files.
+
+    A line of standard input is a text, or a JSON object: {"text": ...}, with "second" for a pair or "choices": [...]
+    for a choice among options. Each line is answered with a line of JSON as it arrives; blank lines are skipped.
+
+    A file has a column text and, for rows that need them, second or choices (in CSV and TSV a JSON list). The output
+    has the rows in the same order, with their columns and task, label, confidence, routing and scores. An input column
+    with one of these names is renamed: label becomes input_label.
+
+    RAY_ADDRESS selects a cluster for --ray. Then --file, --out, --root and the base must be in a folder that all nodes
+    share.
+    """
+    from orchestrator.predict.request import PredictRequest, run_request
+
+    request = PredictRequest(
+        tuple(texts or ()), file, out, text, second, tuple(choices or ()), as_json, batch_size, device, force,
+        on_ray, workers, gpus, library, root,
+    )  # fmt: skip
+    run_request(request)
+
+
+@command(app)
+def ui(
+    root: RootOption = Path("runs"),
+    uri: Annotated[
+        str | None, typer.Option(metavar="URI", help="MLflow store; by default the one under --root.")
+    ] = None,
+    port: Annotated[int, typer.Option(metavar="PORT", help="Port to listen on.")] = 5000,
+) -> None:
+    """Open the MLflow UI."""
+    from orchestrator.config.schema import store_uri
+    from orchestrator.progress.mlflow_ui import open_ui
+
+    open_ui(root, uri or store_uri(root), port, console())

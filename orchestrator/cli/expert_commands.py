@@ -1,0 +1,138 @@
+"""``ttmoe experts``: the commands on the experts of a library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.options import (
+    JsonOption,
+    LibraryOption,
+    RootOption,
+    TaskArgument,
+    VersionOption,
+    command,
+    command_group,
+    console,
+)
+
+experts = command_group("Manage the experts of a library.")
+
+
+@command(experts, "ls")
+def experts_ls(
+    library: LibraryOption = None,
+    root: RootOption = Path("runs"),
+    every: Annotated[bool, typer.Option("--all", help="List all versions, not only the current ones.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the experts and the router of a library."""
+    from orchestrator.experts.listing import print_experts
+
+    print_experts(root, library, every, as_json, console())
+
+
+@command(experts, "show")
+def experts_show(
+    task: TaskArgument,
+    version: VersionOption = None,
+    library: LibraryOption = None,
+    root: RootOption = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Show all recorded details of an expert."""
+    from orchestrator.experts.showing import show_expert
+
+    show_expert(root, library, task, version, as_json, console())
+
+
+@command(experts, "verify")
+def experts_verify(
+    tasks: Annotated[
+        list[str] | None, typer.Argument(metavar="TASK", help="Tasks (TASK or TASK@v3); by default all.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Verify all versions, not only the current ones.")] = False,
+    library: LibraryOption = None,
+    root: RootOption = Path("runs"),
+) -> None:
+    """Check the files and the scores of experts.
+
+    Each expert is loaded from the registry, compared with its record, and run alone and in a batch with others.
+    """
+    from orchestrator.experts.verifying import verify_experts
+
+    verify_experts(root, library, tasks or [], every, console())
+
+
+@command(experts, "promote")
+def experts_promote(
+    task: TaskArgument,
+    version: Annotated[
+        int | None, typer.Option("--version", metavar="N", help="Version; by default the candidate.")
+    ] = None,
+    library: LibraryOption = None,
+    root: RootOption = Path("runs"),
+) -> None:
+    """Make a version the champion of its task."""
+    from orchestrator.experts.promoting import promote_expert
+
+    promote_expert(root, library, task, version, console())
+
+
+@command(experts, "rm")
+def experts_rm(
+    task: TaskArgument,
+    version: Annotated[int | None, typer.Option("--version", metavar="N", help="Version; by default all.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Remove a version even if the router uses it.")] = False,
+    library: LibraryOption = None,
+    root: RootOption = Path("runs"),
+) -> None:
+    """Remove an expert, its runs and its work folders.
+
+    The next run of a config that contains the task trains it again.
+    """
+    from orchestrator.experts.removing import remove_expert
+
+    remove_expert(root, library, task, version, yes, force, console())
+
+
+@command(experts, "export")
+def experts_export(
+    task: TaskArgument,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write.")],
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="peft (a LoRA adapter) or ttmoe (the expert's own files).")
+    ] = "peft",
+    version: VersionOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
+    library: LibraryOption = None,
+    root: RootOption = Path("runs"),
+) -> None:
+    """Export an expert as a PEFT LoRA adapter or as its own files."""
+    from orchestrator.experts.exporting import export_expert
+
+    export_expert(root, library, task, version, folder, form, force, console())
+
+
+@command(experts, "import")
+def experts_import(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A ttmoe expert, or a PEFT LoRA adapter.")],
+    task: Annotated[str, typer.Option("--task", metavar="TASK", help="Task of the expert.")],
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Labels in the order of the head's outputs; by default from the folder."),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(metavar="KIND", help="text, pair or generate; by default from the folder, or else text."),
+    ] = None,
+    library: LibraryOption = None,
+    root: RootOption = Path("runs"),
+) -> None:
+    """Register an expert from a folder as a candidate."""
+    from orchestrator.experts.importing import import_expert
+
+    import_expert(root, library, folder, task, labels, kind, console())

@@ -1,0 +1,76 @@
+"""What the commands share: options, consoles and the handling of errors."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
+
+import typer
+
+from ttmoe.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+ConfigArgument = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="Config file, or name of a packaged recipe: quickstart, smollm2.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a config key: train.steps=100. Can be repeated."),
+]
+RootOption = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder that contains the runs (storage.root).")]
+LibraryOption = Annotated[str | None, typer.Option(metavar="NAME", help="Library; by default the one that ran last.")]
+TaskArgument = Annotated[
+    str, typer.Argument(metavar="TASK", help="Task of the expert; TASK@v3 or TASK@candidate selects a version.")
+]
+VersionOption = Annotated[
+    int | None, typer.Option("--version", metavar="N", help="Version; by default the champion, or else the candidate.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def command_group(text: str) -> typer.Typer:
+    """Return an empty group of commands with a help text."""
+    # Without rich, help is faster, and a traceback ends at the line that failed.
+    return typer.Typer(help=text, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
+
+
+def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Return a decorator that adds a function to a group as a command.
+
+    The command prints an InputError as a message and exits with its code. It exits with 130 after Ctrl-C.
+
+    Args:
+        group: The group.
+        name: Name of the command; by default the name of the function.
+    """
+
+    def add(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return function(*args, **kwargs)
+            except InputError as error:
+                head = f"error: {error.where}\n  {error.what}" if error.where else f"error: {error.what}"
+                typer.echo(f"{head}\n  {error.fix}" if error.fix else head, err=True)
+                raise typer.Exit(error.code) from None
+            except KeyboardInterrupt:
+                typer.echo("interrupted; repeat the command to continue", err=True)
+                raise typer.Exit(130) from None
+
+        return group.command(name)(call)
+
+    return add
+
+
+def console() -> Console:
+    """Return a console on standard output."""
+    from rich.console import Console
+
+    return Console()

@@ -1,0 +1,83 @@
+"""The sections of a config that do not change experts: resources, failures, storage and tracking."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from workers.data.validation import STRICT_CONFIG, setting_error
+from workers.training.settings import Count, NonNegativeFloat, PositiveFloat
+
+
+class ResourceSettings(BaseModel):
+    """Resources that the training of one expert reserves on the cluster."""
+
+    model_config = STRICT_CONFIG
+    cpus_per_expert: PositiveFloat = Field(default=1.0, description="CPU cores.")
+    gpus_per_expert: Literal["auto"] | NonNegativeFloat = Field(
+        default=0.0, description="GPUs; a number below 1 is a share of one GPU; auto: 1 if there is a GPU, else 0."
+    )
+    max_parallel: Count | None = Field(
+        default=None, description="Maximum number of parallel jobs; by default as many as the cluster can run."
+    )
+    experts_per_job: Literal["auto"] | Count = Field(
+        default="auto", description="Experts that one job trains together on one base; auto is 1 without a GPU."
+    )
+    autoscaling: bool = Field(default=False, description="Wait for nodes that do not exist yet; requires max_parallel.")
+
+    @model_validator(mode="after")
+    def _check(self) -> ResourceSettings:
+        if self.autoscaling and not self.max_parallel:
+            what = "autoscaling requires a maximum number of parallel jobs"
+            raise setting_error(what, key=("autoscaling",), fix="set `max_parallel`")
+        return self
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of one expert; ``auto`` is 1 if this machine has a GPU, else 0."""
+        if self.gpus_per_expert != "auto":
+            return self.gpus_per_expert
+        import torch
+
+        return float(torch.cuda.is_available())
+
+
+class FailureSettings(BaseModel):
+    """Retries after failures.
+
+    Jobs of a lost node are always retried. A job that ran out of memory is retried once with half the micro-batch.
+    """
+
+    model_config = STRICT_CONFIG
+    retries: int = Field(default=3, ge=0, description="Retries after system failures such as a dead worker process.")
+    code_retries: int = Field(default=0, ge=0, description="Retries after errors of the code or the data.")
+    stop_after: int = Field(
+        default=3, ge=0, description="Stop if the first N experts fail with the same error; 0 never stops."
+    )
+    stall_minutes: PositiveFloat = Field(
+        default=15.0, description="Minutes without a progress report after which a job is stopped and retried."
+    )
+    tracking_minutes: PositiveFloat = Field(
+        default=30.0, description="Minutes to wait for an MLflow server that does not answer."
+    )
+
+
+class StorageSettings(BaseModel):
+    """Folders for output and cache."""
+
+    model_config = STRICT_CONFIG
+    root: str = Field(default="runs", description="Folder of all output, relative to the working directory.")
+    cache: str | None = Field(
+        default=None, description="Folder of data that can be computed again; by default <root>/cache."
+    )
+    trunk_gb: NonNegativeFloat = Field(
+        default=20.0, description="Disk space for cached trunk states in GB; 0 computes them in every step."
+    )
+
+
+class TrackingSettings(BaseModel):
+    """The MLflow store."""
+
+    model_config = STRICT_CONFIG
+    uri: str | None = Field(default=None, description="MLflow tracking URI; by default sqlite:///<root>/mlflow.db.")

@@ -1,0 +1,59 @@
+"""The style of every chart, and its output as a PNG file or as SVG inside the report's page."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import matplotlib as mpl
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# The colours of the page's light theme. In SVG they become the page's CSS variables, so charts follow a dark theme.
+COLOURS = {"ink": "#1c2430", "soft": "#5d6978", "line": "#dde2e9", "loss": "#2f6fb5", "accuracy": "#c8641b"}
+INK, SOFT, LINE, LOSS, ACCURACY = COLOURS.values()
+
+mpl.rcParams.update({
+    "svg.fonttype": "none",  # text stays text: small files, and a page that can be searched
+    "text.parse_math": False, "font.sans-serif": ["DejaVu Sans"], "font.size": 9,
+    "axes.titlesize": 9, "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.frameon": False,
+    "text.color": INK, "axes.labelcolor": SOFT, "xtick.color": SOFT, "ytick.color": SOFT, "axes.edgecolor": SOFT,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": LINE,
+    "xtick.major.size": 0, "ytick.major.size": 0, "xtick.minor.size": 0,
+})  # fmt: skip
+
+
+def new_figure(width: float, height: float, title: str) -> tuple[Figure, Axes]:
+    """Return an empty figure of ``width`` by ``height`` inches, and its axes."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title)
+    axes.locator_params(nbins=4)  # few ticks: labels take most of the time of drawing
+    return figure, axes
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure to a PNG file with 150 dots per inch."""
+    figure.savefig(path, dpi=150)
+
+
+def to_svg(figure: Figure, label: str) -> Markup:
+    """Return a figure as an ``<svg>`` element. Equal figures give equal text.
+
+    Args:
+        figure: The figure. matplotlib escapes its text.
+        label: A description for screen readers, unique on the page.
+    """
+    file = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": label}):  # the ids of clip paths and markers must be unique on the page
+        figure.savefig(file, format="svg", transparent=True, dpi=150, metadata={"Date": None})
+    width, height = figure.get_size_inches() * 72
+    # Everything up to the first </defs> is the head of a file of its own. Ids of groups repeat between figures.
+    text = re.sub(r'<g id="[^"]*"', "<g", file.getvalue().partition("</defs>")[2])
+    for name, colour in COLOURS.items():
+        text = text.replace(f": {colour}", f": var(--{name})")
+    size = f'viewBox="0 0 {width:g} {height:g}" style="max-width: {width:g}pt"'
+    return Markup(f'<svg {size} role="img" aria-label="{escape(label)}">{text}')

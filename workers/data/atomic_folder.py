@@ -1,0 +1,35 @@
+"""Create a folder atomically, so that concurrent processes never see a part of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_folder(target: Path, marker: str = "") -> Iterator[Path]:
+    """Yield an empty folder to fill; rename it to ``target`` if the block ends without an error.
+
+    If another process has created ``target`` in the meantime, its folder is kept and this one is deleted. The same
+    content is expected in both.
+
+    Args:
+        target: The final path.
+        marker: A file of ``target`` that exists if the folder is complete; "" accepts any existing folder.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A folder beside the target is on the same file system, where a rename is atomic.
+    scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=target.parent))
+    try:
+        yield scratch
+        scratch.chmod(0o755)  # mkdtemp makes it private to its owner, but a cache may be shared
+        os.rename(scratch, target)
+    except OSError:
+        if not (target / marker).exists():
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,174 @@
+"""Run expert jobs that share a base: train, save and verify the experts, and evaluate them on the test split."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ttmoe.adapter import count_parameters
+from ttmoe.bank import Bank
+from ttmoe.expert_files import load_expert, save_expert
+from workers.base.resident import ResidentBase, count_base_loads, load_resident_base
+from workers.expert_job import ExpertJob, estimate_jobs_memory, load_rows, prepare_training
+from workers.expert_result import ExpertResult, finished_result, write_result
+from workers.failure import Failure, to_failure
+from workers.progress import Progress, ProgressCallback
+from workers.training.batches import TokenizedRows
+from workers.training.evaluation import evaluate, expert_scores
+from workers.training.loop import TrainingFailedError, fit_experts
+from workers.training.memory_limit import MemoryLimit
+from workers.training.state import ExpertTraining, FitResult
+
+_PROBE_ROWS = 8
+_RELOADED = "reloaded copy"  # name of the expert that is loaded from the saved files
+
+Outcomes = dict[str, ExpertResult | Failure]
+
+
+class VerificationError(RuntimeError):
+    """A saved expert differs from the trained one; it must not be registered."""
+
+
+def run_experts(jobs: Sequence[ExpertJob], report: ProgressCallback) -> Outcomes:
+    """Train, save, verify and test experts together.
+
+    A finished expert is not trained again; an interrupted one resumes from its checkpoint. An error that concerns one
+    expert is the failure of that expert only. Any other error (memory, the system) is the failure of every expert that
+    has not finished.
+
+    Args:
+        jobs: Jobs with the same base and device.
+        report: Receives progress reports with the task as key.
+
+    Returns:
+        The result or failure of each job by task, in the order of ``jobs``.
+    """
+    outcomes: Outcomes = {}
+    for job in jobs:
+        if result := finished_result(Path(job.folder), job.spec_hash):
+            outcomes[job.task] = result
+            job.checkpoints.remove()
+    unfinished = [job for job in jobs if job.task not in outcomes]
+    if unfinished:
+        try:
+            _run(unfinished, report, outcomes)
+        except Exception as error:
+            failure = to_failure(error)
+            outcomes |= {job.task: failure for job in unfinished if job.task not in outcomes}
+    return {job.task: outcomes[job.task] for job in jobs}
+
+
+def run_expert(job: ExpertJob, report: ProgressCallback) -> ExpertResult:
+    """Train, save, verify and test one expert as ``run_experts`` does.
+
+    Raises:
+        TrainingFailedError: If any part of the job fails.
+    """
+    outcome = run_experts((job,), report)[job.task]
+    if isinstance(outcome, Failure):
+        raise TrainingFailedError(outcome)
+    return outcome
+
+
+def _run(jobs: Sequence[ExpertJob], report: ProgressCallback, outcomes: Outcomes) -> None:
+    torch.set_num_threads(jobs[0].threads)
+    for job in jobs:
+        report(Progress("loading", 0, job.train.steps, key=job.task))
+    start, loads_before = time.monotonic(), count_base_loads()
+    resident_base = load_resident_base(jobs[0].base, jobs[0].device)
+    base_loads = {jobs[0].task: float(count_base_loads() - loads_before)}
+    with resident_base.in_use() as bank:
+        trainings: dict[str, ExpertTraining] = {}
+        for job in jobs:
+            with _catch_failure(job, outcomes):
+                trainings[job.task] = prepare_training(job, resident_base, report)
+        if not trainings:
+            return
+        prepared = [job for job in jobs if job.task in trainings]
+        memory_limit = MemoryLimit(estimate_jobs_memory(prepared, bank.model).host)
+        fits = fit_experts(
+            bank, list(trainings.values()), pad_id=resident_base.pad_id, report=report, memory_limit=memory_limit
+        )
+        for job in prepared:
+            fit = fits[job.task]
+            if isinstance(fit, Failure):
+                outcomes[job.task] = fit
+                continue
+            with _catch_failure(job, outcomes):
+                metrics = {"base_loads": base_loads.get(job.task, 0.0)}
+                answer_tokens = max((item.answer_length for item in trainings[job.task].train.items), default=0)
+                outcomes[job.task] = _finish(job, resident_base, fit, metrics, start, answer_tokens, report)
+
+
+@contextmanager
+def _catch_failure(job: ExpertJob, outcomes: Outcomes) -> Iterator[None]:
+    """Record an error in the block as the failure of this job."""
+    try:
+        yield
+    except Exception as error:
+        outcomes[job.task] = to_failure(error)
+
+
+def _finish(
+    job: ExpertJob,
+    resident_base: ResidentBase,
+    fit: FitResult,
+    metrics: dict[str, float],
+    start: float,
+    answer_tokens: int,
+    report: ProgressCallback,
+) -> ExpertResult:
+    """Test, save and verify the expert. The result is written last; after it the checkpoints are not needed."""
+    report_testing = partial(report, Progress("testing", fit.steps, job.train.steps, key=job.task))
+    report_testing()
+    bank, pad_id = resident_base.bank, resident_base.pad_id
+    rows = load_rows(job, resident_base, "test", report)
+    test_metrics = evaluate(bank, job.task, rows, pad_id, report_testing)
+    metrics |= fit.metrics() | {f"test.{key}": value for key, value in test_metrics.items()}
+    report(Progress("verifying", fit.steps, job.train.steps, key=job.task))
+    digest = _save_and_verify(job, bank, rows, metrics, pad_id, answer_tokens)
+    metrics["seconds.job"] = time.monotonic() - start
+    result = ExpertResult(job.task, job.spec_hash, metrics, job.parameters, digest, job.folder)
+    write_result(result)
+    job.checkpoints.remove()
+    return result
+
+
+def _save_and_verify(
+    job: ExpertJob, bank: Bank, rows: TokenizedRows, metrics: dict[str, float], pad_id: int, answer_tokens: int
+) -> str:
+    """Save the expert, load the files again, and return the digest of the weights.
+
+    Raise VerificationError if the number of parameters is not the planned one, or if the scores of the loaded expert on
+    probe rows are not finite or not bitwise equal.
+    """
+    expert, folder = bank.expert(job.task), Path(job.folder)
+    manifest = save_expert(
+        expert,
+        folder,
+        task=job.task,
+        kind=job.data.kind,
+        labels=job.data.label_names,
+        base=job.base.identity(),
+        spec_hash=job.spec_hash,
+        metrics=metrics,
+        answer_tokens=answer_tokens,
+    )
+    if count_parameters(expert.adapter.groups) != job.parameters:
+        raise VerificationError(f"{job.task}: {manifest.parameters} parameters were trained, {job.parameters} planned")
+    load_expert(bank, folder, job.base.digest, name=_RELOADED)
+    try:
+        probes = TokenizedRows(rows.items[:_PROBE_ROWS], rows.labels[:_PROBE_ROWS])
+        trained, reloaded = (expert_scores(bank, name, probes, pad_id) for name in (job.task, _RELOADED))
+    finally:
+        bank.remove(_RELOADED)
+    if not all(torch.equal(a, b) and torch.isfinite(a).all() for a, b in zip(trained, reloaded, strict=True)):
+        raise VerificationError(
+            f"{job.task}: the saved expert gives other or non-finite scores on {_PROBE_ROWS} probe rows"
+        )
+    return manifest.weights_digest

@@ -1,0 +1,32 @@
+"""Optimizer and learning rate schedule of one expert."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from ttmoe.expert import Expert
+from workers.training.settings import TrainSettings
+
+
+def make_optimizer(expert: Expert, settings: TrainSettings) -> torch.optim.AdamW:
+    """Return AdamW over the adapter and, if it is trained, the head; each has its own learning rate."""
+    groups: list[tuple[nn.Module, float]] = [(expert.adapter, settings.lr)]
+    if expert.head.weight.requires_grad:
+        groups.append((expert.head, settings.head_lr))
+    parameters = [{"params": list(part.parameters()), "lr": lr, "initial_lr": lr} for part, lr in groups]
+    return torch.optim.AdamW(parameters, weight_decay=settings.weight_decay, foreach=True)
+
+
+def learning_rate_factor(step: int, settings: TrainSettings) -> float:
+    """Return the factor (0 to 1) of the full learning rate at ``step``, where 0 is the first step.
+
+    The factor rises linearly during the warmup and then falls according to ``settings.schedule``.
+    """
+    warmup = max(1, round(settings.warmup * settings.steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, settings.steps - warmup)
+    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[settings.schedule]
