@@ -62,12 +62,16 @@ def draw_bands(curves: Sequence[Curve], metric: str) -> Figure | None:
 
 def draw_quality(rows: Sequence[ExpertRow]) -> Figure | None:
     """Draw test accuracy against adapter parameters, one point for each expert; None if no expert has both."""
-    points = [(row.parameters, row.accuracy, row.task) for row in rows if row.parameters and _is_finite(row.accuracy)]
+    points = [
+        (row.parameters, row.accuracy, row.task)
+        for row in rows
+        if row.parameters and row.accuracy is not None and math.isfinite(row.accuracy)
+    ]
     if not points:
         return None
     figure, axes = _new_plane("test accuracy", "")
-    few = len(points) <= 60
-    axes.scatter(*zip(*((size, accuracy) for size, accuracy, _ in points), strict=True), color=LOSS, alpha=0.75 if few else 0.35, linewidth=0)
+    parameters, accuracies, _ = zip(*points, strict=True)
+    axes.scatter(parameters, accuracies, color=LOSS, alpha=0.75 if len(points) <= 60 else 0.35, linewidth=0)
     for size, accuracy, task in points if len(points) <= 12 else []:
         _name_point(axes, size, accuracy, task[:24])
     return figure
@@ -77,8 +81,8 @@ def draw_trials(trials: Sequence[Mapping[str, Any]], front: Sequence[Mapping[str
     """Draw validation accuracy against adapter parameters: all trials of a search, and the Pareto front."""
     figure, axes = _new_plane("validation accuracy", f"Ranks and shapes for {task}")
     best = sorted(front, key=lambda trial: trial["parameters"])
-    axes.scatter(*_places(trials), color=SOFT, alpha=0.5, linewidth=0, label="trial")
-    axes.plot(*_places(best), "o-", color=LOSS, label="Pareto front")
+    axes.scatter(*_coordinates(trials), color=SOFT, alpha=0.5, linewidth=0, label="trial")
+    axes.plot(*_coordinates(best), "o-", color=LOSS, label="Pareto front")
     for trial in best:
         _name_point(axes, trial["parameters"], trial["accuracy"], f"rank {trial['rank']}, {trial['factors']}")
     axes.legend(loc="lower right")
@@ -118,10 +122,6 @@ def smooth_curve(values: np.ndarray, weight: float = 0.85) -> np.ndarray:
     return np.convolve(values, weights)[: len(values)] / np.cumsum(weights) if len(values) else values
 
 
-def _is_finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
 def _finite(points: Points) -> np.ndarray:
     """Return the steps and the values, ``(2, points)``, without infinite values and NaN."""
     columns = np.array(points, dtype=float).reshape(-1, 2).T
@@ -150,5 +150,5 @@ def _name_point(axes: Axes, x: float, y: float, name: str) -> None:
     axes.annotate(name, (x, y), xytext=(6, -12), textcoords="offset points", fontsize=8)
 
 
-def _places(trials: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+def _coordinates(trials: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
     return [trial["parameters"] for trial in trials], [trial["accuracy"] for trial in trials]

@@ -1,4 +1,4 @@
-"""A report's content from the plan and the record."""
+"""Collect the content of a report from the plan and from MLflow."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from operator import itemgetter
+from statistics import fmean
 from typing import Any
 
 from orchestrator.config.loading import resolved_yaml
@@ -16,9 +18,10 @@ from orchestrator.registry.artifacts import EVALUATION, TRIALS
 from orchestrator.report.content import Curve, ExpertRow, Points, ResourceUsage, RoutingReport, RunReport, SearchReport
 from orchestrator.report.incidents import EXPERT_STAGE_PREFIX, Incident
 
-CURVES = 60  # experts whose histories are read, two queries each
-POINTS = 200  # of a curve
-READING = 10.0  # seconds for the histories; the store gives whole ones, and the worst and slowest come first
+MAX_CURVES = 60  # experts whose metric histories are read, with two queries each
+MAX_POINTS = 200  # points of a curve
+# Seconds for reading histories. MLflow returns whole ones, so a store may be slow; the most interesting come first.
+MAX_READING_SECONDS = 10.0
 _STATES = {"FINISHED": "registered", "FAILED": "failed", "KILLED": "stopped", "RUNNING": "stopped"}
 
 
@@ -32,18 +35,24 @@ def collect_report(
     router_hash: str | None = None,
     status: str | None = None,
 ) -> RunReport:
-    """The report of a run, whatever came of it.
+    """Collect the report of a run, however it ended.
 
-    ``router_hash`` is the router's where it is not the plan's own, ``status`` what the run is about to end with: until
-    then its record says RUNNING.
+    Args:
+        plan: The plan of the run.
+        registry: The registry.
+        run_id: Id of the MLflow run.
+        incidents: The failures of the run.
+        usage: What the worker pool did.
+        router_hash: Spec hash of the run's router; None takes the plan's.
+        status: The status with which the run ends; None reads it from MLflow, where it is RUNNING until the end.
     """
     library, run, incidents = plan.folders.library, registry.run_record(run_id), tuple(incidents)
     children = {child.tags.get("task", ""): child for child in registry.child_runs(library, run_id)}
-    versions = {(each.task, each.spec_hash): each for each in registry.experts(library, every=True)}
+    versions = {(version.task, version.spec_hash): version for version in registry.experts(library, every=True)}
     router = registry.find_router(library, router_hash or plan.router_hash)
     evaluation = _evaluation(registry, router)
     rows = _rows(plan, versions, children, evaluation, incidents)
-    sources = {row.task: _run_of(row, plan, versions, children) for row in rows}
+    runs = {row.task: _training_run(row, plan, versions, children) for row in rows}
     return RunReport(
         library=library,
         status=status or run.status,
@@ -54,7 +63,7 @@ def collect_report(
         began=run.began,
         seconds=((run.ended or datetime.now(UTC)) - run.began).total_seconds(),
         experts=rows,
-        curves=_curves(registry, rows, sources),
+        curves=_curves(registry, rows, runs),
         incidents=incidents,
         routing=_routing(router, evaluation),
         search=_search(plan, registry),
@@ -114,56 +123,57 @@ def _state(version: Version | None, child: RunRecord | None) -> str:
     return _STATES[child.status] if child else "waiting"
 
 
-def _run_of(
+def _training_run(
     row: ExpertRow, plan: Plan, versions: Mapping[tuple[str, str], Version], children: Mapping[str, RunRecord]
 ) -> str | None:
-    """The run that holds the expert's history: of a cached one, the run that made it."""
+    """Return the id of the run with the expert's metric history; a cached expert has it in the run that trained it."""
     if row.task in children:
         return children[row.task].run_id
     version = versions.get((row.task, plan.experts[row.task].job.spec_hash))
     return version.run_id if version else None
 
 
-def _curves(registry: Registry, rows: Sequence[ExpertRow], sources: Mapping[str, str | None]) -> tuple[Curve, ...]:
-    found: list[Curve] = []
-    began = time.monotonic()
-    for row in choose_curves(rows, CURVES):
-        if time.monotonic() - began > READING:
+def _curves(registry: Registry, rows: Sequence[ExpertRow], runs: Mapping[str, str | None]) -> tuple[Curve, ...]:
+    curves: list[Curve] = []
+    start = time.monotonic()
+    for row in choose_curves(rows, MAX_CURVES):
+        if time.monotonic() - start > MAX_READING_SECONDS:
             break
-        if run_id := sources[row.task]:
-            loss = downsample(registry.metric_history(run_id, "train.loss"), POINTS, _mean)
-            accuracy = downsample(registry.metric_history(run_id, "validation.accuracy"), POINTS, _last)
-            found += [Curve(row.task, loss, accuracy)] if loss or accuracy else []
-    return tuple(found)
+        if run_id := runs[row.task]:
+            loss = downsample(registry.metric_history(run_id, "train.loss"), MAX_POINTS, fmean)
+            accuracy = downsample(registry.metric_history(run_id, "validation.accuracy"), MAX_POINTS, itemgetter(-1))
+            curves += [Curve(row.task, loss, accuracy)] if loss or accuracy else []
+    return tuple(curves)
 
 
 def choose_curves(rows: Sequence[ExpertRow], count: int) -> list[ExpertRow]:
-    """All of a few; of many, half are the slowest and the worst, the others are spread evenly over the rest."""
-    began = [row for row in rows if row.state != "waiting"]
-    if len(began) <= count:
-        return began
-    worst = sorted(began, key=lambda row: row.accuracy if row.accuracy is not None else 2.0)[: count // 4]
-    slowest = sorted(began, key=lambda row: -(row.seconds or 0))[: count // 4]
+    """Choose the experts whose curves the report reads, at most ``count``; experts that wait are left out.
+
+    Of a longer list, a quarter are the least accurate, a quarter the slowest, and the others are evenly spaced.
+    """
+    started = [row for row in rows if row.state != "waiting"]
+    if len(started) <= count:
+        return started
+    worst = sorted(started, key=lambda row: row.accuracy if row.accuracy is not None else 2.0)[: count // 4]
+    slowest = sorted(started, key=lambda row: -(row.seconds or 0))[: count // 4]
     first = list({row.task: row for row in [*worst, *slowest]}.values())
     names = {row.task for row in first}
-    rest = [row for row in began if row.task not in names]
-    wanted = count - len(first)
-    return first + [rest[i * len(rest) // wanted] for i in range(wanted)]
+    rest = [row for row in started if row.task not in names]
+    others = count - len(first)
+    return first + [rest[i * len(rest) // others] for i in range(others)]
 
 
-def downsample(points: Sequence[tuple[int, float]], count: int, choose: Callable[[Sequence[float]], float]) -> Points:
-    """At most ``count`` points: each stands for a stretch of equal length, at its last step."""
+def downsample(points: Sequence[tuple[int, float]], count: int, reduce: Callable[[Sequence[float]], float]) -> Points:
+    """Reduce a curve to at most ``count`` points.
+
+    Args:
+        points: Pairs of step and value, in the order of steps.
+        count: Largest number of points.
+        reduce: Reduces the values of consecutive points to one, which is placed at their last step.
+    """
     size = -(-len(points) // count) if points else 1
     parts = [points[start : start + size] for start in range(0, len(points), size)]
-    return tuple((float(part[-1][0]), choose([value for _, value in part])) for part in parts)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _last(values: Sequence[float]) -> float:
-    return values[-1]
+    return tuple((float(part[-1][0]), reduce([value for _, value in part])) for part in parts)
 
 
 def _evaluation(registry: Registry, router: Version | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from pathlib import Path
@@ -41,18 +42,21 @@ def save_png(figure: Figure, path: Path) -> None:
 
 
 def to_svg(figure: Figure, label: str) -> Markup:
-    """Return a figure as an ``<svg>`` element. Equal figures give equal text.
+    """Return a figure as an ``<svg>`` element for the page.
 
     Args:
         figure: The figure. matplotlib escapes its text.
         label: A description for screen readers, unique on the page.
     """
     file = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": label}):  # the ids of clip paths and markers must be unique on the page
-        figure.savefig(file, format="svg", transparent=True, dpi=150, metadata={"Date": None})
+    figure.savefig(file, format="svg", transparent=True, dpi=150, metadata={"Date": None})
     width, height = figure.get_size_inches() * 72
     # Everything up to the first </defs> is the head of a file of its own. Ids of groups repeat between figures.
-    text = re.sub(r'<g id="[^"]*"', "<g", file.getvalue().partition("</defs>")[2])
+    text = re.sub(r'<g id="[^"]*"', "<g", file.getvalue().partition("</defs>")[2]).replace("xlink:href", "href")
+    # Ids of clip paths and markers are random: number them, and make them unique on the page.
+    prefix = hashlib.sha256(label.encode()).hexdigest()[:8]
+    for number, name in enumerate(dict.fromkeys(re.findall(r' id="([^"]*)"', text))):
+        text = re.sub(rf'(?<=["#]){re.escape(name)}(?=[")])', f"s{prefix}-{number}", text)
     for name, colour in COLOURS.items():
         text = text.replace(f": {colour}", f": var(--{name})")
     size = f'viewBox="0 0 {width:g} {height:g}" style="max-width: {width:g}pt"'

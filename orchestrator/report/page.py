@@ -59,15 +59,17 @@ def _charts(report: RunReport) -> dict[str, Any]:
     many = len(report.curves) > _MAX_LEARNING_CURVES
     selected = _worst_first(report)[:_MAX_LEARNING_CURVES] if many else report.curves
     routing, search = report.routing, report.search
-    confusion = routing and 0 < len(routing.tasks) <= _MAX_CONFUSION_TASKS
+    draws_confusion = routing is not None and 0 < len(routing.tasks) <= _MAX_CONFUSION_TASKS
+    confusion = draw_confusion(routing.confusion, routing.tasks) if routing and draws_confusion else None
+    trials = draw_trials(search.trials, search.front, search.task) if search else None
     return {
-        "learning_curves": [
-            _svg(draw_learning_curve(curve), f"Learning curve of {curve.task}") for curve in selected
+        "learning_curves": [_svg(draw_learning_curve(curve), f"Learning curve of {curve.task}") for curve in selected],
+        "bands": [
+            _svg(draw_bands(report.curves, metric), f"{metric}, all experts") for metric in ("loss", "accuracy") if many
         ],
-        "bands": [_svg(draw_bands(report.curves, name), f"{name}, all experts") for name in ("loss", "accuracy") if many],
         "quality": _svg(draw_quality(report.experts), "Test accuracy against parameters"),
-        "confusion": _svg(draw_confusion(routing.confusion, routing.tasks), "Confusion matrix of the router") if confusion else "",
-        "trials": _svg(draw_trials(search.trials, search.front, search.task), "Trials of the search") if search else "",
+        "confusion": _svg(confusion, "Confusion matrix of the router"),
+        "trials": _svg(trials, "Trials of the search"),
     }
 
 

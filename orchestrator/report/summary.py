@@ -1,4 +1,4 @@
-"""What a run ends with: one table of the library, and where everything lies. Read from the registry alone."""
+"""The summary at the end of a run: tables of the library, paths of the outputs and next steps."""
 
 from __future__ import annotations
 
@@ -18,30 +18,37 @@ CONFUSION, PARETO = "routing, confusion", "search, Pareto front"
 
 
 def show_summary(plan: Plan, registry: Registry, source: str, console: Console) -> None:
-    """Print the tables, the places and the next commands."""
+    """Print the summary of a finished library, read from the registry.
+
+    Args:
+        plan: The plan of the run.
+        registry: The registry.
+        source: The recipe or config file that the user named.
+        console: Console to print to.
+    """
     pictures = plots(plan, registry)
     evaluation = json.loads(pictures[CONFUSION].with_name(EVALUATION).read_text())
     tables = [_experts(plan, registry, evaluation)]
     if PARETO in pictures:
         tables.append(_search(json.loads(pictures[PARETO].with_name(TRIALS).read_text())))
     store = f"{plan.config.tracking_uri}  (ttmoe ui)"
-    places: dict[str, Path | str] = {"experts and router": store, **pictures, "logs and files": plan.folders.home}
+    outputs: dict[str, Path | str] = {"experts and router": store, **pictures, "logs and files": plan.folders.home}
     for table in tables:
         console.print(table)
     console.print(_routing(evaluation))
-    console.print("\nWhere things lie")
-    for name, where in places.items():
-        console.print(f"  {name:<22} {_short(where)}", soft_wrap=True, highlight=False, markup=False)
-    console.print(_next(plan, source), soft_wrap=True, highlight=False, markup=False)
+    console.print("\nOutputs")
+    for name, location in outputs.items():
+        console.print(f"  {name:<22} {_relative(location)}", soft_wrap=True, highlight=False, markup=False)
+    console.print(_next_steps(plan, source), soft_wrap=True, highlight=False, markup=False)
 
 
 def plots(plan: Plan, registry: Registry) -> dict[str, Path]:
-    """The plots of a finished library, by what they show; their data lie beside them."""
+    """Return the files of the plots of a finished library by title; their data are in the same folders."""
     router = registry.find_router(plan.folders.library, plan.router_hash)
     assert router is not None
-    found = {CONFUSION: registry.fetch(router) / CONFUSION_PLOT}
+    paths = {CONFUSION: registry.fetch(router) / CONFUSION_PLOT}
     search = plan.search_hash and registry.search_artifacts(plan.folders.library, plan.search_hash)
-    return found | ({PARETO: search / PARETO_PLOT} if search else {})
+    return paths | ({PARETO: search / PARETO_PLOT} if search else {})
 
 
 def _experts(plan: Plan, registry: Registry, evaluation: dict[str, Any]) -> Table:
@@ -49,8 +56,8 @@ def _experts(plan: Plan, registry: Registry, evaluation: dict[str, Any]) -> Tabl
         box=SIMPLE_HEAD,
         title=f"Library {plan.folders.library} on {plan.base.id}",
         title_justify="left",
-        caption="expert, routed: test accuracy alone and behind the router (of text: answers met word for word)\n"
-        "adapter, LoRA-16: trainable parameters on the same maps",
+        caption="expert, routed: test accuracy alone and behind the router (generated text: exact match)\n"
+        "adapter, LoRA-16: trainable parameters on the same layers",
         caption_justify="left",
     )
     table.add_column("task")
@@ -102,25 +109,25 @@ def _routing(evaluation: dict[str, Any]) -> str:
     rows = sum(test["rows"] for test in evaluation["tasks"].values())
     stripped = evaluation["metrics"]["stripped.routing_accuracy"]
     return (
-        f"Routing accuracy {evaluation['routing_accuracy']:.3f} on {rows:,} mixed test rows, no task named"
+        f"Routing accuracy {evaluation['routing_accuracy']:.3f} on {rows:,} mixed test rows, without task names"
         f" ({stripped:.3f} without case, punctuation and fields)."
     )
 
 
-def _next(plan: Plan, source: str) -> str:
+def _next_steps(plan: Plan, source: str) -> str:
     task, expert = next(iter(plan.experts.items()))
     steps = expert.job.train.steps // 2
     return (
-        "\nNext\n"
+        "\nNext steps\n"
         '  ttmoe predict "where is the louvre" "u have won a prize, call now"\n'
         "  ttmoe experts ls\n"
         "  ttmoe ui                                  # runs, experts and router in MLflow\n"
-        f"  ttmoe run {source} --set tasks.{task}.train.steps={steps}   # redoes that expert and the router only\n"
+        f"  ttmoe run {source} --set tasks.{task}.train.steps={steps}   # retrains that expert and the router only\n"
         "  ttmoe init                                # a config for tasks of your own"
     )
 
 
-def _short(where: Path | str) -> str:
-    """A path as seen from here, if it is below."""
-    path = Path(where)
-    return str(path.relative_to(Path.cwd())) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(where)
+def _relative(location: Path | str) -> str:
+    """Return a path relative to the working directory if it is inside it."""
+    path, here = Path(location), Path.cwd()
+    return str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else str(location)

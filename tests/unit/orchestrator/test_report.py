@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from orchestrator.config.loading import load_config
@@ -25,12 +26,20 @@ from orchestrator.report import (
     collect_report,
     write_report,
 )
-from orchestrator.report.charts import band, confusion, learning, misrouted, quality, smoothed, trials
-from orchestrator.report.collect import CURVES, POINTS, choose_curves, downsample
+from orchestrator.report.charts import (
+    draw_bands,
+    draw_confusion,
+    draw_learning_curve,
+    draw_quality,
+    draw_trials,
+    smooth_curve,
+)
+from orchestrator.report.collect import MAX_CURVES, MAX_POINTS, choose_curves, downsample
+from orchestrator.report.figures import save_png, to_svg
 from orchestrator.report.incidents import Incident, incidents_to_json
-from orchestrator.report.svg import Scale
 from workers.failure import Failure
 
+TRIAL = {"parameters": 5, "accuracy": 0.5, "rank": 2, "factors": "2+2"}
 EVIL = "<script>alert(1)</script>\"'&"
 
 
@@ -72,8 +81,9 @@ def report(count=6, **more):
     values = dict(
         library="lib", status="FINISHED", base="a/base", base_digest="d" * 64, version="0.1", commit="c" * 40,
         began=datetime(2026, 5, 4, tzinfo=UTC), seconds=754.0, experts=experts,
-        curves=tuple(curve(i) for i in range(min(count, CURVES))), incidents=(incident(),),
-        routing=RoutingReport(2, 0.98, 50 * count, names, counts), usage=ResourceUsage(4, 2, 0.9), config="library: lib\n",
+        curves=tuple(curve(i) for i in range(min(count, MAX_CURVES))), incidents=(incident(),),
+        routing=RoutingReport(2, 0.98, 50 * count, names, counts), usage=ResourceUsage(4, 2, 0.9),
+        config="library: lib\n",
     )  # fmt: skip
     return RunReport(**(values | more))
 
@@ -95,7 +105,7 @@ def test_the_page_says_what_there_is_and_stands_alone(page):
         "a/base",
         "dddddddddddddddd",
         "cccccccccccc",
-        "13 min",
+        "13 minutes",
         "task-5",
         "0.880",
         "1.33%",
@@ -109,7 +119,7 @@ def test_the_page_says_what_there_is_and_stands_alone(page):
     assert not [tag for tag, _ in seen.tags if tag in ("link", "img", "iframe", "object")]
     assert not [attributes for _, attributes in seen.tags if {"src", "action"} & attributes.keys()]
     assert {attributes["href"] for tag, attributes in seen.tags if tag == "a"} == {"#incidents"}
-    assert not re.search(r"https?:|url\(|@import", text)
+    assert not re.search(r"https?:|url\((?!#)|@import", text)
     assert seen.count("svg") == 6 + 1 + 1 + 1  # curves, quality, routing, search
 
 
@@ -159,7 +169,7 @@ def test_whatever_the_run_came_to_there_is_a_page(page, content):
     text = page(content)
     assert text.rstrip().endswith("</html>")
     assert "nan" not in re.sub(r"<[^>]*>", "", text[text.index("<body>") : text.index("<script>")].lower())
-    assert ("not made in this run" in text) == (content.routing is None)
+    assert ("not trained in this run" in text) == (content.routing is None)
 
 
 def test_a_thousand_experts_make_a_small_page_soon(page):
@@ -170,72 +180,93 @@ def test_a_thousand_experts_make_a_small_page_soon(page):
     assert time.process_time() - began < 15
     assert len(text.encode()) < 3_000_000
     assert Seen(text).count("svg") == 12 + 2 + 1  # worst and slowest, bands, quality; the routing is a table
-    assert "Most frequent wrong ways" in text
+    assert "Most frequent routing errors" in text
     assert "800 more" in text
 
 
 @pytest.mark.parametrize(
-    "chart",
+    "figure",
     [
-        learning(curve(0)),
-        learning(Curve("x", (), ())),
-        learning(Curve("x", ((5.0, math.inf), (6.0, 0.0)), ((6.0, 1.0),))),
-        band([curve(i) for i in range(20)], "loss"),
-        band([curve(0), Curve("x", (), ())], "accuracy"),
-        quality([row(0)]),
-        quality([row(i) for i in range(100)]),
-        trials([{"parameters": 5, "accuracy": 0.5}], [{"parameters": 5, "accuracy": 0.5}]),
-        confusion(RoutingReport(1, 1.0, 0, ("a&b", "c"), ((0, 0), (0, 9)))),
+        draw_learning_curve(curve(0)),
+        draw_learning_curve(Curve("x", (), ())),
+        draw_learning_curve(Curve("x", ((5.0, math.inf), (6.0, 0.0)), ((6.0, 1.0),))),
+        draw_bands([curve(i) for i in range(20)], "loss"),
+        draw_bands([curve(0), Curve("x", (), ())], "accuracy"),
+        draw_quality([row(0)]),
+        draw_quality([row(i) for i in range(100)]),
+        draw_trials([TRIAL], [TRIAL], "a&b"),
+        draw_trials([], [], "none"),
+        draw_confusion(((0, 0), (0, 9)), ("a&b", "<c>")),
     ],
 )
-def test_every_chart_is_well_formed_and_inside_its_frame(chart):
-    root = ElementTree.fromstring(chart)
+def test_every_chart_is_well_formed_svg_in_the_colours_of_the_page(figure):
+    text = to_svg(figure, "a <label>")
+    root = ElementTree.fromstring(text)
+    assert (root.get("role"), root.get("aria-label")) == ("img", "a <label>")
     width, height = map(float, root.get("viewBox").split()[2:])
-    for name, limit in (("cx", width), ("cy", height), ("x", width), ("y", height)):
-        assert all(-1 <= float(each.get(name)) <= limit for each in root.iter() if each.get(name))
-    for line in root.iter("polyline"):
-        pairs = [tuple(map(float, pair.split(","))) for pair in line.get("points").split()]
-        assert all(0 <= x <= width and 0 <= y <= height for x, y in pairs)
+    assert (width, height) == pytest.approx(tuple(figure.get_size_inches() * 72))
+    ids = [each.get("id") for each in root.iter() if each.get("id")]
+    assert len(set(ids)) == len(ids)
+    assert "var(--" in text
 
 
-def test_nothing_to_show_makes_no_chart():
-    assert band([], "loss") == quality([row(0, accuracy=None)]) == trials([], []) == ""
-    many = tuple(map(str, range(40)))
-    assert confusion(RoutingReport(1, 1.0, 9, many, tuple((0,) * 40 for _ in many))) == ""
+def test_a_learning_curve_shows_loss_and_accuracy():
+    axes, right = draw_learning_curve(curve(0)).axes
+    raw, smooth = (line.get_xydata() for line in axes.lines)
+    assert [tuple(point) for point in raw] == list(curve(0).loss)
+    assert smooth[-1] == pytest.approx((200, 2 * math.exp(-4)), rel=0.2)
+    assert [tuple(point) for point in right.lines[0].get_xydata()] == list(curve(0).accuracy)
+    assert right.get_ylim() == (0, 1)
 
 
-def test_wrong_ways_come_with_their_share():
+def test_bands_are_quantiles_over_experts():
+    flat = [Curve(f"t{i}", (), ((1.0, i / 20), (10.0, i / 20))) for i in range(21)]
+    (median,) = draw_bands(flat, "accuracy").axes[0].lines
+    assert list(median.get_ydata()) == pytest.approx([0.5] * 25)
+
+
+def test_the_confusion_matrix_shows_shares_and_counts():
+    axes = draw_confusion(((9, 1), (0, 10)), ("a", "b")).axes[0]
+    assert axes.images[0].get_array().tolist() == [[0.9, 0.1], [0.0, 1.0]]
+    assert sorted(text.get_text() for text in axes.texts) == ["1", "10", "9"]
+    many = [str(i) for i in range(40)]
+    assert not draw_confusion([[1] * 40] * 40, many).axes[0].texts
+
+
+def test_a_figure_becomes_a_png_file(tmp_path):
+    save_png(draw_trials([TRIAL], [TRIAL], "trec"), tmp_path / "pareto.png")
+    assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_data_there_is_no_chart(page):
+    assert draw_bands([], "loss") is draw_quality([row(0, accuracy=None)]) is None
+    assert Seen(page(report(40, curves=()))).count("svg") == 1  # accuracy against parameters; the routing is a table
+
+
+def test_frequent_errors_come_with_their_share():
     routing = RoutingReport(1, 0.9, 20, ("a", "b"), ((9, 1), (3, 7)))
-    assert misrouted(routing) == [("b", "a", 3, 0.3), ("a", "b", 1, 0.1)]
+    assert routing.frequent_errors() == [("b", "a", 3, 0.3), ("a", "b", 1, 0.1)]
 
 
 def test_smoothing_starts_at_the_first_value_and_keeps_a_constant():
-    assert smoothed(((1.0, 4.0), (2.0, 4.0))) == ((1.0, pytest.approx(4.0)), (2.0, pytest.approx(4.0)))
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "log"), [(0, 1, False), (0.71, 0.93, False), (900, 40_000, True), (5, 5, True)]
-)
-def test_ticks_are_few_and_inside(low, high, log):
-    ticks = Scale(low, high, 0, 100, log).ticks(4)
-    assert 1 <= len(ticks) <= 7
-    assert all(low <= tick <= high for tick in ticks)
+    assert smooth_curve(np.array([4.0, 4.0])) == pytest.approx([4.0, 4.0])
+    assert smooth_curve(np.array([])).size == 0
 
 
 def test_long_curves_are_thinned_and_keep_their_end():
     points = [(step, float(step)) for step in range(1, 1001)]
-    thin = downsample(points, POINTS, lambda values: sum(values) / len(values))
-    assert len(thin) == POINTS
+    thin = downsample(points, MAX_POINTS, lambda values: sum(values) / len(values))
+    assert len(thin) == MAX_POINTS
     assert (thin[0], thin[-1]) == ((5.0, 3.0), (1000.0, 998.0))
-    assert downsample([], POINTS, sum) == ()
+    assert downsample([], MAX_POINTS, sum) == ()
 
 
 def test_of_many_the_worst_and_slowest_have_their_curves():
     rows = [row(i) for i in range(1000)]
     rows[17], rows[400] = row(17, accuracy=0.1), row(400, seconds=999.0)
     rows[3] = row(3, state="waiting")
-    chosen = [each.task for each in choose_curves(rows, CURVES)]
-    assert len(set(chosen)) == len(chosen) == CURVES
+    chosen = [each.task for each in choose_curves(rows, MAX_CURVES)]
+    assert len(set(chosen)) == len(chosen) == MAX_CURVES
     assert {"task-17", "task-400"} <= set(chosen)
     assert "task-3" not in chosen
     assert len({name for name in chosen if int(name[5:]) < 500}) > 10
