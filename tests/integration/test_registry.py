@@ -708,7 +708,7 @@ def test_the_ui_names_a_free_port_and_a_missing_store(tmp_path, registry):
         taken = holder.getsockname()[1]
         with pytest.raises(InputError, match=rf"port {taken} is in use(.|\n)*--port \d+"):
             open_ui(tmp_path, registry.uri, taken, None)
-    with pytest.raises(InputError, match="no registry"):
+    with pytest.raises(InputError, match="no MLflow store"):
         open_ui(tmp_path, f"sqlite:///{tmp_path}/none.db", taken, None)
 
 
