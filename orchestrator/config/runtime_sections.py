@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field, model_validator
 
 from workers.data.validation import STRICT_CONFIG, setting_error
-from workers.training.settings import Count, NonNegativeFloat, PositiveFloat
+from workers.training.settings import NonNegativeFloat, PositiveFloat, PositiveInt
 
 
 class ResourceSettings(BaseModel):
@@ -18,10 +18,10 @@ class ResourceSettings(BaseModel):
     gpus_per_expert: Literal["auto"] | NonNegativeFloat = Field(
         default=0.0, description="GPUs; a number below 1 is a share of one GPU; auto: 1 if there is a GPU, else 0."
     )
-    max_parallel: Count | None = Field(
+    max_parallel: PositiveInt | None = Field(
         default=None, description="Maximum number of parallel jobs; by default as many as the cluster can run."
     )
-    experts_per_job: Literal["auto"] | Count = Field(
+    experts_per_job: Literal["auto"] | PositiveInt = Field(
         default="auto", description="Experts that one job trains together on one base; auto is 1 without a GPU."
     )
     autoscaling: bool = Field(default=False, description="Wait for nodes that do not exist yet; requires max_parallel.")

@@ -23,7 +23,7 @@ from orchestrator.config.runtime_sections import (
 from orchestrator.config.sections import AdapterSettings, BaseSettings, HeadMode
 from workers.data.task import Task
 from workers.data.validation import STRICT_CONFIG, setting_error
-from workers.training.settings import Count, RouterSettings, TrainSettings
+from workers.training.settings import PositiveInt, RouterSettings, TrainSettings
 
 Section = TypeVar("Section", bound=BaseModel)
 
@@ -86,13 +86,13 @@ class SearchSettings(BaseModel):
 
     model_config = STRICT_CONFIG
     task: str = Field(description="Task on which the trials are trained.")
-    trials: Count = Field(default=8, description="Number of trials.")
-    ranks: tuple[Count, ...] = Field(default=(2, 4, 8, 16), min_length=1, description="Ranks to search.")
+    trials: PositiveInt = Field(default=8, description="Number of trials.")
+    ranks: tuple[PositiveInt, ...] = Field(default=(2, 4, 8, 16), min_length=1, description="Ranks to search.")
     cores: tuple[Annotated[int, Field(ge=2)], Annotated[int, Field(ge=2)]] = Field(
         default=(4, 6), description="Minimum and maximum number of cores of a shape."
     )
-    steps: Count = Field(default=100, description="Optimizer steps of a trial.")
-    max_parallel: Count | None = Field(
+    steps: PositiveInt = Field(default=100, description="Optimizer steps of a trial.")
+    max_parallel: PositiveInt | None = Field(
         default=None, description="Maximum number of parallel trials; by default all that fit."
     )
     train: Overriding[TrainSettings] = Field(

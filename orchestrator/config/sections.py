@@ -11,7 +11,7 @@ from ttmoe.errors import InputError
 from ttmoe.shapes import TTShape
 from workers.data.validation import STRICT_CONFIG, Sha256, setting_error
 from workers.data.wheels import REQUIREMENT
-from workers.training.settings import Count, Fraction, Pooling, PositiveFloat
+from workers.training.settings import Fraction, Pooling, PositiveFloat, PositiveInt
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 HeadMode = Literal["trained", "frozen"]
@@ -29,7 +29,7 @@ class BaseSettings(BaseModel):
     revision: str | None = Field(default=None, description="Commit or tag on the hub; required with hub.")
     gguf: str | None = Field(default=None, description="GGUF file in the source; it is converted once.")
     dtype: Dtype = Field(default="auto", description="Number format of the weights; auto depends on the device.")
-    max_length: Count = Field(
+    max_length: PositiveInt = Field(
         default=128, description="Maximum number of tokens of an input; longer inputs are truncated."
     )
     pooling: Pooling = Field(
@@ -80,7 +80,7 @@ class AdapterSettings(BaseModel):
         default="all",
         description="Adapted layers: all, 4- (from 4 to the top) or 2-5; layers below are the shared trunk.",
     )
-    rank: Count = Field(default=8, description="Rank of the update: the middle TT rank, or LoRA's r.")
+    rank: PositiveInt = Field(default=8, description="Rank of the update: the middle TT rank, or LoRA's r.")
     alpha: PositiveFloat = Field(default=8.0, description="Scale of the update.")
     shape: str | dict[str, str] = Field(
         default="auto", description="Shape of the TT cores: auto, 16x24|24x16, or a mapping from targets to shapes."

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from workers.data.validation import STRICT_CONFIG, setting_error
 
-Count = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -25,12 +25,12 @@ class TrainSettings(BaseModel):
     """Training settings of an expert."""
 
     model_config = STRICT_CONFIG
-    steps: Count = Field(default=300, description="Maximum number of optimizer steps.")
-    batch_size: Count = Field(default=32, description="Rows in one optimizer step.")
-    batch_tokens: Count | None = Field(
+    steps: PositiveInt = Field(default=300, description="Maximum number of optimizer steps.")
+    batch_size: PositiveInt = Field(default=32, description="Rows in one optimizer step.")
+    batch_tokens: PositiveInt | None = Field(
         default=None, description="Padded tokens in one step, instead of batch_size: batches of short rows get larger."
     )
-    micro_batch: Count | None = Field(
+    micro_batch: PositiveInt | None = Field(
         default=None, description="Rows in one forward and backward pass; gradients are accumulated over the step."
     )
     checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass to save memory.")
@@ -39,7 +39,7 @@ class TrainSettings(BaseModel):
     weight_decay: NonNegativeFloat = Field(default=0.0, description="Decoupled weight decay (AdamW).")
     warmup: Fraction = Field(default=0.06, description="Share of the steps in which the learning rate rises linearly.")
     schedule: Literal["linear", "cosine", "constant"] = Field(default="cosine", description="Decay after the warmup.")
-    eval_every: Count = Field(default=50, description="Steps between evaluations on the validation split.")
+    eval_every: PositiveInt = Field(default=50, description="Steps between evaluations on the validation split.")
     patience: int = Field(
         default=5, ge=0, description="Stop after this many evaluations without improvement; 0 never stops early."
     )
@@ -64,12 +64,12 @@ class RouterSettings(BaseModel):
     pooling: Literal["both", "mean", "last"] = Field(
         default="both", description="Pooling of token states: their mean, the last token, or both concatenated."
     )
-    rows_per_task: Count = Field(default=5000, description="Maximum number of training rows of each task.")
-    epochs: Count = Field(default=20, description="Training epochs; every task is sampled equally often.")
+    rows_per_task: PositiveInt = Field(default=5000, description="Maximum number of training rows of each task.")
+    epochs: PositiveInt = Field(default=20, description="Training epochs; every task is sampled equally often.")
     lr: PositiveFloat = Field(default=1e-3, description="Learning rate.")
     weight_decay: NonNegativeFloat = Field(default=0.1, description="Decoupled weight decay (AdamW).")
     noise: NonNegativeFloat = Field(default=0.5, description="Standard deviation of noise on training scores.")
-    batch_size: Count = Field(default=256, description="Rows in one optimizer step.")
+    batch_size: PositiveInt = Field(default=256, description="Rows in one optimizer step.")
     unknown: Fraction = Field(
         default=0.01, description="Share of the tasks' own validation rows classified as `unknown`; 0 disables it."
     )
