@@ -1,4 +1,8 @@
-"""The adapter of one expert: its specification, its groups of sites, and its trained cores."""
+"""The adapter of one expert: its specification, its groups of sites, and its trained cores.
+
+A site is one adapted linear map of the base, its role is its function in a layer (q, v, up, ...), and a core is a
+trained tensor of the update.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +24,18 @@ METHODS = ("tt", "lora")
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """The settings that decide an adapter's form.
+    """The settings of an adapter.
 
     Attributes:
         method: ``tt`` (tensor train) or ``lora``.
         targets: Roles, or regular expressions on paths inside a layer (see ``find_sites``).
-        first_layer: Index of the first adapted layer, and so the largest possible depth of the trunk.
+        first_layer: Index of the first adapted layer, from 0. The layers below it form the trunk.
         last_layer: Index of the last adapted layer, inclusive; None for the base's last layer.
-        rank: Rank of the update.
-        alpha: Scaling of the update (see ``Method.scaling``).
-        shape: Factors of the tensor train: ``auto``, a text such as ``16x24|24x16``, or one of these for each target.
-        init: Initial cores of a tensor train: ``zero`` or ``paper``.
+        rank: Rank r of the update B A: the middle bond of a tensor train, or LoRA's r.
+        alpha: Scale of the update: multiplied by alpha for ``tt``, by alpha / rank for ``lora``.
+        shape: Factors of the widths for ``tt``, input before output, as in ``16x24|12x8`` for 384 to 96 features;
+            ``auto``; or a mapping from target to one of these.
+        init: Initialisation for ``tt``: ``zero`` starts with a zero update, ``paper`` as in arXiv 2504.21190.
         dropout: Dropout rate on the input of the update, from 0 to below 1.
 
     Raises:
@@ -64,7 +69,7 @@ def _is_number(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Group:
-    """The sites of one role and size. Their cores are stacked, and their factors are built together.
+    """The sites with the same role and widths. Their cores are stacked, and their matrices A and B are built together.
 
     Attributes:
         role: Role of the sites.

@@ -58,9 +58,10 @@ def _row_loss(scores: Tensor, target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def bare_features(bank: Bank, items: Sequence[Item], pad_id: int) -> Tensor:
-    """Compute the pooled states of the base without experts, (sequences, width), fp32, for ``Head.fit_scale``.
+    """Return the pooled last hidden states of the base without experts, (sequences, width), fp32, on its device.
 
-    A row has one sequence, or one per option.
+    ``Head.fit_scale`` takes them. The sequences are in the order of the rows: one per row, or in multiple choice
+    one per option. Pooling is the bank's.
     """
     sequences = [tokens for item in items for tokens in item.options or (item.whole,)]
     parts = []

@@ -1,7 +1,8 @@
-"""Split a model at a layer: compute hidden states up to it, and run the model from them.
+"""Split a model at a layer: run the layers below once, keep their output, and run the layers above from it.
 
-Both halves run the model's own forward, so that masks, positions and norms are the architecture's: the lower half is
-stopped at the split, and the upper half skips the layers below it. Together they equal the whole forward bit for bit.
+Both parts call the model's own ``forward``, so masks, positions and norms are computed as the architecture defines
+them. The lower part stops at the split; the upper part skips the layers below it. On the same batch, both parts together give
+the same bits as one whole pass.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from ttmoe.errors import InputError
 
 
 class Trunk:
-    """The lowest ``depth`` layers of a transformers body, and the model above them.
+    """A transformers body (a model without its head), split above its lowest ``depth`` layers.
 
-    The trunk's states are (rows, tokens, width) in the base's dtype and depend on the frozen base alone. They can be
-    cached and used in other batches with other padding; the embeddings and masks of ``inputs`` are computed again,
-    which is cheap. A model must not be used by two passes at once.
+    The states at the split have the shape (rows, tokens, width) and the base's dtype. Adapters do not change them, so
+    the states of a row can be cached and padded into other batches. ``run_above`` applies the adapters that are active.
+    Do not use one model in two threads at a time.
 
     ``inputs`` are a tokenised batch: ``input_ids`` and ``attention_mask``, each (rows, tokens).
 
@@ -31,7 +32,7 @@ class Trunk:
         depth: Number of layers in the trunk, from 0 to the number of layers.
 
     Raises:
-        InputError: If the model does not have ``depth`` layers.
+        InputError: If ``depth`` is negative or larger than the number of layers.
     """
 
     def __init__(self, model: nn.Module, depth: int) -> None:
@@ -43,19 +44,23 @@ class Trunk:
 
     @torch.no_grad()
     def states(self, inputs: dict[str, Tensor]) -> Tensor:
-        """Return the input of layer ``depth`` (of the last norm, if there is no such layer), without dropout."""
+        """Return the states at the split (rows, tokens, width): the input of layer ``depth``, without dropout.
+
+        At the full depth they are the output of the last layer, before the final norm.
+        """
         return _layer_inputs(self.model, self.layers, self.depth, inputs)[-1]
 
     @torch.no_grad()
     def hidden_states(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Return hidden states 0 (the embeddings) to ``depth`` from one pass; the last are the trunk's states.
+        """Return hidden states 0 (the embeddings) to ``depth``, each (rows, tokens, width), without dropout.
 
-        They equal transformers' ``hidden_states``, except that those of the model's last layer come before the norm.
+        The last element equals ``states(inputs)``. They equal transformers' ``hidden_states``, except that the output
+        of the model's last layer is taken before the final norm.
         """
         return tuple(_layer_inputs(self.model, self.layers, self.depth, inputs))
 
     def run_above(self, states: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        """Run the model above the trunk. Gradients flow through the layers above.
+        """Run the layers above the split, with the active adapters. Gradients flow through these layers.
 
         Args:
             states: The trunk's states for ``inputs``.

@@ -1,8 +1,8 @@
-"""Recipe numbers: the version of each computation, a part of the identity of its results.
+"""Recipe numbers: a version number for each kind of computation, which is part of the identity of its results.
 
 Raise a number if the code would produce another result from the same settings and data. Results with the old number are
-then computed again: experts, routers and searches are retrained, caches are filled anew. The version of the package is
-recorded with a result but is no part of its identity, so a release that computes the same results reuses all of them.
+not reused: the next run trains experts, routers and searches again, and fills caches again. The version of the package
+is recorded with a result but does not identify it, so a release with the same recipe numbers reuses all results.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """``ttmoe predict --ray``: answer the rows of files in worker processes on a cluster, through Ray Data.
 
-A row of the Ray data set is a chunk of a file: its path, offset and number of rows. A worker reads its chunk as the
-command without ``--ray`` does, because Ray's readers infer types and give one file to one worker. It writes the answers
-to a Parquet file that has the chunk's number in its name: files in order of their names are rows in order, and a chunk
-that is repeated after a worker died replaces the same file.
+A row of the Ray data set is a chunk of an input file: the file's path, an offset and a number of rows. A worker reads
+its chunk with the same code as the command without ``--ray``, because Ray's own readers change texts by inferring
+types and assign a whole file to one worker. It writes the answers to a Parquet file named by the number of the chunk,
+so the rows keep their order when the files are read by name. If a worker process dies, Ray repeats its chunk, which
+writes the same file again; an error inside a worker ends the command.
 """
 
 from __future__ import annotations

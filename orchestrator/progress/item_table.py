@@ -1,6 +1,7 @@
 """A table of items with state, step, loss, accuracy and time left, for the live view and ``ttmoe status``.
 
-Rows are formatted as plain text: rich's tables take five times as long, and truncate the numbers first.
+An item is an expert, a task, a trial or the router. Rows are formatted as plain text: a table of the library ``rich``
+takes five times as long to render, and if space is short it truncates numbers before names.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ STYLES = {
 
 
 def format_item(item: ItemProgress) -> list[str]:
-    """Return the cells of an item under ``HEADINGS``; a cell is empty if its value is unknown."""
+    """Return five texts: state with note, ``step/steps``, loss, accuracy with its split, and time left.
+
+    A text is empty if its value is unknown.
+    """
     accuracy = item.metrics.get("test.accuracy", item.metrics.get("validation.accuracy"))
     split = "test" if "test.accuracy" in item.metrics else "val"
     loss, left, note = item.metrics.get("train.loss"), item.seconds_left(), first_line(item.note)
@@ -39,13 +43,13 @@ def format_item(item: ItemProgress) -> list[str]:
 
 
 def append_table(text: Text, noun: str, items: Sequence[tuple[str, ItemProgress]], width: int) -> None:
-    """Append one line per item to ``text``, below a line of headings; append nothing without items.
+    """Append a line of headings and one line per item to ``text``. If ``items`` is empty, ``text`` stays unchanged.
 
     Args:
         text: The text to extend.
-        noun: Heading of the keys, such as ``expert``.
+        noun: Heading of the column of keys, such as ``expert``.
         items: Keys and items.
-        width: Width in characters. Long keys and states are truncated to fit, numbers are not.
+        width: Width of a line in characters. Long keys and states are truncated to fit, numbers are not.
     """
     if not items:
         return

@@ -161,8 +161,6 @@ def first_line(text: str) -> str:
 
 def _mean_expected_seconds(items: list[ItemProgress]) -> float | None:
     seconds = [
-        item.expected_end - item.started
-        for item in items
-        if item.expected_end is not None and item.started is not None
+        item.expected_end - item.started for item in items if item.expected_end is not None and item.started is not None
     ]
     return sum(seconds) / len(seconds) if seconds else None

@@ -22,7 +22,7 @@ _SHADES = LinearSegmentedColormap.from_list("shades", [f"{LOSS}00", LOSS])  # fr
 
 def draw_learning_curve(curve: Curve) -> Figure:
     """Draw one expert's training loss (left axis; raw and smoothed) and validation accuracy (right axis) by step."""
-    figure, axes = new_figure(3.2, 1.8, curve.task if len(curve.task) <= 34 else curve.task[:33] + "…")
+    figure, axes = new_figure(3.7, 2.0, curve.task if len(curve.task) <= 34 else curve.task[:33] + "…")
     (steps, loss), (checks, accuracy) = _finite(curve.loss), _finite(curve.accuracy)
     smooth = smooth_curve(loss)
     axes.plot(steps, loss, color=LOSS, alpha=0.3, linewidth=0.7)

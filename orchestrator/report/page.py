@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs no server, no network and no other file."""
+"""The report of a ``ttmoe run`` as one HTML file that needs no server, no network and no other file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ _MAX_TRACE = 4000  # characters
 
 
 def write_report(path: Path, report: RunReport) -> None:
-    """Write a report to an HTML file. The file is complete or absent, even if the process is killed."""
+    """Write a report to an HTML file, and create its folder if it is missing.
+
+    A previous file is replaced only when the new one is complete.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}")
     part.write_text(_render(report), encoding="utf-8")

@@ -31,21 +31,23 @@ MODEL = "model"  # subfolder with the files to register; logs are outside it
 def train_router(
     plan: Plan, registry: Registry, parent: str, runner: JobRunner, view: LiveView, *, compare: bool = False
 ) -> Version:
-    """Train, test and register the router of the plan's lock, and promote it and its experts.
+    """Train the router for the experts of the plan's lock, test it on their test splits, and register it.
+
+    Then give the alias ``champion`` to the versions of the router and of its experts, whatever the test shows.
 
     Args:
-        plan: The plan; every expert of its lock is registered.
-        registry: An open registry.
-        parent: Run id of the ``ttmoe run``.
-        runner: Runs the work units.
+        plan: The plan. All experts of its lock must be registered.
+        registry: The registry.
+        parent: Id of the MLflow run of the ``ttmoe run``, below which the router's run is created.
+        runner: Runs the work units, such as a ``WorkerPool``.
         view: Shows the progress.
-        compare: Train and measure routers that read fewer layers of the base too.
+        compare: Whether to train routers on fewer layers as well; their accuracy and time go to ``evaluation.json``.
 
     Returns:
-        The router's version.
+        The registered version of the router.
 
     Raises:
-        WorkFailedError: A work unit failed.
+        WorkFailedError: If a work unit failed.
     """
     experts = _registered_experts(plan, registry)
     folder = plan.work_folder("router", "router", plan.router_hash)

@@ -24,10 +24,10 @@ class SequenceLocation(NamedTuple):
     """Where the states of a sequence are stored.
 
     Attributes:
-        shard: Number of the shard.
-        row: Number of the sequence within the shard.
-        token: Number of its first token within the shard.
-        length: Its number of tokens.
+        shard: Index of the shard, from 0.
+        row: Index of the sequence in the shard, from 0.
+        token: Index of the sequence's first token among all tokens of the shard, from 0.
+        length: Count of the sequence's tokens.
     """
 
     shard: int
@@ -38,19 +38,20 @@ class SequenceLocation(NamedTuple):
 
 @dataclass(frozen=True)
 class TrunkLayout:
-    """The content and the layout of a cache entry.
+    """The plan of a cache entry: which sequences it stores, and where.
 
     Attributes:
         key: Name of the entry: a hash of everything that determines the states.
         depth: Number of layers in the trunk.
         width: Width of a state.
         dtype: Dtype of the states.
-        has_pooled: Whether the pooled hidden states below ``depth`` are stored too. They are for whole rows, which the
-            router reads, and not for the options of a choice.
+        has_pooled: Whether hidden states 0 to ``depth - 1`` are stored too, pooled. True if each row of the split is
+            one sequence, as the router reads it; False for multiple choice, where each option is a sequence.
         sequences: Token ids of each sequence.
-        shards: Sequence numbers in each shard, longest sequence first.
-        locations: Location of each sequence.
-        index: Content of the entry's index.
+        shards: Indices into ``sequences`` for each shard; over all shards, the longest sequence comes first.
+        locations: Location of each sequence, in the order of ``sequences``.
+        index: Content of ``index.json`` in the entry: the fields of the key, the width, the count of sequences and the
+            bytes of each file.
     """
 
     key: str
@@ -65,7 +66,7 @@ class TrunkLayout:
 
     @property
     def files(self) -> dict[str, int]:
-        """Bytes of each file, by name."""
+        """Bytes of each shard file, by file name in the entry."""
         return self.index["files"]  # type: ignore[no-any-return]
 
 
@@ -75,19 +76,19 @@ def state_bytes(tokens: int, width: int, dtype: torch.dtype) -> int:
 
 
 def pooled_bytes(sequences: int, depth: int, width: int) -> int:
-    """Return the bytes of the fp16 hidden states below ``depth`` of some sequences, in all poolings."""
+    """Return the bytes of hidden states 0 to ``depth - 1``, fp16, pooled in each way of ``POOLINGS``."""
     return sequences * depth * len(POOLINGS) * width * torch.half.itemsize
 
 
 def trunk_size(base: Base, total_tokens: int, width: int, *, sequences: int = 0, depth: int = 0) -> int:
-    """Return the bytes of a cache entry.
+    """Return the bytes of the shard files of a cache entry.
 
     Args:
         base: The base.
         total_tokens: Tokens in all sequences.
         width: Width of a state.
-        sequences: Number of sequences whose pooled hidden states are stored: whole rows, not options.
-        depth: Number of layers in the trunk; required with ``sequences``.
+        sequences: Number of sequences whose pooled hidden states are stored too; 0 for multiple choice.
+        depth: Number of layers in the trunk; used only if ``sequences`` is not 0.
     """
     return state_bytes(total_tokens, width, getattr(torch, base.dtype)) + pooled_bytes(sequences, depth, width)
 
@@ -95,15 +96,15 @@ def trunk_size(base: Base, total_tokens: int, width: int, *, sequences: int = 0,
 def make_trunk_layout(
     base: Base, rows: TokenizedRows, *, fingerprint: str, split: str, depth: int, device: str, width: int
 ) -> TrunkLayout:
-    """Plan the cache entry of a split.
+    """Return the layout of a split's cache entry. Computes and writes nothing.
 
     Args:
         base: The base.
         rows: Rows of the split.
-        fingerprint: Fingerprint of the task's data.
-        split: Name of the split.
+        fingerprint: Digest of the task's prepared rows (``PreparedTask.fingerprint``).
+        split: ``train``, ``validation`` or ``test``.
         depth: Number of layers in the trunk.
-        device: Type of the device that computes the states; it determines rounding.
+        device: Device type that computes the states, ``cpu`` or ``cuda``; part of the key, as rounding differs.
         width: Width of a state.
     """
     sequences = [tokens for item in rows.items for tokens in item_sequences(item)]

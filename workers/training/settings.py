@@ -28,10 +28,11 @@ class TrainSettings(BaseModel):
     steps: PositiveInt = Field(default=300, description="Maximum number of optimizer steps.")
     batch_size: PositiveInt = Field(default=32, description="Rows in one optimizer step.")
     batch_tokens: PositiveInt | None = Field(
-        default=None, description="Padded tokens in one step, instead of batch_size: batches of short rows get larger."
+        default=None, description="Maximum padded tokens of one step, in place of batch_size."
     )
     micro_batch: PositiveInt | None = Field(
-        default=None, description="Rows in one forward and backward pass; gradients are accumulated over the step."
+        default=None,
+        description="Rows in one forward and backward pass, accumulated over the step; by default all of them.",
     )
     checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass to save memory.")
     lr: PositiveFloat = Field(default=5e-3, description="Learning rate of the adapter.")
@@ -41,10 +42,10 @@ class TrainSettings(BaseModel):
     schedule: Literal["linear", "cosine", "constant"] = Field(default="cosine", description="Decay after the warmup.")
     eval_every: PositiveInt = Field(default=50, description="Steps between evaluations on the validation split.")
     patience: int = Field(
-        default=5, ge=0, description="Stop after this many evaluations without improvement; 0 never stops early."
+        default=5, ge=0, description="Stop after this many evaluations without a better result; 0: never."
     )
     clip: NonNegativeFloat = Field(default=1.0, description="Maximum gradient norm; 0 disables clipping.")
-    label_smoothing: Fraction = Field(default=0.0, description="Share of each label spread over the other classes.")
+    label_smoothing: Fraction = Field(default=0.0, description="Label smoothing of the cross-entropy (as in torch).")
     head_dropout: Fraction = Field(default=0.1, description="Dropout rate of the head's inputs.")
     seed: int | None = Field(default=None, ge=0, description="Random seed; defaults to the config's seed.")
 
@@ -55,27 +56,30 @@ class RouterSettings(BaseModel):
     model_config = STRICT_CONFIG
     kind: Literal["linear", "centroid", "blend"] = Field(
         default="linear",
-        description="A trained linear classifier, the nearest task mean (no training), or a fitted blend of both.",
+        description="linear: a trained linear map; centroid: the task with the nearest mean; blend: of both.",
     )
     layers: str | tuple[Annotated[int, Field(ge=0)], ...] = Field(
         default="all",
-        description="Hidden states to read: all, last, embeddings, trunk (its layers: one pass), 0-4, or a list.",
+        description="Hidden states to read (0: the embeddings): all, last, embeddings, trunk, 0-4, or a list.",
     )
     pooling: Literal["both", "mean", "last"] = Field(
         default="both", description="Pooling of token states: their mean, the last token, or both concatenated."
     )
     rows_per_task: PositiveInt = Field(default=5000, description="Maximum number of training rows of each task.")
-    epochs: PositiveInt = Field(default=20, description="Training epochs; every task is sampled equally often.")
+    epochs: PositiveInt = Field(default=20, description="Epochs; tasks are sampled with equal probability.")
     lr: PositiveFloat = Field(default=1e-3, description="Learning rate.")
     weight_decay: NonNegativeFloat = Field(default=0.1, description="Decoupled weight decay (AdamW).")
-    noise: NonNegativeFloat = Field(default=0.5, description="Standard deviation of noise on training scores.")
+    noise: NonNegativeFloat = Field(
+        default=0.5, description="Standard deviation of the noise added to the logits in training."
+    )
     batch_size: PositiveInt = Field(default=256, description="Rows in one optimizer step.")
     unknown: Fraction = Field(
-        default=0.01, description="Share of the tasks' own validation rows classified as `unknown`; 0 disables it."
+        default=0.01,
+        description="Share of each task's validation rows that may be `unknown`; sets its threshold. 0: never.",
     )
     loose: bool = Field(
         default=True,
-        description="Also accept 95 % of the tasks' rows in lower case and without punctuation as known.",
+        description="Lower the thresholds until 95 % of rows in lower case without punctuation are known too.",
     )
     require: Literal["all"] | Annotated[float, Field(gt=0, le=1)] | tuple[str, ...] = Field(
         default="all",
@@ -83,7 +87,7 @@ class RouterSettings(BaseModel):
     )
     compare_depths: Literal["auto"] | bool = Field(
         default="auto",
-        description="Also train routers on fewer layers and report their accuracy and time; auto: if it is cheap.",
+        description="Also train routers on fewer layers and report them; auto: if their features take up to 4 GB.",
     )
 
     @field_validator("layers")
@@ -98,10 +102,13 @@ class RouterSettings(BaseModel):
         return layers
 
     def hidden_states(self, trunk: int) -> str | tuple[int, ...]:
-        """Return ``layers`` as ``FeatureSpec.layers`` expects them.
+        """Return ``layers`` with ranges and ``trunk`` written out, as ``FeatureSpec.layers`` takes them.
 
         Args:
             trunk: Number of layers in the trunk.
+
+        Returns:
+            ``all``, ``last``, ``embeddings``, or indices of hidden states, where 0 is the embeddings.
         """
         if not isinstance(self.layers, str) or self.layers in ("all", "last", "embeddings"):
             return self.layers

@@ -85,7 +85,8 @@ def test_of_many_pieces_ends_get_a_line_and_evaluations_none(plain, monkeypatch)
         "Stage 1: experts: 1000",
         "  t500: retrying: 2nd attempt in 5 s: its process died, step 30/30, val 0.500",
         "  t501: failed: ValueError: no rows",
-        "501 of 1000: 500 cached, 1 running, 498 waiting, 1 failed, 1 retried; 0 seconds, about 1 hour and 23 minutes left",
+        "501 of 1000: 500 cached, 1 running, 498 waiting, 1 failed, 1 retried; 0 seconds, "
+        "about 1 hour and 23 minutes left",
         "501 of 1000: 500 cached, 1 running, 498 waiting, 1 failed, 1 retried; 0 seconds",
     ]
 
@@ -193,9 +194,14 @@ def test_time_left_follows_finished_pieces_and_how_many_run(clock):
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (-3, "0 seconds"), (0.4, "0 seconds"), (99.4, "99 seconds"), (100, "2 minutes"), (5900, "1 hour and 38 minutes"),
-        (7500, "2 hours and 5 minutes"), (200_000, "2 days and 8 hours"),
-    ],  # fmt: skip
+        (-3, "0 seconds"),
+        (0.4, "0 seconds"),
+        (99.4, "99 seconds"),
+        (100, "2 minutes"),
+        (5900, "1 hour and 38 minutes"),
+        (7500, "2 hours and 5 minutes"),
+        (200_000, "2 days and 8 hours"),
+    ],
 )
 def test_durations_as_text(seconds, text):
     assert format_duration(seconds) == text

@@ -53,7 +53,7 @@ def observe(bank, names):
 
 
 def note(found, key, value):
-    """Keep the first value of a kind: that of the first layer, of the tokens and not of DeBERTa's relative positions."""
+    """Keep the first value of a kind: of the first layer, and of tokens, not of DeBERTa's relative positions."""
     found.setdefault(key, value)
 
 
