@@ -179,10 +179,13 @@ def _load_weights(expert: Expert, weights: dict[str, torch.Tensor], manifest: Ma
     expected = expert.state_dict()
     common = expected.keys() & weights.keys()
     mismatched = (expected.keys() ^ weights.keys()) | {k for k in common if expected[k].shape != weights[k].shape}
+    other_dtype = {key for key in common if weights[key].dtype != expected[key].dtype}
+    # torch has no isfinite for some dtypes, which are reported as not fp32.
+    not_finite = {key for key in common - other_dtype if not torch.isfinite(weights[key]).all()}
     for problem, keys in (
         ("missing, unexpected or of another shape", mismatched),
-        ("not fp32", {key for key in common if weights[key].dtype != expected[key].dtype}),
-        ("not finite", {key for key, value in weights.items() if not torch.isfinite(value).all()}),
+        ("not fp32", other_dtype),
+        ("not finite", not_finite),
     ):
         if keys:
             raise InputError(f"weights that are {problem}: {', '.join(sorted(keys))}", where=where, fix=_RETRAIN)

@@ -1,8 +1,8 @@
 """Split a model at a layer: run the layers below once, keep their output, and run the layers above from it.
 
 Both parts call the model's own ``forward``, so masks, positions and norms are computed as the architecture defines
-them. The lower part stops at the split; the upper part skips the layers below it. On the same batch, both parts together give
-the same bits as one whole pass.
+them. The lower part stops at the split; the upper part skips the layers below it. On the same batch, both parts
+together give the same bits as one whole pass.
 """
 
 from __future__ import annotations

@@ -55,7 +55,8 @@ def render_status(status: RunStatus, now: datetime) -> Text:
     _append_experts(text, status)
     _append_failures(text, [expert for expert in status.experts if expert.state == "failed"])
     if status.router:
-        text.append(f"\nrouter: {status.router}\n")
+        text.rstrip()
+        text.append(f"\n\nrouter: {status.router}")
     text.rstrip()
     return text
 
@@ -104,7 +105,8 @@ def _to_item(expert: ExpertStatus) -> ItemProgress:
 def _append_failures(text: Text, failed: list[ExpertStatus]) -> None:
     if not failed:
         return
-    text.append("failed\n", style="bold red")
+    text.rstrip()
+    text.append("\n\nfailed\n", style="bold red")
     for expert in failed[:MAX_ROWS]:
         text.append(f"  {expert.task}: {first_line(expert.error) or 'no error message is recorded'}\n")
     if len(failed) > MAX_ROWS:

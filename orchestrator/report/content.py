@@ -86,8 +86,9 @@ class RoutingReport:
     def frequent_errors(self, count: int = 12) -> list[tuple[str, str, int, float]]:
         """Return the most frequent wrong choices: task, chosen expert, rows, share of the task's rows."""
         errors = (
-            (self.tasks[i], self.tasks[j], rows, rows / sum(counts))
+            (self.tasks[i], self.tasks[j], rows, rows / total)
             for i, counts in enumerate(self.confusion)
+            for total in [sum(counts)]
             for j, rows in enumerate(counts)
             if i != j and rows
         )

@@ -35,7 +35,6 @@ PLACES = {
     "pydantic": ("orchestrator/", "workers/"),
     "humanize": ("orchestrator/plan/quantities.py", "orchestrator/pool/capacity.py"),
     "psutil": ("orchestrator/plan/nodes.py", "workers/training/memory_limit.py"),
-    "scipy": ("workers/routing/",),
     "pip": (),
 }
 # The type variables of decorators; a suite and the module of the same name in another package.

@@ -15,7 +15,7 @@ def atomic_folder(target: Path, marker: str = "") -> Iterator[Path]:
     """Yield an empty folder to fill; rename it to ``target`` if the block ends without an error.
 
     If another process has created ``target`` in the meantime, its folder is kept and this one is deleted. The same
-    content is expected in both.
+    content is expected in both. An incomplete ``target`` is replaced.
 
     Args:
         target: The final path.
@@ -27,9 +27,20 @@ def atomic_folder(target: Path, marker: str = "") -> Iterator[Path]:
     try:
         yield scratch
         scratch.chmod(0o755)  # mkdtemp makes it private to its owner, but a cache may be shared
-        os.rename(scratch, target)
-    except OSError:
-        if not (target / marker).exists():
-            raise
+        try:
+            os.rename(scratch, target)
+        except OSError:
+            if not (target / marker).exists():
+                _replace(target, scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _replace(target: Path, scratch: Path) -> None:
+    """Put ``scratch`` in the place of an incomplete folder, such as one of which a user deleted files."""
+    incomplete = scratch.with_name(f"{scratch.name}-old")
+    os.rename(target, incomplete)
+    try:
+        os.rename(scratch, target)
+    finally:
+        shutil.rmtree(incomplete, ignore_errors=True)

@@ -75,9 +75,10 @@ def compare_depths(job: RouterJob, folder: Path, trunk: int, *, threads: int, de
         def heartbeat(progress: Progress, index: int = index) -> None:
             report(Progress("depths", index, len(depths)))
 
-        validation, test = job.load("validation", spec), job.load("test", spec)
+        validation = job.load("validation", spec)
         router = build_router(job, spec, validation, heartbeat)
-        test_accuracy, validation_accuracy = routing_accuracy(router, test), routing_accuracy(router, validation)
+        validation_accuracy = routing_accuracy(router, validation)
+        test_accuracy = routing_accuracy(router, job.load("test", spec))
         routed = RoutedModel(model.bank, router, model.manifests, model.tokenizer, model.max_length)
         seconds = [_median_seconds(routed, inputs[:count]) for count in (1, TIMED_BATCH)]
         results.append(DepthResult(depth, test_accuracy, validation_accuracy, routed.one_pass, *seconds))

@@ -10,7 +10,6 @@ import ctypes
 import psutil
 
 _PAUSE_STEPS = 3  # steps between two returns, at least: memory that is needed again at once costs page faults
-_PROCESS = psutil.Process()  # created once: that takes longer than reading the numbers
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
 
 
@@ -22,7 +21,7 @@ def return_freed_memory() -> None:
 
 def private_bytes() -> int:
     """Return the resident memory of this process that is not shared with files or other processes, in bytes."""
-    memory = _PROCESS.memory_info()
+    memory = psutil.Process().memory_info()
     return int(memory.rss - getattr(memory, "shared", 0))  # `shared` is reported on Linux only
 
 

@@ -233,6 +233,11 @@ def test_the_confusion_matrix_shows_shares_and_counts():
     assert not draw_confusion([[1] * 40] * 40, many).axes[0].texts
 
 
+def test_the_same_chart_has_the_same_text():
+    first, second = (to_svg(draw_learning_curve(curve(0)), "curve") for _ in range(2))
+    assert first == second
+
+
 def test_a_figure_becomes_a_png_file(tmp_path):
     save_png(draw_trials([TRIAL], [TRIAL], "trec"), tmp_path / "pareto.png")
     assert (tmp_path / "pareto.png").read_bytes().startswith(b"\x89PNG")

@@ -1,5 +1,6 @@
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -99,6 +100,16 @@ def test_a_stopped_extraction_leaves_nothing(offline, tmp_path, monkeypatch):
             wheel_member("pkg==1.0", offline, "pkg/data/a.txt", tmp_path)
     assert list((tmp_path / "wheels" / offline / "extracted").iterdir()) == []
     assert wheel_member("pkg==1.0", offline, "pkg/data/a.txt", tmp_path).read_text() == "alpha"
+
+
+def test_what_a_user_deleted_is_extracted_again(offline, tmp_path):
+    file = wheel_member("pkg==1.0", offline, "pkg/data/a.txt", tmp_path)
+    folder = wheel_folder("pkg==1.0", offline, "pkg/data", tmp_path)
+    file.unlink()
+    shutil.rmtree(folder)
+    assert wheel_member("pkg==1.0", offline, "pkg/data/a.txt", tmp_path).read_text() == "alpha"
+    assert (wheel_folder("pkg==1.0", offline, "pkg/data", tmp_path) / "a.txt").read_text() == "alpha"
+    assert not list((tmp_path / "wheels" / offline / "extracted").glob(".part-*"))
 
 
 def test_a_missing_member_names_near_ones(offline, tmp_path):
