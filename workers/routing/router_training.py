@@ -199,8 +199,8 @@ def _set_gate(router: Router, weight: Tensor, bias: Tensor) -> None:
 def _minimise(loss: Callable[[float], Tensor], low: float, high: float, rounds: int = 40) -> float:
     """Return the minimiser of a unimodal loss between ``low`` and ``high``, by golden-section search.
 
-    ``scipy.optimize.minimize_scalar`` evaluates other points. If all validation rows are routed correctly, the loss falls
-    to the rounding of float32, and its temperatures differ by 7 to 21 %: that would need a new recipe number.
+    ``scipy.optimize.minimize_scalar`` evaluates other points. If all validation rows are routed correctly, the loss
+    falls to the rounding of float32, and its temperatures differ by 7 to 21 %: that would need a new recipe number.
     """
     ratio = (math.sqrt(5) - 1) / 2
     for _ in range(rounds):
