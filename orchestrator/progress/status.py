@@ -53,7 +53,7 @@ class RunStatus:
         commit: Commit of the code, empty if unknown.
         experts: The experts that the run trains.
         cached: Number of experts that were registered before.
-        router: ``running``, ``registered``, ``failed`` or ``stopped``; empty before stage 2.
+        router: ``under way``, ``registered``, ``failed`` or ``stopped``; empty before stage 2.
         search: Whether the run includes a search.
         driver: Process id of the driver on this machine; None if it does not run here.
         left: Estimated seconds until all experts are registered; None if unknown.
@@ -111,7 +111,7 @@ def read_status(registry: Registry, library: str, home: Path) -> RunStatus:
         commit=run.tags.get("mlflow.source.git.commit", ""),
         experts=experts,
         cached=len(set(plan.get("lock", {})) - set(trained)),
-        router=_STATES.get(router.status, "running") if router else "",
+        router=_STATES.get(router.status, "under way") if router else "",
         search=bool(plan.get("search")),
         driver=local_driver(home) if running else None,
         left=estimate_seconds_left(experts, (datetime.now(UTC) - run.began).total_seconds()) if running else None,

@@ -31,7 +31,7 @@ def draw_learning_curve(curve: Curve) -> Figure:
     axes.set(xlim=(0, max([1, *steps, *checks])), ylim=(0, smooth.max(initial=0) * 1.05 or 1))
     axes.tick_params("y", labelcolor=LOSS)
     right = axes.twinx()
-    right.plot(checks, accuracy, "o-", color=ACCURACY, markersize=3, markevery=1 if len(checks) <= 12 else len(checks))
+    right.plot(checks, accuracy, "o-", color=ACCURACY, markersize=3, markevery=1 if len(checks) <= 12 else [-1])
     right.set_ylim(0, 1)
     right.grid(False)
     right.locator_params(nbins=4)

@@ -13,7 +13,7 @@ from orchestrator.pool.work_units import LOG_FILE
 from orchestrator.recording.registrar import Stage1Result
 from orchestrator.registry import Registry
 from orchestrator.registry.artifacts import INCIDENTS, REPORT
-from orchestrator.report import collect_report, write_report
+from orchestrator.report.collect import collect_report
 from orchestrator.report.incidents import incidents_to_json
 from ttmoe.errors import WorkFailedError
 
@@ -59,6 +59,8 @@ def log_report(
         console: Prints the error.
     """
     try:
+        from orchestrator.report.page import write_report  # matplotlib takes seconds to import
+
         if stage_result.incidents:
             registry.log_text(run_id, incidents_to_json(stage_result.incidents), INCIDENTS)
         router_hash = plan.only(plan.experts.keys() - stage_result.failed.keys()).router_hash

@@ -288,7 +288,7 @@ class TestStory:
     def test_each_run_ends_with_its_signal_and_leaves_nothing_running(self, story):
         assert [life.code for life in story.lives] == [-signal.SIGKILL, -signal.SIGKILL, 130, 0]
         assert [life.left for life in story.lives] == [[], [], [], []]
-        assert "stopped; type the command again to continue" in story.lives[2].output
+        assert "interrupted; repeat the command to continue" in story.lives[2].output
         assert all("Traceback" not in life.output for life in story.lives)
 
     def test_each_run_continues_from_the_last_checkpoint(self, story):

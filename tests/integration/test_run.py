@@ -214,7 +214,7 @@ class TestCtrlC:
 
     def test_it_says_so_and_leaves_nothing_running(self, stopped):
         assert (stopped / "code").read_text() == "130"
-        assert "stopped; type the command again to continue" in (stopped / "out.txt").read_text()
+        assert "interrupted; repeat the command to continue" in (stopped / "out.txt").read_text()
         assert "Traceback" not in (stopped / "out.txt").read_text()
         assert (stopped / "left.txt").read_text() == ""
 

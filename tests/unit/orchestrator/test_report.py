@@ -16,16 +16,6 @@ import numpy as np
 import pytest
 
 from orchestrator.config.loading import load_config
-from orchestrator.report import (
-    Curve,
-    ExpertRow,
-    ResourceUsage,
-    RoutingReport,
-    RunReport,
-    SearchReport,
-    collect_report,
-    write_report,
-)
 from orchestrator.report.charts import (
     draw_bands,
     draw_confusion,
@@ -34,9 +24,11 @@ from orchestrator.report.charts import (
     draw_trials,
     smooth_curve,
 )
-from orchestrator.report.collect import MAX_CURVES, MAX_POINTS, choose_curves, downsample
+from orchestrator.report.collect import MAX_CURVES, MAX_POINTS, choose_curves, collect_report, downsample
+from orchestrator.report.content import Curve, ExpertRow, ResourceUsage, RoutingReport, RunReport, SearchReport
 from orchestrator.report.figures import save_png, to_svg
 from orchestrator.report.incidents import Incident, incidents_to_json
+from orchestrator.report.page import write_report
 from workers.failure import Failure
 
 TRIAL = {"parameters": 5, "accuracy": 0.5, "rank": 2, "factors": "2+2"}
