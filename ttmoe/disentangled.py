@@ -2,7 +2,7 @@
 
 DeBERTa projects the relative position embeddings once for all rows of a batch, so with several experts no single expert
 applies to that projection. The position bias of the attention scores is therefore computed separately for the rows of
-each expert, by the architecture's own code. Each row is computed once.
+each expert, with transformers' own method; no row is computed twice.
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ class TrialRunner:
         """Train the expert of ``job``.
 
         Returns:
-            The best validation ``accuracy`` and its ``loss``, the number of ``parameters``, and ``seconds``.
+            ``accuracy`` (0 to 1) and ``loss`` of the best evaluation on the validation split, ``parameters`` (trainable
+            parameters of the adapter, without the head), and ``seconds`` of the whole trial.
 
         Raises:
             TrainingFailedError: If the training fails.

@@ -13,10 +13,16 @@ from orchestrator.registry.versions import CANDIDATE
 
 
 def promote_expert(root: Path, library: str | None, name: str, number: int | None, console: Console) -> None:
-    """Make a version the champion of its task, by default the candidate; report if the router becomes stale.
+    """Give the alias ``champion`` of a task to another version, and report if the router becomes stale.
 
-    ``name`` and ``number`` select the version, as in ``choose_version``. The next ``ttmoe run`` of a config promotes
-    the versions of that config again.
+    A later ``ttmoe run`` undoes this: it gives the alias to the versions that its config describes.
+
+    Args:
+        root: The folder that runs write to (``storage.root``).
+        library: The library; None selects the one that ran last.
+        name: The task, or a version of it such as ``trec@v3``. A task alone selects the version ``candidate``.
+        number: Number of the version; None if ``name`` selects it.
+        console: Console to print to.
 
     Raises:
         InputError: If there is no such version.

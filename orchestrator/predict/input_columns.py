@@ -20,10 +20,12 @@ _PREFIX = "input_"
 
 
 def output_names(names: Iterable[str], where: str) -> dict[str, str]:
-    """Return the output name of each input column: the same name, but ``input_label`` for ``label``, and so on.
+    """Return the output name of each column of the input.
+
+    Columns keep their names, except those with the name of an ``ANSWER`` column: ``label`` becomes ``input_label``.
 
     Args:
-        names: Names of the input columns.
+        names: Names of all columns of the input.
         where: Location of the row, for the error.
 
     Raises:
@@ -55,7 +57,7 @@ class InputColumns:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All input columns, the text's column first, then the second text's."""
+        """All columns that may be read, defaults included: of the text, of the second text, and of the choices."""
         return (self.text or TEXT, self.second or SECOND, *(self.choices or (CHOICES,)))
 
     def check(self, available: Iterable[str], where: str) -> None:

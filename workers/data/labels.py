@@ -19,17 +19,17 @@ NamedLabels = tuple[tuple[str, ...], list[int | None]]
 def class_labels(values: NumberedValues, label: LabelColumn, known: Sequence[str], where: str) -> NamedLabels:
     """Return the label names and the index of each value.
 
-    The names are those of ``label.ranges`` or ``label.names``, or else the sorted distinct values. A value in none of
-    the ranges has the index None.
+    The names are those of ``label.ranges``, else of ``label.names``, else ``known``, else the sorted distinct values.
+    With ranges, a value in none of them has the index None.
 
     Args:
         values: Raw values with their row numbers.
         label: The label column and its mapping.
-        known: Label names of another split of the task; empty if none. They are used if there is no mapping.
+        known: Label names of a split that was read before; empty for the first split.
         where: Dotted config key of the task, for errors.
 
     Raises:
-        InputError: If a value is missing, not in the mapping, or with ranges not a number.
+        InputError: If a value is missing, is not among the names, or, if there are ranges, is not a number.
     """
     if label.ranges is not None:
         intervals = list(label.ranges.values())

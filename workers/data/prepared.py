@@ -39,7 +39,8 @@ class PreparedTask:
         counts: Number of rows by split and label name; for a generate task under "answers".
         majority: Share of test rows with the most frequent label or answer.
         duplicates: Number of removed repeats of an input.
-        left_out: Number of other rows in no split, by reason: filtered, conflicts, leaked, sampled.
+        left_out: Number of excluded rows by reason: ``filtered`` by the task's filters or ranges, ``conflicts`` (equal
+            inputs whose labels tie), ``leaked`` (inputs or groups of a later split), ``sampled`` (beyond ``sample``).
         folder: Folder with the Parquet files.
     """
 
@@ -76,7 +77,7 @@ def prepare_task(name: str, task: Task, cache: Path) -> PreparedTask:
 
 
 def load_split(prepared: PreparedTask, split_name: str) -> list[Example]:
-    """Return the examples of ``train``, ``validation`` or ``test``, sorted by hash.
+    """Return the examples of ``train``, ``validation`` or ``test``, in the order of the hash of each input.
 
     Raises:
         InputError: If there is no such split.
