@@ -2,8 +2,8 @@
 
 An entry is the folder ``<key>/`` with shards and ``index.json``. A process that reads an entry holds a shared lock on
 its index. A process that creates one holds the lock ``.<key>.lock`` and writes to ``.<key>.part/``, which is renamed to
-``<key>/`` when it is complete. Space is counted and freed under the lock ``.lock``. The system releases these
-file locks when their process ends, so a ``.part`` folder whose lock is free was left by a killed process and is deleted.
+``<key>/`` when it is complete. Space is counted and freed under the lock ``.lock``. The system releases
+these locks when their process ends, so a ``.part`` folder with a free lock was left by a killed process and is deleted.
 """
 
 from __future__ import annotations
