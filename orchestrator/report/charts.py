@@ -72,8 +72,11 @@ def draw_quality(rows: Sequence[ExpertRow]) -> Figure | None:
     figure, axes = _new_plane("test accuracy", "")
     parameters, accuracies, _ = zip(*points, strict=True)
     axes.scatter(parameters, accuracies, color=LOSS, alpha=0.75 if len(points) <= 60 else 0.35, linewidth=0)
+    names: dict[tuple[int, float], list[str]] = {}
     for size, accuracy, task in points if len(points) <= 12 else []:
-        _name_point(axes, size, accuracy, task[:24])
+        names.setdefault((size, round(accuracy, 2)), []).append(task[:24])
+    for (size, accuracy), tasks in names.items():  # labels of equal points would be drawn on top of each other
+        _name_point(axes, size, accuracy, ", ".join(tasks))
     return figure
 
 

@@ -211,6 +211,12 @@ def test_a_learning_curve_shows_loss_and_accuracy():
     assert right.get_ylim() == (0, 1)
 
 
+def test_experts_at_one_point_share_a_label():
+    rows = [row(0, task="a", parameters=9, accuracy=0.901), row(1, task="b", parameters=9, accuracy=0.9)]
+    (label,) = draw_quality(rows).axes[0].texts
+    assert label.get_text() == "a, b"
+
+
 def test_bands_are_quantiles_over_experts():
     flat = [Curve(f"t{i}", (), ((1.0, i / 20), (10.0, i / 20))) for i in range(21)]
     (median,) = draw_bands(flat, "accuracy").axes[0].lines
