@@ -156,7 +156,8 @@ def predict(
     RAY_ADDRESS selects a cluster for --ray. Then --file, --out, --root and the base must be in a folder that all nodes
     share.
     """
-    from orchestrator.predict.request import PredictRequest, run_request
+    from orchestrator.predict.dispatch import run_request
+    from orchestrator.predict.request import PredictRequest
 
     request = PredictRequest(
         tuple(texts or ()), file, out, text, second, tuple(choices or ()), as_json, batch_size, device, force,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,17 @@ def test_imports_run_downwards_between_suites(house: str) -> None:
         if name.startswith(f"{house}.") and order.index(name.split(".")[1]) < order.index(suite)
     ]
     assert not stray
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    """Imports inside functions and those for type checkers count."""
+    module_of = {
+        path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in SOURCES
+    }
+    graph = {
+        module: {name for _, name in imports(path)} & set(module_of.values()) for path, module in module_of.items()
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def public_names(path: Path) -> Iterator[str]:
