@@ -30,6 +30,8 @@ def atomic_folder(target: Path, marker: str = "") -> Iterator[Path]:
         try:
             os.rename(scratch, target)
         except OSError:
+            if not target.exists():
+                raise
             if not (target / marker).exists():
                 _replace(target, scratch)
     finally:

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ttmoe.errors import InputError
+from workers.data.atomic_folder import atomic_folder
 from workers.data.wheels import wheel_folder, wheel_member
 
 FILES = {"pkg/data/a.txt": "alpha", "pkg/data/deep/b.txt": "beta", "pkg/data/deep/c/d.txt": "delta"}
@@ -171,3 +173,13 @@ def test_two_at_once_give_one_file(offline, tmp_path, monkeypatch):
     assert len(got) == 2
     assert got[0] == got[1]
     assert got[0].read_text() == "alpha"
+
+
+def test_a_folder_that_cannot_be_put_in_place_says_why(tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr("workers.data.atomic_folder.os.rename", full)
+    with pytest.raises(OSError, match="no space left"), atomic_folder(tmp_path / "new"):
+        pass
+    assert not list(tmp_path.iterdir())
