@@ -16,6 +16,7 @@ from workers.cache.tokens import load_tokenized_rows
 from workers.cache.trunk_states import load_or_compute_trunk
 from workers.data.prepared import PreparedTask
 from workers.progress import Progress, ProgressCallback
+from workers.stopwatch import activity_timer
 from workers.training.batches import TokenizedRows
 from workers.training.checkpoints import CheckpointFolder
 from workers.training.memory import MemoryEstimate, estimate_job_memory
@@ -127,7 +128,8 @@ def load_rows(job: ExpertJob, resident_base: ResidentBase, split: str, report: P
         split: ``train``, ``validation`` or ``test``.
         report: Receives progress reports with the task as key.
     """
-    rows = load_tokenized_rows(job.base, resident_base.tokenizer, job.data, split, job.cache_folder)
+    with activity_timer("tokens", job.task):
+        rows = load_tokenized_rows(job.base, resident_base.tokenizer, job.data, split, job.cache_folder)
     depth = resident_base.bank.expert(job.task).adapter.lowest_layer
     if not depth or not job.trunk_bytes:
         return rows
@@ -135,16 +137,17 @@ def load_rows(job: ExpertJob, resident_base: ResidentBase, split: str, report: P
     def report_with_key(progress: Progress) -> None:
         report(replace(progress, key=job.task))
 
-    states = load_or_compute_trunk(
-        resident_base.bank,
-        rows,
-        base=job.base,
-        fingerprint=job.data.fingerprint,
-        split=split,
-        depth=depth,
-        pad_id=resident_base.pad_id,
-        cache=job.cache_folder,
-        budget=job.trunk_bytes,
-        report=report_with_key,
-    )
+    with activity_timer("trunk", job.task):
+        states = load_or_compute_trunk(
+            resident_base.bank,
+            rows,
+            base=job.base,
+            fingerprint=job.data.fingerprint,
+            split=split,
+            depth=depth,
+            pad_id=resident_base.pad_id,
+            cache=job.cache_folder,
+            budget=job.trunk_bytes,
+            report=report_with_key,
+        )
     return replace(rows, states=states)

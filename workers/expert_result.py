@@ -20,7 +20,9 @@ class ExpertResult:
     Attributes:
         task: Name of the task.
         spec_hash: Hash of the expert's spec.
-        metrics: Metrics by name, such as ``test.accuracy`` or ``seconds.job``.
+        metrics: Metrics by name, such as ``test.accuracy``. ``seconds.job`` is the time of the job's last attempt until
+            its result, the work of the same process for other experts included. ``seconds.<activity>`` (see
+            ``workers.stopwatch``) is the time for this expert over all attempts, up to the checkpoints resumed from.
         parameters: Number of trained adapter parameters.
         weights_digest: SHA-256 of the weights file.
         folder: Folder of the expert's files.

@@ -18,6 +18,7 @@ from workers.expert_job import ExpertJob, estimate_jobs_memory, load_rows, prepa
 from workers.expert_result import ExpertResult, finished_result, write_result
 from workers.failure import Failure, to_failure
 from workers.progress import Progress, ProgressCallback
+from workers.stopwatch import Stopwatch, activity_timer, current_stopwatch
 from workers.training.batches import TokenizedRows
 from workers.training.evaluation import evaluate, expert_scores
 from workers.training.loop import TrainingFailedError, fit_experts
@@ -56,7 +57,8 @@ def run_experts(jobs: Sequence[ExpertJob], report: ProgressCallback) -> Outcomes
     unfinished = [job for job in jobs if job.task not in outcomes]
     if unfinished:
         try:
-            _run(unfinished, report, outcomes)
+            with Stopwatch().running():
+                _run(unfinished, report, outcomes)
         except Exception as error:
             failure = to_failure(error)
             outcomes |= {job.task: failure for job in unfinished if job.task not in outcomes}
@@ -80,7 +82,8 @@ def _run(jobs: Sequence[ExpertJob], report: ProgressCallback, outcomes: Outcomes
     for job in jobs:
         report(Progress("loading", 0, job.train.steps, key=job.task))
     start, loads_before = time.monotonic(), count_base_loads()
-    resident_base = load_resident_base(jobs[0].base, jobs[0].device)
+    with activity_timer("loading", *[job.task for job in jobs]):
+        resident_base = load_resident_base(jobs[0].base, jobs[0].device)
     base_loads = {jobs[0].task: float(count_base_loads() - loads_before)}
     with resident_base.in_use() as bank:
         trainings: dict[str, ExpertTraining] = {}
@@ -128,10 +131,13 @@ def _finish(
     report_testing()
     bank, pad_id = resident_base.bank, resident_base.pad_id
     rows = load_rows(job, resident_base, "test", report)
-    test_metrics = evaluate(bank, job.task, rows, pad_id, report_testing)
+    with activity_timer("evaluation", job.task):
+        test_metrics = evaluate(bank, job.task, rows, pad_id, report_testing)
     metrics |= fit.metrics() | {f"test.{key}": value for key, value in test_metrics.items()}
     report(Progress("verifying", fit.steps, job.train.steps, key=job.task))
-    digest = _save_and_verify(job, bank, rows, metrics, pad_id, answer_tokens)
+    with activity_timer("saving", job.task):
+        digest = _save_and_verify(job, bank, rows, metrics, pad_id, answer_tokens)
+    metrics |= {f"seconds.{name}": seconds for name, seconds in current_stopwatch().seconds(job.task).items()}
     metrics["seconds.job"] = time.monotonic() - start
     result = ExpertResult(job.task, job.spec_hash, metrics, job.parameters, digest, job.folder)
     write_result(result)

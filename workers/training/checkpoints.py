@@ -40,6 +40,7 @@ class Checkpoint:
         seconds: Training time over all attempts.
         tokens: Number of real and of processed (padded) tokens.
         format: Version of the checkpoint format.
+        activities: Seconds of the expert by activity over all attempts, see ``workers.stopwatch``.
     """
 
     spec_hash: str
@@ -55,6 +56,7 @@ class Checkpoint:
     seconds: float
     tokens: list[int] = field(default_factory=lambda: [0, 0])
     format: int = CHECKPOINT_FORMAT
+    activities: dict[str, float] = field(default_factory=dict)
 
 
 class CheckpointFolder:
@@ -106,7 +108,9 @@ class CheckpointFolder:
             values = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
             raise CorruptFileError(f"{path} cannot be read ({error})") from error
-        if not isinstance(values, dict) or values.keys() != {f.name for f in fields(Checkpoint)}:
+        names = {f.name for f in fields(Checkpoint)}
+        # Older versions saved no activities.
+        if not isinstance(values, dict) or values.keys() not in (names, names - {"activities"}):
             raise CorruptFileError(f"{path} is not a checkpoint of this format")
         if (values["format"], values["spec_hash"]) != (CHECKPOINT_FORMAT, self.spec_hash):
             raise CorruptFileError(f"{path} has format {values['format']} and spec {values['spec_hash'][:12]}, "

@@ -15,6 +15,7 @@ from torch import Tensor
 from ttmoe.bank import Bank
 from workers.failure import Failure, to_failure
 from workers.progress import Progress, ProgressCallback
+from workers.stopwatch import activity_timer
 from workers.training.checkpoints import Checkpoint, common_checkpoints
 from workers.training.evaluation import evaluate
 from workers.training.gradients import ExpertBatch, PassStats, activation_checkpointing, add_gradients
@@ -117,9 +118,10 @@ class _Session:
                 batches[state] = state.next_batch()
         stats: dict[TrainingState, PassStats] = {}
         for group in _groups(self.active):
-            stats |= self._backward({state: batches[state] for state in group})
+            with activity_timer("steps", *_names(group)):
+                stats |= self._backward({state: batches[state] for state in group})
         for state in list(self.active):
-            with self._errors_of(state):
+            with self._errors_of(state), activity_timer("steps", state.training.name):
                 state.step(stats[state])
         evaluations = self._evaluate()
         for state in self.active:
@@ -154,7 +156,8 @@ class _Session:
         for state in [state for state in self.active if state.evaluation_is_due]:
             with self._errors_of(state):
                 name, rows, heartbeat = state.training.name, state.training.validation, partial(self._report, state, {})
-                metrics = evaluate(self.bank, name, rows, self.pad_id, heartbeat)
+                with activity_timer("evaluation", name):
+                    metrics = evaluate(self.bank, name, rows, self.pad_id, heartbeat)
                 state.update_best(metrics)
                 evaluations[state] = {f"validation.{key}": value for key, value in metrics.items()}
         return evaluations
@@ -168,7 +171,8 @@ class _Session:
         random = _random_states(self.bank.device)
         for state in self.active:
             state.update_seconds()
-            state.save(random)
+            with activity_timer("saving", state.training.name):
+                state.save(random)
         self.last_save = time.monotonic()
 
     def _finish_trainings(self) -> None:
@@ -187,6 +191,10 @@ class _Session:
     def _fail(self, state: TrainingState, error: Exception) -> None:
         self.outcomes[state.training.name] = to_failure(error)
         self.active.remove(state)
+
+
+def _names(states: Sequence[TrainingState]) -> list[str]:
+    return [state.training.name for state in states]
 
 
 def _groups(states: Sequence[TrainingState]) -> list[list[TrainingState]]:

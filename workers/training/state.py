@@ -13,6 +13,7 @@ from torch import Tensor
 from ttmoe.bank import Bank
 from ttmoe.encoding import collate, pool
 from ttmoe.expert import Expert
+from workers.stopwatch import activity_timer, current_stopwatch
 from workers.training.batches import TokenizedRows, training_batches
 from workers.training.checkpoints import Checkpoint, CheckpointFolder
 from workers.training.gradients import ExpertBatch, PassStats
@@ -93,7 +94,8 @@ class TrainingState:
         if checkpoint is not None:
             self._restore(checkpoint)
         elif self.expert.head.out_features:
-            self.expert.head.fit_scale(_base_states(bank, training.train, pad_id))
+            with activity_timer("trunk", training.name):
+                self.expert.head.fit_scale(_base_states(bank, training.train, pad_id))
         self._started = time.monotonic() - self.result.seconds
         settings = self.settings
         batches = training_batches(training.train, settings.batch_size, settings.seed or 0, settings.batch_tokens)
@@ -193,6 +195,7 @@ class TrainingState:
                     waited=self.evaluations_since_best,
                     seconds=result.seconds,
                     tokens=result.tokens,
+                    activities=current_stopwatch().seconds(self.training.name),
                 )
             )
 
@@ -203,6 +206,7 @@ class TrainingState:
             checkpoint.best, checkpoint.best_step, checkpoint.step, checkpoint.seconds, checkpoint.tokens
         )
         self.best_weights, self.evaluations_since_best = checkpoint.best_expert, checkpoint.waited
+        current_stopwatch().add(self.training.name, checkpoint.activities)
 
 
 @torch.no_grad()

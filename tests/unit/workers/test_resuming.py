@@ -8,15 +8,20 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ttmoe.adapter import AdapterSpec, count_parameters, plan_groups
 from ttmoe.base import load_body
+from workers import stopwatch
 from workers.expert_job import ExpertJob
 from workers.expert_runner import run_experts
 from workers.failure import Failure
+from workers.stopwatch import ACTIVITIES
 from workers.training import loop
 from workers.training.settings import TrainSettings
 
@@ -26,6 +31,7 @@ PLAIN = TrainSettings(
     steps=60, batch_size=16, eval_every=20, lr=1e-2, head_lr=1e-2, seed=5, head_dropout=0.0, patience=0
 )
 TIMED = {metric: 0.0 for metric in ("seconds.training", "seconds.job", "tokens.per_second", "base_loads")}
+TIMED |= {f"seconds.{activity}": 0.0 for activity in ACTIVITIES}
 
 
 @pytest.fixture
@@ -152,6 +158,22 @@ def test_a_failure_goes_on_from_its_checkpoint_too(job_of, undisturbed):
     assert run_experts(jobs, record)["colours"].error == "RuntimeError"
     record.stop = ()
     check_same(jobs, record, expected_record, expected)
+
+
+def test_the_seconds_of_the_steps_are_those_of_all_attempts(job_of, monkeypatch):
+    """A clock that ticks at each reading: every block that is measured takes a second."""
+    (job,) = (job_of(*each) for each in CASES["plain"])
+    monkeypatch.setattr(stopwatch, "time", SimpleNamespace(monotonic=partial(next, count())))
+    with pytest.raises(Stop):
+        run_experts([job], Record(("colours", 33)))
+    metrics = run_experts([job], Record())["colours"].metrics
+    assert {activity: metrics[f"seconds.{activity}"] for activity in ACTIVITIES if activity != "trunk"} == {
+        "loading": 2,
+        "tokens": 2 + 3,  # splits
+        "steps": 2 * 60,  # gradients, then the optimizer
+        "evaluation": 3 + 1,
+        "saving": 2 + 1,  # a checkpoint does not know how long it took itself: the one at step 20 is not counted
+    }
 
 
 def test_checkpoints_come_by_time_too(job_of, undisturbed, monkeypatch):
