@@ -173,9 +173,17 @@ def expert_spec(
         "base": hashed_settings(base, exclude={"folder"}),
         "adapter": {**hashed_settings(adapter), "shape": shapes},
         "data": data.fingerprint,
-        "train": hashed_settings(train, exclude=MEMORY_ONLY),
+        "train": _train_spec(train, data, exclude=MEMORY_ONLY),
         "head": head,
     }
+
+
+def _train_spec(train: TrainSettings, data: PreparedTask, exclude: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Return the training settings of a spec: ``validation_rows`` enters only where the split has more rows."""
+    available = sum(data.counts["validation"].values())
+    rows = train.evaluation_rows(available)
+    limit = {"validation_rows": rows} if rows < available else {}
+    return hashed_settings(train, exclude={*exclude, "validation_rows"}) | limit
 
 
 def adapter_spec(adapter: AdapterSettings) -> AdapterSpec:
@@ -209,7 +217,7 @@ def _search_hash(config: Config, experts: dict[str, ExpertPlan]) -> str | None:
     spec = {
         "recipe": RECIPES["search"],
         "settings": hashed_settings(config.search),
-        "train": hashed_settings(config.search_train()),
+        "train": _train_spec(config.search_train(), experts[config.search.task].job.data),
     }
     task = dict(experts[config.search.task].spec)
     del task["train"]  # trials use the search's training settings instead of the task's

@@ -66,6 +66,10 @@ class TokenizedRows:
         """Number of the first sequence of each row, and as the last element the number of all sequences."""
         return list(accumulate((len(item_sequences(item)) for item in self.items), initial=0))
 
+    def first(self, count: int) -> TokenizedRows:
+        """Return the first ``count`` rows; the numbers of their sequences stay valid for ``states``."""
+        return self if count >= len(self) else TokenizedRows(self.items[:count], self.labels[:count], self.states)
+
     def sequence_numbers(self, rows: Sequence[int]) -> list[int]:
         """Return the sequence numbers of these rows, in order."""
         offsets = self.sequence_offsets

@@ -16,6 +16,7 @@ from ttmoe.bank import Bank
 from workers.failure import Failure, to_failure
 from workers.progress import Progress, ProgressCallback
 from workers.stopwatch import activity_timer
+from workers.training.batches import TokenizedRows
 from workers.training.checkpoints import Checkpoint, common_checkpoints
 from workers.training.evaluation import evaluate
 from workers.training.gradients import ExpertBatch, PassStats, activation_checkpointing, add_gradients
@@ -155,12 +156,15 @@ class _Session:
         evaluations = {}
         for state in [state for state in self.active if state.evaluation_is_due]:
             with self._errors_of(state):
-                name, rows, heartbeat = state.training.name, state.training.validation, partial(self._report, state, {})
-                with activity_timer("evaluation", name):
-                    metrics = evaluate(self.bank, name, rows, self.pad_id, heartbeat)
+                metrics = self._measure(state, state.validation)
                 state.update_best(metrics)
                 evaluations[state] = {f"validation.{key}": value for key, value in metrics.items()}
         return evaluations
+
+    def _measure(self, state: TrainingState, rows: TokenizedRows) -> dict[str, float]:
+        name = state.training.name
+        with activity_timer("evaluation", name):
+            return evaluate(self.bank, name, rows, self.pad_id, partial(self._report, state, {}))
 
     def _report(self, state: TrainingState, metrics: dict[str, float]) -> None:
         steps = state.settings.steps
@@ -177,8 +181,13 @@ class _Session:
 
     def _finish_trainings(self) -> None:
         for state in [state for state in self.active if state.is_finished]:
-            self.active.remove(state)
-            self.outcomes[state.training.name] = state.finish()
+            with self._errors_of(state):
+                result = state.finish()
+                if len(state.validation) < len(state.training.validation):
+                    result.best = self._measure(state, state.training.validation)
+                    state.update_seconds()
+                self.active.remove(state)
+                self.outcomes[state.training.name] = result
 
     @contextmanager
     def _errors_of(self, state: TrainingState) -> Iterator[None]:

@@ -20,6 +20,8 @@ MEMORY_ONLY = frozenset({"micro_batch", "checkpointing"})
 # These decide when a router is trained and what is measured: they are not part of a router's identity.
 ROUTER_UNHASHED = frozenset({"require", "compare_depths"})
 
+EVALUATION_ROWS = 2000  # default of validation_rows
+
 
 class TrainSettings(BaseModel):
     """Training settings of an expert."""
@@ -41,6 +43,12 @@ class TrainSettings(BaseModel):
     warmup: Fraction = Field(default=0.06, description="Share of the steps in which the learning rate rises linearly.")
     schedule: Literal["linear", "cosine", "constant"] = Field(default="cosine", description="Decay after the warmup.")
     eval_every: PositiveInt = Field(default=50, description="Steps between evaluations on the validation split.")
+    validation_rows: PositiveInt | None = Field(
+        default=None,
+        description="Maximum validation rows of an evaluation during training, by default 2000; the rows of a split "
+        "are in random order. The final figure is measured on all rows.",
+        json_schema_extra={"neutral": None},
+    )
     patience: int = Field(
         default=5, ge=0, description="Stop after this many evaluations without a better result; 0: never."
     )
@@ -48,6 +56,15 @@ class TrainSettings(BaseModel):
     label_smoothing: Fraction = Field(default=0.0, description="Label smoothing of the cross-entropy (as in torch).")
     head_dropout: Fraction = Field(default=0.1, description="Dropout rate of the head's inputs.")
     seed: int | None = Field(default=None, ge=0, description="Random seed; defaults to the config's seed.")
+
+    def evaluation_rows(self, available: int) -> int:
+        """Return how many of the ``available`` validation rows an evaluation during training uses."""
+        return min(available, self.validation_rows or EVALUATION_ROWS)
+
+    def evaluated_rows(self, available: int, steps: int, start: int = 0) -> int:
+        """Return the rows of all evaluations from step ``start`` to the last step, with those of the final figure."""
+        rows, evaluations = self.evaluation_rows(available), -(-steps // self.eval_every) - start // self.eval_every
+        return evaluations * rows + (available if rows < available else 0)
 
 
 class RouterSettings(BaseModel):

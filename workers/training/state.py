@@ -34,7 +34,7 @@ class ExpertTraining:
     Attributes:
         name: Name of the expert in the bank.
         train: Training split.
-        validation: Validation split.
+        validation: Validation split; evaluations during the training use its first rows (``validation_rows``).
         settings: Training settings.
         head: ``trained`` or ``frozen``.
         checkpoints: Where to save checkpoints and resume from; None saves none.
@@ -53,11 +53,12 @@ class FitResult:
     """The result of a training.
 
     Attributes:
-        best: Best validation metrics.
-        best_step: Step of the best validation metrics.
+        best: Validation metrics of the best weights: until the end on the evaluation rows, then on all rows.
+        best_step: Step of the best weights.
         steps: Optimizer steps taken.
         seconds: Training time over all attempts, evaluations included.
         tokens: Number of real and of processed (padded) training tokens.
+        evaluated_rows: Number of rows of all evaluations; set when the training has finished.
     """
 
     best: dict[str, float]
@@ -65,6 +66,7 @@ class FitResult:
     steps: int
     seconds: float
     tokens: list[int]
+    evaluated_rows: int = 0
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics to record. ``tokens.per_second`` counts real tokens over the whole training time."""
@@ -73,6 +75,7 @@ class FitResult:
             "steps": self.steps,
             "best_step": self.best_step,
             "seconds.training": self.seconds,
+            "rows.evaluated": self.evaluated_rows,
             "tokens.real_share": real / max(1, processed),
             "tokens.per_second": real / max(1e-9, self.seconds),
         }
@@ -84,6 +87,7 @@ class TrainingState:
     def __init__(self, bank: Bank, training: ExpertTraining, pad_id: int, checkpoint: Checkpoint | None) -> None:
         """Start from the beginning, or resume from a checkpoint."""
         self.training, self.settings = training, training.settings
+        self.validation = training.validation.first(self.settings.evaluation_rows(len(training.validation)))
         self.expert: Expert = bank.expert(training.name)
         trains_head = training.head == "trained" and self.expert.head.out_features > 0  # 0: the expert generates text
         self.expert.head.requires_grad_(trains_head)
@@ -175,6 +179,7 @@ class TrainingState:
         """Load the best weights into the expert and return the result."""
         self.expert.load_state_dict(self.best_weights)
         self.optimizer.zero_grad()
+        self.result.evaluated_rows = self.settings.evaluated_rows(len(self.training.validation), self.result.steps)
         return self.result
 
     def save(self, random: dict[str, Tensor]) -> None:

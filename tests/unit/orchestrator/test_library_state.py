@@ -51,6 +51,7 @@ def test_changes_to_the_newest_version_are_named_with_both_values(planned):
         ({"tasks": {"colours": {"split": {"validation": 0.2, "test": 0.2, "salt": "x"}}}}, ["data changed"]),
         ({"adapter": {"rank": 4, "layers": "1-"}}, ["adapter.first_layer 0 -> 1"]),
         ({"train": {"steps": 40, "batch_tokens": 64}}, ["train.batch_tokens none -> 64"]),
+        ({"train": {"steps": 40, "validation_rows": 20}}, ["train.validation_rows not set -> 20"]),
     ],
     ids=str,
 )

@@ -12,6 +12,7 @@ from orchestrator.plan.planning import make_plan, trial_expert_job
 from ttmoe.adapter import AdapterSpec, count_parameters, plan_groups
 from ttmoe.base import empty_body
 from ttmoe.errors import InputError
+from workers.training import settings
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,21 @@ def test_a_change_changes_only_these_hashes(config, base_folder, sections, names
     if "base" in sections:
         sections = {"base": {"folder": str(base_folder), **sections["base"]}}
     assert changed(config, **sections) == set(names.split())
+
+
+@pytest.mark.parametrize("rows", [48, 5000])
+def test_a_limit_of_validation_rows_that_changes_nothing_changes_no_hash(config, rows):
+    """48 of 240 rows are for validation."""
+    assert changed(config, train={"steps": 40, "validation_rows": rows}) == set()
+
+
+def test_a_limit_below_the_validation_split_is_part_of_the_identity(config, monkeypatch):
+    explicit = make_plan(config(train={"steps": 40, "validation_rows": 20}))
+    assert explicit.experts["colours"].spec["train"]["validation_rows"] == 20
+    before = hashes(make_plan(config()))
+    monkeypatch.setattr(settings, "EVALUATION_ROWS", 20)
+    assert hashes(make_plan(config())) == hashes(explicit)
+    assert not set(hashes(explicit).values()) & set(before.values())
 
 
 def test_an_explicit_shape_equal_to_auto_has_the_same_hash(config):

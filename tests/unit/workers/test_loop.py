@@ -159,6 +159,21 @@ def test_it_stops_early_and_keeps_the_best_weights(base, text, monkeypatch):
     assert not same(met[2], met[5])
 
 
+def test_evaluations_use_a_part_of_the_rows_and_the_final_figure_all(base, text, monkeypatch):
+    bench, honest, seen = Bench(base, text, 3), loop.evaluate, []
+
+    def count(bank, name, rows, *rest):
+        seen.append(rows.labels)
+        return honest(bank, name, rows, *rest)
+
+    monkeypatch.setattr(loop, "evaluate", count)
+    result = bench.fit(QUICK.model_copy(update={"validation_rows": 10}))
+    labels = bench.rows["validation"].labels
+    assert seen == [labels[:10]] * 3 + [labels]
+    assert result.metrics()["rows.evaluated"] == 30 + len(labels)
+    assert result.best == evaluate(bench.bank, "x", bench.rows["validation"], bench.pad_id)
+
+
 def test_without_patience_it_never_stops_and_the_last_step_is_measured(base, text, monkeypatch):
     monkeypatch.setattr(loop, "evaluate", lambda *_: {"accuracy": 0.5, "loss": 1.0})
     bench = Bench(base, text, 3)
