@@ -43,7 +43,7 @@ def estimate_expert_seconds(plan: Plan, state: LibraryState) -> dict[str, float 
 def _mean_times(versions: Sequence[Version]) -> tuple[float, float, float] | None:
     """Return mean seconds outside of training, per step, and per evaluated row; None without versions.
 
-    The evaluations of a version that does not have their time are part of its steps.
+    Where a version does not have the time of its steps alone, its evaluations are part of its steps.
     """
     if not versions:
         return None
@@ -51,9 +51,10 @@ def _mean_times(versions: Sequence[Version]) -> tuple[float, float, float] | Non
     for version in versions:
         metrics = version.metrics
         training, rows = metrics["seconds.training"], metrics.get("rows.evaluated", 0)
-        evaluation = metrics.get("seconds.evaluation", 0.0) if rows else 0.0
-        overhead, steps = max(0.0, metrics["seconds.job"] - training), (training - evaluation) / metrics["steps"]
-        times.append((overhead, max(0.0, steps), evaluation / max(1, rows)))
+        steps = min(training, metrics.get("seconds.steps", training)) if rows else training
+        times.append(
+            (max(0.0, metrics["seconds.job"] - training), steps / metrics["steps"], (training - steps) / max(1, rows))
+        )
     overhead, per_step, per_row = map(fmean, zip(*times, strict=True))
     return overhead, per_step, per_row
 

@@ -169,7 +169,7 @@ def test_time_per_step_is_that_of_the_newest_version_of_the_task(planned):
 def test_time_of_evaluations_is_that_of_their_rows(planned):
     before = planned(train={"steps": 10, "eval_every": 5})
     rows = 2 * 48
-    times = {"seconds_training": 15.0, "seconds_job": 18.0, "seconds_evaluation": 9.6, "rows_evaluated": rows}
+    times = {"seconds_training": 15.0, "seconds_job": 18.0, "seconds_steps": 5.4, "rows_evaluated": rows}
     past = version_of(before, "colours", steps=10, **times)
 
     def seconds(**train):

@@ -12,7 +12,7 @@ from orchestrator.plan.planning import make_plan, trial_expert_job
 from ttmoe.adapter import AdapterSpec, count_parameters, plan_groups
 from ttmoe.base import empty_body
 from ttmoe.errors import InputError
-from workers.training import settings
+from workers.training import settings as train_settings
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_a_limit_below_the_validation_split_is_part_of_the_identity(config, monk
     explicit = make_plan(config(train={"steps": 40, "validation_rows": 20}))
     assert explicit.experts["colours"].spec["train"]["validation_rows"] == 20
     before = hashes(make_plan(config()))
-    monkeypatch.setattr(settings, "EVALUATION_ROWS", 20)
+    monkeypatch.setattr(train_settings, "EVALUATION_ROWS", 20)
     assert hashes(make_plan(config())) == hashes(explicit)
     assert not set(hashes(explicit).values()) & set(before.values())
 
