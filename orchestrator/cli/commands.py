@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli.config_commands import config_commands
 from orchestrator.cli.expert_commands import experts
 from orchestrator.cli.options import (
     ConfigArgument,
@@ -22,6 +23,7 @@ from ttmoe.errors import InputError
 
 app = command_group("Train, register and route libraries of TT-LoRA experts over one frozen language model.")
 app.add_typer(experts, name="experts")
+app.add_typer(config_commands, name="config")
 
 
 def main() -> None:
@@ -51,7 +53,8 @@ def init(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="File to write.")] = Path("ttmoe.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write a commented starter config."""
+    """Write a commented starter config and its JSON Schema."""
+    from orchestrator.config.json_schema import SCHEMA_FILE, schema_text
     from orchestrator.config.loading import STARTER, recipe_text
 
     if path.is_dir():
@@ -61,6 +64,7 @@ def init(
         raise InputError("the file already exists", where=str(path), fix=fix)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(recipe_text(STARTER), encoding="utf-8")
+    path.with_name(SCHEMA_FILE).write_text(schema_text(), encoding="utf-8")
     typer.echo(f"wrote {path}\nnext: point tasks.my_task to your data, then run: ttmoe run {path}")
 
 

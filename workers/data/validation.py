@@ -59,5 +59,12 @@ def _to_text_mapping(names: Any) -> Any:
 
 Regex = Annotated[str, AfterValidator(_check_regex)]
 Sha256 = Annotated[str, AfterValidator(_check_digest)]
-Texts = Annotated[tuple[str, ...], BeforeValidator(_to_texts), Field(min_length=1)]
-TextMapping = Annotated[dict[str, str], BeforeValidator(_to_text_mapping), Field(min_length=1)]
+
+# Values as YAML reads them; the JSON Schema of a config shows the types before the conversion to text.
+_Value = str | float | bool | None
+_Values = Annotated[tuple[_Value, ...], Field(min_length=1)]
+_ValueMapping = Annotated[dict[str, _Value], Field(min_length=1)]
+Texts = Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_to_texts, json_schema_input_type=_Values)]
+TextMapping = Annotated[
+    dict[str, str], Field(min_length=1), BeforeValidator(_to_text_mapping, json_schema_input_type=_ValueMapping)
+]

@@ -21,11 +21,11 @@ from orchestrator.predict.request import PredictRequest
 from ttmoe.errors import InputError
 
 HEAVY = {"torch", "ray", "mlflow", "transformers", "datasets", "pydantic", "yaml", "numpy", "rich"}
-HELP = """
+IMPORTS = """
 import sys
 from orchestrator.cli import app
 try:
-    app(["--help"])
+    app(sys.argv[1:])
 finally:
     print(*sys.modules, file=sys.stderr)
 """
@@ -57,10 +57,22 @@ def replace(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple]]:
     return put
 
 
+def imported(*arguments: str) -> tuple[str, set[str]]:
+    """Return what a command prints, and the packages that it imports."""
+    done = subprocess.run([sys.executable, "-c", IMPORTS, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout, {name.partition(".")[0] for name in done.stderr.split()}
+
+
 def test_help_imports_nothing_heavy() -> None:
-    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
-    assert "run " in done.stdout
-    assert not HEAVY & {name.partition(".")[0] for name in done.stderr.split()}
+    printed, packages = imported("--help")
+    assert "run " in printed
+    assert not HEAVY & packages
+
+
+def test_the_schema_needs_pydantic_and_yaml_alone() -> None:
+    printed, packages = imported("config", "schema")
+    assert '"$schema"' in printed
+    assert HEAVY & packages <= {"pydantic", "yaml"}
 
 
 def test_help_answers_in_half_a_second() -> None:
@@ -85,6 +97,15 @@ def test_init_writes_the_starter_and_prints_the_next_step(tmp_path: Path) -> Non
     assert result.exit_code == 0
     assert path.read_text() == recipe_text(STARTER)
     assert f"ttmoe run {path}" in result.stdout
+
+
+def test_init_writes_the_schema_that_the_config_refers_to(tmp_path: Path) -> None:
+    """By a name without a folder: the two files are shared with people who installed ttmoe elsewhere, or not at all."""
+    ttmoe("init", str(tmp_path / "mine.yaml"))
+    first = (tmp_path / "mine.yaml").read_text().splitlines()[0]
+    name = first.removeprefix("# yaml-language-server: $schema=")
+    assert name == "ttmoe.schema.json"
+    assert (tmp_path / name).read_text() == ttmoe("config", "schema").stdout
 
 
 def test_init_replaces_a_file_only_with_force(tmp_path: Path) -> None:
