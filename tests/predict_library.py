@@ -47,12 +47,20 @@ def answers_of(folder: Path, base_folder: Path, rows: list[dict[str, Any]]) -> l
     return RoutedModel.load(folder, base_of(base_folder)).predict(inputs)
 
 
-def check_alike(rows: list[dict[str, Any]], answers: list[Any]) -> None:
+def check_printed(rows: list[dict[str, Any]], answers: list[Any]) -> None:
+    """Assert that the rows that ``ttmoe predict`` wrote hold the answers, with numbers of 4 decimals."""
+    for row in rows:
+        numbers = [row["confidence"], row["routing"], *dict(row["scores"]).values()]
+        assert numbers == [round(number, 4) for number in numbers]
+    check_alike(rows, answers, tolerance=6e-5)
+
+
+def check_alike(rows: list[dict[str, Any]], answers: list[Any], tolerance: float = 1e-5) -> None:
     """Assert that the rows hold the answers; numbers may differ in the last digits, because batches differ."""
     import pytest
 
     assert len(rows) == len(answers)
     for row, answer in zip(rows, answers, strict=True):
         assert (row["task"], row["label"]) == (answer.task, answer.label)
-        assert (row["confidence"], row["routing"]) == pytest.approx((answer.confidence, answer.routing), abs=1e-5)
-        assert dict(row["scores"]) == pytest.approx(answer.scores, abs=1e-5)
+        assert (row["confidence"], row["routing"]) == pytest.approx((answer.confidence, answer.routing), abs=tolerance)
+        assert dict(row["scores"]) == pytest.approx(answer.scores, abs=tolerance)

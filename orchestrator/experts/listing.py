@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.experts.router_state import RouterState, read_router_state
+from orchestrator.plan.json_output import to_json
 from orchestrator.registry import Version
 from orchestrator.registry.library import open_library
 
@@ -30,7 +30,7 @@ def print_experts(root: Path, library: str | None, every: bool, as_json: bool, c
     rows = [_row(version, routing) for version in versions]
     if as_json:
         content = {"library": library, "experts": rows, "router": _router_row(routing)}
-        console.out(json.dumps(content, indent=1), highlight=False)
+        console.out(to_json(content), highlight=False)
         return
     if not console.is_terminal:
         console.width = max(console.width, PIPE_WIDTH)

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.experts.version_selection import choose_version, version_label
+from orchestrator.plan.json_output import round_share, to_json
 from orchestrator.registry import Registry, Version
 from orchestrator.registry.library import open_library
 
@@ -32,7 +33,7 @@ def show_expert(
     registry, library = open_library(root, library)
     details = expert_details(registry, choose_version(registry, library, name, number))
     if as_json:
-        console.out(json.dumps(details, indent=1), highlight=False)
+        console.out(to_json(details, exact=["spec"]), highlight=False)
         return
     spec = details.pop("spec", None)
     title = f"{details['library']}: {details['expert']}"
@@ -63,7 +64,7 @@ def expert_details(registry: Registry, version: Version) -> dict[str, Any]:
         "spec_hash": version.spec_hash,
         **{key: tags.pop(key) for key in _DETAIL_TAGS if key in tags},
         "parameters": parameters,
-        "share_of_lora16": round(parameters / lora_parameters, 4) if lora_parameters else None,
+        "share_of_lora16": round_share(parameters / lora_parameters) if lora_parameters else None,
         "metrics": version.metrics,
         "run": version.run_id,
         "files": version.uri,

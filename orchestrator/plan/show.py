@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from rich.table import Table
 
 from orchestrator.config.loading import LoadedConfig
 from orchestrator.plan.forecast import Forecast, check_feasible, check_router_fits, make_forecast
+from orchestrator.plan.json_output import to_json
 from orchestrator.plan.library_state import LibraryState, read_library_state
 from orchestrator.plan.nodes import available_nodes
 from orchestrator.plan.plan_json import plan_as_dict
@@ -51,7 +51,7 @@ def show_plan(loaded: LoadedConfig, console: Console, as_json: bool) -> None:
         state, nodes = read_library_state(plan, registry), available_nodes()
         forecast, problem = make_forecast(plan, state, nodes), _find_problem(plan, state, nodes)
     if as_json:
-        console.out(json.dumps(plan_as_dict(plan, state, forecast, problem), indent=1), highlight=False)
+        console.out(to_json(plan_as_dict(plan, state, forecast, problem)), highlight=False)
     else:
         _print_plan(plan, state, forecast, console)
     if problem:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.plan.json_output import round_share
 from orchestrator.predict.input_columns import ANSWER, Row, output_names
 from orchestrator.predict.readers import FileChunk, file_format
 from orchestrator.predict.scan import FileScan
@@ -27,9 +28,18 @@ RowWriter = Callable[[Sequence[Row]], None]
 
 
 def with_answer(row: Row, answer: Prediction) -> Row:
-    """Return the row's columns under their output names, followed by task, label, confidence, routing and scores."""
+    """Return the row's columns under their output names, followed by task, label, confidence, routing and scores.
+
+    Probabilities are rounded here, so they are the same numbers in every output.
+    """
     names = output_names(row, "")
-    return {names[name]: value for name, value in row.items()} | {name: getattr(answer, name) for name in ANSWER}
+    return {names[name]: value for name, value in row.items()} | {
+        "task": answer.task,
+        "label": answer.label,
+        "confidence": round_share(answer.confidence),
+        "routing": round_share(answer.routing),
+        "scores": {label: round_share(probability) for label, probability in answer.scores.items()},
+    }
 
 
 def check_output(out: Path, files: Sequence[FileChunk], force: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from orchestrator.plan.json_output import to_json
 from orchestrator.plan.quantities import format_duration
 from orchestrator.progress.item_table import MAX_ROWS, append_table
 from orchestrator.progress.stage_progress import ItemProgress, first_line
@@ -36,8 +36,7 @@ def show_status(root: Path, library: str | None, console: Console, *, as_json: b
     status = read_status(registry, name, root.resolve() / name)
     if as_json:
         content = asdict(status) | {"counts": status.counts}
-        text = json.dumps(content, indent=1, allow_nan=False, default=lambda value: value.isoformat())
-        console.print(text, soft_wrap=True, markup=False, highlight=False)
+        console.out(to_json(content), highlight=False)
     else:
         console.print(render_status(status, datetime.now(UTC)))
 

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 from commands import SCRIPT, cells, environment, open_registry, succeeded, ttmoe
-from predict_library import ROWS, answers_of, check_alike, register_library
+from predict_library import ROWS, answers_of, check_printed, register_library
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
@@ -60,7 +60,7 @@ def test_texts_as_a_table_and_as_json(home, answers):
         assert cells(table, text)[1:4] == [answer.task, answer.label, f"{answer.confidence:.3f}"]
     printed = rows_of(here(home, "--json", "--", *texts).stdout)
     assert [row["text"] for row in printed] == texts
-    check_alike(printed, expected)
+    check_printed(printed, expected)
 
 
 def test_lines_through_a_pipe_are_answered_while_it_is_open(home, answers):
@@ -79,7 +79,7 @@ def test_lines_through_a_pipe_are_answered_while_it_is_open(home, answers):
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "", "")
     assert [{k: row[k] for k in given} for row, given in zip(printed, ROWS, strict=True)] == ROWS
-    check_alike(printed, answers)
+    check_printed(printed, answers)
 
 
 def test_a_file_into_each_format(home, answers, tmp_path):
@@ -89,10 +89,10 @@ def test_a_file_into_each_format(home, answers, tmp_path):
     assert "rows/s" in done.stderr
     table = pyarrow.parquet.read_table(tmp_path / "out.parquet")
     assert [row["number"] for row in table.to_pylist()] == [row["number"] for row in MANY]
-    check_alike(table.to_pylist(), answers * 200)
+    check_printed(table.to_pylist(), answers * 200)
     # The output is valid input: its answer columns are renamed and kept beside the new ones.
     again = rows_of(here(home, "--file", str(tmp_path / "out.parquet")).stdout)
-    check_alike(again, answers * 200)
+    check_printed(again, answers * 200)
     assert [row["input_label"] for row in again] == [row["label"] for row in again]
     assert list(tmp_path.iterdir()) == [tmp_path / "out.parquet"]
 
@@ -168,7 +168,7 @@ def test_on_ray_the_answers_are_in_the_order_of_the_rows(on_ray, answers, tmp_pa
     assert len(files) == 7
     rows = [row for path in files for row in pyarrow.parquet.read_table(path).to_pylist()]
     assert [(row["text"], row["number"]) for row in rows] == [(row["text"], row["number"]) for row in MANY]
-    check_alike(rows, answers * 200)
+    check_printed(rows, answers * 200)
     assert pyarrow.parquet.read_table(out).num_rows == len(MANY)  # one schema for all files
     assert list(tmp_path.iterdir()) == [out]
     printed = capfd.readouterr()
@@ -211,4 +211,4 @@ def test_the_command_on_ray_replaces_an_existing_folder(home, answers, tmp_path)
     lines = own_lines(done.err)
     assert (done.out, len(lines), "8 rows; chunks: 1; workers: 1" in lines[0]) == ("", 3, True), done.err
     assert [path.name for path in out.iterdir()] == ["part-000000.parquet"]
-    check_alike(pyarrow.parquet.read_table(out).to_pylist(), answers)
+    check_printed(pyarrow.parquet.read_table(out).to_pylist(), answers)

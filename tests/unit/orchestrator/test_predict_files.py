@@ -18,7 +18,7 @@ from rich.console import Console
 
 from orchestrator.predict import files, ray_data
 from orchestrator.predict import texts as texts_module
-from orchestrator.predict.input_columns import InputColumns
+from orchestrator.predict.input_columns import ANSWER, InputColumns
 from orchestrator.predict.ray_data import check_folder
 from orchestrator.predict.readers import find_files, read_chunk
 from orchestrator.predict.request import PredictRequest
@@ -106,6 +106,19 @@ JSONL = (
 )
 CSV = 'text,n\r\n"one\nline, two",1\n\n"he said ""no""",2\n'
 TSV = 'text\tn\nsaid "no\t1\nb\t2\n'
+
+
+class TestAnswers:
+    def test_probabilities_have_four_decimals_in_every_output(self) -> None:
+        scores = {"seconds": 2 / 3, "spec": 1 / 3 - 1e-9, "c": 1e-9}
+        answer = with_answer({"text": "a", "n": 0.123456}, Prediction("t", "seconds", 2 / 3, 0.99996, scores))
+        assert answer == {
+            "text": "a", "n": 0.123456, "task": "t", "label": "seconds", "confidence": 0.6667, "routing": 1.0,
+            "scores": {"seconds": 0.6667, "spec": 0.3333, "c": 0.0},
+        }  # fmt: skip
+
+    def test_the_columns_are_those_that_names_are_kept_free_for(self) -> None:
+        assert tuple(with_answer({}, Prediction("t", "x", 0.5, 1.0))) == ANSWER
 
 
 class TestRows:

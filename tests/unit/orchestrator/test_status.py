@@ -167,6 +167,8 @@ def test_json_is_for_programs(recorded, monkeypatch):
     show_status(root, None, console, as_json=True)
     content = json.loads(console.file.getvalue())
     assert content["counts"] == {"failed": 1, "registered": 1, "training": 1, "waiting": 2}
+    assert content["left"] == round(content["left"], 1)
+    assert datetime.fromisoformat(content["began"]).tzinfo is not None
     show_status(root, "lib", console)
     with pytest.raises(InputError, match="no library 'other'"):
         show_status(root, "other", console)
