@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ EXTRA = 100_000  # bytes of an additional file in each expert's folder
 STEPS = 4
 
 
-def write_library(folder: Path, base_folder: Path, count: int) -> Path:
+def write_library(folder: Path, base_folder: Path, count: int, steps: int = STEPS) -> Path:
     """Write a config of ``count`` tasks with the same data and different seeds."""
     shutil.copytree(base_folder, folder / "base")
     tiny.write_texts(folder / "colours.jsonl", tiny.COLOURS, "north", 60)
@@ -36,7 +36,7 @@ def write_library(folder: Path, base_folder: Path, count: int) -> Path:
         "library": "many",
         "base": {"folder": "base", "max_length": 32, "dtype": "float32"},
         "adapter": {"rank": 2},
-        "train": {"steps": STEPS},
+        "train": {"steps": steps},
         "tasks": {f"t{i:04}": source | {"train": {"seed": i}} for i in range(count)},
         "resources": {"cpus_per_expert": 1.0},
         "failures": {"retries": 1},
@@ -108,8 +108,11 @@ def in_place_of_training(fates: Mapping[str, str], marks: Path) -> Iterator[None
         yield
 
 
-class Memory(threading.Thread):
-    """Sampler of this process's resident memory in bytes; a context manager."""
+class Usage(threading.Thread):
+    """Sampler of the resident memory in bytes and CPU time in seconds of this process and its workers.
+
+    It is a context manager.
+    """
 
     def __init__(self) -> None:
         import psutil
@@ -117,12 +120,24 @@ class Memory(threading.Thread):
         super().__init__(daemon=True)
         self.process, self.over = psutil.Process(), threading.Event()
         self.first = self.most = self.process.memory_info().rss
+        self.cpu_before, self.cpu = sum(self.process.cpu_times()[:2]), 0.0
+        self.workers: dict[int, list[tuple[int, float]]] = {}  # memory and CPU time by process, a pair for each sample
 
     def run(self) -> None:
-        while not self.over.wait(0.25):
-            self.most = max(self.most, self.process.memory_info().rss)
+        import psutil
 
-    def __enter__(self) -> Memory:
+        known: dict[int, Any] = {}
+        while not self.over.wait(1.0):
+            self.most = max(self.most, self.process.memory_info().rss)
+            self.cpu = sum(self.process.cpu_times()[:2]) - self.cpu_before
+            for process in self.process.children(recursive=True):
+                with suppress(psutil.Error):
+                    worker = known.setdefault(process.pid, process)
+                    if worker.name().startswith("ray::_Worker"):
+                        sample = worker.memory_info().rss, sum(worker.cpu_times()[:2])
+                        self.workers.setdefault(process.pid, []).append(sample)
+
+    def __enter__(self) -> Usage:
         self.start()
         return self
 
@@ -130,13 +145,27 @@ class Memory(threading.Thread):
         self.over.set()
         self.join()
 
-    @property
-    def grown(self) -> int:
-        return self.most - self.first
+    def figures(self) -> dict[str, Any]:
+        """Growth of this process, CPU times, and each worker's memory after a quarter of the time and at the end."""
+        return {
+            "grown": self.most - self.first,
+            "driver_cpu": self.cpu,
+            "workers_cpu": sum(samples[-1][1] for samples in self.workers.values()),
+            "workers_memory": [(samples[len(samples) // 4][0], samples[-1][0]) for samples in self.workers.values()],
+        }
 
 
-def make_library(path: Path, fates: Mapping[str, str], out: Any = None) -> dict[str, float]:
-    """Plan and train the library of ``path`` as ``ttmoe run`` does before the router. Return seconds by step."""
+def make_library(path: Path, fates: Mapping[str, str] | None, out: Any = None) -> dict[str, Any]:
+    """Plan and train the library of ``path`` as ``ttmoe run`` does before the router.
+
+    Args:
+        path: The config.
+        fates: See ``scripted``; None trains.
+        out: Where the live view is shown.
+
+    Returns:
+        Seconds by step, and counts.
+    """
     from rich.console import Console
 
     from cluster.local import ray_session
@@ -151,7 +180,7 @@ def make_library(path: Path, fates: Mapping[str, str], out: Any = None) -> dict[
     from orchestrator.registry import Registry
     from orchestrator.run.stage1 import train_experts
 
-    took: dict[str, float] = {}
+    took: dict[str, Any] = {}
 
     def timed(name: str, call: Callable[[], Any]) -> Any:
         began = time.monotonic()
@@ -173,30 +202,35 @@ def make_library(path: Path, fates: Mapping[str, str], out: Any = None) -> dict[
         run = registry.start_run(plan.folders.library, "run", {}, "", {"experts": state.todo})
         with (
             registry.end_run_on_exit(run),
-            in_place_of_training(fates, path.parent / "marks"),
+            nullcontext() if fates is None else in_place_of_training(fates, path.parent / "marks"),
             ray_session(),
             LiveView(Console(file=out or sys.stderr)) as view,
-            Memory() as memory,
+            Usage() as usage,
             WorkerPool(forecast.job_resources, config.failures) as pool,
         ):
             count = forecast.experts_per_job
             timed("stage 1", lambda: train_experts(plan, state.todo, registry, run, pool, view, count, result))
-        took["grown"] = memory.grown
+        took |= usage.figures() | {"workers": pool.started}
+        took["steps"] = sum(done.metrics.get("seconds.steps", 0.0) for done in result.results)
     return took | {"registered": len(result.versions), "failed": len(result.failed), "todo": len(state.todo)}
 
 
 def main() -> None:
-    """Make a library. With PROFILE in the environment, profile the driver and the recorder's thread."""
+    """Make a library. With PROFILE in the environment, profile the driver and the recorder's thread.
+
+    ``real`` as third argument trains each expert for two steps.
+    """
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    folder, count = Path(sys.argv[1]), int(sys.argv[2])
+    folder, count, real = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:] == ["real"]
+    fates: dict[str, str] | None = None if real else {}
     path = folder / "many.yaml"
     if not path.exists():
-        write_library(folder, tiny.save_base(folder / "made"), count)
+        write_library(folder, tiny.save_base(folder / "made"), count, 2 if real else STEPS)
     os.chdir(folder)
     if os.environ.get("PROFILE"):
-        _profile(lambda: make_library(path, {}))
+        _profile(lambda: make_library(path, fates))
     else:
-        print(json.dumps(make_library(path, {})))
+        print(json.dumps(make_library(path, fates)))
 
 
 def _profile(call: Callable[[], Any]) -> None:

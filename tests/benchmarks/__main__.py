@@ -27,6 +27,7 @@ ROWS = {
     "together": "together:run",
     "library": "library:run",
     "many": "many:run",
+    "many-real": "many_real:run",
     "routing": "routing:run_minilm",
     "routing-smollm2": "routing:run_smollm2",
     "router": "router_speed:run",

@@ -26,7 +26,7 @@ SCRIPT = Path(sys.executable).parent / "ttmoe"
 
 def run() -> Iterator[Finding]:
     with tempfile.TemporaryDirectory() as scratch:
-        first, again = _make(scratch), _make(scratch)
+        first, again = make_experts(scratch, COUNT), make_experts(scratch, COUNT)
         reading = {command: _ttmoe(scratch, command) for command in ("experts ls", "status", "plan many.yaml")}
     name = f"{COUNT} scripted experts on SQLite"
     each, megabytes = first["stage 1"] / COUNT, first["grown"] / 1e6
@@ -46,8 +46,9 @@ def run() -> Iterator[Finding]:
     yield Finding(f"{name}: commands that read, start-up included", said, "", "")
 
 
-def _make(folder: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, ROOT / "tests" / "scripted_jobs.py", folder, str(COUNT)], cwd=ROOT,
+def make_experts(folder: str, count: int, *words: str) -> dict[str, Any]:
+    """Run ``tests/scripted_jobs.py`` in a process of its own; what it prints."""
+    done = subprocess.run([sys.executable, ROOT / "tests" / "scripted_jobs.py", folder, str(count), *words], cwd=ROOT,
                           capture_output=True, text=True, check=False)  # fmt: skip
     if done.returncode:
         raise RuntimeError(done.stdout[-2000:] + done.stderr[-2000:])

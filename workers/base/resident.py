@@ -39,7 +39,7 @@ class ResidentBase:
             for name in list(self.bank.experts):
                 self.bank.remove(name)
             self.bank.eval()
-            gc.collect()
+            gc.collect()  # a millisecond, as everything older than the base is frozen
             return_freed_memory()
 
 
@@ -64,6 +64,10 @@ def load_resident_base(base: Base, device: str) -> ResidentBase:
     tokenizer, bank = load_tokenizer(base), Bank(load_body(base, device), base.pooling).eval()
     _loads += 1
     _resident = (key, ResidentBase(bank, tokenizer, pad_id_of(tokenizer)))
+    # A collection looks at every object: half a second for those of torch, transformers and Ray. What exists now lives
+    # as long as the process or the base, so collections leave it out.
+    gc.collect()
+    gc.freeze()
     return _resident[1]
 
 
@@ -71,6 +75,7 @@ def release_resident_base() -> None:
     """Release the loaded base, if any, and its memory."""
     global _resident
     _resident = None
+    gc.unfreeze()
     gc.collect()  # modules and hooks reference each other: without this the old base stays in memory beside the new one
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -48,3 +48,37 @@ def test_experts_are_gone_whatever_happened(base, error):
             raise error
     assert not bench.bank.experts
     assert not any(part.training for part in bench.bank.modules())
+
+
+def test_a_collection_after_an_expert_skips_what_is_as_old_as_the_base(base, monkeypatch):
+    """A cycle that the expert left is collected, among a small part of all objects."""
+    bench = load_resident_base(base, "cpu")
+    calls, collect = [], gc.collect
+    monkeypatch.setattr(gc, "collect", lambda: calls.append((len(gc.get_objects()), collect())))
+    trimmed: list[None] = []
+    monkeypatch.setattr(module, "return_freed_memory", lambda: trimmed.append(None))
+    with bench.in_use() as bank:
+        cycle = [bank.add("a", AdapterSpec(rank=2), 2, torch.Generator())]
+        cycle.append(cycle)
+        left = weakref.ref(cycle[0])
+        del cycle
+    assert (left(), len(calls), len(trimmed)) == (None, 1, 1)
+    assert calls[0][0] < gc.get_freeze_count() / 20
+
+
+def test_an_expert_needs_no_collection_to_be_freed(base, monkeypatch):
+    bench = load_resident_base(base, "cpu")
+    monkeypatch.setattr(gc, "collect", lambda: 0)
+    gc.disable()
+    try:
+        with bench.in_use() as bank:
+            expert = bank.add("a", AdapterSpec(rank=2, dropout=0.1), 2, torch.Generator())
+            inputs = {key: torch.ones(2, 3, dtype=torch.long) for key in ("input_ids", "attention_mask")}
+            bank.train()
+            bank(inputs, "a").sum().backward()
+            freed = [weakref.ref(part) for part in (*expert.parameters(), *expert.modules())]
+            assert any(core.grad is not None for core in expert.parameters())
+            del expert
+        assert [ref() for ref in freed] == [None] * len(freed)
+    finally:
+        gc.enable()
