@@ -24,6 +24,7 @@ from workers.training.memory_limit import MemoryLimit
 from workers.training.state import ExpertTraining, FitResult, TrainingState
 
 CHECKPOINT_SECONDS = 30.0  # the most training time that a crash loses, besides the steps since the last evaluation
+CHECKPOINT_AT_END_SECONDS = 1.0  # the training time from which it is saved once more when all have ended
 _LOG = logging.getLogger("ttmoe")
 
 
@@ -127,7 +128,7 @@ class _Session:
         evaluations = self._evaluate()
         for state in self.active:
             self._report(state, {"train.loss": stats[state].loss, **evaluations.get(state, {})})
-        if evaluations or time.monotonic() - self.last_save >= CHECKPOINT_SECONDS:
+        if self._save_is_due(bool(evaluations)):
             self._save()
         self._finish_trainings()
 
@@ -169,6 +170,12 @@ class _Session:
     def _report(self, state: TrainingState, metrics: dict[str, float]) -> None:
         steps = state.settings.steps
         self.report(Progress("training", state.result.steps, steps, metrics, state.seconds_left, state.training.name))
+
+    def _save_is_due(self, evaluated: bool) -> bool:
+        unsaved = time.monotonic() - self.last_save
+        # After the last step of all, the result files soon replace the checkpoints.
+        saves_at_evaluation = unsaved >= CHECKPOINT_AT_END_SECONDS or not all(s.is_finished for s in self.active)
+        return unsaved >= CHECKPOINT_SECONDS or (evaluated and saves_at_evaluation)
 
     def _save(self) -> None:
         """Save all trainings at the same step, so that all can resume from it together."""

@@ -163,6 +163,7 @@ def test_a_failure_goes_on_from_its_checkpoint_too(job_of, undisturbed):
 def test_the_seconds_of_the_steps_are_those_of_all_attempts(job_of, monkeypatch):
     """A clock that ticks at each reading: every block that is measured takes a second."""
     (job,) = (job_of(*each) for each in CASES["plain"])
+    monkeypatch.setattr(loop, "CHECKPOINT_AT_END_SECONDS", 0.0)
     monkeypatch.setattr(stopwatch, "time", SimpleNamespace(monotonic=partial(next, count())))
     with pytest.raises(Stop):
         run_experts([job], Record(("colours", 33)))
@@ -174,6 +175,20 @@ def test_the_seconds_of_the_steps_are_those_of_all_attempts(job_of, monkeypatch)
         "evaluation": 3 + 1,
         "saving": 2 + 1,  # a checkpoint does not know how long it took itself: the one at step 20 is not counted
     }
+
+
+@pytest.mark.parametrize(("seconds", "case", "saved"), [
+    (1e9, "plain", [20, 40]), (0.0, "plain", [20, 40, 60]),
+    (1e9, "several", [0, 10, 20, 30, 40, 50]),  # "animals" ends at 40 and is saved: the others go on
+])  # fmt: skip
+def test_a_training_that_ends_is_saved_if_that_took_long(job_of, monkeypatch, seconds, case, saved):
+    """The time counts from the save before. What is lost otherwise, between the last step and the result, is short."""
+    saves, honest = {}, loop.TrainingState.save
+    monkeypatch.setattr(loop, "CHECKPOINT_AT_END_SECONDS", seconds)
+    monkeypatch.setattr(loop.TrainingState, "save", lambda state, random: (
+        saves.setdefault(state.training.name, []).append(state.result.steps), honest(state, random)))  # fmt: skip
+    run_experts([job_of(*each) for each in CASES[case]], Record())
+    assert saves["colours"] == saved
 
 
 def test_checkpoints_come_by_time_too(job_of, undisturbed, monkeypatch):
