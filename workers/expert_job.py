@@ -42,6 +42,7 @@ class ExpertJob:
         device: Device of the base, such as "cpu" or "cuda".
         cache: Root folder of the cache that jobs share; "" for a cache of this job alone.
         trunk_bytes: Bytes of the cache that trunk states may take; 0 caches no trunk states.
+        trainings: Number of trainings, this one included, that will read the same rows, such as the trials of a search.
     """
 
     task: str
@@ -57,6 +58,7 @@ class ExpertJob:
     device: str = "cpu"
     cache: str = ""
     trunk_bytes: int = 0
+    trainings: int = 1
 
     @property
     def classes(self) -> int:
@@ -72,6 +74,18 @@ class ExpertJob:
     def cache_folder(self) -> Path:
         """Root folder of cached tokens and trunk states."""
         return Path(self.cache or f"{self.folder}.cache")
+
+    def caches_training_trunk(self, rows: int, tokens: int) -> bool:
+        """Return whether trunk states of the training split are cached: its trainings read at least half of it.
+
+        Other trainings compute the states of each batch in its step. The answer does not depend on what is in the
+        cache: the same job then has the same rounding, whatever ran before it.
+
+        Args:
+            rows: Rows of the training split.
+            tokens: Tokens of the training split, at least approximately.
+        """
+        return 2 * self.trainings * self.train.steps * self.train.batch_rows(rows, tokens) >= rows
 
     @property
     def checkpoints(self) -> CheckpointFolder:
@@ -122,6 +136,8 @@ def prepare_training(
 def load_rows(job: ExpertJob, resident_base: ResidentBase, split: str, report: ProgressCallback) -> TokenizedRows:
     """Return the tokens of a split, with trunk states if the job caches them; fill the cache if necessary.
 
+    Trunk states of the training split are not cached for a training that reads a small part of it.
+
     Args:
         job: The job; its expert must be in the bank.
         resident_base: The loaded base of the job.
@@ -132,6 +148,8 @@ def load_rows(job: ExpertJob, resident_base: ResidentBase, split: str, report: P
         rows = load_tokenized_rows(job.base, resident_base.tokenizer, job.data, split, job.cache_folder)
     depth = resident_base.bank.expert(job.task).adapter.lowest_layer
     if not depth or not job.trunk_bytes:
+        return rows
+    if split == "train" and not job.caches_training_trunk(len(rows), sum(rows.token_counts)):
         return rows
 
     def report_with_key(progress: Progress) -> None:

@@ -208,7 +208,10 @@ def trial_expert_job(
     job = plan.experts[name].job
     shapes = {group.role: str(group.method) for group in groups}
     hash_ = spec_hash(expert_spec(plan.base, adapter, shapes, job.data, train, job.head))
-    return replace(job, adapter=adapter, train=train, spec_hash=hash_, parameters=count_parameters(groups))
+    trials = plan.config.search.trials if plan.config.search else 1
+    return replace(
+        job, adapter=adapter, train=train, spec_hash=hash_, parameters=count_parameters(groups), trainings=trials
+    )
 
 
 def _search_hash(config: Config, experts: dict[str, ExpertPlan]) -> str | None:

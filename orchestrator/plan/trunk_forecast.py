@@ -49,24 +49,33 @@ def forecast_trunk(plan: Plan, model: nn.Module, tasks: Collection[str]) -> Trun
     budget = plan.config.storage.trunk_gb * 10**9
     if not budget or not any(depths.values()):
         return None
-    sizes = {}
+    sizes: dict[tuple[str, int], int] = {}
+    skipped = dict.fromkeys(tasks, 0)
     for task, depth in depths.items():
-        data = plan.experts[task].job.data
-        if depth:  # tasks with the same data and depth share their states
-            tokens, sequences = count_tokens(data, plan.base.max_length)
-            pooled = sequences if data.kind not in ("choice", "generate") else 0
-            width = model.config.hidden_size  # type: ignore[union-attr]
-            sizes[data.fingerprint, depth] = trunk_size(plan.base, tokens, width, sequences=pooled, depth=depth)  # type: ignore[arg-type]
+        job = plan.experts[task].job
+        data = job.data
+        if not depth:
+            continue
+        train_tokens, train_sequences = count_tokens(data, plan.base.max_length, ("train",))
+        tokens, sequences = count_tokens(data, plan.base.max_length, ("validation", "test"))
+        if job.caches_training_trunk(sum(data.counts["train"].values()), train_tokens):
+            skipped[task], tokens, sequences = depth, tokens + train_tokens, sequences + train_sequences
+        pooled = sequences if data.kind not in ("choice", "generate") else 0
+        width = model.config.hidden_size  # type: ignore[union-attr]
+        size = trunk_size(plan.base, tokens, width, sequences=pooled, depth=depth)  # type: ignore[arg-type]
+        key = data.fingerprint, depth  # tasks with the same data and depth share their states
+        sizes[key] = max(size, sizes.get(key, 0))
     total = sum(sizes.values())
-    return TrunkForecast(total, fmean(depths.values()) / len(layer_list(model)), total <= budget)
+    return TrunkForecast(total, fmean(skipped.values()) / len(layer_list(model)), total <= budget)
 
 
-def count_tokens(data: PreparedTask, max_length: int) -> tuple[int, int]:
+def count_tokens(data: PreparedTask, max_length: int, splits: Collection[str] = SPLIT_NAMES) -> tuple[int, int]:
     """Estimate the size of a task from the metadata of its files, without reading rows.
 
     Args:
         data: Prepared task.
         max_length: Maximum number of tokens of a sequence.
+        splits: Splits to count.
 
     Returns:
         The approximate number of tokens, and the number of sequences.
@@ -74,7 +83,7 @@ def count_tokens(data: PreparedTask, max_length: int) -> tuple[int, int]:
     from pyarrow.parquet import read_metadata
 
     tokens = sequences = 0
-    for split in SPLIT_NAMES:
+    for split in splits:
         meta = read_metadata(data.folder / f"{split}.parquet")
         rows, options = meta.num_rows, len(data.label_names) if data.kind == "choice" else 1
         columns = [meta.row_group(i).column(j) for i in range(meta.num_row_groups) for j in range(meta.num_columns)]

@@ -57,6 +57,10 @@ class TrainSettings(BaseModel):
     head_dropout: Fraction = Field(default=0.1, description="Dropout rate of the head's inputs.")
     seed: int | None = Field(default=None, ge=0, description="Random seed; defaults to the config's seed.")
 
+    def batch_rows(self, rows: int, tokens: int) -> int:
+        """Return the mean number of rows in a step on a split of so many ``rows`` and ``tokens``."""
+        return self.batch_size if self.batch_tokens is None else max(1, self.batch_tokens * rows // tokens)
+
     def evaluation_rows(self, available: int) -> int:
         """Return how many of the ``available`` validation rows an evaluation during training uses."""
         return min(available, self.validation_rows or EVALUATION_ROWS)

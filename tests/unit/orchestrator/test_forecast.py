@@ -221,6 +221,16 @@ def test_the_trunk_takes_disk_space_and_saves_layers(planned):
     assert forecast_of(off, [CPU]).trunk is None
 
 
+def test_a_training_that_reads_little_of_its_split_needs_no_states_of_it(planned):
+    adapter, few = {"rank": 4, "layers": "1-"}, {"train": {"steps": 2, "batch_size": 8}}
+    plan = planned(adapter=adapter, tasks={"colours": few})
+    trunk, data = forecast_of(plan, [CPU]).trunk, plan.experts["colours"].job.data
+    assert trunk.share == 0.25  # animals skips one of two layers
+    whole = forecast_of(planned(adapter=adapter), [CPU]).trunk
+    tokens, rows = count_tokens(data, 32, ["train"])
+    assert whole.bytes - trunk.bytes == tokens * 64 * 4 + rows * 64 * 4
+
+
 def test_tokens_are_estimated_from_file_metadata(planned):
     from ttmoe.base import load_tokenizer
 

@@ -125,7 +125,7 @@ def test_a_trial_with_the_experts_adapter_differs_only_by_its_training(config):
     assert trial_expert_job(plan, "colours", groups, job.adapter, job.train).spec_hash == job.spec_hash
     trial = trial_expert_job(plan, "colours", groups, job.adapter, plan.config.search_train())
     assert trial.spec_hash != job.spec_hash
-    assert trial.train.steps == 10
+    assert (trial.train.steps, trial.trainings, job.trainings) == (10, 2, 1)
 
 
 @pytest.mark.parametrize(

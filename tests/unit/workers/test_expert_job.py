@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from test_loop import InMemory
+from torch import nn
 
 from ttmoe.adapter import AdapterSpec, count_parameters, plan_groups
+from ttmoe.architectures import layer_list
 from ttmoe.bank import Bank
 from ttmoe.base import load_body, load_tokenizer
-from ttmoe.encoding import pad_id_of
+from ttmoe.encoding import collate, pad_id_of
 from ttmoe.expert_files import load_expert, read_manifest
 from workers import expert_job, expert_runner
 from workers.base.resident import count_base_loads, load_resident_base, release_resident_base
@@ -28,6 +30,7 @@ from workers.training.batches import tokenize
 from workers.training.evaluation import evaluate
 from workers.training.loop import TrainingFailedError
 from workers.training.settings import TrainSettings
+from workers.trial import TrialRunner
 
 
 @pytest.fixture
@@ -294,6 +297,29 @@ def test_trunk_states_are_opened_where_there_is_a_trunk_and_room(job, monkeypatc
     assert seen == [(s, 1, 10**9, job.cache_folder, job.data.fingerprint, 0) for s in splits]
     assert result.metrics["test.accuracy"] > 0.9
     assert len([r for r in reports if (r.state, r.key) == ("trunk", "colours")]) == len(splits)
+
+
+@pytest.mark.parametrize(("steps", "trainings", "rows"), [(2, 1, 8), (30, 1, 180), (2, 12, 180)])
+def test_the_trunk_of_training_rows_is_computed_for_those_that_steps_read(job, tmp_path, steps, trainings, rows):
+    """Of 180 rows; all of them if at least half are read, by this training and others."""
+    spec, passed = AdapterSpec(rank=4, alpha=8.0, first_layer=1), []
+    bank = load_resident_base(job.base, "cpu").bank
+    query = next(layer for layer in layer_list(bank.model)[0].modules() if isinstance(layer, nn.Linear))
+    trunk, inputs = bank.trunk(1), collate([{"input_ids": [2], "attention_mask": [1]}], 0)
+    trunk.run_above(trunk.states(inputs), inputs)  # the first time it runs a layer to look at its output
+    train = job.train.model_copy(update={"steps": steps, "batch_size": 4, "eval_every": steps})
+    job = replace(job, adapter=spec, train=train, trunk_bytes=10**9, cache=str(tmp_path), trainings=trainings)
+    with query.register_forward_hook(lambda _, inputs, __: passed.append(len(inputs[0]))):
+        TrialRunner.load(job).run(job)
+    assert sum(passed) == 180 + 60 + rows  # for the scale of the head; validation rows, once; and training rows
+
+
+def test_a_trial_counts_the_trials_that_read_its_rows(job):
+    trial = replace(job, train=job.train.model_copy(update={"steps": 10, "batch_size": 10}))
+    assert [trial.caches_training_trunk(rows, 10 * rows) for rows in (200, 201)] == [True, False]
+    assert replace(trial, trainings=2).caches_training_trunk(400, 4000)
+    by_tokens = replace(trial, train=trial.train.model_copy(update={"batch_tokens": 200}))  # 20 rows
+    assert [by_tokens.caches_training_trunk(rows, 10 * rows) for rows in (400, 401)] == [True, False]
 
 
 def test_the_cache_of_trunk_states_changes_no_answer(job, tmp_path):
