@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiers
 import tiny
 
 import cluster  # noqa: F401  Ray's settings, which any test may be the first to need
@@ -23,17 +24,54 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without ``--thorough`` its tests are not run, and said to be passed over."""
+    """Long tiers run first. Without ``--thorough`` its tests are not run, and said to be passed over."""
+    items.sort(key=lambda item: tiers.TIERS.index(tiers.tier_of(item.nodeid)))
     if not config.getoption("--thorough"):
         for item in items:
             if item.get_closest_marker("thorough"):
                 item.add_marker(pytest.mark.skip(reason="thorough: `make test-thorough` runs it"))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``-n``, a process takes the next group of tests, in their order, whenever it has ended one.
+
+    ``--dist=loadgroup`` would need a mark for each test and would append its group to its name.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return tiers.group_of(nodeid)
+
+    config.option.loadscopereorder = False
+    return Groups(config, log)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the time of each tier, also when tests failed."""
+    reports = [each for kind in terminalreporter.stats.values() for each in kind if hasattr(each, "duration")]
+    terminalreporter.section("time by tier, in all processes together")
+    for line in tiers.time_lines(reports):
+        terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny base as a folder."""
     return tiny.save_base(tmp_path_factory.mktemp("tiny-base"))
+
+
+@pytest.fixture(scope="session")
+def fresh_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The database of an empty store, to be copied, because creating its tables takes seconds."""
+    from orchestrator.registry import Registry
+
+    root = tmp_path_factory.mktemp("fresh")
+    (root / "mlflow.db").touch()  # left by a crash, as test_registry.py checks
+    (root / "mlflow.db.new").write_bytes(b"half")
+    Registry.open(f"sqlite:///{root}/mlflow.db", root / "mlartifacts")
+    return root / "mlflow.db"
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,18 @@ class InlinePool:
                 yield JobEvent(key, tuple((0.0, report) for report in reports if report.key in ("", key)))
                 failed = isinstance(value, Failure)
                 yield JobEvent(key, result=None if failed else value, failure=value if failed else None, done=True)
+
+
+@contextmanager
+def units_inline(pool: type = InlinePool) -> Iterator[None]:
+    """Run the units of a driver in this process within the context, and start no Ray."""
+    import orchestrator.pool.worker_pool
+    import orchestrator.run.driver
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(orchestrator.pool.worker_pool, "WorkerPool", pool)
+        patch.setattr(orchestrator.run.driver, "ray_session", nullcontext)
+        yield
 
 
 def run_driver(config: Path, die_after: int | None = None) -> tuple[int, int]:
@@ -98,15 +110,12 @@ def check_in_parallel(check: Callable[[int], None], numbers: Iterable[int]) -> l
 
 
 def _run_library(config: Path, counter: Path, die_after: int | None) -> int:
-    import orchestrator.pool.worker_pool
     import orchestrator.run.driver
     from orchestrator.config.loading import load_config
     from ttmoe.errors import InputError
 
     os.chdir(config.parent)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(orchestrator.pool.worker_pool, "WorkerPool", InlinePool)
-        patch.setattr(orchestrator.run.driver, "ray_session", nullcontext)
+    with pytest.MonkeyPatch.context() as patch, units_inline():
         _count_writes(patch, counter, die_after)
         try:
             with open(os.devnull, "w") as devnull:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-def register_library(root: Path, base_folder: Path, scratch: Path) -> Path:
-    """Register library ``lib`` in the store below ``root``; return the router's folder."""
+def register_library(root: Path, base_folder: Path, scratch: Path, store: Path) -> Path:
+    """Register library ``lib`` in a copy of the empty ``store`` below ``root``; return the router's folder."""
     from orchestrator.registry import Registry
 
     root.mkdir(exist_ok=True)
+    shutil.copy(store, root)
     base = base_of(base_folder)
     folder = save_library(scratch / "library", base)
     registry = Registry.open(f"sqlite:///{root}/mlflow.db", root / "mlartifacts")

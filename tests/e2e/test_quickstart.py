@@ -6,7 +6,7 @@ import struct
 import time
 
 import pytest
-from commands import cells, open_registry, statuses, succeeded, ttmoe, versions
+from commands import cells, here, open_registry, statuses, succeeded, versions
 from quickstart import TASKS, few_steps
 
 pytestmark = pytest.mark.e2e
@@ -56,7 +56,7 @@ def test_again_it_does_nothing(home, first, record_property):
     succeeded(first)
     before = versions(home / "runs"), statuses(home / "runs")
     began = time.monotonic()
-    done = succeeded(ttmoe(home, "run", "quickstart", *few_steps()))
+    done = succeeded(here(home, "run", "quickstart", *few_steps()))
     record_property("seconds", time.monotonic() - began)
     assert "To do: nothing" in done.out
     assert "Cached: trec, sms_spam, reviews, sarcasm" in done.out

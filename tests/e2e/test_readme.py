@@ -14,7 +14,7 @@ from pathlib import Path
 import commands
 import pytest
 import tiny
-from commands import succeeded, ttmoe
+from commands import here, succeeded
 from quickstart import ROOT, few_steps
 
 pytestmark = pytest.mark.e2e
@@ -94,7 +94,7 @@ def test_a_command_of_the_readme(command, home, first):
     elif program == "ttmoe":
         if "--file" in arguments:
             (home / arguments[arguments.index("--file") + 1]).write_text('{"text": "where is the louvre"}\n')
-        succeeded(ttmoe(home, *arguments, *fewer(home, arguments)))
+        succeeded(here(home, *arguments, *fewer(home, arguments)))
     else:
         pytest.fail(f"no test runs `{command}`: teach this one to, or say in NOT_RUN_HERE why it need not")
 

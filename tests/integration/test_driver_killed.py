@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import tiny
-from commands import open_registry
 from killed_driver import check_in_parallel, registry_content, run_driver
 
 pytestmark = pytest.mark.integration
@@ -36,7 +35,7 @@ router: {batch_size: 32, epochs: 2}
 
 
 @pytest.fixture(scope="module")
-def start(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def start(base_folder: Path, fresh_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the base, the data, the config and an empty registry."""
     # Imported before the child processes are forked, so that they need not import it each.
     with warnings.catch_warnings():
@@ -48,7 +47,8 @@ def start(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.write_texts(folder / "colours.jsonl", tiny.COLOURS, "north", 90)
     tiny.write_texts(folder / "animals.jsonl", tiny.ANIMALS, "south", 90)
     (folder / "tiny.yaml").write_text(CONFIG)
-    open_registry(folder / "runs")  # creating its tables takes seconds; interruptions of this step are tested elsewhere
+    (folder / "runs").mkdir()
+    shutil.copy(fresh_store, folder / "runs")  # interruptions of its creation are tested elsewhere
     return folder
 
 

@@ -68,11 +68,9 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(base, tmp_path_factory) -> Made:
-    from orchestrator.registry import Registry
-
+def made(base, fresh_store, tmp_path_factory) -> Made:
     folder = tmp_path_factory.mktemp("made")
-    Registry.open(f"sqlite:///{folder}/mlflow.db", folder / "mlartifacts")
+    shutil.copy(fresh_store, folder)
     tags = {task: make(base, task, folder / task, HASHES[task], i) for i, task in enumerate(KINDS, 1)}
     tags["newer"] = make(base, "colours", folder / "newer", "dd44", 9)
     for task in KINDS:

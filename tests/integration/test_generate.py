@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
+from quickstart import CACHE
 
 from orchestrator.config.loading import load_config
 from ttmoe.adapter import AdapterSpec, count_parameters, plan_groups
@@ -29,30 +29,23 @@ SHAPE = {"q": "24x24|24x24", "v": "24x24|8x24", "down": "32x48|24x24"}
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of downloads: TTMOE_TEST_CACHE, or a temporary folder."""
-    given = os.environ.get("TTMOE_TEST_CACHE")
-    return Path(given) if given else tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def base(cache: Path) -> Base:
+def base() -> Base:
     """SmolLM2, as in its recipe."""
     settings = load_config("smollm2").config.base.model_dump() | {"max_length": 48}
     try:
-        return resolve_base(**settings, cache=cache)
+        return resolve_base(**settings, cache=CACHE)
     except InputError as error:
         pytest.skip(f"SmolLM2 is not available: {error}")
 
 
 @pytest.fixture(scope="module")
-def data(cache: Path) -> PreparedTask:
+def data() -> PreparedTask:
     """The questions of TREC; the answers are the class names of the file: LOC, NUM, ..."""
     trec = load_config("smollm2").config.tasks["trec"]
     task = {"kind": "generate", "source": trec.source.model_dump(), "columns": {"prompt": "text", "answer": "coarse"},
             "split": {"sample": 900, "test": 0.15}}  # fmt: skip
     try:
-        return prepare_task("asked", Task.model_validate(task), cache)
+        return prepare_task("asked", Task.model_validate(task), CACHE)
     except InputError as error:
         pytest.skip(f"TREC is not available: {error}")
 

@@ -10,9 +10,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import commands
 import pyarrow.parquet
 import pytest
-from commands import SCRIPT, cells, environment, open_registry, succeeded, ttmoe
+from commands import SCRIPT, cells, environment, open_registry, succeeded
 from predict_library import ROWS, answers_of, check_printed, register_library
 from rich.console import Console
 from typer.testing import CliRunner, Result
@@ -27,11 +28,10 @@ MANY = [row | {"number": i} for i in range(200) for row in ROWS]
 
 
 @pytest.fixture(scope="module")
-def home(base_folder, tmp_path_factory) -> Path:
+def home(base_folder, fresh_store, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("home")
-    folder.joinpath("router").symlink_to(
-        register_library(folder / "runs", base_folder, tmp_path_factory.mktemp("made"))
-    )
+    router = register_library(folder / "runs", base_folder, tmp_path_factory.mktemp("made"), fresh_store)
+    folder.joinpath("router").symlink_to(router)
     folder.joinpath("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in MANY))
     return folder
 
@@ -115,8 +115,8 @@ def test_ttmoe_base_names_the_folder_of_a_moved_base(home, base_folder, tmp_path
     assert here(home, "red").exit_code == 0
 
 
-def test_a_stale_router_answers_with_a_warning(base_folder, tmp_path):
-    register_library(tmp_path / "runs", base_folder, tmp_path)
+def test_a_stale_router_answers_with_a_warning(base_folder, fresh_store, tmp_path):
+    register_library(tmp_path / "runs", base_folder, tmp_path, fresh_store)
     registry = open_registry(tmp_path / "runs")
     done = here(tmp_path, "--json", "red")
     assert (done.exit_code, done.stderr) == (0, "")
@@ -197,7 +197,7 @@ def test_on_ray_a_failure_is_reported_and_leaves_no_files(on_ray, tmp_path, base
     assert list(tmp_path.iterdir()) == [moved]
 
 
-def test_the_command_on_ray_replaces_an_existing_folder(home, answers, tmp_path):
+def test_the_command_on_ray_replaces_an_existing_folder(cluster, home, answers, tmp_path):
     """The input is a CSV file with lists of options as JSON."""
     out = tmp_path / "out"
     out.mkdir()
@@ -206,8 +206,8 @@ def test_the_command_on_ray_replaces_an_existing_folder(home, answers, tmp_path)
         table = csv.DictWriter(file, ["text", "second", "choices"])
         table.writeheader()
         table.writerows(row | {"choices": json.dumps(row.get("choices"))} for row in ROWS)
-    done = succeeded(ttmoe(tmp_path, "predict", "--ray", "--file", "in.csv", "--out", "out", "--force", "--root",
-                           str(home / "runs")))  # fmt: skip
+    done = succeeded(commands.here(tmp_path, "predict", "--ray", "--file", "in.csv", "--out", "out", "--force",
+                                   "--root", str(home / "runs")))  # fmt: skip
     lines = own_lines(done.err)
     assert (done.out, len(lines), "8 rows; chunks: 1; workers: 1" in lines[0]) == ("", 3, True), done.err
     assert [path.name for path in out.iterdir()] == ["part-000000.parquet"]

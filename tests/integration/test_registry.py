@@ -79,18 +79,6 @@ class Counts(FailsAfter):
         return getattr(self.client, name)
 
 
-@pytest.fixture(scope="module")
-def fresh_store(tmp_path_factory):
-    """An empty store with a schema, to be copied, because creating one takes seconds."""
-    from orchestrator.registry import Registry
-
-    root = tmp_path_factory.mktemp("fresh")
-    (root / "mlflow.db").touch()  # left by a crash
-    (root / "mlflow.db.new").write_bytes(b"half")
-    Registry.open(f"sqlite:///{root}/mlflow.db", root / "mlartifacts")
-    return root / "mlflow.db"
-
-
 @pytest.fixture
 def registry(fresh_store, tmp_path):
     return open_copy(fresh_store, tmp_path)

@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 import pytest
 import tiny
-from commands import SCRIPT, environment, open_registry, runs, statuses, succeeded, ttmoe, versions
+from commands import SCRIPT, environment, here, runs, statuses, succeeded, ttmoe, versions
 from killed_driver import registry_content
 
 pytestmark = pytest.mark.integration
@@ -63,7 +63,7 @@ sys.addaudithook(opened)
 
 
 @pytest.fixture(scope="module")
-def start(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def start(base_folder: Path, fresh_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the base, the data, the config and an empty registry."""
     folder = tmp_path_factory.mktemp("reliability") / "start"
     shutil.copytree(base_folder, folder / "base")
@@ -72,7 +72,8 @@ def start(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tiny.yaml").write_text(CONFIG + "".join(entry(task, task) for task in WORDS))
     (folder / "hook").mkdir()
     (folder / "hook" / "sitecustomize.py").write_text(DISK)
-    open_registry(folder / "runs")  # creating its tables takes seconds
+    (folder / "runs").mkdir()
+    shutil.copy(fresh_store, folder / "runs")
     return folder
 
 
@@ -432,7 +433,7 @@ def test_invalid_rows_are_reported_before_any_work(fresh):
     home = fresh("rows")
     with (home / "both.jsonl").open("a") as file:
         file.write('{"text": "a row that is cut\n')
-    done = ttmoe(home, "run", "tiny.yaml")
+    done = here(home, "run", "tiny.yaml")
     assert (done.code, done.running) == (2, [])
     output = " ".join(done.err.split())
     assert "tasks.both.source" in output

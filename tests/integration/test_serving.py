@@ -26,9 +26,10 @@ URI = "models:/lib.router@champion"
 
 
 @pytest.fixture(scope="module")
-def root(base_folder, tmp_path_factory) -> Path:
+def root(base_folder, fresh_store, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("served")
-    (root / "router").symlink_to(register_library(root, base_folder, tmp_path_factory.mktemp("made")))
+    router = register_library(root, base_folder, tmp_path_factory.mktemp("made"), fresh_store)
+    (root / "router").symlink_to(router)
     return root
 
 

@@ -14,7 +14,6 @@ import urllib.request
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import commands
 import psutil
 import pytest
 import tiny
-from killed_driver import InlinePool
+from killed_driver import InlinePool, units_inline
 from proxy import Proxy, free_port
 from rich.console import Console
 
@@ -84,8 +83,10 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("server"))
+def server(fresh_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    shutil.copy(fresh_store, folder)
+    server = Server(folder)
     server.start()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow warns about its own type hints
@@ -123,16 +124,13 @@ def write_config(home: Path, proxy: Proxy, library: str, minutes: float = 5.0, s
 
 def run(config: Path, pool: type = InlinePool, short_waits: bool = False) -> tuple[int, str]:
     """Run ``ttmoe run`` in this process. Return the exit status and the output."""
-    import orchestrator.pool.worker_pool
     import orchestrator.registry.retrying
     import orchestrator.run.driver
     from orchestrator.config.loading import load_config
 
     out = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, units_inline(pool):
         patch.chdir(config.parent)
-        patch.setattr(orchestrator.pool.worker_pool, "WorkerPool", pool)
-        patch.setattr(orchestrator.run.driver, "ray_session", nullcontext)
         if short_waits:
             patch.setattr(orchestrator.registry.retrying, "_FIRST_WAIT", 0.02)
             patch.setattr(orchestrator.registry.retrying, "_LONGEST_WAIT", 0.02)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import open_registry, succeeded, ttmoe, versions
+from commands import here, open_registry, succeeded, versions
 
 pytestmark = pytest.mark.integration
 
@@ -57,7 +57,7 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def plan(library: Path, *settings: str) -> dict[str, Any]:
-    return json.loads(succeeded(ttmoe(library, "plan", "library.yaml", "--json", *settings)).out)
+    return json.loads(succeeded(here(library, "plan", "library.yaml", "--json", *settings)).out)
 
 
 def test_there_is_an_archive() -> None:
@@ -82,18 +82,18 @@ def test_a_changed_setting_retrains_that_expert_and_the_router(library: Path) ->
 
 def test_a_run_does_nothing(library: Path) -> None:
     before = versions(library / "runs")
-    done = succeeded(ttmoe(library, "run", "library.yaml"))
+    done = succeeded(here(library, "run", "library.yaml"))
     assert "To do: nothing" in done.out
     assert versions(library / "runs") == before
 
 
 def test_every_expert_is_verified(library: Path) -> None:
-    done = succeeded(ttmoe(library, "experts", "verify"))
+    done = succeeded(here(library, "experts", "verify"))
     assert done.out.split("\n")[:3] == [f"{task} v1: ok" for task in ("animals", "colours", "warmth")]
 
 
 def test_predict_answers_the_same(library: Path) -> None:
-    succeeded(ttmoe(library, "predict", "--file", "questions.jsonl", "--out", "again.jsonl"))
+    succeeded(here(library, "predict", "--file", "questions.jsonl", "--out", "again.jsonl"))
     assert_same_answers(read_lines(library / "again.jsonl"), read_lines(library / "answers.jsonl"))
 
 

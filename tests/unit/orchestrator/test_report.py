@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import time
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -282,11 +283,12 @@ def test_incidents_come_back_as_they_were_written():
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory):
+def recorded(fresh_store, tmp_path_factory):
     """A store after a run of four tasks: made, there before, failed, and never begun; and the run's plan."""
     from orchestrator.registry import Registry
 
     root = tmp_path_factory.mktemp("root")
+    shutil.copy(fresh_store, root)
     registry = Registry.open(f"sqlite:///{root}/mlflow.db", root / "mlartifacts")
     folder = root / "expert"
     folder.mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -150,10 +151,9 @@ def test_a_large_library_shows_missing_experts_and_counts_the_others(shown):
     assert len(all_missing.splitlines()) < 70
 
 
-def test_a_plan_reads_an_existing_registry(ttmoe_plan, tmp_path):
-    from orchestrator.registry import Registry
-
-    Registry.open(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}", tmp_path / "runs" / "mlartifacts")
+def test_a_plan_reads_an_existing_registry(ttmoe_plan, fresh_store, tmp_path):
+    (tmp_path / "runs").mkdir(exist_ok=True)
+    shutil.copy(fresh_store, tmp_path / "runs")
     result = ttmoe_plan("--json")
     assert (result.exit_code, json.loads(result.stdout)["orphaned"]) == (0, [])
     assert not Path(tmp_path, "runs", "tiny").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -111,11 +112,12 @@ def test_the_command_hands_on_its_options(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory):
+def recorded(fresh_store, tmp_path_factory):
     """A store with a run in the middle of its work, and an older one."""
     from orchestrator.registry import Registry
 
     root = tmp_path_factory.mktemp("root")
+    shutil.copy(fresh_store, root)
     registry = Registry.open(f"sqlite:///{root}/mlflow.db", root / "mlartifacts")
     tasks = ["bad", "done", "resumed", "running", "waiting", "cached"]
     old = registry.start_run("lib", "old", {}, "a: 1\n", {})
