@@ -37,8 +37,8 @@ class Done:
     running: list[str]
 
 
-def ttmoe(folder: Path, *arguments: str, timeout: float = 240) -> Done:
-    """``ttmoe ARGUMENTS`` in ``folder``, until it ends."""
+def ttmoe(folder: Path, *arguments: str, timeout: float = 600) -> Done:
+    """``ttmoe ARGUMENTS`` in ``folder``, until it ends. The time-out guards against a hang alone."""
     mark = f"ttmoe-{uuid.uuid4()}"
     done = subprocess.run([SCRIPT, *arguments], cwd=folder, capture_output=True, text=True, timeout=timeout,
                           env=environment(TTMOE_TEST=mark), check=False)  # fmt: skip

@@ -18,4 +18,4 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def first(home: Path) -> Done:
     """The first ``ttmoe run quickstart`` in it."""
-    return ttmoe(home, "run", "quickstart", *few_steps(), timeout=600)
+    return ttmoe(home, "run", "quickstart", *few_steps())
