@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 
 import pytest
@@ -15,9 +16,20 @@ FATES = {"t0005": "fail", "t0031": "die", "t0042": "once", "t0077": "once", "t00
 LOST = {"t0005", "t0031", "t0099"}
 
 
-def test_a_few_fail_or_die_and_nothing_is_lost(base_folder, tmp_path, monkeypatch):
+@pytest.fixture
+def ray():
+    """One Ray session for all runs."""
+    from cluster.local import ray_session
+
+    with ray_session():
+        yield
+
+
+def test_a_few_fail_or_die_and_nothing_is_lost(ray, base_folder, fresh_store, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = write_library(tmp_path, base_folder, COUNT)
+    (tmp_path / "runs").mkdir()
+    shutil.copy(fresh_store, tmp_path / "runs")
     root, tasks = tmp_path / "runs", {f"t{i:04}" for i in range(COUNT)}
 
     first = make_library(path, FATES)
