@@ -13,6 +13,7 @@ from rich.table import Table
 from orchestrator.plan.planning import Plan
 from orchestrator.registry import Registry
 from orchestrator.registry.artifacts import CONFUSION_PLOT, EVALUATION, PARETO_PLOT, TRIALS
+from orchestrator.report.next_steps import suggest_commands
 
 CONFUSION, PARETO = "routing, confusion", "search, Pareto front"
 
@@ -39,7 +40,11 @@ def show_summary(plan: Plan, registry: Registry, source: str, console: Console) 
     console.print("\nOutputs")
     for name, location in outputs.items():
         console.print(f"  {name:<22} {_relative(location)}", soft_wrap=True, highlight=False, markup=False)
-    console.print(_next_steps(plan, source), soft_wrap=True, highlight=False, markup=False)
+    right = {task: test.get("right_rows", ()) for task, test in evaluation["tasks"].items()}
+    is_newest = registry.libraries()[0].name == plan.folders.library
+    console.print(
+        suggest_commands(plan, source, right, is_newest=is_newest), soft_wrap=True, highlight=False, markup=False
+    )
 
 
 def plots(plan: Plan, registry: Registry) -> dict[str, Path]:
@@ -111,19 +116,6 @@ def _routing(evaluation: dict[str, Any]) -> str:
     return (
         f"Routing accuracy {evaluation['routing_accuracy']:.3f} on {rows:,} mixed test rows, without task names"
         f" ({stripped:.3f} without case, punctuation and fields)."
-    )
-
-
-def _next_steps(plan: Plan, source: str) -> str:
-    task, expert = next(iter(plan.experts.items()))
-    steps = expert.job.train.steps // 2
-    return (
-        "\nNext steps\n"
-        '  ttmoe predict "where is the louvre" "u have won a prize, call now"\n'
-        "  ttmoe experts ls\n"
-        "  ttmoe ui                                  # runs, experts and router in MLflow\n"
-        f"  ttmoe run {source} --set tasks.{task}.train.steps={steps}   # retrains that expert and the router only\n"
-        "  ttmoe init                                # a config for tasks of your own"
     )
 
 

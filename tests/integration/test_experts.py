@@ -92,7 +92,7 @@ class Home:
             self.register(task, promote=True)
         registry, folder = self.registry, Path(made.base.folder)
         run = registry.expert_run("lib", self.parent, "router", "ee55", {})
-        metrics = {"test.routing_accuracy": 0.9}
+        metrics = {"test.routing_accuracy": 0.90002}
         registry.register_router(
             "lib", "ee55", made.folder / "router", HASHES, run, {}, base_folder=folder, metrics=metrics
         )
@@ -113,8 +113,8 @@ class Home:
         (work / "result.json").write_text("{}")
         registry, tags = self.registry, self.made.tags[files]
         run = registry.expert_run("lib", self.parent, task, hash_, {})
-        metrics = read_manifest(work).metrics
-        spec = {"spec": json.dumps({"recipe": 1, "train": {"steps": 3}})}
+        metrics = {**read_manifest(work).metrics, "seconds.job": 1.23456}
+        spec = {"spec": json.dumps({"recipe": 1, "train": {"steps": 3, "lr": 1e-6}})}
         version = registry.register_expert("lib", task, hash_, work, run, tags | spec, metrics=metrics, **more)
         registry.finish_run(run, "FINISHED")
         return version
@@ -203,11 +203,11 @@ class TestShow:
         assert output["expert"] == "colours v1"
         assert output["aliases"] == ["candidate", "champion"]
         assert output["spec_hash"] == "bb22"
-        assert output["metrics"] == {"test.accuracy": 0.7}
+        assert output["metrics"] == {"test.accuracy": 0.7, "seconds.job": 1.2}
         assert output["run"] == version.run_id
         assert output["files"] == version.uri
         assert output["routers"] == ["v1 candidate champion"]
-        assert output["spec"] == {"recipe": 1, "train": {"steps": 3}}
+        assert output["spec"] == {"recipe": 1, "train": {"steps": 3, "lr": 1e-6}}
         tags = home.made.tags["colours"]
         assert output["share_of_lora16"] == pytest.approx(tags["parameters"] / tags["lora16_parameters"], abs=1e-4)
         assert all(output[key] == tags[key] for key in ("weights_digest", "data_fingerprint", "shape", "base_digest"))

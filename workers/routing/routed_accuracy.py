@@ -17,6 +17,8 @@ from workers.data.prepared import PreparedTask, load_split
 from workers.progress import Progress, ProgressCallback
 from workers.training.batches import to_input
 
+_MOST_EXAMPLES = 50
+
 
 @functools.lru_cache(maxsize=1)
 def load_routed_model(folder: Path, router: str, base: Base, device: str) -> RoutedModel:
@@ -42,6 +44,7 @@ class RoutedAccuracy:
         routed_right: Rows that were routed to the task's own expert.
         answered_right: Of these, rows with the right answer.
         harmless: Rows that another expert answered with the name of the right label.
+        right_rows: Indices of the first test rows with the right answer, as examples.
     """
 
     task: str
@@ -49,6 +52,7 @@ class RoutedAccuracy:
     routed_right: int
     answered_right: int
     harmless: int = 0
+    right_rows: tuple[int, ...] = ()
 
 
 def answer_test_split(
@@ -76,8 +80,9 @@ def answer_test_split(
             routed.append(prediction.task == data.name)
             answered.append(prediction.label == _right_label(data, example))
         report(Progress("routed test", len(routed), len(examples)))
-    both = sum(is_routed and is_right for is_routed, is_right in zip(routed, answered, strict=True))
-    return RoutedAccuracy(data.name, len(examples), sum(routed), both, sum(answered) - both)
+    both = [index for index in range(len(examples)) if routed[index] and answered[index]]
+    harmless = sum(answered) - len(both)
+    return RoutedAccuracy(data.name, len(examples), sum(routed), len(both), harmless, tuple(both[:_MOST_EXAMPLES]))
 
 
 def _right_label(data: PreparedTask, example: Example) -> str:

@@ -24,7 +24,8 @@ def test_tasks_count_alike_in_accuracies_and_rows_in_routing() -> None:
     assert metrics["parameters"] == 7.0  # what the router's own job measured stays
     assert RESULT.metrics["test.routing_accuracy"] == 0.1
     assert found["tasks"]["a"] == {
-        "task": "a", "rows": 10, "routed_right": 9, "answered_right": 8, "harmless": 1, "alone": 0.9}  # fmt: skip
+        "task": "a", "rows": 10, "routed_right": 9, "answered_right": 8, "harmless": 1, "right_rows": (),
+        "alone": 0.9}  # fmt: skip
     assert (found["confusion"], found["confusion_tasks"], found["depths"]) == (RESULT.confusion, ["a", "b"], DEPTHS)
 
 

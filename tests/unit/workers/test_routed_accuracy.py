@@ -61,13 +61,13 @@ def test_another_experts_right_label_is_harmless_and_no_right_answer(answered, c
     examples = [Example((f"text {i}",), (), i % 3, "") for i in range(6)]  # blue, green, red, ...
     answers = [("colours", "blue"), ("colours", "red"), ("other", "red"), ("other", "blue"), ("colours", "green"),
                ("other", "blue")]  # fmt: skip
-    assert answered(colours, examples, answers) == RoutedAccuracy("colours", 6, 3, 2, 2)
+    assert answered(colours, examples, answers) == RoutedAccuracy("colours", 6, 3, 2, 2, (0, 4))
 
 
 def test_rows_beyond_a_batch_count_too(answered, colours):
     examples = [Example((f"text {i}",), (), 0, "") for i in range(600)]
     answers = [("colours", "blue")] * 500 + [("other", "blue")] * 100
-    assert answered(colours, examples, answers) == RoutedAccuracy("colours", 600, 500, 500, 100)
+    assert answered(colours, examples, answers) == RoutedAccuracy("colours", 600, 500, 500, 100, tuple(range(50)))
 
 
 def test_of_a_choice_the_options_number_and_of_a_text_its_words_are_right(answered, colours):
@@ -75,11 +75,13 @@ def test_of_a_choice_the_options_number_and_of_a_text_its_words_are_right(answer
     examples = [Example(("which?",), ("a", "b", "c"), i, "") for i in range(3)]
     assert to_input(examples[0]) == Choice("which?", ("a", "b", "c"))
     answers = [("which", "0"), ("which", "2"), ("other", "2")]
-    assert answered(choice, examples, answers) == RoutedAccuracy("which", 3, 2, 1, 1)
+    assert answered(choice, examples, answers) == RoutedAccuracy("which", 3, 2, 1, 1, (0,))
     writing = replace(colours, name="reply", kind="generate", label_names=())
     examples = [Example(("ask",), (), 0, "", "cat dog"), Example(("ask",), (), 0, "", "dog")]
     assert to_input(examples[0]) == Completion("ask", "cat dog")
-    assert answered(writing, examples, [("reply", "cat dog"), ("reply", "cat")]) == RoutedAccuracy("reply", 2, 2, 1)
+    assert answered(writing, examples, [("reply", "cat dog"), ("reply", "cat")]) == RoutedAccuracy(
+        "reply", 2, 2, 1, 0, (0,)
+    )
 
 
 @pytest.mark.parametrize(("layers", "trunk"), [(2, 1), (6, 3), (6, 0), (12, 5), (30, 20), (1, 0)])

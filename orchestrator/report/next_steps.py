@@ -1,0 +1,106 @@
+"""The commands that a run suggests when it ends. Their inputs are test rows of the library."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from orchestrator.plan.planning import Plan
+from workers.data.examples import Example
+from workers.data.prepared import PreparedTask, load_split
+
+_MOST_TASKS = 3
+_SHORT, _LONG, _LONGEST = 15, 80, 200  # characters: preferred from _SHORT to _LONG, cut after _LONGEST
+_SPECIAL = set('"$`\\!')  # what a shell changes inside double quotes
+
+
+def suggest_commands(plan: Plan, source: str, right: Mapping[str, Sequence[int]], *, is_newest: bool) -> str:
+    """Return the section on next steps.
+
+    Args:
+        plan: The plan of the run.
+        source: The recipe or config file that the user named.
+        right: Test rows that the library answers rightly, by task.
+        is_newest: Whether the library is the one that commands select by default.
+    """
+    config = plan.config
+    store = f"MLFLOW_TRACKING_URI={shlex.quote(config.tracking.uri)} " if config.tracking.uri else ""
+    root = "" if Path(config.storage.root) == Path("runs") else f" --root {shlex.quote(config.storage.root)}"
+    options = root + ("" if is_newest else f" --library {plan.folders.library}")
+    rows = [
+        choose_row(expert.job.data, right.get(task, ())) for task, expert in list(plan.experts.items())[:_MOST_TASKS]
+    ]
+    task, expert = next(iter(plan.experts.items()))
+    retrain = f"--set tasks.{task}.train.steps={max(1, expert.job.train.steps // 2)}"
+    commands = [
+        *predict_commands(rows, store, options),
+        f"{store}ttmoe experts ls{options}",
+        f"ttmoe ui{root}                                  # runs, experts and router in MLflow",
+        f"ttmoe run {shlex.quote(source)} {retrain}   # retrains that expert and the router only",
+        "ttmoe init                                # a config for tasks of your own",
+    ]
+    return "\n  ".join(["\nNext steps", *commands])
+
+
+def predict_commands(rows: Sequence[Example], store: str = "", options: str = "") -> list[str]:
+    """Return commands that answer rows, to be pasted into a shell.
+
+    Single texts are arguments of one command. A row that cannot be typed as an argument (a pair, a choice, a text with
+    line breaks or control characters) is a line of JSON on standard input.
+
+    Args:
+        rows: The rows.
+        store: Assignment of a variable before ``ttmoe``, followed by a blank.
+        options: Options of the command, with a blank before each.
+    """
+    typed = [_quote(row.texts[0]) for row in rows if _is_typable(row)]
+    commands = [f"{store}ttmoe predict{options} {' '.join(typed)}"] if typed else []
+    for row in rows:
+        if not _is_typable(row):
+            commands.append(f"printf '%s\\n' {shlex.quote(_to_line(row))} | {store}ttmoe predict{options}")
+    return commands
+
+
+def choose_row(data: PreparedTask, right: Sequence[int]) -> Example:
+    """Choose the test row that is the easiest to type and to read; a long text is cut.
+
+    Args:
+        data: The task's data.
+        right: Indices of test rows with right answers, which come first; empty if they are not known.
+    """
+    rows = load_split(data, "test")
+    row = min([rows[index] for index in right if index < len(rows)] or rows, key=_effort)
+    texts, choices = (tuple(map(_cut, parts)) for parts in (row.texts, row.choices))
+    return Example(texts, choices, row.label, row.group, row.answer)
+
+
+def _effort(row: Example) -> tuple[bool, bool, bool, int]:
+    text = " ".join((*row.texts, *row.choices))
+    return (
+        not text.isprintable() or text.startswith("-"),
+        bool(_SPECIAL & set(text)),
+        not _SHORT <= len(text) <= _LONG,
+        max(_LONG, len(text)),
+    )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST + 1].rsplit(maxsplit=1)[0]
+
+
+def _is_typable(row: Example) -> bool:
+    text = row.texts[0]
+    return len(row.texts) == 1 and not row.choices and text.isprintable() and not text.startswith("-")
+
+
+def _quote(text: str) -> str:
+    return shlex.quote(text) if _SPECIAL & set(text) else f'"{text}"'
+
+
+def _to_line(row: Example) -> str:
+    names = dict(zip(("text", "second"), row.texts, strict=False))
+    columns = names | ({"choices": row.choices} if row.choices else {})
+    line = json.dumps(columns, ensure_ascii=False)
+    return line if line.isprintable() else json.dumps(columns)
