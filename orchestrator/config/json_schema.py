@@ -29,7 +29,7 @@ def _to_draft_7(schema: Any) -> Any:
         return [_to_draft_7(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    changed = {}
+    changed: dict[str, Any] = {}
     for key, value in schema.items():
         if key in ("properties", "definitions"):
             changed[key] = {name: _to_draft_7(part) for name, part in value.items()}
