@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -94,6 +94,7 @@ class WorkerHandle:
         node: Ray's id of the node; None until the process has started.
         unit: Unit that the process runs; None when idle.
         last_heartbeat: Monotonic time in seconds of the unit's start or of its last progress report.
+        changed: Monotonic time in seconds at which the worker was requested, or got or ended its last unit.
     """
 
     actor: Any
@@ -101,6 +102,7 @@ class WorkerHandle:
     node: str | None = None
     unit: WorkUnit | None = None
     last_heartbeat: float = 0.0
+    changed: float = field(default_factory=time.monotonic)
 
     def assign_unit(self, unit: WorkUnit, channel: Any) -> None:
         """Start a unit on the worker."""

@@ -50,6 +50,8 @@ class WorkerPool:
         poll_seconds: Longest wait in seconds for a result before progress is collected again.
         workers: Current workers.
         started: Number of workers that have started so far.
+        busy_seconds: Seconds in which workers had a unit, in all calls of ``run``, summed over workers.
+        waiting_seconds: Seconds in which they had none, the start of their processes included.
     """
 
     resources: JobResources
@@ -60,6 +62,8 @@ class WorkerPool:
     poll_seconds: float = 0.2
     workers: list[WorkerHandle] = field(default_factory=list)
     started: int = 0
+    busy_seconds: float = 0.0
+    waiting_seconds: float = 0.0
     _channel: Any = None
     _worker_limit: int = 1
     _nodes_counted_at: float = float("-inf")
@@ -89,6 +93,8 @@ class WorkerPool:
             WorkFailedError: If workers end before they start, several times in a row.
         """
         queue, failures = [_QueuedUnit(unit) for unit in units], defaultdict[str, list[Failure]](list)
+        for worker in self.workers:
+            worker.changed = time.monotonic()  # the time between two calls is no waiting
         try:
             while queue or any(worker.unit for worker in self.workers):
                 self._start_workers(len(queue) + sum(worker.unit is not None for worker in self.workers))
@@ -106,8 +112,10 @@ class WorkerPool:
                 if not finished:
                     yield None
         finally:
-            for worker in [worker for worker in self.workers if worker.unit]:
-                self._stop_worker(worker)
+            for worker in list(self.workers):
+                self._count_time(worker)
+                if worker.unit:
+                    self._stop_worker(worker)
             drain_progress(self._channel)  # the next call must not receive reports of stopped units
 
     def _start_workers(self, units: int) -> None:
@@ -132,6 +140,7 @@ class WorkerPool:
                 if ready is None:
                     return
                 queue.remove(ready)
+                self._count_time(worker)
                 worker.assign_unit(ready.unit, self._channel)
 
     def _poll_results(self) -> Iterator[tuple[WorkUnit, dict[str, Any]]]:
@@ -143,6 +152,7 @@ class WorkerPool:
             elif worker.node is None:
                 self._handle_failed_start(worker, value)
             else:
+                self._count_time(worker)
                 unit, outcomes = worker.release_unit(), value
                 if isinstance(value, BaseException):
                     outcomes = dict.fromkeys(unit.jobs, failure_from_ray(value, worker.node))
@@ -178,10 +188,20 @@ class WorkerPool:
         """Stop workers without a recent heartbeat, and yield their units as failed."""
         for worker in list(self.workers):
             if worker.unit and time.monotonic() - worker.last_heartbeat > self.stall_seconds:
+                self._count_time(worker)
                 unit = worker.release_unit()
                 self._stop_worker(worker)
                 message = f"no progress report for {self.stall_seconds / 60:g} minutes"
                 yield unit, dict.fromkeys(unit.jobs, Failure("stalled", "Stalled", message))
+
+    def _count_time(self, worker: WorkerHandle) -> None:
+        """Count the seconds since the worker's last change; called before the next one, and at the end."""
+        now = time.monotonic()
+        if worker.unit:
+            self.busy_seconds += now - worker.changed
+        else:
+            self.waiting_seconds += now - worker.changed
+        worker.changed = now
 
     def _stop_worker(self, worker: WorkerHandle) -> None:
         kill_actor(worker.actor)

@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.registry import is_unavailable, retry_while_unavailable
@@ -29,11 +29,12 @@ class Operation:
 
 @dataclass(frozen=True)
 class OperationResult:
-    """The return ``value`` of an operation, or the ``error`` that it raised."""
+    """The return ``value`` of an operation, or the ``error`` that it raised; and the ``seconds`` that it took."""
 
     key: str
     value: Any = None
     error: Exception | None = None
+    seconds: float = 0.0
 
 
 class Recorder:
@@ -111,6 +112,7 @@ class Recorder:
     def _execute(self, operation: Operation) -> OperationResult:
         if self.final_error:
             return OperationResult(operation.key, error=self.final_error)
+        start = time.monotonic()
         try:
             result = OperationResult(operation.key, self._retrying(self._attempt, operation))
         except Exception as error:
@@ -120,7 +122,7 @@ class Recorder:
         self._attempt_start = None
         if not self.final_error:
             self.unavailable_since = None
-        return result
+        return replace(result, seconds=time.monotonic() - start)
 
     def _attempt(self, operation: Operation) -> Any:
         self._attempt_start = time.monotonic()

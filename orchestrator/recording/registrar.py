@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import fmean
@@ -16,6 +17,7 @@ from orchestrator.registry import Version, is_unavailable, unavailable_error
 from orchestrator.registry.runs import MetricRow
 from orchestrator.report.content import ResourceUsage
 from orchestrator.report.incidents import Incident
+from orchestrator.report.time_use import ExpertTime, TimeUse
 from workers.expert_result import ExpertResult
 from workers.failure import Failure, to_failure
 from workers.progress import Progress
@@ -35,6 +37,9 @@ class Stage1Result:
         stopped: The failure that the first experts had in common, after which the others were not tried; else None.
         workers: Number of worker processes that were started.
         results: Results of the experts that were trained or found trained.
+        busy_seconds: Seconds in which workers had work, summed over workers.
+        waiting_seconds: Seconds in which workers had none.
+        recording_seconds: Seconds of the recorder's operations, by task.
     """
 
     versions: dict[str, Version] = field(default_factory=dict)
@@ -43,6 +48,9 @@ class Stage1Result:
     stopped: Failure | None = None
     workers: int = 0
     results: list[ExpertResult] = field(default_factory=list)
+    busy_seconds: float = 0.0
+    waiting_seconds: float = 0.0
+    recording_seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @property
     def usage(self) -> ResourceUsage:
@@ -51,7 +59,10 @@ class Stage1Result:
             result.metrics["tokens.real_share"] for result in self.results if result.metrics.get("tokens.real_share")
         ]
         loads = sum(int(result.metrics.get("base_loads", 0)) for result in self.results)
-        return ResourceUsage(loads, self.workers, fmean(shares) if shares else None)
+        recording = self.recording_seconds
+        experts = tuple(ExpertTime.of(each.task, each.metrics, recording[each.task]) for each in self.results)
+        time = TimeUse(experts, self.busy_seconds, self.waiting_seconds, sum(recording.values()))
+        return ResourceUsage(loads, self.workers, fmean(shares) if shares else None, time)
 
 
 class Registrar:
@@ -140,6 +151,7 @@ class Registrar:
 
     def _process_result(self, result: OperationResult) -> None:
         operation, _, task = result.key.partition(" ")
+        self.stage_result.recording_seconds[task] += result.seconds
         if isinstance(result.value, Version):
             self.stage_result.versions[task] = result.value
             accuracy = result.value.metrics["test.accuracy"]

@@ -9,6 +9,7 @@ from heapq import nlargest
 from typing import Any
 
 from orchestrator.report.incidents import Incident
+from orchestrator.report.time_use import TimeUse
 
 Points = tuple[tuple[float, float], ...]
 """Pairs of step and value, in the order of steps."""
@@ -112,11 +113,13 @@ class ResourceUsage:
         base_loads: How often a process loaded the base.
         worker_slots: Number of worker processes.
         real_tokens: Share of the computed tokens that are not padding.
+        time: Where the seconds of stage 1 went.
     """
 
     base_loads: int | None = None
     worker_slots: int | None = None
     real_tokens: float | None = None
+    time: TimeUse = field(default_factory=TimeUse)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from orchestrator.progress.stage_progress import first_line
 from orchestrator.report.charts import draw_bands, draw_confusion, draw_learning_curve, draw_quality, draw_trials
 from orchestrator.report.content import Curve, RunReport
 from orchestrator.report.figures import to_svg
+from workers.stopwatch import ACTIVITIES
 
 _TEMPLATE = "page.html.j2"
 _MAX_LEARNING_CURVES = 12
@@ -53,6 +54,7 @@ def _render(report: RunReport) -> str:
         "clock": _format_time,
         "number": _format_number,
         "score": _format_score,
+        "seconds": _format_seconds,
     }
     return environment.get_template(_TEMPLATE).render(report=report, **_charts(report), **_values(report))
 
@@ -93,6 +95,7 @@ def _values(report: RunReport) -> dict[str, Any]:
         "listed": report.incidents[:_MAX_INCIDENTS],
         "unlisted": max(0, len(report.incidents) - _MAX_INCIDENTS),
         "max_trace": _MAX_TRACE,
+        "activities": ACTIVITIES,
         # A URL in the config may contain a password, and users share reports.
         "config": re.sub(r"//[^/@\s]*@", "//***@", report.config),
         "failed": [row for row in rows if row.state == "failed"],
@@ -143,6 +146,13 @@ def _format_time(when: datetime | float) -> str:
 
 def _format_number(value: float | None) -> str:
     return f"{value:,.0f}" if value is not None else ""
+
+
+def _format_seconds(value: float | None) -> str:
+    """Return seconds with three digits, at least two of them after the point below 10."""
+    if value is None:
+        return ""
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
 def _format_score(value: float | None) -> str:

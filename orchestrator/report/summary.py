@@ -18,13 +18,14 @@ from orchestrator.report.next_steps import suggest_commands
 CONFUSION, PARETO = "routing, confusion", "search, Pareto front"
 
 
-def show_summary(plan: Plan, registry: Registry, source: str, console: Console) -> None:
+def show_summary(plan: Plan, registry: Registry, source: str, time_use: str, console: Console) -> None:
     """Print the summary of a finished library, read from the registry.
 
     Args:
         plan: The plan of the run.
         registry: The registry.
         source: The recipe or config file that the user named.
+        time_use: A line on where the time went; empty if nothing was trained.
         console: Console to print to.
     """
     pictures = plots(plan, registry)
@@ -37,6 +38,8 @@ def show_summary(plan: Plan, registry: Registry, source: str, console: Console) 
     for table in tables:
         console.print(table)
     console.print(_routing(evaluation))
+    if time_use:
+        console.print(time_use)
     console.print("\nOutputs")
     for name, location in outputs.items():
         console.print(f"  {name:<22} {_relative(location)}", soft_wrap=True, highlight=False, markup=False)

@@ -136,7 +136,7 @@ def _execute(
         try:
             with ray_session(), LiveView(console) as view:
                 served = _run_stages(RunContext(plan, state, forecast, registry, run_id, view), stage_result)
-            _show_summary(served, registry, loaded, console)
+            _show_summary(served, registry, loaded, console, stage_result.usage.time.describe())
             _log_plots(served, registry, run_id)
             status = "FINISHED"
             if stage_result.failed:
@@ -175,6 +175,7 @@ def _run_stages(context: RunContext, stage_result: Stage1Result) -> Plan:
                 stage_result,
             )
         stage_result.workers = pool.started
+        stage_result.busy_seconds, stage_result.waiting_seconds = pool.busy_seconds, pool.waiting_seconds
         served = plan.only(plan.experts.keys() - stage_result.failed.keys())
         unmet = unmet_requirement(plan.config.router.require, list(plan.experts), served.experts)
         if stage_result.stopped or unmet:
@@ -193,10 +194,10 @@ def _run_stages(context: RunContext, stage_result: Stage1Result) -> Plan:
     return served
 
 
-def _show_summary(plan: Plan, registry: Registry, loaded: LoadedConfig, console: Console) -> None:
+def _show_summary(plan: Plan, registry: Registry, loaded: LoadedConfig, console: Console, time_use: str = "") -> None:
     from orchestrator.report.summary import show_summary
 
-    show_summary(plan, registry, loaded.source_name, console)
+    show_summary(plan, registry, loaded.source_name, time_use, console)
 
 
 def _log_plots(plan: Plan, registry: Registry, run_id: str) -> None:

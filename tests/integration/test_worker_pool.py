@@ -96,6 +96,21 @@ def test_units_run_in_parallel_in_separate_processes(ray, tmp_path):
     assert os.getpid() not in pids
 
 
+def test_the_time_of_workers_with_and_without_work_is_counted(ray, tmp_path):
+    """In two calls, on one worker: nothing is counted twice, and the time between the calls is nobody's."""
+    work = lambda report: time.sleep(0.3)  # noqa: E731
+    with make_pool(max_workers=1) as pool:
+        walls = []
+        for number in range(2):
+            start = time.monotonic()
+            list(pool.run([WorkUnit.of(str(i), work, (), tmp_path / f"{number} {i}") for i in range(2)]))
+            walls.append(time.monotonic() - start)
+            time.sleep(1)
+        assert pool.busy_seconds >= 4 * 0.3
+        assert pool.busy_seconds + pool.waiting_seconds == pytest.approx(sum(walls), abs=0.5)
+        assert pool.waiting_seconds > 0
+
+
 def test_workers_are_reused_between_units_and_between_runs(ray, tmp_path):
     def work(value, report):
         time.sleep(0.02)

@@ -36,6 +36,15 @@ def test_operations_run_in_order_in_another_thread():
     assert recorder.pending == 0
 
 
+def test_a_result_says_how_long_its_operation_took():
+    with Recorder(30) as recorder:
+        recorder.add("long", lambda: time.sleep(0.05))
+        recorder.add("error", lambda: [time.sleep(0.05), 1 / 0])
+    long, error = recorder.pop_results()
+    assert long.seconds >= 0.05
+    assert error.seconds >= 0.05
+
+
 def test_an_error_does_not_affect_other_operations():
     def wrong():
         raise ValueError("no")

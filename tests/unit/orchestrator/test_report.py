@@ -30,7 +30,9 @@ from orchestrator.report.content import Curve, ExpertRow, ResourceUsage, Routing
 from orchestrator.report.figures import save_png, to_svg
 from orchestrator.report.incidents import Incident, incidents_to_json
 from orchestrator.report.page import write_report
+from orchestrator.report.time_use import ExpertTime, TimeUse
 from workers.failure import Failure
+from workers.stopwatch import ACTIVITIES
 
 TRIAL = {"parameters": 5, "accuracy": 0.5, "rank": 2, "factors": "2+2"}
 EVIL = "<script>alert(1)</script>\"'&"
@@ -116,6 +118,24 @@ def test_the_page_says_what_there_is_and_stands_alone(page):
     assert seen.count("svg") == 6 + 1 + 1 + 1  # curves, quality, routing, search
 
 
+def times(count, **more):
+    """Where the time went: experts with all activities, and one that an older version trained."""
+    activities = {name: 0.5 for name in ACTIVITIES} | more
+    new = [ExpertTime(f"task-{i}", 1234.5 + i, activities, 0.02) for i in range(count - 1)]
+    return ResourceUsage(4, 2, 0.9, TimeUse((*new, ExpertTime("old", 7.0, {}, 0.1)), 3 * count, count, 0.03 * count))
+
+
+def test_the_page_says_where_the_seconds_went(page):
+    text = page(report(usage=times(3)))
+    section = text[text.index('<section id="time">') :].partition("</section>")[0]
+    assert "<tr><td>waiting<td>3.00<td>25.0%</tr>" in section
+    assert "<tr><td>other<td>3.00<td>25.0%</tr>" in section
+    assert "took the driver 0.09 seconds" in section
+    assert '<tr><td>old<td>7.00<td colspan="6">not measured<td>0.10</tr>' in section
+    assert section.index("task-1<td>1,236") < section.index("task-0<td>1,234") < section.index("<td>old<")
+    assert "Where the seconds went" not in page(report())
+
+
 def test_all_text_is_escaped(page):
     text = page(
         report(
@@ -127,6 +147,7 @@ def test_all_text_is_escaped(page):
                 incident(message=f"{EVIL}\n", failure=Failure("code", EVIL, EVIL, EVIL)),
             ),
             routing=RoutingReport(1, 0.5, 9, (EVIL, "b"), ((1, 2), (3, 4))),
+            usage=ResourceUsage(time=TimeUse((ExpertTime(EVIL, 1.0, {}, 1.0),))),
             search=SearchReport(EVIL, ({"parameters": 9, "accuracy": 0.5, "rank": EVIL, "factors": EVIL},), ()),
         )
     )  # fmt: skip
