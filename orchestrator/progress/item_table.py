@@ -55,7 +55,9 @@ def append_table(text: Text, noun: str, items: Sequence[tuple[str, ItemProgress]
         return
     lines = [(noun, *HEADINGS), *((key, *format_item(item)) for key, item in items)]
     styles = ["dim", *(STYLES.get(item.state, "") for _, item in items)]
-    widths = [max(cell_len(line[column]) for line in lines) for column in range(len(HEADINGS) + 1)]
+    if not any(line[-1] for line in lines[1:]):  # as in `ttmoe status`, which does not know the time left
+        lines = [line[:-1] for line in lines]
+    widths = [max(cell_len(line[column]) for line in lines) for column in range(len(lines[0]))]
     widths[0] = min(widths[0], MAX_KEY_WIDTH)
     others = widths[0] + sum(widths[2:]) + len(GAP) * len(HEADINGS) + 2
     widths[1] = max(MIN_STATE_WIDTH, min(widths[1], width - others))

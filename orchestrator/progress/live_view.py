@@ -59,7 +59,8 @@ class LiveView:
         self.end_stage()
         self.title, self.noun, self.stage, self.last_summary = title, noun, StageProgress(steps), time.monotonic()
         if not self.console.is_terminal:
-            self._print_plain(f"{title}: {', '.join(steps) if len(steps) <= MAX_ROWS else len(steps)}")
+            items = ", ".join(steps) if len(steps) <= MAX_ROWS else str(len(steps))
+            self._print_plain(f"{title}: {items}" if items else title)  # a search adds its trials later
 
     def end_stage(self) -> None:
         """End the stage: its last screen stays on a terminal; elsewhere a long list ends with its counts."""

@@ -68,6 +68,13 @@ def test_into_a_file_go_whole_lines_when_something_is_worth_one(plain):
     ]
 
 
+def test_a_stage_whose_items_come_later_is_a_title(plain):
+    view, lines = plain
+    with view:
+        view.start_stage("Search: ranks and shapes for trec", "trial", {})
+    assert lines() == ["Search: ranks and shapes for trec"]
+
+
 def test_of_many_pieces_ends_get_a_line_and_evaluations_none(plain, monkeypatch):
     view, lines = plain
     with view:

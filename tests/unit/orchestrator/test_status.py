@@ -55,6 +55,7 @@ def test_a_few_experts_have_a_line_each():
     lines = [line.split() for line in text.splitlines()]
     assert ["trec", "training", "120/300", "0.500", "val", "0.810"] in lines
     assert ["spam", "waiting"] in lines
+    assert ["expert", "state", "step", "loss", "accuracy"] in lines  # the time left of one expert is not known
     assert "bad: ValueError: [2Jno rows\n" in text
     assert "10 minutes ago, experts ready in about 5 minutes" in text
     assert "process 77" in text
