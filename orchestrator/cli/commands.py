@@ -65,7 +65,8 @@ def init(
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(recipe_text(STARTER), encoding="utf-8")
     path.with_name(SCHEMA_FILE).write_text(schema_text(), encoding="utf-8")
-    typer.echo(f"wrote {path}\nnext: point tasks.my_task to your data, then run: ttmoe run {path}")
+    typer.echo(f"wrote {path}, and {SCHEMA_FILE} for editors")
+    typer.echo(f"next: point tasks.my_task to your data, then run: ttmoe run {path}")
 
 
 @command(app)
