@@ -28,7 +28,7 @@ with warnings.catch_warnings():
     # MLflow 3.17 declares its tables with a loader that SQLAlchemy 2.1 deprecates; only its import warns.
     warnings.simplefilter("ignore", DeprecationWarning)
     from orchestrator.registry.availability import is_unavailable
-    from orchestrator.registry.expert_models import list_experts, register_expert
+    from orchestrator.registry.expert_models import find_experts, list_experts, register_expert
     from orchestrator.registry.recovery import close_stale
     from orchestrator.registry.removal import remove_versions
     from orchestrator.registry.retrying import (
@@ -129,6 +129,7 @@ class Registry(RetryingStore):
 
     register_expert = retried(register_expert)
     find_expert = retried(find_version)
+    find_experts = retried(find_experts)
     experts = retried(list_experts)
 
     register_router = retried(register_router)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,31 @@ def register_expert(
 
     metadata = VersionMetadata("expert", run_id, tags, metrics or {}, description)
     return register(store, library, task, spec_hash, upload, metadata, promote=promote)
+
+
+def find_experts(store: Store, library: str, lock: Mapping[str, str]) -> dict[str, Version]:
+    """Return the registered versions of a lock by task, read with two paged queries.
+
+    Args:
+        store: An open store.
+        library: Name of the library.
+        lock: Spec hash by task. Tasks whose spec has no version are left out.
+    """
+    return select_versions(list_versions(store, library, "expert"), lock)
+
+
+def select_versions(versions: Iterable[Version], lock: Mapping[str, str]) -> dict[str, Version]:
+    """Return those versions that a lock names, by task; of several with one spec, the oldest.
+
+    Args:
+        versions: Versions of experts, sorted by version number.
+        lock: Spec hash by task.
+    """
+    found: dict[str, Version] = {}
+    for version in versions:
+        if lock.get(version.task) == version.spec_hash:
+            found.setdefault(version.task, version)
+    return found
 
 
 def list_experts(store: Store, library: str, *, every: bool = False) -> list[Version]:

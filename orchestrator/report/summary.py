@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,21 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.plan.planning import Plan
-from orchestrator.registry import Registry
+from orchestrator.registry import Registry, Version
 from orchestrator.registry.artifacts import CONFUSION_PLOT, EVALUATION, PARETO_PLOT, TRIALS
 from orchestrator.report.next_steps import suggest_commands
 
 CONFUSION, PARETO = "routing, confusion", "search, Pareto front"
 
 
-def show_summary(plan: Plan, registry: Registry, source: str, time_use: str, console: Console) -> None:
+def show_summary(
+    plan: Plan, versions: Mapping[str, Version], registry: Registry, source: str, time_use: str, console: Console
+) -> None:
     """Print the summary of a finished library, read from the registry.
 
     Args:
         plan: The plan of the run.
+        versions: The registered version of each task of the plan.
         registry: The registry.
         source: The recipe or config file that the user named.
         time_use: A line on where the time went; empty if nothing was trained.
@@ -30,7 +34,7 @@ def show_summary(plan: Plan, registry: Registry, source: str, time_use: str, con
     """
     pictures = plots(plan, registry)
     evaluation = json.loads(pictures[CONFUSION].with_name(EVALUATION).read_text())
-    tables = [_experts(plan, registry, evaluation)]
+    tables = [_experts(plan, versions, evaluation)]
     if PARETO in pictures:
         tables.append(_search(json.loads(pictures[PARETO].with_name(TRIALS).read_text())))
     store = f"{plan.config.tracking_uri}  (ttmoe ui)"
@@ -59,7 +63,7 @@ def plots(plan: Plan, registry: Registry) -> dict[str, Path]:
     return paths | ({PARETO: search / PARETO_PLOT} if search else {})
 
 
-def _experts(plan: Plan, registry: Registry, evaluation: dict[str, Any]) -> Table:
+def _experts(plan: Plan, versions: Mapping[str, Version], evaluation: dict[str, Any]) -> Table:
     table = Table(
         box=SIMPLE_HEAD,
         title=f"Library {plan.folders.library} on {plan.base.id}",
@@ -73,10 +77,8 @@ def _experts(plan: Plan, registry: Registry, evaluation: dict[str, Any]) -> Tabl
         table.add_column(head, justify="right")
     totals = [0.0, 0.0]
     for task, expert in plan.experts.items():
-        version = registry.find_expert(plan.folders.library, task, expert.job.spec_hash)
-        assert version is not None
         test = evaluation["tasks"][task]
-        accuracies = version.metrics["test.accuracy"], test["answered_right"] / test["rows"]
+        accuracies = versions[task].metrics["test.accuracy"], test["answered_right"] / test["rows"]
         totals = [total + value for total, value in zip(totals, accuracies, strict=True)]
         data = expert.job.data
         table.add_row(

@@ -20,8 +20,9 @@ from orchestrator.plan.planning import Plan, make_plan
 from orchestrator.plan.quantities import format_names
 from orchestrator.progress.live_view import LiveView
 from orchestrator.recording.registrar import Stage1Result
-from orchestrator.registry import Registry
+from orchestrator.registry import Registry, Version
 from orchestrator.registry.driver_lock import driver_lock
+from orchestrator.registry.expert_models import select_versions
 from orchestrator.registry.versions import CHAMPION
 from orchestrator.run.outcome import experts_failed_error, log_report
 from orchestrator.run.requirement import unmet_requirement
@@ -64,10 +65,11 @@ def run_library(loaded: LoadedConfig, console: Console) -> None:
         state = read_library_state(plan, registry)
         _check_search(plan, state)
         _print_todo(plan, state, console)
+        experts = select_versions(state.versions, plan.lock)
         if state.router.state == "cached":
-            _promote(plan, registry)
+            _promote(registry, experts, state.router.version)
         if not state.has_work:
-            _show_summary(plan, registry, loaded, console)
+            _show_summary(plan, experts, registry, loaded, console)
             return
         nodes = available_nodes()
         check_feasible(plan, nodes, state.todo or plan.experts)
@@ -106,11 +108,9 @@ def _search_is_missing(state: LibraryState) -> bool:
     return state.search is not None and state.search.state != "cached"
 
 
-def _promote(plan: Plan, registry: Registry) -> None:
-    """Set the alias ``champion`` on the plan's versions. A config that was changed back has earlier versions."""
-    library = plan.folders.library
-    versions = [registry.find_expert(library, task, spec_hash) for task, spec_hash in plan.lock.items()]
-    for version in [*versions, registry.find_router(library, plan.router_hash)]:
+def _promote(registry: Registry, experts: dict[str, Version], router: Version | None) -> None:
+    """Set the alias ``champion`` on a router and its experts. A config that was changed back has earlier versions."""
+    for version in [*experts.values(), router]:
         if version is not None and CHAMPION not in version.aliases:
             registry.promote(version)
 
@@ -136,7 +136,8 @@ def _execute(
         try:
             with ray_session(), LiveView(console) as view:
                 served = _run_stages(RunContext(plan, state, forecast, registry, run_id, view), stage_result)
-            _show_summary(served, registry, loaded, console, stage_result.usage.time.describe())
+            experts = registry.find_experts(served.folders.library, served.lock)
+            _show_summary(served, experts, registry, loaded, console, stage_result.usage.time.describe())
             _log_plots(served, registry, run_id)
             status = "FINISHED"
             if stage_result.failed:
@@ -180,13 +181,13 @@ def _run_stages(context: RunContext, stage_result: Stage1Result) -> Plan:
         unmet = unmet_requirement(plan.config.router.require, list(plan.experts), served.experts)
         if stage_result.stopped or unmet:
             raise experts_failed_error(plan, stage_result, unmet)
-        if registry.find_router(served.folders.library, served.router_hash) is None:
+        library = served.folders.library
+        if (router := registry.find_router(library, served.router_hash)) is None:
             from orchestrator.run.stage2 import train_router
 
             compare = forecast.router.compares_depths
-            train_router(served, registry, context.run_id, pool, context.view, compare=compare)
-        else:
-            _promote(served, registry)
+            router = train_router(served, registry, context.run_id, pool, context.view, compare=compare)
+        _promote(registry, registry.find_experts(library, served.lock), router)
     if _search_is_missing(state):
         from orchestrator.search.tuning import run_search
 
@@ -194,10 +195,17 @@ def _run_stages(context: RunContext, stage_result: Stage1Result) -> Plan:
     return served
 
 
-def _show_summary(plan: Plan, registry: Registry, loaded: LoadedConfig, console: Console, time_use: str = "") -> None:
+def _show_summary(
+    plan: Plan,
+    experts: dict[str, Version],
+    registry: Registry,
+    loaded: LoadedConfig,
+    console: Console,
+    time_use: str = "",
+) -> None:
     from orchestrator.report.summary import show_summary
 
-    show_summary(plan, registry, loaded.source_name, time_use, console)
+    show_summary(plan, experts, registry, loaded.source_name, time_use, console)
 
 
 def _log_plots(plan: Plan, registry: Registry, run_id: str) -> None:

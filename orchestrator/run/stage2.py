@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.plan.planning import Plan
+from orchestrator.plan.quantities import format_names
 from orchestrator.pool.work_units import JobRunner, WorkUnit
 from orchestrator.progress.live_view import LiveView
 from orchestrator.recording.expert_tags import json_tag
@@ -33,7 +34,7 @@ def train_router(
 ) -> Version:
     """Train the router for the experts of the plan's lock, test it on their test splits, and register it.
 
-    Then give the alias ``champion`` to the versions of the router and of its experts, whatever the test shows.
+    The router gets the alias ``champion``, whatever the test shows.
 
     Args:
         plan: The plan. All experts of its lock must be registered.
@@ -73,20 +74,14 @@ def train_router(
         evaluation = summarize_routing(result, routed, alone, depths)
         (model / EVALUATION).write_text(json.dumps(evaluation, indent=1))
         save_png(draw_confusion(result.confusion, result.tasks), model / CONFUSION_PLOT)
-        router = _register(plan, evaluation, model, registry, run_id)
-        for expert in experts.values():
-            registry.promote(expert)
-        return router
+        return _register(plan, evaluation, model, registry, run_id)
 
 
 def _registered_experts(plan: Plan, registry: Registry) -> dict[str, Version]:
     """Return the version of each task in the plan's lock."""
-    experts = {}
-    for task, spec_hash in plan.lock.items():
-        version = registry.find_expert(plan.folders.library, task, spec_hash)
-        assert version is not None, f"the expert of {task} is not registered"
-        experts[task] = version
-    return experts
+    found = registry.find_experts(plan.folders.library, plan.lock)
+    assert found.keys() == plan.lock.keys(), f"not registered: {format_names(sorted(plan.lock.keys() - found.keys()))}"
+    return {task: found[task] for task in plan.lock}
 
 
 def _compute_features(plan: Plan, folder: Path, runner: JobRunner, view: LiveView) -> dict[str, str]:
