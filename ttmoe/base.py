@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,8 +49,18 @@ class Base:
         return {key: value for key, value in asdict(self).items() if key != "folder"}
 
 
-def digest_folder(folder: Path) -> str:
+def sha256_of_file(path: Path) -> str:
+    """Return the sha256 hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_folder(folder: Path, file_sha256: Callable[[Path], str] = sha256_of_file) -> str:
     """Return the sha256 hex digest of the names and contents of the files that decide the model's outputs.
+
+    Args:
+        folder: The base's folder.
+        file_sha256: Returns the sha256 hex digest of a file, such as one that was computed before.
 
     Raises:
         InputError: If the folder has no ``config.json`` or no weights.
@@ -61,8 +72,7 @@ def digest_folder(folder: Path) -> str:
     total = hashlib.sha256()
     for path in files:
         total.update(path.name.encode() + b"\0")
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
+        total.update(bytes.fromhex(file_sha256(path)))
     return total.hexdigest()
 
 

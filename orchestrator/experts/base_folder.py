@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from ttmoe.base import Base, digest_folder
+from ttmoe.base import Base, digest_folder, sha256_of_file
 from ttmoe.errors import InputError
 from ttmoe.expert_files import EXPERT_MANIFEST
+from workers.data.file_digests import remembered_digest
 
 if TYPE_CHECKING:
     from orchestrator.registry import Registry, Version
@@ -46,35 +48,45 @@ def library_base(registry: Registry, library: str) -> Base:
     return base_of_version(registry, newest)
 
 
-def registered_base(folder: Path) -> Base:
+def registered_base(folder: Path, cache: Path | None = None) -> Base:
     """Return the base of the router in a registered folder, from TTMOE_BASE or the folder's MLmodel file.
+
+    Args:
+        folder: The router's folder.
+        cache: Root folder of the cache with the digests of files that did not change; None reads all files.
 
     Raises:
         InputError: If the base is missing, or another one.
     """
-    return router_base(folder, _model_config((folder / "MLmodel").read_text()))
+    return router_base(folder, _model_config((folder / "MLmodel").read_text()), cache)
 
 
-def router_base(folder: Path, config: dict[str, Any]) -> Base:
+def router_base(folder: Path, config: dict[str, Any], cache: Path | None = None) -> Base:
     """Return the base of the router in ``folder``, from TTMOE_BASE or ``config["base"]``.
 
     Raises:
         InputError: If the base is missing, or another one.
     """
     identity = json.loads((folder / "router.json").read_text())["base"]
-    return find_base(identity, os.environ.get("TTMOE_BASE") or config.get("base") or "")
+    return find_base(identity, os.environ.get("TTMOE_BASE") or config.get("base") or "", cache)
 
 
-def find_base(identity: dict[str, Any], folder: str) -> Base:
+def find_base(identity: dict[str, Any], folder: str, cache: Path | None = None) -> Base:
     """Return the base with this identity (``Base.identity()``) in ``folder``.
+
+    Args:
+        identity: The identity.
+        folder: The folder; may be empty.
+        cache: Root folder of the cache with the digests of files that did not change; None reads all files.
 
     Raises:
         InputError: If the folder is missing, or its digest is not that of the identity.
     """
     fix = 'give its folder: load_model(uri, model_config={"base": folder}), or the variable TTMOE_BASE'
+    sha256 = partial(remembered_digest, cache=cache) if cache else sha256_of_file
     if not folder or not Path(folder).is_dir():
         raise InputError(f"base {identity['id']!r} is not in folder {folder!r}", where="base", fix=fix)
-    if (digest := digest_folder(Path(folder))) != identity["digest"]:
+    if (digest := digest_folder(Path(folder), sha256)) != identity["digest"]:
         expected = f"{identity['id']!r} ({identity['digest'][:12]})"
         raise InputError(f"{folder} contains base {digest[:12]}, not {expected}", where="base", fix=fix)
     return Base(**identity, folder=folder)

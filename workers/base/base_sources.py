@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+from functools import partial
 from pathlib import Path
 
 from ttmoe.base import Base, choose_dtype, choose_pooling, digest_folder
 from ttmoe.errors import InputError
 from workers.data.atomic_folder import atomic_folder
-from workers.data.wheels import file_digest, wheel_folder, wheel_member
+from workers.data.file_digests import remembered_digest
+from workers.data.wheels import wheel_folder, wheel_member
 
 
 def resolve_base(
@@ -65,7 +67,7 @@ def resolve_base(
         source=source,
         id=name,
         revision=version,
-        digest=digest_folder(place),
+        digest=digest_folder(place, partial(remembered_digest, cache=cache)),
         folder=str(place),
         dtype=choose_dtype(dtype, device),
         max_length=max_length,
@@ -127,7 +129,7 @@ def _converted(weights: Path, cache: Path) -> Path:
     """Return a folder with the model of a GGUF file as safetensors, cached under the digest of the file."""
     if not weights.is_file():
         raise InputError(f"there is no file {weights}", where="base.gguf", fix="check the name of the file")
-    target = cache / "bases" / file_digest(weights)[:16]
+    target = cache / "bases" / remembered_digest(weights, cache)[:16]
     if (target / "config.json").is_file():
         return target
     try:

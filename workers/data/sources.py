@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 from ttmoe.errors import InputError
+from workers.data.file_digests import remembered_digest
 from workers.data.rows import Row
 from workers.data.task import Source
-from workers.data.wheels import file_digest, wheel_member
+from workers.data.wheels import wheel_member
 
 ENDINGS = {
     ".jsonl": "jsonl",
@@ -70,7 +71,7 @@ def source_file(source: Source, cache: Path) -> Path:
     if not path.is_file():
         fix = "correct `path`: in a config file it is relative to that file"
         raise InputError("the file does not exist", where=str(path), fix=fix)
-    if source.sha256 is not None and (digest := file_digest(path)) != source.sha256:
+    if source.sha256 is not None and (digest := remembered_digest(path, cache)) != source.sha256:
         raise InputError(f"the sha256 is {digest}, not {source.sha256}", where=str(path), fix="correct one of them")
     return path
 
@@ -84,7 +85,7 @@ def source_identity(source: Source, cache: Path) -> str:
         return str(source.revision)
     if source.sha256 is not None and source.wheel is not None:
         return source.sha256
-    return source.sha256 or file_digest(source_file(source, cache))
+    return source.sha256 or remembered_digest(source_file(source, cache), cache)
 
 
 def json_row(line: str, where: str) -> Row:

