@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from orchestrator.plan.planning import Plan
 from orchestrator.pool.work_units import LOG_FILE
-from orchestrator.recording.expert_tags import run_params, version_tags
+from orchestrator.recording.descriptions import describe_expert, describe_expert_model
+from orchestrator.recording.expert_tags import run_params, training_data, version_metrics, version_tags
 from orchestrator.registry import Registry, Version
 from orchestrator.registry.runs import FinalStatus, MetricRow
 from workers.expert_result import ExpertResult
@@ -20,6 +21,9 @@ _LONGEST_ERROR = 2000  # characters of the tag `error`
 class ExpertOperations:
     """Registry operations of the experts of one ``ttmoe run``. Each is safe to repeat.
 
+    What the store has of the missing experts is read once, in ``read_state``. The first attempt to create a run or a
+    version relies on it; a later one searches first, because the attempt before may have taken effect.
+
     Attributes:
         plan: The plan of the run.
         registry: An open registry without retries: the recorder retries.
@@ -29,44 +33,70 @@ class ExpertOperations:
     def __init__(self, plan: Plan, registry: Registry, parent: str) -> None:
         self.plan, self.registry, self.parent = plan, registry, parent
         self._run_ids: dict[str, str] = {}
+        self._without_run: set[str] = set()  # tasks
+        self._without_version: set[str] = set()
 
-    def start_run(self, task: str) -> str:
-        """Return the run id of a task's expert. Start or continue the run at the first call."""
-        if task not in self._run_ids:
-            expert = self.plan.experts[task]
-            self._run_ids[task] = self.registry.expert_run(
-                self.plan.folders.library, self.parent, task, expert.job.spec_hash, run_params(expert)
-            )
+    def read_state(self, missing: Collection[str]) -> None:
+        """Read which of the missing experts have a run, with a number of requests that grows with pages of runs.
+
+        Args:
+            missing: Tasks whose experts have no version. The caller holds the library's lock, so none is added.
+        """
+        begun = self.registry.unfinished_specs(self.plan.folders.library)
+        self._without_version = set(missing)
+        self._without_run = {task for task in missing if (task, self.plan.experts[task].job.spec_hash) not in begun}
+
+    def log_metrics(self, task: str, rows: Sequence[MetricRow]) -> str:
+        """Log metric values of a task, and return its run id. The first call starts or continues the run."""
+        if task in self._run_ids:
+            self.registry.log_metrics(self._run_ids[task], rows)
+            return self._run_ids[task]
+        expert, is_new = self.plan.experts[task], task in self._without_run
+        self._without_run.discard(task)
+        self._run_ids[task] = self.registry.expert_run(
+            self.plan.folders.library,
+            self.parent,
+            task,
+            expert.job.spec_hash,
+            run_params(expert),
+            is_new=is_new,
+            metrics=rows,
+            data=training_data(expert, self.plan.config.tasks[task]),
+        )
         return self._run_ids[task]
 
-    def log_metrics(self, task: str, rows: Sequence[MetricRow]) -> None:
-        """Log metric values of a task."""
-        self.registry.log_metrics(self.start_run(task), rows)
+    def register(self, task: str, result: ExpertResult, rows: Sequence[MetricRow] = ()) -> Version:
+        """Log the last and the final metrics, register the expert as a version and finish its run.
 
-    def register(self, task: str, result: ExpertResult) -> Version:
-        """Log the final metrics, register the expert as a version and finish its run."""
+        Args:
+            task: Name of the task.
+            result: The result of its expert.
+            rows: Metric values that are not logged yet.
+        """
         expert, now = self.plan.experts[task], int(time.time() * 1000)
-        self.log_metrics(
-            task,
-            [(name, value, 0, now) for name, value in result.metrics.items() if not name.startswith("validation.")],
-        )
-        accuracy = result.metrics["test.accuracy"]
+        final = [(name, value, 0, now) for name, value in result.metrics.items() if not name.startswith("validation.")]
+        run_id, is_new = self.log_metrics(task, [*rows, *final]), task in self._without_version
+        self._without_version.discard(task)
         version = self.registry.register_expert(
             self.plan.folders.library,
             task,
             result.spec_hash,
             Path(result.folder),
-            self.start_run(task),
+            run_id,
             version_tags(expert, result),
-            metrics=result.metrics,
-            description=f"{expert.job.adapter.method} adapter for {task}: test accuracy {accuracy:.3f}",
+            metrics=version_metrics(result.metrics),
+            description=describe_expert(expert, result),
+            about=describe_expert_model(self.plan.folders.library, expert),
+            is_new=is_new,
         )
         self.end_run(task, "FINISHED")
         return version
 
-    def end_run(self, task: str, status: FinalStatus, failure: Failure | None = None) -> None:
-        """Upload the task's log, set the tag ``error`` after a failure, and end the run."""
-        run_id, log = self.start_run(task), Path(self.plan.experts[task].job.folder, LOG_FILE)
+    def end_run(
+        self, task: str, status: FinalStatus, failure: Failure | None = None, rows: Sequence[MetricRow] = ()
+    ) -> None:
+        """Log the last metrics, upload the task's log, set the tag ``error`` after a failure, and end the run."""
+        run_id, log = self.log_metrics(task, rows), Path(self.plan.experts[task].job.folder, LOG_FILE)
         if log.is_file():
             self.registry.log_file(run_id, log)
         if failure:

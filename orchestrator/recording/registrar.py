@@ -80,7 +80,7 @@ class Registrar:
     ) -> None:
         self.operations, self.recorder, self.view, self.stage_result = operations, recorder, view, stage_result
         self._config = operations.plan.config
-        self._open_runs: set[str] = set()  # tasks
+        self._begun: set[str] = set()  # tasks that have not ended
         self._outcomes: list[Failure | None] = []  # of the ended jobs in order; None for a success
         self._metrics: dict[str, list[MetricRow]] = {}  # by task, not queued yet
         self._last_log_time, self._outage_reported = time.monotonic(), False
@@ -91,9 +91,8 @@ class Registrar:
         self._process_results()
         if event is None:
             return
-        if event.progress and event.key not in self._open_runs:
-            self._open_runs.add(event.key)
-            self.recorder.add(f"start {event.key}", partial(self.operations.start_run, event.key))
+        if event.progress:
+            self._begun.add(event.key)
         for timestamp, progress in event.progress:
             self._metrics.setdefault(event.key, []).extend(_metric_rows(timestamp, progress))
             self.view.update(event.key, progress)
@@ -105,15 +104,15 @@ class Registrar:
 
     def register(self, task: str, result: ExpertResult) -> None:
         """Queue the registration of a trained expert."""
-        self._log_metrics(task)
-        self._open_runs.discard(task)
+        self._begun.discard(task)
         self.stage_result.results.append(result)
         self.view.set_state(task, "registering")
-        self.recorder.add(f"register {task}", partial(self.operations.register, task, result))
+        self.recorder.add(
+            f"register {task}", partial(self.operations.register, task, result, self._metrics.pop(task, []))
+        )
 
     def wait_until_recorded(self) -> None:
         """Wait until all queued operations are done. Raise WorkFailedError if the store stayed unavailable."""
-        self._log_metrics()
         while self.recorder.pending:
             self._process_results()
             time.sleep(0.05)
@@ -122,10 +121,11 @@ class Registrar:
             raise unavailable_error(self._config.tracking_uri, self.recorder.patience, error)
 
     def stop_open_runs(self) -> None:
-        """Queue the end of all runs that are still open, with status KILLED."""
-        for task in self._open_runs:
+        """Queue the end of the runs of all experts that have begun and not ended, with status KILLED."""
+        for task in self._begun:
             self.view.set_state(task, "stopped")
-            self.recorder.add(f"stop {task}", partial(self.operations.end_run, task, "KILLED"))
+            rows = self._metrics.pop(task, [])
+            self.recorder.add(f"stop {task}", partial(self.operations.end_run, task, "KILLED", rows=rows))
 
     def _handle_failure(self, event: JobEvent, failure: Failure) -> None:
         task, message = event.key, str(failure).splitlines()[0]
@@ -134,9 +134,10 @@ class Registrar:
             self.view.set_state(task, "retrying", f"attempt {event.attempt + 1}, {event.action}: {message}")
             return
         self.stage_result.failed[task] = failure
-        self._open_runs.discard(task)
+        self._begun.discard(task)
         self.view.set_state(task, "failed", message)
-        self.recorder.add(f"fail {task}", partial(self.operations.end_run, task, "FAILED", failure))
+        rows = self._metrics.pop(task, [])
+        self.recorder.add(f"fail {task}", partial(self.operations.end_run, task, "FAILED", failure, rows))
         self._outcomes.append(failure)
         self.stage_result.stopped = self.stage_result.stopped or common_failure(self._outcomes, self._config.failures)
 
@@ -167,15 +168,16 @@ class Registrar:
     def _add_incident(self, task: str, failure: Failure, attempt: int, action: str) -> None:
         self.stage_result.incidents.append(Incident(time.time(), STAGE, task, attempt, failure, action))
 
-    def _log_metrics(self, task: str | None = None) -> None:
-        """Queue the collected metrics of one task; without a task, those of all tasks every LOG_INTERVAL seconds."""
-        if task is None and time.monotonic() - self._last_log_time < LOG_INTERVAL:
+    def _log_metrics(self) -> None:
+        """Queue the collected metrics of all tasks every LOG_INTERVAL seconds; the first of a task open its run.
+
+        The metrics of an expert that ends earlier are logged with its result, in one request.
+        """
+        if time.monotonic() - self._last_log_time < LOG_INTERVAL:
             return
-        for name in [task] if task else list(self._metrics):
-            if rows := self._metrics.pop(name, []):
-                self.recorder.add(f"log {name}", partial(self.operations.log_metrics, name, rows))
-        if task is None:
-            self._last_log_time = time.monotonic()
+        for task in list(self._metrics):
+            self.recorder.add(f"log {task}", partial(self.operations.log_metrics, task, self._metrics.pop(task)))
+        self._last_log_time = time.monotonic()
 
 
 def _metric_rows(timestamp: float, progress: Progress) -> list[MetricRow]:

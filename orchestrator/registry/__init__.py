@@ -29,7 +29,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     from orchestrator.registry.availability import is_unavailable
     from orchestrator.registry.expert_models import find_experts, list_experts, register_expert
-    from orchestrator.registry.recovery import close_stale
+    from orchestrator.registry.recovery import close_stale, unfinished_specs
     from orchestrator.registry.removal import remove_versions
     from orchestrator.registry.retrying import (
         RetryingStore,
@@ -56,7 +56,6 @@ with warnings.catch_warnings():
     from orchestrator.registry.runs import (
         expert_run,
         finish_run,
-        log_file,
         log_metrics,
         log_text,
         start_run,
@@ -64,6 +63,7 @@ with warnings.catch_warnings():
     )
     from orchestrator.registry.searches import search_artifacts
     from orchestrator.registry.store import Library, libraries, open_store
+    from orchestrator.registry.uploads import log_file
     from orchestrator.registry.version_files import fetch, read_file
     from orchestrator.registry.versions import Version, find_version, promote
 
@@ -120,6 +120,7 @@ class Registry(RetryingStore):
     finish_run = retried(finish_run)
     end_run_on_exit = end_run_on_exit
     close_stale = retried(close_stale)
+    unfinished_specs = retried(unfinished_specs)
 
     newest_run = retried(newest_run)
     run_record = retried(run_record)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.registry.store import Store
-from orchestrator.registry.version_files import artifact_uri
+from orchestrator.registry.uploads import artifact_uri, log_file
 from orchestrator.registry.versions import (
     CANDIDATE,
     CHAMPION,
@@ -32,7 +32,9 @@ def register_expert(
     *,
     metrics: dict[str, float] | None = None,
     description: str = "",
+    about: str = "",
     promote: bool = False,
+    is_new: bool = False,
 ) -> Version:
     """Upload a verified expert to its run and register it as a version, at most one per spec hash.
 
@@ -48,7 +50,9 @@ def register_expert(
         tags: Tags of the version, without the prefix ``ttmoe.``.
         metrics: Metrics of the version; they are stored as tags.
         description: Description of the version in MLflow.
+        about: Description of the registered model in MLflow.
         promote: Set the alias ``champion`` in addition to ``candidate``.
+        is_new: Whether the spec is known to have no version, so that none is searched for.
 
     Raises:
         InputError: The task is called ``router``.
@@ -61,11 +65,11 @@ def register_expert(
         )
 
     def upload() -> str:
-        store.client.log_artifacts(run_id, str(folder), "expert")
+        log_file(store, run_id, folder, "expert")
         return artifact_uri(store, run_id, "expert")
 
-    metadata = VersionMetadata("expert", run_id, tags, metrics or {}, description)
-    return register(store, library, task, spec_hash, upload, metadata, promote=promote)
+    metadata = VersionMetadata("expert", run_id, tags, metrics or {}, description, about)
+    return register(store, library, task, spec_hash, upload, metadata, promote=promote, is_new=is_new)
 
 
 def find_experts(store: Store, library: str, lock: Mapping[str, str]) -> dict[str, Version]:

@@ -1,11 +1,11 @@
-"""Repair of the runs and versions that a crashed driver left unfinished."""
+"""Runs and versions that a driver left unfinished: their repair, and what can be continued."""
 
 from __future__ import annotations
 
 from functools import partial
 
 from orchestrator.registry.runs import finish_run
-from orchestrator.registry.store import Store, all_pages, ignore_missing
+from orchestrator.registry.store import TAG, Store, all_pages, ignore_missing
 from orchestrator.registry.versions import CANDIDATE, Version, find_by_alias, list_versions, promote
 
 
@@ -36,6 +36,15 @@ def close_stale(store: Store, library: str) -> int:
             continue
         closed += 1
     return closed
+
+
+def unfinished_specs(store: Store, library: str) -> set[tuple[str, str]]:
+    """Return task and spec hash of every run of an expert that has not FINISHED, read in pages of 1,000 runs."""
+    experiment = store.experiment_id(library)
+    query = f"attributes.status != 'FINISHED' and tags.`{TAG}kind` = 'expert'"
+    search = partial(store.client.search_runs, [experiment], query, max_results=1000)
+    runs = all_pages(lambda token: search(page_token=token))
+    return {(run.data.tags[f"{TAG}task"], run.data.tags[f"{TAG}spec_hash"]) for run in runs}
 
 
 def _versions_by_run(store: Store, library: str) -> dict[str, list[Version]]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from orchestrator.registry.expert_models import ROUTER
 from orchestrator.registry.store import Store
-from orchestrator.registry.version_files import artifact_uri, read_file
+from orchestrator.registry.uploads import artifact_uri, log_file
+from orchestrator.registry.version_files import read_file
 from orchestrator.registry.versions import (
     CHAMPION,
     Version,
@@ -45,6 +46,7 @@ def register_router(
     base_folder: Path | None = None,
     metrics: dict[str, float] | None = None,
     description: str = "",
+    about: str = "",
     promote: bool = True,
 ) -> Version:
     """Upload a router with its experts and lock to its run and register it, at most one version per spec hash.
@@ -63,6 +65,7 @@ def register_router(
         base_folder: The base's folder, which the model loads by default.
         metrics: Metrics of the version; they are stored as tags.
         description: Description of the version in MLflow.
+        about: Description of the registered model in MLflow.
         promote: Set the alias ``champion`` in addition to ``candidate``.
     """
 
@@ -70,10 +73,10 @@ def register_router(
         with tempfile.TemporaryDirectory() as scratch:
             model = Path(scratch) / ROUTER
             write_model(folder, model, lock, base_folder)
-            store.client.log_artifacts(run_id, str(model), ROUTER)
+            log_file(store, run_id, model, ROUTER)
         return artifact_uri(store, run_id, ROUTER)
 
-    metadata = VersionMetadata(ROUTER, run_id, tags, metrics or {}, description)
+    metadata = VersionMetadata(ROUTER, run_id, tags, metrics or {}, description, about)
     return register(store, library, ROUTER, spec_hash, upload, metadata, promote=promote)
 
 

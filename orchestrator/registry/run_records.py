@@ -1,4 +1,4 @@
-"""Read the state of a run from the store: the newest parent run of a library and its child runs."""
+"""Read the state of a run from the store: the newest run of a library, and the runs of what it trains."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
+from orchestrator.registry.runs import OLD_PARENT_TAG, PARENT_TAG
 from orchestrator.registry.store import TAG, Store, all_pages, check_name, to_datetime
 
 
@@ -56,12 +58,14 @@ def run_record(store: Store, run_id: str) -> RunRecord:
 
 
 def child_runs(store: Store, library: str, parent: str) -> list[RunRecord]:
-    """Return the child runs of the run ``parent``, sorted by task. One query reads up to 1,000 runs."""
+    """Return the runs of the experts, router or trials of the run ``parent``, by task. A query reads 1,000 runs."""
     check_name(parent, "run")
     if (experiment := store.find_experiment(library)) is None:
         return []
-    ids, query, client = [experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent}'", store.client
-    runs = all_pages(lambda token: client.search_runs(ids, query, max_results=1000, page_token=token))
+    runs: list[Run] = []
+    for tag in (TAG + PARENT_TAG, OLD_PARENT_TAG):
+        search = partial(store.client.search_runs, [experiment.experiment_id], f"tags.`{tag}` = '{parent}'")
+        runs += all_pages(lambda token, search=search: search(max_results=1000, page_token=token))
     return sorted(map(_record, runs), key=lambda run: run.tags.get("task", run.name))
 
 

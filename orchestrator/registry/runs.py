@@ -1,4 +1,7 @@
-"""MLflow runs: one parent for each ``ttmoe run``, and one child for each spec hash."""
+"""MLflow runs: one for each ``ttmoe run`` or search, and one for each spec hash, whose tag ``run`` names the former.
+
+MLflow's own tag for this, ``mlflow.parentRunId``, would hide all experts below one closed row of the table of runs.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,38 @@ import getpass
 import json
 import uuid
 from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 
+from orchestrator.registry.pages import prepare_pages
 from orchestrator.registry.store import TAG, Store, check_name, to_mlflow_tags
 
 FinalStatus = Literal["FINISHED", "FAILED", "KILLED"]
 MetricRow = tuple[str, float, int, int]  # key, value, step, time in milliseconds since the epoch
-_METRICS_PER_REQUEST = 1000  # limits of MLflow
-_PARAMS_PER_REQUEST = 100
+PARENT_TAG, OLD_PARENT_TAG = "run", "mlflow.parentRunId"  # the second until ttmoe 0.2
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The data set of a run, as MLflow's UI shows it.
+
+    Attributes:
+        name: Name of the task.
+        digest: Start of the data's fingerprint, at most 36 characters.
+        source_type: ``local``, ``hugging_face`` or ``wheel``.
+        source: What locates the source, by key.
+        columns: Names of the columns that the task reads.
+        profile: Facts about the data, such as the number of rows.
+    """
+
+    name: str
+    digest: str
+    source_type: str
+    source: dict[str, Any]
+    columns: tuple[str, ...]
+    profile: dict[str, Any]
 
 
 def start_run(
@@ -43,7 +67,9 @@ def start_run(
     Returns:
         The run id.
     """
-    experiment = store.experiment(library, search=search).experiment_id
+    pages = store.experiment(library, search=search)
+    prepare_pages(store, pages, library, search=search)
+    experiment = pages.experiment_id
     kind = "search" if search else "run"
     # MLflow's client repeats a request if the response was lost. The token identifies a duplicate run.
     token = {"token": uuid.uuid4().hex} if store.is_remote else {}
@@ -68,26 +94,32 @@ def expert_run(
     params: dict[str, Any],
     *,
     search: bool = False,
+    is_new: bool = False,
+    metrics: Iterable[MetricRow] = (),
+    data: TrainingData | None = None,
 ) -> str:
-    """Continue the run of a task's spec as a child of ``parent``, or start one.
+    """Continue the run of a task's spec as a part of ``parent``, or start one.
 
     Args:
         store: An open store.
         library: Name of the library.
-        parent: Run id of the parent, or None.
+        parent: Run id of the ``ttmoe run`` or of the search, or None.
         task: Name of the task; ``router`` for the router.
         spec_hash: Hash of the spec.
         params: Parameters to log; those that the run already has are not changed.
         search: Make the run a trial in the experiment of the library's searches.
+        is_new: Whether the spec is known to have no run, so that none is searched for.
+        metrics: Metric values to log in the same request; see ``log_metrics``.
+        data: The run's data set.
 
     Returns:
         The run id. The run's status is RUNNING.
     """
     check_name(spec_hash, "spec hash")
     check_name(task, "task")
-    experiment = store.experiment(library, search=search).experiment_id
-    if not (runs := _find_runs(store, experiment, task, spec_hash)):
-        tags = {"spec_hash": spec_hash, "task": task} | ({"mlflow.parentRunId": parent} if parent else {})
+    experiment = store.experiment_id(library, search=search)
+    if not (runs := [] if is_new else _find_runs(store, experiment, task, spec_hash)):
+        tags = {"spec_hash": spec_hash, "task": task} | ({PARENT_TAG: parent} if parent else {})
         kind = "trial" if search else "expert"
         runs = [store.client.create_run(experiment, run_name=task, tags=_run_tags(kind, library, tags))]
         if store.is_remote:  # MLflow's client repeats a request if the response was lost
@@ -97,11 +129,15 @@ def expert_run(
         store.client.delete_run(duplicate.info.run_id)
     if run.info.status != "RUNNING":
         store.client.update_run(run.info.run_id, status="RUNNING")
-    if parent and run.data.tags.get("mlflow.parentRunId") != parent:
-        store.client.set_tag(run.info.run_id, "mlflow.parentRunId", parent)
+    if OLD_PARENT_TAG in run.data.tags:
+        store.client.delete_tag(run.info.run_id, OLD_PARENT_TAG)
+    moved = parent and run.data.tags.get(TAG + PARENT_TAG) != parent
+    tags = [RunTag(TAG + PARENT_TAG, str(parent))] if moved else []
     missing = [Param(key, str(value)) for key, value in params.items() if key not in run.data.params]
-    for start in range(0, len(missing), _PARAMS_PER_REQUEST):
-        store.client.log_batch(run.info.run_id, params=missing[start : start + _PARAMS_PER_REQUEST])
+    store.artifact_uris[run.info.run_id] = run.info.artifact_uri
+    store.client.log_batch(run.info.run_id, _metrics(metrics), missing, tags)  # without any of them, no request
+    if data:
+        store.client.log_inputs(run.info.run_id, [_dataset_input(data)])
     return run.info.run_id
 
 
@@ -113,9 +149,7 @@ def log_metrics(store: Store, run_id: str, rows: Iterable[MetricRow]) -> None:
         run_id: The run.
         rows: Tuples ``(key, value, step, time)``, the time in milliseconds since the epoch. NaN values are stored.
     """
-    metrics = [Metric(key, float(value), int(time), int(step)) for key, value, step, time in rows]
-    for start in range(0, len(metrics), _METRICS_PER_REQUEST):
-        store.client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_REQUEST])
+    store.client.log_batch(run_id, _metrics(rows))
 
 
 def tag_run(store: Store, run_id: str, tags: dict[str, Any]) -> None:
@@ -128,17 +162,22 @@ def log_text(store: Store, run_id: str, text: str, name: str) -> None:
     store.client.log_text(run_id, text, name)
 
 
-def log_file(store: Store, run_id: str, path: Path, folder: str = "") -> None:
-    """Copy a file, or the content of a folder, to ``folder`` in the run's artifacts."""
-    if path.is_dir():
-        store.client.log_artifacts(run_id, str(path), folder or None)
-    else:
-        store.client.log_artifact(run_id, str(path), folder or None)
-
-
 def finish_run(store: Store, run_id: str, status: FinalStatus) -> None:
     """End a run with the given status."""
     store.client.set_terminated(run_id, status)
+
+
+def _metrics(rows: Iterable[MetricRow]) -> list[Metric]:
+    return [Metric(key, float(value), int(time), int(step)) for key, value, step, time in rows]
+
+
+def _dataset_input(data: TrainingData) -> DatasetInput:
+    columns = [{"type": "string", "name": name, "required": True} for name in data.columns]
+    schema = json.dumps({"mlflow_colspec": columns})
+    dataset = Dataset(
+        data.name, data.digest, data.source_type, json.dumps(data.source), schema, json.dumps(data.profile)
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
 
 
 def _find_runs(store: Store, experiment: str, task: str, spec_hash: str) -> list[Run]:

@@ -6,7 +6,7 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,16 @@ class Store:
         client: MLflow's client.
         uri: ``sqlite:///file``, a database URI, or the ``http(s)`` URI of a tracking server.
         artifact_root: Folder for artifacts; with a tracking server, for downloaded copies of them.
+        experiment_ids: Ids of the experiments that ``experiment`` returned, by name.
+        artifact_uris: URIs of the artifacts of runs that this process started, by run id. Both spare a request for
+            each expert, and are shared by copies of the store.
     """
 
     client: MlflowClient
     uri: str
     artifact_root: Path
+    experiment_ids: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+    artifact_uris: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def is_remote(self) -> bool:
@@ -75,7 +80,13 @@ class Store:
         if experiment.lifecycle_stage == "deleted":
             self.client.restore_experiment(experiment.experiment_id)
             return self.experiment(library, search=search)
+        self.experiment_ids[name] = experiment.experiment_id
         return experiment
+
+    def experiment_id(self, library: str, *, search: bool = False) -> str:
+        """Return the id of the library's experiment, requested once; see ``experiment``."""
+        known = self.experiment_ids.get(experiment_name(library, search=search))
+        return known or self.experiment(library, search=search).experiment_id
 
     def find_experiment(self, library: str, *, search: bool = False) -> Experiment | None:
         """Return the library's experiment, or None if it is missing or deleted. Nothing is changed in the store."""
@@ -148,13 +159,15 @@ def ignore_missing(call: Callable[[], Any]) -> Any:
     return None
 
 
-def create_once(create: Callable[[], Any]) -> None:
-    """Call ``create()`` and ignore the error that the object already exists."""
+def create_once(create: Callable[[], Any]) -> bool:
+    """Call ``create()`` and return whether it created the object; False if MLflow reports that it exists."""
     try:
         create()
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+        return False
+    return True
 
 
 def all_pages(search: Callable[[str | None], Any]) -> Iterator[Any]:

@@ -51,11 +51,6 @@ def read_file(store: Store, version: Version, name: str) -> str:
         return download(store, f"{version.uri}/{name}", Path(scratch) / "file", where).read_text(encoding="utf-8")
 
 
-def artifact_uri(store: Store, run_id: str, folder: str) -> str:
-    """Return the URI of a folder in a run's artifacts."""
-    return f"{store.client.get_run(run_id).info.artifact_uri}/{folder}"
-
-
 def local_folder(uri: str) -> Path | None:
     """Return the local path of a ``file:`` URI, or None for any other URI."""
     return Path(urllib.request.url2pathname(urllib.parse.urlparse(uri).path)) if uri.startswith("file:") else None

@@ -61,7 +61,8 @@ class VersionMetadata:
         run_id: The run that holds the artifacts.
         tags: Tags without the prefix ``ttmoe.``.
         metrics: Metrics; they are stored as tags.
-        description: Text shown in the MLflow UI.
+        description: Text about the version, shown in the MLflow UI.
+        about: Text about the registered model, shown in the MLflow UI.
     """
 
     kind: str
@@ -69,6 +70,7 @@ class VersionMetadata:
     tags: dict[str, Any]
     metrics: dict[str, float]
     description: str
+    about: str = ""
 
 
 def register(
@@ -80,6 +82,7 @@ def register(
     metadata: VersionMetadata,
     *,
     promote: bool,
+    is_new: bool = False,
 ) -> Version:
     """Create the version of a spec unless it exists, and set its aliases.
 
@@ -94,8 +97,9 @@ def register(
         upload: Uploads the files and returns their URI. It is called only if the spec has no version.
         metadata: Description of the version.
         promote: Set the alias ``champion`` in addition to ``candidate``.
+        is_new: Whether the spec is known to have no version, so that none is searched for.
     """
-    versions = _search(store, library, task, spec_hash)
+    versions = [] if is_new else _search(store, library, task, spec_hash)
     aliases = _aliases(store, versions[0].name) if versions else {}
     if not versions:
         versions = _create(store, library, task, spec_hash, upload, metadata)
@@ -111,7 +115,9 @@ def _create(
 ) -> list[ModelVersion]:
     name = model_name(library, task)
     model_tags = {"library": library, "kind": metadata.kind, "task": task}
-    create_once(lambda: store.client.create_registered_model(name, to_mlflow_tags(model_tags)))
+    is_new = create_once(lambda: store.client.create_registered_model(name, to_mlflow_tags(model_tags), metadata.about))
+    if metadata.about and not is_new:
+        store.client.update_registered_model(name, metadata.about)
     metric_tags = {f"{_METRIC}{key}": repr(float(value)) for key, value in metadata.metrics.items()}
     version = store.client.create_model_version(
         name,

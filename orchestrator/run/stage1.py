@@ -57,6 +57,7 @@ def train_experts(
     with Recorder(plan.config.failures.tracking_minutes * 60) as recorder:
         registrar = Registrar(operations, recorder, view, stage_result)
         try:
+            recorder.add("read", partial(operations.read_state, missing))
             jobs = {task: plan.experts[task].job for task in missing}
             for task, job in list(jobs.items()):
                 if result := finished_result(Path(job.folder), job.spec_hash):

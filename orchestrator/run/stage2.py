@@ -14,6 +14,7 @@ from orchestrator.plan.planning import Plan
 from orchestrator.plan.quantities import format_names
 from orchestrator.pool.work_units import JobRunner, WorkUnit
 from orchestrator.progress.live_view import LiveView
+from orchestrator.recording.descriptions import describe_router, describe_router_model
 from orchestrator.recording.expert_tags import json_tag
 from orchestrator.registry import Registry, Version
 from orchestrator.registry.artifacts import CONFUSION_PLOT, EVALUATION
@@ -156,6 +157,8 @@ def _register(plan: Plan, evaluation: dict[str, Any], folder: Path, registry: Re
         tags,
         metrics=metrics,
         base_folder=Path(plan.base.folder),
+        description=describe_router(plan, metrics),
+        about=describe_router_model(plan.folders.library),
         promote=True,
     )
 

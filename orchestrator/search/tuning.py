@@ -25,7 +25,7 @@ DESCRIPTION = ("rank", "cores", "factors", "shapes", "spec_hash")
 
 
 def run_search(plan: Plan, registry: Registry, view: LiveView) -> None:
-    """Run the plan's search and record it in MLflow: a parent run with the Pareto front, a child run per trial."""
+    """Run the plan's search and record it in MLflow: a run with the Pareto front, and one per trial."""
     search = _settings(plan)
     job = replace(plan.experts[search.task].job, train=plan.config.search_train())
     groups, space = plan_search_space(plan)
@@ -76,9 +76,16 @@ def _record(plan: Plan, record: dict[str, Any], registry: Registry, run: str) ->
         registry.log_file(run, folder / name)
     for trial in record["trials"]:
         params = {key: trial[key] for key in ("rank", "factors", "shapes")}
-        child = registry.expert_run(plan.folders.library, run, record["task"], trial["spec_hash"], params, search=True)
         now = int(time.time() * 1000)
-        registry.log_metrics(child, [(key, trial[key], 0, now) for key in METRICS])
+        child = registry.expert_run(
+            plan.folders.library,
+            run,
+            record["task"],
+            trial["spec_hash"],
+            params,
+            search=True,
+            metrics=[(key, trial[key], 0, now) for key in METRICS],
+        )
         registry.finish_run(child, "FINISHED")
 
 

@@ -1,0 +1,64 @@
+"""Texts that MLflow's UI shows beside registered models and versions, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.plan.planning import ExpertPlan, Plan
+from orchestrator.plan.quantities import format_names
+from workers.expert_result import ExpertResult
+
+_READS = {"text": "classifies one text", "pair": "classifies a pair of texts", "choice": "chooses among options",
+          "generate": "generates a text"}  # fmt: skip
+_METHODS = {"tt": "TT-LoRA", "lora": "LoRA"}
+_MOST_NAMED = 20  # labels or tasks
+
+
+def describe_expert_model(library: str, expert: ExpertPlan) -> str:
+    """Return the description of an expert's registered model: what it does, and how to use it."""
+    job = expert.job
+    labels = f" as {format_names(job.data.label_names, _MOST_NAMED)}" if job.classes > 1 else ""
+    return (
+        f"Expert of the library {library} for the task {job.task}: {_READS[job.data.kind]}{labels}, "
+        f"on the frozen base {job.base.id}.\n\n"
+        f"- Details: `ttmoe experts show {job.task} --library {library}`\n"
+        f"- As a PEFT LoRA adapter: `ttmoe experts export {job.task} FOLDER --library {library}`\n"
+        f"- Answers through the router: `ttmoe predict TEXT --library {library}`"
+    )
+
+
+def describe_expert(expert: ExpertPlan, result: ExpertResult) -> str:
+    """Return the description of an expert's version: its adapter, its accuracy and its data."""
+    job, counts = expert.job, {split: sum(rows.values()) for split, rows in expert.job.data.counts.items()}
+    method = _METHODS.get(job.adapter.method, job.adapter.method)
+    return (
+        f"Test accuracy {result.metrics['test.accuracy']:.3f} on {counts['test']:,} rows "
+        f"(most frequent answer: {job.data.majority:.3f}), trained on {counts['train']:,}. "
+        f"{method} of rank {job.adapter.rank} with {result.parameters:,} parameters "
+        f"(LoRA of rank 16: {expert.lora_parameters:,})."
+    )
+
+
+def describe_router_model(library: str) -> str:
+    """Return the description of a router's registered model: what it does, and how to serve it."""
+    return (
+        f"Router of the library {library}: picks one expert for each input, or none for an unknown input.\n\n"
+        f"- Serve: `mlflow models serve -m models:/{library}.router@champion --env-manager local`\n"
+        f"- Load: `mlflow.pyfunc.load_model('models:/{library}.router@champion')`\n"
+        f"- Ask: `ttmoe predict TEXT --library {library}`"
+    )
+
+
+def describe_router(plan: Plan, metrics: Mapping[str, Any]) -> str:
+    """Return the description of a router's version.
+
+    Args:
+        plan: The plan whose experts the router routes to.
+        metrics: The metrics of its evaluation.
+    """
+    return (
+        f"Routes to {len(plan.experts)} experts: {format_names(plan.experts, _MOST_NAMED)}. On their test rows it picks "
+        f"the right expert for {metrics['test.routing_accuracy']:.3f}; the accuracy of the answers, as a mean over tasks, "
+        f"is {metrics['test.routed_accuracy']:.3f}, and {metrics['test.alone_accuracy']:.3f} without routing."
+    )

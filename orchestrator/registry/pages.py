@@ -1,0 +1,66 @@
+"""What MLflow's pages show of a library first: its experiment as model training, named views of the runs, and a note.
+
+MLflow's UI reads all of it from tags of the experiment. A view is a JSON text with the columns, filter and order of the
+table of runs; the key in its tag opens it by ``?viewStateShareKey=<key>`` and it is listed under *Views*.
+"""
+
+from __future__ import annotations
+
+import json
+
+from mlflow.entities import Experiment
+
+from orchestrator.registry.store import TAG, Store
+
+EXPERTS_VIEW, RUNS_VIEW, TRIALS_VIEW = "experts", "runs", "trials"
+VIEW_TAG = "mlflow.sharedViewState."
+_NOTE = "mlflow.note.content"
+_EXPERT_COLUMNS = ("metrics.`test.accuracy`", "params.`adapter.rank`", "params.`parameters`", "attributes.`Dataset`",
+                   "params.`base`", "attributes.`Models`")  # fmt: skip
+_RUN_COLUMNS = ("attributes.`Source`", "attributes.`Version`", "attributes.`Description`")
+_TRIAL_COLUMNS = ("metrics.`accuracy`", "params.`rank`", "metrics.`parameters`", "params.`factors`",
+                  "metrics.`seconds`")  # fmt: skip
+
+
+def prepare_pages(store: Store, experiment: Experiment, library: str, *, search: bool = False) -> None:
+    """Set the tags of an experiment that MLflow's UI reads, unless they exist: a user may have changed them.
+
+    Args:
+        store: An open store.
+        experiment: The experiment of the library or of its searches.
+        library: Name of the library.
+        search: Whether the experiment is the one of the searches.
+    """
+    for key, value in page_tags(experiment.experiment_id, library, search=search).items():
+        if key not in experiment.tags:
+            store.client.set_experiment_tag(experiment.experiment_id, key, value)
+
+
+def page_tags(experiment_id: str, library: str, *, search: bool = False) -> dict[str, str]:
+    """Return the tags that ``prepare_pages`` sets, by key."""
+    views = {TRIALS_VIEW: ("Trials", "trial", "metrics.`accuracy`", _TRIAL_COLUMNS)} if search else {
+        EXPERTS_VIEW: ("Experts", "expert", "metrics.`test.accuracy`", _EXPERT_COLUMNS),
+        RUNS_VIEW: ("Runs", "run", "attributes.start_time", _RUN_COLUMNS),
+    }  # fmt: skip
+    links = " · ".join(
+        f"[{name}](#/experiments/{experiment_id}/runs?viewStateShareKey={key})" for key, (name, *_) in views.items()
+    )
+    what = f"Searches of the library {library}" if search else f"Library {library}"
+    # Without this tag MLflow shows its pages for generative AI, which have no table of runs.
+    tags = {"mlflow.experimentKind": "custom_model_development", _NOTE: f"**{what}**: {links}"}
+    return tags | {VIEW_TAG + key: _view(*view) for key, view in views.items()}
+
+
+def _view(name: str, kind: str, order: str, columns: tuple[str, ...]) -> str:
+    """Return the text of a view: the runs of one kind, the highest value of ``order`` first."""
+    state = {
+        "searchFilter": f"tags.`{TAG}kind` = '{kind}'"
+        + (
+            f" AND tags.`{TAG}task` != 'router'" if kind == "expert" else ""
+        ),  # with a filter MLflow does not nest runs below their parents
+        "orderByKey": order,
+        "orderByAsc": False,
+        "selectedColumns": columns,
+    }
+    created = 0  # the same text at every call
+    return json.dumps({"name": name, "createdAt": created, "updatedAt": created, "state": json.dumps(state)})
