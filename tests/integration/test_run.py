@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,7 +16,18 @@ import commands
 import pytest
 import tiny
 import yaml
-from commands import cells, here, open_registry, runs, statuses, succeeded, ttmoe, versions
+from commands import (
+    SCRIPT,
+    cells,
+    environment,
+    here,
+    open_registry,
+    runs,
+    statuses,
+    succeeded,
+    ttmoe,
+    versions,
+)
 from killed_driver import units_inline
 from typer.testing import CliRunner
 
@@ -77,11 +91,31 @@ class TestFirstRun:
             "colours", "animals", "LoRA-16",
             "Search on colours: 2 trials",
             "Routing accuracy",
+            " of worker time: ", "% waiting",
             "confusion.png", "pareto.png",
             "ttmoe predict", "ttmoe experts ls", "ttmoe ui",
             "ttmoe run tiny.yaml --set tasks.colours.train.steps=30",
         ):  # fmt: skip
             assert part in out, part
+
+    def test_what_it_suggests_next_answers_rows_of_the_library(self, home):
+        """Pasted into a shell as it stands there, but for the form of its output."""
+        (command,) = re.findall(r"^  (ttmoe predict .*)$", (home / "first.txt").read_text(), re.MULTILINE)
+        env = environment(PATH=f"{SCRIPT.parent}:{os.environ['PATH']}")
+        done = subprocess.run(["sh", "-c", f"{command} --json"], cwd=home, env=env, capture_output=True, text=True,
+                              check=True)  # fmt: skip
+        answers = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [answer["text"] for answer in answers] == shlex.split(command)[2:]
+        assert [answer["task"] for answer in answers] == ["colours", "animals"]
+        assert [answer["label"] in answer["text"] for answer in answers] == [True, False]
+        assert answers[1]["label"].removeprefix("a ") in answers[1]["text"]
+
+    def test_its_report_says_where_the_seconds_of_each_expert_went(self, root):
+        (page,) = root.rglob("report.html")
+        section = page.read_text().partition('<section id="time">')[2].partition("</section>")[0]
+        for row in ("steps", "waiting", "colours", "animals"):
+            assert f"<tr><td>{row}<td>" in section
+        assert "not measured" not in section
 
     def test_the_registry_contains_one_version_of_each_and_the_router_contains_all_experts(self, root):
         assert versions(root) == {"tiny.colours": 1, "tiny.animals": 1, "tiny.router": 1}
