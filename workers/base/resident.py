@@ -39,13 +39,14 @@ class ResidentBase:
             for name in list(self.bank.experts):
                 self.bank.remove(name)
             self.bank.eval()
-            gc.collect()  # a millisecond, as everything older than the base is frozen
+            _collect()
             return_freed_memory()
 
 
 _Key = tuple[str, str, str, str]
 _resident: tuple[_Key, ResidentBase] | None = None
 _loads = 0
+_MANY_OBJECTS = 10_000  # experts leave some hundreds; what the first one imports is three times as many
 
 
 def load_resident_base(base: Base, device: str) -> ResidentBase:
@@ -64,21 +65,31 @@ def load_resident_base(base: Base, device: str) -> ResidentBase:
     tokenizer, bank = load_tokenizer(base), Bank(load_body(base, device), base.pooling).eval()
     _loads += 1
     _resident = (key, ResidentBase(bank, tokenizer, pad_id_of(tokenizer)))
-    # A collection looks at every object: half a second for those of torch, transformers and Ray. What exists now lives
-    # as long as the process or the base, so collections leave it out.
-    gc.collect()
-    gc.freeze()
+    _collect()
     return _resident[1]
 
 
 def release_resident_base() -> None:
     """Release the loaded base, if any, and its memory."""
     global _resident
+    if _resident is None:
+        return
     _resident = None
     gc.unfreeze()
     gc.collect()  # modules and hooks reference each other: without this the old base stays in memory beside the new one
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _collect() -> None:
+    """Collect garbage, and exclude what remains from later collections if it is so much that it must be modules.
+
+    A collection visits every object: half a second for those of torch, transformers and Ray, for each expert. They live
+    as long as the process; those of the base until it is released.
+    """
+    gc.collect()
+    if len(gc.get_objects()) > _MANY_OBJECTS:
+        gc.freeze()
 
 
 def count_base_loads() -> int:
