@@ -50,7 +50,7 @@ def load_tokenized_rows(base: Base, tokenizer: Any, data: PreparedTask, split: s
         _LOG.warning("Cached tokens could not be read; the split is tokenised again: %s", error)
     rows = tokenize(tokenizer, load_split(data, split), base.max_length)
     try:
-        write_checksummed(path, save(_pack(rows)))
+        write_checksummed(path, save(_pack(rows)), synchronize=False)  # a damaged file is replaced
     except OSError as error:
         _LOG.warning("Tokens could not be cached: %s", error)
     return rows

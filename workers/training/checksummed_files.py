@@ -12,16 +12,17 @@ class CorruptFileError(Exception):
     """The content of a file does not match its digest or its format."""
 
 
-def write_checksummed(path: Path, data: bytes) -> None:
+def write_checksummed(path: Path, data: bytes, *, synchronize: bool = True) -> None:
     """Write ``data`` behind its digest, atomically: a crash leaves the previous file or none.
 
-    Several processes may write the same path at once.
+    Several processes may write the same path at once. Without ``synchronize`` a power failure may leave a damaged file,
+    which ``read_checksummed`` finds, but the disk is not waited for.
 
     Raises:
         OSError: If the file cannot be written. No partial file remains.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+    write_atomically(path, hashlib.sha256(data).hexdigest().encode() + b"\n" + data, synchronize=synchronize)
 
 
 def read_checksummed(path: Path) -> bytes:

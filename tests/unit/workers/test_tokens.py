@@ -45,6 +45,12 @@ def test_pairs_and_options_come_back(base, colours, tokenizer, tmp_path, monkeyp
     assert 1 in kept.items[0].whole["token_type_ids"]
 
 
+def test_the_disk_is_not_waited_for(base, colours, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.fsync", forbidden)
+    load_tokenized_rows(base, tokenizer, colours, "train", tmp_path)
+    assert token_path(base, colours, "train", tmp_path).is_file()
+
+
 def test_what_decides_the_tokens_is_in_the_name(base, colours, tmp_path):
     paths = {
         token_path(b, data, split, tmp_path)
