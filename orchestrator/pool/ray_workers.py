@@ -44,16 +44,35 @@ class _Reporter:
     def __init__(self, channel: Any, key: str) -> None:
         self.channel, self.key, self.last_sent = channel, key, 0.0
         self.pending: list[_Report] = []
+        self.sent: Any = None  # the last send
 
     def __call__(self, progress: Progress) -> None:
         self.pending.append((progress.key or self.key, time.time(), progress))
         if time.monotonic() - self.last_sent > REPORT_INTERVAL:
             self.flush()
 
-    def flush(self) -> Any:
-        ref = self.channel.put.remote(self.pending)
+    def flush(self) -> None:
+        self.sent = self.channel.put.remote(self.pending)
         self.pending, self.last_sent = [], time.monotonic()
-        return ref
+
+    def remaining(self) -> list[_Report]:
+        """Return the reports not sent yet, after the others have arrived at the channel."""
+        if self.sent is not None:
+            ray.wait([self.sent], timeout=10)  # a driver that is gone is not waited for
+        return self.pending
+
+
+@dataclass(frozen=True)
+class UnitEnded:
+    """Event of a unit that has ended.
+
+    Attributes:
+        outcomes: Result or Failure of each job of the unit.
+        reports: Progress reports that follow those of the channel.
+    """
+
+    outcomes: dict[str, Any]
+    reports: list[_Report]
 
 
 @ray.remote(max_restarts=0)
@@ -63,14 +82,9 @@ class _Worker:
     def node_id(self) -> str:
         return ray.get_runtime_context().get_node_id()
 
-    def run(self, unit: WorkUnit, channel: Any) -> dict[str, Any]:
-        """Return a result or a Failure for each job of the unit."""
+    def run(self, unit: WorkUnit, channel: Any) -> UnitEnded:
         report = _Reporter(channel, next(iter(unit.jobs)))
-        try:
-            return run_unit(unit, report)
-        finally:
-            # The result must not reach the driver before the last reports. A driver that is gone is not waited for.
-            ray.wait([report.flush()], timeout=10)
+        return UnitEnded(run_unit(unit, report), report.remaining())
 
 
 @dataclass(frozen=True)
@@ -131,8 +145,7 @@ def wait_for_events(workers: Sequence[WorkerHandle], timeout: float) -> Iterator
         timeout: Longest wait in seconds.
 
     Yields:
-        Each worker with an event, and the event: WorkerStarted, the results of its unit by key, or a RayError. Nothing
-        after the timeout.
+        Each worker with an event, and the event: WorkerStarted, UnitEnded or a RayError. Nothing after the timeout.
     """
     by_ref = {worker.ref: worker for worker in workers if worker.ref is not None}
     if not by_ref:

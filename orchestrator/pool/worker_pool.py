@@ -11,6 +11,7 @@ from typing import Any
 from orchestrator.pool.capacity import JobResources, Node, max_parallel_jobs, require_fits
 from orchestrator.pool.failure_policy import GiveUp, Retry, RetryLimits, decide, describe_decision
 from orchestrator.pool.ray_workers import (
+    UnitEnded,
     WorkerHandle,
     WorkerStarted,
     cluster_nodes,
@@ -100,11 +101,13 @@ class WorkerPool:
                 self._start_workers(len(queue) + sum(worker.unit is not None for worker in self.workers))
                 self._assign_units(queue)
                 finished = list(self._poll_results())
-                yield from self._collect_progress(failures)
-                for unit, outcomes in finished + list(self._stop_stalled()):
+                if not any(isinstance(each, Failure) for _, ended in finished for each in ended.outcomes.values()):
+                    self._assign_units(queue)  # before the driver spends time on the events
+                yield from self._collect_progress([ended for _, ended in finished], failures)
+                for unit, ended in finished + list(self._stop_stalled()):
                     for key, job in unit.jobs.items():
                         event, retry = _finish_job(
-                            unit, key, job, outcomes[key], failures[key], self.limits, reduce_memory
+                            unit, key, job, ended.outcomes[key], failures[key], self.limits, reduce_memory
                         )
                         if retry:
                             queue.insert(0, retry)  # before units that have not started
@@ -143,8 +146,8 @@ class WorkerPool:
                 self._count_time(worker)
                 worker.assign_unit(ready.unit, self._channel)
 
-    def _poll_results(self) -> Iterator[tuple[WorkUnit, dict[str, Any]]]:
-        """Yield finished units with the result or Failure of each job; register started and dead workers."""
+    def _poll_results(self) -> Iterator[tuple[WorkUnit, UnitEnded]]:
+        """Yield finished units with their outcomes; register started and dead workers."""
         for worker, value in wait_for_events(self.workers, self.poll_seconds):
             if isinstance(value, WorkerStarted):
                 worker.node, self._failed_starts = value.node, 0
@@ -153,13 +156,13 @@ class WorkerPool:
                 self._handle_failed_start(worker, value)
             else:
                 self._count_time(worker)
-                unit, outcomes = worker.release_unit(), value
+                unit, ended = worker.release_unit(), value
                 if isinstance(value, BaseException):
-                    outcomes = dict.fromkeys(unit.jobs, failure_from_ray(value, worker.node))
+                    ended = UnitEnded(dict.fromkeys(unit.jobs, failure_from_ray(value, worker.node)), [])
                     self._stop_worker(worker)
-                elif any(isinstance(outcome, Failure) and outcome.kind == "memory" for outcome in value.values()):
+                elif any(isinstance(each, Failure) and each.kind == "memory" for each in ended.outcomes.values()):
                     self._stop_worker(worker)  # its memory may be fragmented
-                yield unit, outcomes
+                yield unit, ended
 
     def _handle_failed_start(self, worker: WorkerHandle, error: Any) -> None:
         self._stop_worker(worker)
@@ -173,10 +176,11 @@ class WorkerPool:
                 fix="install the same versions of ttmoe and Python on its nodes as here",
             )
 
-    def _collect_progress(self, failures: dict[str, list[Failure]]) -> Iterator[JobEvent]:
+    def _collect_progress(self, ended: list[UnitEnded], failures: dict[str, list[Failure]]) -> Iterator[JobEvent]:
         """Yield new progress reports of each job, and update the heartbeats of the workers."""
         reports: dict[str, list[Any]] = defaultdict(list)
-        for key, when, progress in drain_progress(self._channel):
+        last = [report for event in ended for report in event.reports]
+        for key, when, progress in drain_progress(self._channel) + last:
             reports[key].append((when, progress))
         for worker in self.workers:
             if worker.unit and not reports.keys().isdisjoint(worker.unit.jobs):
@@ -184,7 +188,7 @@ class WorkerPool:
         for key, entries in reports.items():
             yield JobEvent(key, tuple(entries), attempt=len(failures[key]) + 1)
 
-    def _stop_stalled(self) -> Iterator[tuple[WorkUnit, dict[str, Any]]]:
+    def _stop_stalled(self) -> Iterator[tuple[WorkUnit, UnitEnded]]:
         """Stop workers without a recent heartbeat, and yield their units as failed."""
         for worker in list(self.workers):
             if worker.unit and time.monotonic() - worker.last_heartbeat > self.stall_seconds:
@@ -192,7 +196,7 @@ class WorkerPool:
                 unit = worker.release_unit()
                 self._stop_worker(worker)
                 message = f"no progress report for {self.stall_seconds / 60:g} minutes"
-                yield unit, dict.fromkeys(unit.jobs, Failure("stalled", "Stalled", message))
+                yield unit, UnitEnded(dict.fromkeys(unit.jobs, Failure("stalled", "Stalled", message)), [])
 
     def _count_time(self, worker: WorkerHandle) -> None:
         """Count the seconds since the worker's last change; called before the next one, and at the end."""
