@@ -11,9 +11,12 @@ import pytest
 
 pytest.importorskip("torch")
 
+import torch
+
+from tests.benchmarks import step
 from tests.benchmarks.__main__ import ROWS, row
 from tests.benchmarks.machine import ROOT
-from tests.benchmarks.measuring import Times, interleave
+from tests.benchmarks.measuring import BUSY, Times, interleave
 from tests.benchmarks.record import Record, keep, kept, page
 from tests.benchmarks.table import Finding, at_least, at_most, markdown, plain
 
@@ -53,6 +56,27 @@ def test_a_ratio_is_judged_as_it_is_printed() -> None:
 def test_ratios_are_taken_within_a_round() -> None:
     times = Times({"a": [1.0, 10.0, 2.0], "b": [2.0, 20.0, 4.0]})
     assert times.ratio("a", "b") == 0.5
+
+
+@pytest.mark.parametrize(("busy", "threads"), [("", [1, 2]), ("1", [1])])
+def test_the_step_in_fp32_is_measured_with_one_thread_and_with_two(
+    monkeypatch: pytest.MonkeyPatch, busy: str, threads: list[int]
+) -> None:
+    """Not with two where only CPU time tells anything."""
+    seen: list[int] = []
+
+    def take(subjects: dict, **more: object) -> Times:
+        seen.append(torch.get_num_threads())
+        return Times(dict.fromkeys(subjects, [1.0, 1.0]))
+
+    monkeypatch.setenv(BUSY, busy)
+    monkeypatch.setattr(step, "interleave", take)
+    monkeypatch.setattr(step, "choose_dtype", lambda dtype: "float32")
+    monkeypatch.setattr(step, "SUBJECTS", dict.fromkeys(step.SUBJECTS, lambda dtype: None))
+    before, found = torch.get_num_threads(), list(step.run())
+    assert seen == threads
+    assert torch.get_num_threads() == before
+    assert {finding.what.split("float32, ")[1][:8] for finding in found} == {f"{n} thread" for n in threads}
 
 
 def test_subjects_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
