@@ -53,7 +53,7 @@ class TimeUse:
 
     @property
     def parts(self) -> dict[str, float]:
-        """The seconds of workers by activity, ``other`` (failed attempts, cleaning up) and ``waiting``."""
+        """The seconds of workers by activity, ``other`` (imports, failed attempts, cleaning up) and ``waiting``."""
         activities = {name: sum(each.parts.get(name, 0.0) for each in self.experts) for name in ACTIVITIES}
         # An expert that was resumed brings seconds of an earlier run.
         other = max(0.0, self.busy - sum(activities.values()))
