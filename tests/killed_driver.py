@@ -29,7 +29,7 @@ class InlinePool:
     """Replacement of the worker pool that runs units in this process, one after another."""
 
     def __init__(self, *settings: Any) -> None:
-        self.started = 1
+        self.started, self.busy_seconds, self.waiting_seconds = 1, 0.0, 0.0
 
     def __enter__(self) -> InlinePool:
         return self
