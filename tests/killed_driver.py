@@ -128,6 +128,7 @@ def _run_library(config: Path, counter: Path, die_after: int | None) -> int:
 
 def _count_writes(patch: pytest.MonkeyPatch, counter: Path, die_after: int | None) -> None:
     """Append a byte to ``counter`` after each registry write or file rename, and kill the process if it is time."""
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
     from mlflow.tracking import MlflowClient
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -141,9 +142,10 @@ def _count_writes(patch: pytest.MonkeyPatch, counter: Path, die_after: int | Non
 
         return call
 
-    for name in dir(MlflowClient):
-        if name.startswith(WRITES):
-            patch.setattr(MlflowClient, name, counted(getattr(MlflowClient, name)))
+    for owner in (MlflowClient, LocalArtifactRepository):
+        for name in dir(owner):
+            if name.startswith(WRITES):
+                patch.setattr(owner, name, counted(getattr(owner, name)))
     for owner, name in ((os, "replace"), (os, "rename"), (pathlib.Path, "replace"), (pathlib.Path, "rename")):
         patch.setattr(owner, name, counted(getattr(owner, name)))
 

@@ -58,7 +58,8 @@ def describe_router(plan: Plan, metrics: Mapping[str, Any]) -> str:
         metrics: The metrics of its evaluation.
     """
     return (
-        f"Routes to {len(plan.experts)} experts: {format_names(plan.experts, _MOST_NAMED)}. On their test rows it picks "
-        f"the right expert for {metrics['test.routing_accuracy']:.3f}; the accuracy of the answers, as a mean over tasks, "
-        f"is {metrics['test.routed_accuracy']:.3f}, and {metrics['test.alone_accuracy']:.3f} without routing."
+        f"Routes to {len(plan.experts)} experts: {format_names(list(plan.experts), _MOST_NAMED)}. "
+        f"On their test rows it picks the right expert for {metrics['test.routing_accuracy']:.3f}. Accuracy of the "
+        f"answers, as a mean over tasks: {metrics['test.routed_accuracy']:.3f}; of the experts without routing: "
+        f"{metrics['test.alone_accuracy']:.3f}."
     )

@@ -53,11 +53,10 @@ def page_tags(experiment_id: str, library: str, *, search: bool = False) -> dict
 
 def _view(name: str, kind: str, order: str, columns: tuple[str, ...]) -> str:
     """Return the text of a view: the runs of one kind, the highest value of ``order`` first."""
+    # With a filter, MLflow does not nest runs below their parents. The router's run is one of kind expert.
+    others = f" AND tags.`{TAG}task` != 'router'" if kind == "expert" else ""
     state = {
-        "searchFilter": f"tags.`{TAG}kind` = '{kind}'"
-        + (
-            f" AND tags.`{TAG}task` != 'router'" if kind == "expert" else ""
-        ),  # with a filter MLflow does not nest runs below their parents
+        "searchFilter": f"tags.`{TAG}kind` = '{kind}'{others}",
         "orderByKey": order,
         "orderByAsc": False,
         "selectedColumns": columns,

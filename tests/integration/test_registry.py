@@ -164,8 +164,8 @@ def snapshot(registry):
             yield from artifacts(run_id, entry.path) if entry.is_dir else [(entry.path, entry.file_size)]
 
     def shown(run):
-        tags = {key: value for key, value in run.data.tags.items() if key != "mlflow.parentRunId"}
-        parent = runs.get(run.data.tags.get("mlflow.parentRunId"))
+        tags = {key: value for key, value in run.data.tags.items() if key != "ttmoe.run"}
+        parent = runs.get(run.data.tags.get("ttmoe.run"))
         history = {
             key: sorted(
                 (metric.step, metric.value, metric.timestamp)
@@ -263,9 +263,63 @@ def test_the_run_of_a_spec_is_continued(registry):
     run = registry.client.get_run(run_id)
     assert run.info.status == "RUNNING"
     assert run.data.params == {"rank": "8", "seed": "1"}
-    assert run.data.tags["mlflow.parentRunId"] == second
+    assert run.data.tags["ttmoe.run"] == second
+    assert [run.run_id for run in registry.child_runs("lib", second)] == [run_id]
+    assert registry.child_runs("lib", first) == []
     trial = registry.expert_run("lib", second, "trec", "aa11", {}, search=True)
     assert trial != run_id  # searches have another experiment
+
+
+def test_a_run_below_its_parent_as_earlier_versions_wrote_it_is_found_and_moved_to_the_top(registry):
+    first = registry.start_run("lib", "run", {}, "a: 1\n", {})
+    run_id = registry.expert_run("lib", None, "trec", "aa11", {"rank": 8})
+    registry.client.set_tag(run_id, "mlflow.parentRunId", first)
+    assert [run.run_id for run in registry.child_runs("lib", first)] == [run_id]
+    second = registry.start_run("lib", "run", {}, "a: 1\n", {})
+    registry.expert_run("lib", second, "trec", "aa11", {})
+    assert [run.run_id for run in registry.child_runs("lib", second)] == [run_id]
+    assert registry.child_runs("lib", first) == []
+    assert "mlflow.parentRunId" not in registry.client.get_run(run_id).data.tags
+
+
+def test_an_experiment_opens_as_model_training_with_views_also_if_it_is_old(registry):
+    old = registry.client.create_experiment("lib", tags={"ttmoe.library": "lib", "mlflow.note.content": "my own"})
+    registry.start_run("lib", "run", {}, "a: 1\n", {})
+    registry.start_run("lib", "search", {}, "a: 1\n", {}, search=True)
+    tags = registry.client.get_experiment(old).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    assert tags["mlflow.note.content"] == "my own"  # a user's note stays
+    view = json.loads(tags["mlflow.sharedViewState.experts"])
+    assert view["name"] == "Experts"
+    state = json.loads(view["state"])
+    assert {"metrics.`test.accuracy`", "params.`adapter.rank`", "params.`parameters`"} <= {*state["selectedColumns"]}
+    experts = [registry.expert_run("lib", None, task, "aa11", {}) for task in ("one", "two", "router")][:2]
+    found = registry.client.search_runs([old], state["searchFilter"])
+    assert {run.info.run_id for run in found} == {*experts}
+    searches = registry.experiment("lib", search=True).tags
+    assert "(#/experiments/2/runs?viewStateShareKey=trials)" in searches["mlflow.note.content"]
+    counted = Counts(registry.client)
+    replace(registry, client=counted).start_run("lib", "run", {}, "a: 1\n", {})
+    assert "set_experiment_tag" not in counted.calls  # nothing is written twice
+
+
+def test_a_run_has_its_data_set_once(registry):
+    from orchestrator.registry.runs import TrainingData
+
+    data = TrainingData("trec", "0123456789ab", "local", {"uri": "trec.jsonl"}, ("text", "label"), {"num_rows": 40})
+    run_id = registry.expert_run("lib", None, "trec", "aa11", {}, data=data)
+    registry.expert_run("lib", None, "trec", "aa11", {}, data=data)
+    (entry,) = registry.client.get_run(run_id).inputs.dataset_inputs
+    assert (entry.dataset.name, entry.dataset.digest) == ("trec", "0123456789ab")
+    assert [column["name"] for column in json.loads(entry.dataset.schema)["mlflow_colspec"]] == ["text", "label"]
+    assert json.loads(entry.dataset.profile) == {"num_rows": 40}
+
+
+def test_models_and_versions_are_described_also_if_the_model_is_old(registry, expert_folder):
+    registry.client.create_registered_model("lib.trec", {"ttmoe.library": "lib", "ttmoe.kind": "expert"})
+    add_expert(registry, expert_folder, description="rank 8", about="Expert for trec")
+    assert registry.client.get_registered_model("lib.trec").description == "Expert for trec"
+    assert registry.client.get_model_version("lib.trec", "1").description == "rank 8"
 
 
 def test_duplicates_of_runs_and_versions_from_a_repeated_request_are_removed(registry, expert_folder):
@@ -608,9 +662,8 @@ def test_an_expert_takes_a_dozen_queries_and_listing_a_library_two(registry, exp
     counted = Counts(registry.client)
     add_expert(replace(registry, client=counted), expert_folder, metrics={"accuracy": 0.9})
     assert counted.calls == {
-        "get_experiment_by_name": 1, "search_runs": 1, "create_run": 1, "log_batch": 1, "search_model_versions": 1,
-        "create_registered_model": 1, "log_artifacts": 1, "get_run": 1, "create_model_version": 1,
-        "set_registered_model_alias": 1, "set_terminated": 1,
+        "search_runs": 1, "create_run": 1, "log_batch": 1, "search_model_versions": 1, "create_registered_model": 1,
+        "create_model_version": 1, "set_registered_model_alias": 1, "set_terminated": 1,
     }  # fmt: skip
     for number in range(30):
         add_expert(registry, expert_folder, task=f"task{number:02}", spec_hash=f"ff{number}", promote=True)

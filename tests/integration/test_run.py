@@ -150,7 +150,7 @@ class TestFirstRun:
         for run in found.values():
             kind = run.data.tags["ttmoe.kind"]
             if kind in kinds:
-                assert found[run.data.tags["mlflow.parentRunId"]].data.tags["ttmoe.kind"] == kinds[kind]
+                assert found[run.data.tags["ttmoe.run"]].data.tags["ttmoe.kind"] == kinds[kind]
         experts = [run for run in found.values() if run.data.tags["ttmoe.kind"] == "expert"]
         colours = next(run for run in experts if run.data.tags["ttmoe.task"] == "colours")
         client = open_registry(root).client

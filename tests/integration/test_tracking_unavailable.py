@@ -300,8 +300,9 @@ def test_every_operation_of_the_registry_is_retried():
 
 
 KINDS = (
-    "POST experiments/create", "POST runs/create", "POST runs/log-batch", "POST runs/update",
-    "POST registered-models/create", "POST registered-models/alias", "POST model-versions/create", "PUT artifacts",
+    "POST experiments/create", "POST experiments/set-experiment-tag", "POST runs/create", "POST runs/log-batch",
+    "POST runs/log-inputs", "POST runs/update", "POST registered-models/create", "POST registered-models/alias",
+    "POST model-versions/create", "PUT artifacts",
 )  # fmt: skip
 
 

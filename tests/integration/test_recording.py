@@ -1,0 +1,125 @@
+"""Recording of experts: few requests for each, what the store gets, and curves while an expert trains."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from scripted_jobs import write_library
+
+pytestmark = pytest.mark.integration
+
+METRICS = {"test.accuracy": 0.75, "steps": 4.0, "seconds.job": 2.0, "seconds.loading": 0.5, "tokens.real_share": 0.9}
+
+
+class CountedClient:
+    """An MlflowClient that counts its calls by name."""
+
+    def __init__(self, client):
+        self.client, self.calls = client, Counter()
+
+    def __getattr__(self, name):
+        self.calls[name] += 1
+        return getattr(self.client, name)
+
+
+@pytest.fixture
+def recording(base_folder, tmp_path):
+    """Return a function that records the first experts of a library and returns the registry."""
+    from commands import open_registry
+
+    from orchestrator.config.loading import load_config
+    from orchestrator.plan.planning import make_plan
+    from orchestrator.recording.expert_operations import ExpertOperations
+    from workers.expert_result import ExpertResult
+
+    settings = [f"storage.root={tmp_path / 'runs'}"]
+    plan = make_plan(load_config(str(write_library(tmp_path, base_folder, 6)), settings).config)
+    folder = tmp_path / "expert"
+    folder.mkdir()
+    (folder / "expert.json").write_text("{}")
+    registry = open_registry(tmp_path / "runs")
+    parent = registry.start_run("many", "run", {}, "", {})
+
+    def record(tasks):
+        client = CountedClient(registry.client)
+        operations = ExpertOperations(plan, replace(registry, client=client), parent)
+        operations.read_state(tasks)
+        for task in tasks:
+            job = plan.experts[task].job
+            result = ExpertResult(task, job.spec_hash, METRICS, job.parameters, "d" * 64, str(folder))
+            operations.register(task, result, [("train.loss", 0.5, 1, 1000)])
+        return client.calls
+
+    record.registry, record.plan, record.parent, record.folder = registry, plan, parent, folder
+    return record
+
+
+def test_an_expert_takes_eight_requests_however_many_there_are(recording):
+    tasks = list(recording.plan.experts)
+    few, many = recording(tasks[:2]), recording(tasks[2:])
+    calls = {
+        "create_run": 1, "log_batch": 2, "log_inputs": 1, "create_registered_model": 1, "create_model_version": 1,
+        "set_registered_model_alias": 1, "set_terminated": 1,
+    }  # fmt: skip  # the second log_batch has no rows and sends no request
+    assert few == {"search_runs": 1} | {name: 2 * count for name, count in calls.items()}
+    assert many == {"search_runs": 1} | {name: 4 * count for name, count in calls.items()}
+
+
+def test_a_registered_expert_has_its_metrics_data_and_descriptions(recording):
+    task, expert = next(iter(recording.plan.experts.items()))
+    recording([task])
+    (version,) = recording.registry.experts("many")
+    # What no code reads of a version is only in its run: every tag costs time.
+    assert version.metrics == {"test.accuracy": 0.75, "steps": 4.0, "seconds.job": 2.0}
+    (run,) = recording.registry.child_runs("many", recording.parent)
+    assert run.metrics == METRICS | {"train.loss": 0.5}
+    client = recording.registry.client
+    described = client.get_model_version(version.name, "1").description
+    assert f"Test accuracy 0.750 on {sum(expert.job.data.counts['test'].values())} rows" in described
+    assert "TT-LoRA of rank 2" in described
+    assert "classifies one text as" in client.get_registered_model(version.name).description
+    (entry,) = client.get_run(run.run_id).inputs.dataset_inputs
+    assert entry.dataset.name == task
+    assert expert.job.data.fingerprint.startswith(entry.dataset.digest)
+
+
+def test_what_a_lost_response_created_is_found_by_the_next_attempt(recording):
+    """The first attempt does not search; the second does, so nothing is created twice."""
+    from orchestrator.recording.expert_operations import ExpertOperations
+    from workers.expert_result import ExpertResult
+
+    task, expert = next(iter(recording.plan.experts.items()))
+    client, lost = recording.registry.client, ["create_run", "create_model_version"]
+
+    class LosesResponses(CountedClient):
+        def __getattr__(self, name):
+            call = getattr(client, name)
+
+            def lose(*args, **kwargs):
+                call(*args, **kwargs)
+                lost.remove(name)
+                raise ConnectionError(name)
+
+            return lose if name in lost else call
+
+    registry = replace(recording.registry, client=LosesResponses(client))
+    operations = ExpertOperations(recording.plan, registry, recording.parent)
+    operations.read_state([task])
+    result = ExpertResult(task, expert.job.spec_hash, METRICS, expert.job.parameters, "d" * 64, str(recording.folder))
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            operations.register(task, result)
+    assert operations.register(task, result).version == 1
+    assert len(recording.registry.experts("many", every=True)) == 1
+    assert [run.status for run in recording.registry.child_runs("many", recording.parent)] == ["FINISHED"]
+
+
+def test_a_run_that_an_earlier_driver_left_is_continued(recording):
+    task = next(iter(recording.plan.experts))
+    registry, spec_hash = recording.registry, recording.plan.experts[task].job.spec_hash
+    left = registry.expert_run("many", "earlier", task, spec_hash, {})
+    registry.finish_run(left, "KILLED")
+    recording([task])
+    assert [run.run_id for run in registry.child_runs("many", recording.parent)] == [left]

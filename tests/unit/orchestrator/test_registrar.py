@@ -1,0 +1,65 @@
+"""The registrar: an expert's curve is written while it trains; one that ends at once is recorded in one operation."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import orchestrator.recording.registrar as module
+from orchestrator.pool.work_units import JobEvent
+from orchestrator.recording.registrar import Registrar, Stage1Result
+from workers.expert_result import ExpertResult
+from workers.progress import Progress
+
+VIEW: Any = SimpleNamespace(update=lambda *_: None, set_state=lambda *_: None)
+RESULT = ExpertResult("trec", "aa11", {"test.accuracy": 0.5}, 10, "d", "folder")
+
+
+class Calls:
+    """Stands for the operations, the recorder and the view: keeps what was called."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[Any, ...]] = []
+        self.plan, self.is_unresponsive = SimpleNamespace(config=None), False
+
+    def add(self, key: str, call: Any) -> None:
+        call()
+
+    def pop_results(self) -> list[Any]:
+        return []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: self.made.append((name, *args, *kwargs.values()))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock.now)
+    return clock
+
+
+def trains(registrar: Registrar, step: int) -> None:
+    registrar.handle_event(JobEvent("trec", ((1.0, Progress("training", step, 9, {"train.loss": 1 / step})),)))
+
+
+def test_curves_are_written_while_an_expert_trains(clock: Any) -> None:
+    calls = Calls()
+    registrar = Registrar(calls, calls, VIEW, Stage1Result())
+    trains(registrar, 1)
+    assert calls.made == []
+    clock.now += module.LOG_INTERVAL
+    trains(registrar, 2)
+    assert calls.made == [("log_metrics", "trec", [("train.loss", 1.0, 1, 1000)])]
+    registrar.handle_event(JobEvent("trec", result=RESULT, done=True))
+    assert calls.made[1:] == [("register", "trec", RESULT, [("train.loss", 0.5, 2, 1000)])]
+
+
+def test_an_expert_that_was_interrupted_keeps_its_last_metrics(clock: Any) -> None:
+    calls = Calls()
+    registrar = Registrar(calls, calls, VIEW, Stage1Result())
+    trains(registrar, 1)
+    registrar.stop_open_runs()
+    assert calls.made == [("end_run", "trec", "KILLED", [("train.loss", 1.0, 1, 1000)])]
