@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -16,6 +16,7 @@ from orchestrator.pool.unit_runner import run_unit
 from orchestrator.pool.work_units import WorkUnit
 from workers.failure import Failure
 from workers.progress import Progress
+from workers.system_metrics import SystemMetrics
 
 REPORT_INTERVAL = 0.3  # seconds between two sends of a worker; reports in between are sent together
 
@@ -41,12 +42,14 @@ class _ProgressChannel:
 class _Reporter:
     """Progress callback that sends reports to the channel in batches without waiting for it."""
 
-    def __init__(self, channel: Any, key: str) -> None:
-        self.channel, self.key, self.last_sent = channel, key, 0.0
+    def __init__(self, channel: Any, key: str, system: SystemMetrics) -> None:
+        self.channel, self.key, self.system, self.last_sent = channel, key, system, 0.0
         self.pending: list[_Report] = []
         self.sent: Any = None  # the last send
 
     def __call__(self, progress: Progress) -> None:
+        if sample := self.system.sample():
+            progress = replace(progress, metrics=progress.metrics | sample)
         self.pending.append((progress.key or self.key, time.time(), progress))
         if time.monotonic() - self.last_sent > REPORT_INTERVAL:
             self.flush()
@@ -79,11 +82,14 @@ class UnitEnded:
 class _Worker:
     """Worker process; it runs one unit at a time."""
 
+    def __init__(self) -> None:
+        self.system = SystemMetrics()
+
     def node_id(self) -> str:
         return ray.get_runtime_context().get_node_id()
 
     def run(self, unit: WorkUnit, channel: Any) -> UnitEnded:
-        report = _Reporter(channel, next(iter(unit.jobs)))
+        report = _Reporter(channel, next(iter(unit.jobs)), self.system)
         return UnitEnded(run_unit(unit, report), report.remaining())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -20,6 +21,8 @@ from ttmoe.errors import InputError
 _HOST = "127.0.0.1"
 _START_SECONDS = 120.0
 _STOP_SECONDS = 10.0
+_EXPERTS_VIEW = "mlflow.sharedViewState.experts"  # an experiment's tag, written by orchestrator.registry.pages
+_MOST_LISTED = 5  # libraries
 
 
 class MessageSink(Protocol):
@@ -57,6 +60,8 @@ def open_ui(root: Path, uri: str, port: int, console: MessageSink) -> None:
         try:
             _wait_healthy(server, port, root / "ui.log")
             console.print(f"MLflow UI: http://{_HOST}:{port}/#/models  (Ctrl-C ends it)")
+            for library, link in _expert_pages(port):
+                console.print(f"experts of {library}: {link}")
             if server.wait() != 0:
                 raise InputError(f"the MLflow server ended with code {server.returncode}", where=str(root / "ui.log"))
         except KeyboardInterrupt:
@@ -116,6 +121,23 @@ def _wait_healthy(server: subprocess.Popen[bytes], port: int, log: Path) -> None
             time.sleep(0.2)
     last_line = log.read_text(errors="replace").strip().splitlines()[-1:]
     raise InputError(f"the MLflow server did not start{': ' + last_line[0] if last_line else ''}", where=str(log))
+
+
+def _expert_pages(port: int) -> list[tuple[str, str]]:
+    """Return the newest libraries in the store, each with the address of the table of its experts."""
+    body = json.dumps({"max_results": 1000, "order_by": ["last_update_time DESC"]}).encode()
+    address = f"http://{_HOST}:{port}"
+    request = urllib.request.Request(
+        f"{address}/api/2.0/mlflow/experiments/search", body, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        experiments = json.load(response).get("experiments", [])
+    # A library that only earlier versions of ttmoe have run has no such view, and MLflow would show an error.
+    listed = [entry for entry in experiments if any(tag["key"] == _EXPERTS_VIEW for tag in entry.get("tags", []))]
+    page = "runs?workflowType=machine_learning&viewStateShareKey=experts"
+    return [
+        (entry["name"], f"{address}/#/experiments/{entry['experiment_id']}/{page}") for entry in listed[:_MOST_LISTED]
+    ]
 
 
 def _stop_group(server: subprocess.Popen[bytes]) -> None:

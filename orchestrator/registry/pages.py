@@ -42,9 +42,8 @@ def page_tags(experiment_id: str, library: str, *, search: bool = False) -> dict
         EXPERTS_VIEW: ("Experts", "expert", "metrics.`test.accuracy`", _EXPERT_COLUMNS),
         RUNS_VIEW: ("Runs", "run", "attributes.start_time", _RUN_COLUMNS),
     }  # fmt: skip
-    links = " · ".join(
-        f"[{name}](#/experiments/{experiment_id}/runs?viewStateShareKey={key})" for key, (name, *_) in views.items()
-    )
+    page = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey="
+    links = " · ".join(f"[{name}]({page}{key})" for key, (name, *_) in views.items())
     what = f"Searches of the library {library}" if search else f"Library {library}"
     # Without this tag MLflow shows its pages for generative AI, which have no table of runs.
     tags = {"mlflow.experimentKind": "custom_model_development", _NOTE: f"**{what}**: {links}"}

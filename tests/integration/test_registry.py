@@ -297,7 +297,10 @@ def test_an_experiment_opens_as_model_training_with_views_also_if_it_is_old(regi
     found = registry.client.search_runs([old], state["searchFilter"])
     assert {run.info.run_id for run in found} == {*experts}
     searches = registry.experiment("lib", search=True).tags
-    assert "(#/experiments/2/runs?viewStateShareKey=trials)" in searches["mlflow.note.content"]
+    assert (
+        "(#/experiments/2/runs?workflowType=machine_learning&viewStateShareKey=trials)"
+        in searches["mlflow.note.content"]
+    )
     counted = Counts(registry.client)
     replace(registry, client=counted).start_run("lib", "run", {}, "a: 1\n", {})
     assert "set_experiment_tag" not in counted.calls  # nothing is written twice
@@ -677,6 +680,8 @@ def test_a_tracking_server_serves_the_same_registry_and_ends_cleanly(tmp_path, r
     from orchestrator.progress.mlflow_ui import free_port
     from orchestrator.registry import Registry
 
+    registry.start_run("ran", "run", {}, "", {})
+    registry.client.create_experiment("old", tags={"ttmoe.library": "old"})
     port = free_port(5300)
     code = (
         "import sys; from pathlib import Path; from rich.console import Console; "
@@ -687,6 +692,9 @@ def test_a_tracking_server_serves_the_same_registry_and_ends_cleanly(tmp_path, r
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as ui:
         try:
             assert f":{port}" in ui.stdout.readline()
+            listed = ui.stdout.readline()  # of the two libraries, the other has not run with this version
+            assert listed.startswith("experts of ran: http")
+            assert "/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=experts" in listed
             servers = psutil.Process(ui.pid).children(recursive=True)
             remote = Registry.open(f"http://127.0.0.1:{port}", tmp_path / "cache")
             use_remote(remote, expert_folder)
