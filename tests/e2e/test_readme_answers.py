@@ -15,6 +15,10 @@ pytestmark = [pytest.mark.e2e, pytest.mark.thorough]
 
 ANSWERS = {
     "where is the louvre": ("trec", "location"),
+    "free entry: text WIN to 80086 now to claim your 1000 pound prize": ("sms_spam", "spam"),
+    "the battery died after two days": ("reviews", "negative"),
+    "area man wins argument with his own dog": ("sarcasm", "sarcastic"),
+    "import numpy as np": ("unknown", ""),
 }
 # The search and the comparison of depths change no answer.
 SETTINGS = ("search=null", "router.compare_depths=false", f"storage.cache={ROOT / 'runs' / 'cache'}")
