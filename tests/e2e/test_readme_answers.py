@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.thorough]
 
 ANSWERS = {
     "where is the louvre": ("trec", "location"),
-    "free entry: text WIN to 80086 now to claim your 1000 pound prize": ("sms_spam", "spam"),
+    "urgent: your mobile number has won a 2000 pound prize, call 09098790000 to claim": ("sms_spam", "spam"),
     "the battery died after two days": ("reviews", "negative"),
     "area man wins argument with his own dog": ("sarcasm", "sarcastic"),
     "import numpy as np": ("unknown", ""),
