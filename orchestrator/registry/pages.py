@@ -15,8 +15,8 @@ from orchestrator.registry.store import TAG, Store
 EXPERTS_VIEW, RUNS_VIEW, TRIALS_VIEW = "experts", "runs", "trials"
 VIEW_TAG = "mlflow.sharedViewState."
 _NOTE = "mlflow.note.content"
-_EXPERT_COLUMNS = ("metrics.`test.accuracy`", "params.`adapter.rank`", "params.`parameters`", "attributes.`Dataset`",
-                   "params.`base`", "attributes.`Models`")  # fmt: skip
+# No more than fit on a screen beside name, time and duration; attributes such as the data set would stand before them.
+_EXPERT_COLUMNS = ("metrics.`test.accuracy`", "params.`adapter.rank`", "params.`parameters`", "params.`base`")
 _RUN_COLUMNS = ("attributes.`Source`", "attributes.`Version`", "attributes.`Description`")
 _TRIAL_COLUMNS = ("metrics.`accuracy`", "params.`rank`", "metrics.`parameters`", "params.`factors`",
                   "metrics.`seconds`")  # fmt: skip
