@@ -28,8 +28,8 @@ _MOST_LISTED = 5  # libraries
 class MessageSink(Protocol):
     """Prints messages for the user; rich's ``Console`` is one."""
 
-    def print(self, text: str) -> None:
-        """Print one line."""
+    def print(self, text: str, *, soft_wrap: bool = False) -> None:
+        """Print one line; with ``soft_wrap`` a long one is not broken."""
 
 
 def open_ui(root: Path, uri: str, port: int, console: MessageSink) -> None:
@@ -61,7 +61,7 @@ def open_ui(root: Path, uri: str, port: int, console: MessageSink) -> None:
             _wait_healthy(server, port, root / "ui.log")
             console.print(f"MLflow UI: http://{_HOST}:{port}/#/models  (Ctrl-C ends it)")
             for library, link in _expert_pages(port):
-                console.print(f"experts of {library}: {link}")
+                console.print(f"experts of {library}: {link}", soft_wrap=True)
             if server.wait() != 0:
                 raise InputError(f"the MLflow server ended with code {server.returncode}", where=str(root / "ui.log"))
         except KeyboardInterrupt:

@@ -16,7 +16,7 @@ EXPERTS_VIEW, RUNS_VIEW, TRIALS_VIEW = "experts", "runs", "trials"
 VIEW_TAG = "mlflow.sharedViewState."
 _NOTE = "mlflow.note.content"
 # No more than fit on a screen beside name, time and duration; attributes such as the data set would stand before them.
-_EXPERT_COLUMNS = ("metrics.`test.accuracy`", "params.`adapter.rank`", "params.`parameters`", "params.`base`")
+_EXPERT_COLUMNS = ("metrics.`test.accuracy`", "params.`adapter.rank`", "params.`parameters`")
 _RUN_COLUMNS = ("attributes.`Source`", "attributes.`Version`", "attributes.`Description`")
 _TRIAL_COLUMNS = ("metrics.`accuracy`", "params.`rank`", "metrics.`parameters`", "params.`factors`",
                   "metrics.`seconds`")  # fmt: skip
