@@ -45,7 +45,8 @@ def page_tags(experiment_id: str, library: str, *, search: bool = False) -> dict
     page = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey="
     links = " · ".join(f"[{name}]({page}{key})" for key, (name, *_) in views.items())
     what = f"Searches of the library {library}" if search else f"Library {library}"
-    # Without this tag MLflow shows its pages for generative AI, which have no table of runs.
+    # The tag chooses between MLflow's pages for model training and for generative AI. MLflow 3.17 has a switch for this
+    # beside the page, which stands on the latter at first and overrules the tag; `workflowType` in a link sets it.
     tags = {"mlflow.experimentKind": "custom_model_development", _NOTE: f"**{what}**: {links}"}
     return tags | {VIEW_TAG + key: _view(*view) for key, view in views.items()}
 

@@ -19,7 +19,7 @@ from orchestrator.registry.store import TAG, Store, check_name, to_mlflow_tags
 
 FinalStatus = Literal["FINISHED", "FAILED", "KILLED"]
 MetricRow = tuple[str, float, int, int]  # key, value, step, time in milliseconds since the epoch
-PARENT_TAG, OLD_PARENT_TAG = "run", "mlflow.parentRunId"  # the second until ttmoe 0.2
+PARENT_TAG, OLD_PARENT_TAG = "run", "mlflow.parentRunId"  # the second in older libraries
 
 
 @dataclass(frozen=True)
