@@ -17,6 +17,8 @@ import cluster  # noqa: F401  Ray's settings, which any test may be the first to
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
+# Ray gives its workers a niceness of 15: beside the tests of another process, their imports would take minutes.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import Tensor, nn
@@ -59,6 +60,22 @@ ARCHITECTURES = {
                                                   eos_token_id=2, cls_token_id=1, sep_token_id=2), True),
 }  # fmt: skip
 NAMES = tuple(ARCHITECTURES)
+# One of each kind: separate maps, two ways to fuse them, an encoder, an attention with relative positions.
+KINDS = ("llama", "gpt2", "phi3", "bert", "deberta-v2")
+# For a test whose idea another test of the file shows on all: one of each kind, and the others with --thorough.
+REPEATED = [name if name in KINDS else pytest.param(name, marks=pytest.mark.thorough) for name in NAMES]
+
+
+def with_each(first: Any, *others: Any) -> list[Any]:
+    """Pairs of a value and an architecture: all with the first value, one of each kind with the others.
+
+    The rest is run with --thorough.
+    """
+    pairs = [pytest.param(first, name) for name in NAMES]
+    for value in others:
+        marks = {name: () if name in KINDS else pytest.mark.thorough for name in NAMES}
+        pairs += [pytest.param(value, name, marks=marks[name]) for name in NAMES]
+    return pairs
 
 
 def tiny_model(name: str, **settings: Any) -> nn.Module:

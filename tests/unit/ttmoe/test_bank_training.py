@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import NAMES, batch, stir, tiny_bank
+from architectures import NAMES, REPEATED, batch, stir, tiny_bank
 from torch.nn import functional as F
 
 from ttmoe.adapter import AdapterSpec
@@ -80,7 +80,7 @@ def test_training_together_equals_training_alone_and_keeps_the_base(name):
     assert all(torch.equal(value, together.experts["three"].state_dict()[key]) for key, value in third.items())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", REPEATED)
 def test_gradient_checkpointing_gives_the_same_gradients(name):
     plain, checkpointed = two_banks(name)
     inputs, names = batch(), ["one", "two", "one", "three", "two", "one"]

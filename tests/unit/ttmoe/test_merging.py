@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import NAMES, batch, stir, tiny_bank
+from architectures import batch, stir, tiny_bank, with_each
 
 from ttmoe.adapter import AdapterSpec
 from ttmoe.errors import InputError
@@ -31,9 +31,8 @@ def same(bank, before):
     return all(torch.equal(before[key], after[key]) for key in before)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("expert", SPECS)
-def test_a_merged_expert_gives_the_same_scores_and_unmerge_restores_the_base(name, expert):
+@pytest.mark.parametrize(("expert", "name"), with_each(*SPECS))
+def test_a_merged_expert_gives_the_same_scores_and_unmerge_restores_the_base(expert, name):
     bank, inputs = bank_of(name), batch()
     before, scores, bare = weights(bank), bank(inputs, expert), bank.model(**inputs).last_hidden_state
     bank.merge(expert)

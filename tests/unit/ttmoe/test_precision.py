@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import NAMES, batch, stir, tiny_bank
+from architectures import REPEATED, batch, stir, tiny_bank, with_each
 
 from ttmoe.adapter import AdapterSpec
 
@@ -23,9 +23,8 @@ def types(module):
     return {p.dtype for p in module.parameters()}
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_bases_with_fp32_experts(name, dtype):
+@pytest.mark.parametrize(("dtype", "name"), with_each(torch.bfloat16, torch.float16))
+def test_half_bases_with_fp32_experts(dtype, name):
     exact, half = bank_of(name), bank_of(name).to(dtype)
     names = ["a", "b"] * 3
     with torch.no_grad():
@@ -60,7 +59,7 @@ def test_the_bank_moves_as_a_whole():
     assert bank.add("new", SPEC, 2).head.weight.device.type == "meta"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", REPEATED)
 def test_autocast_does_not_affect_later_passes(name):
     bank, inputs = bank_of(name), batch()
     bank.requires_grad_(False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import LAYERS, NAMES, batch, stir, tiny_bank, tiny_model
+from architectures import LAYERS, NAMES, REPEATED, batch, stir, tiny_bank, tiny_model, with_each
 from reference_features import router_features
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -68,9 +68,8 @@ def test_hidden_states_above_the_trunk_equal_the_whole_passs(name):
         assert state_of(model) == before
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("training", [False, True])
-def test_experts_above_the_trunk_give_the_same_scores_and_gradients(name, training):
+@pytest.mark.parametrize(("training", "name"), with_each(True, False))
+def test_experts_above_the_trunk_give_the_same_scores_and_gradients(training, name):
     inputs = batch()
     for depth in range(LAYERS):
         bank = bank_above(name, depth).train(training)
@@ -88,7 +87,7 @@ def test_experts_above_the_trunk_give_the_same_scores_and_gradients(name, traini
         assert bank.training is training
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", REPEATED)
 def test_checkpointing_above_the_trunk(name):
     bank, inputs = bank_above(name, 1).train(), batch()
     bank(inputs, NAMED).logsumexp(-1).sum().backward()
@@ -101,7 +100,7 @@ def test_checkpointing_above_the_trunk(name):
         torch.testing.assert_close(parameter.grad, plain[key], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", REPEATED)
 @torch.no_grad()
 def test_states_cached_row_by_row_can_be_used_in_other_batches(name):
     bank, long, depth = bank_above(name, 2), batch(tokens=9, rows=6), 2
