@@ -6,12 +6,13 @@ import math
 import time
 from dataclasses import dataclass
 from itertools import islice
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from ttmoe.bank import Bank
-from ttmoe.encoding import collate, pool
+from ttmoe.encoding import Tokens, collate, pool
 from ttmoe.expert import Expert
 from workers.stopwatch import activity_timer, current_stopwatch
 from workers.training.batches import TokenizedRows, training_batches
@@ -21,6 +22,7 @@ from workers.training.optimizer import learning_rate_factor, make_optimizer
 from workers.training.settings import TrainSettings
 
 HEAD_SCALE_ROWS = 256  # training rows from which the head's input scale is measured
+_last_states: WeakKeyDictionary[Bank, tuple[list[Tokens], Tensor]] = WeakKeyDictionary()
 
 
 class DivergedError(RuntimeError):
@@ -216,13 +218,20 @@ class TrainingState:
 
 @torch.no_grad()
 def _base_states(bank: Bank, rows: TokenizedRows, pad_id: int) -> Tensor:
-    """Return pooled states (rows, width) of the first training rows, computed by the base without an expert."""
+    """Return pooled states (rows, width) of the first training rows, computed by the base without an expert.
+
+    A bank's last states are kept: the trials of a search read the same rows.
+    """
     tokens = [item.options[0] if item.options else item.whole for item in rows.items[:HEAD_SCALE_ROWS]]
+    last_tokens, states = _last_states.get(bank, ([], None))
+    if states is not None and last_tokens == tokens:
+        return states
     parts = []
     for start in range(0, len(tokens), 64):
         inputs = collate(tokens[start : start + 64], pad_id, bank.device)
         parts.append(pool(bank.model(**inputs).last_hidden_state, inputs["attention_mask"], bank.pooling))
-    return torch.cat(parts)
+    _last_states[bank] = tokens, torch.cat(parts)
+    return _last_states[bank][1]
 
 
 def _is_better(new: dict[str, float], old: dict[str, float]) -> bool:

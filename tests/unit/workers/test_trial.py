@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from ttmoe.adapter import AdapterSpec
+from ttmoe.encoding import collate
 from workers import trial as module
 from workers.expert_job import ExpertJob
 from workers.expert_runner import run_expert
+from workers.training import state
 from workers.training.settings import TrainSettings
 from workers.trial import TrialRunner
 
@@ -42,6 +44,20 @@ def test_a_trial_is_not_disturbed_by_those_before_it(runner, job):
     assert quality(runner.run(job)) == alone
     assert quality(TrialRunner.load(job).run(job)) == alone
     assert not runner.resident_base.bank.experts
+
+
+def test_trials_on_the_same_rows_share_the_bases_states_of_them(runner, job, animals, monkeypatch):
+    read = []
+    monkeypatch.setattr(state, "collate", lambda *args: read.append(1) or collate(*args))
+    few = replace(job, train=job.train.model_copy(update={"steps": 2, "eval_every": 2}))
+    alone = runner.run(few)
+    read.clear()
+    runner.run(replace(few, adapter=AdapterSpec(rank=8, targets=("q", "v", "o"))))
+    assert quality(runner.run(few)) == quality(alone)
+    assert not read
+    runner.run(replace(few, task="animals", data=animals))
+    assert read
+    assert quality(TrialRunner.load(job).run(few)) == quality(alone)
 
 
 def test_a_trial_that_fails_leaves_the_runner_usable(runner, job, monkeypatch):
