@@ -19,6 +19,7 @@ from orchestrator.cli.options import (
     command_group,
     console,
 )
+from orchestrator.cli.startup import import_registry, prepare_command
 from ttmoe.errors import InputError
 
 app = command_group("Train, register and route libraries of TT-LoRA experts over one frozen language model.")
@@ -28,6 +29,7 @@ app.add_typer(config_commands, name="config")
 
 def main() -> None:
     """Run the command line; the entry point of the console script."""
+    prepare_command()
     app(prog_name="ttmoe")
 
 
@@ -103,6 +105,7 @@ def status(library: LibraryOption = None, root: RootOption = Path("runs"), as_js
 
     Works from any shell, while the run is active or after it.
     """
+    import_registry()
     from orchestrator.progress.status_screen import show_status
 
     show_status(root, library, console(), as_json=as_json)
@@ -161,6 +164,7 @@ def predict(
     RAY_ADDRESS selects a cluster for --ray. Then --file, --out, --root and the base must be in a folder that all nodes
     share.
     """
+    import_registry()
     from orchestrator.predict.dispatch import run_request
     from orchestrator.predict.request import PredictRequest
 
@@ -180,7 +184,7 @@ def ui(
     port: Annotated[int, typer.Option(metavar="PORT", help="Port to listen on.")] = 5000,
 ) -> None:
     """Open the MLflow UI."""
-    from orchestrator.config.schema import store_uri
+    from orchestrator.config.store_address import store_uri
     from orchestrator.progress.mlflow_ui import open_ui
 
     open_ui(root, uri or store_uri(root), port, console())

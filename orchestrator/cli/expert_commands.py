@@ -17,6 +17,7 @@ from orchestrator.cli.options import (
     command_group,
     console,
 )
+from orchestrator.cli.startup import import_registry
 
 experts = command_group("Manage the experts of a library.")
 
@@ -29,6 +30,7 @@ def experts_ls(
     as_json: JsonOption = False,
 ) -> None:
     """List the experts and the router of a library."""
+    import_registry()
     from orchestrator.experts.listing import print_experts
 
     print_experts(root, library, every, as_json, console())
@@ -43,6 +45,7 @@ def experts_show(
     as_json: JsonOption = False,
 ) -> None:
     """Show all recorded details of an expert."""
+    import_registry()
     from orchestrator.experts.showing import show_expert
 
     show_expert(root, library, task, version, as_json, console())
@@ -76,6 +79,7 @@ def experts_promote(
     root: RootOption = Path("runs"),
 ) -> None:
     """Make a version the champion of its task."""
+    import_registry()
     from orchestrator.experts.promoting import promote_expert
 
     promote_expert(root, library, task, version, console())
@@ -94,6 +98,7 @@ def experts_rm(
 
     The next run of a config that contains the task trains it again.
     """
+    import_registry()
     from orchestrator.experts.removing import remove_expert
 
     remove_expert(root, library, task, version, yes, force, console())

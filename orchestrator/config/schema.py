@@ -21,6 +21,7 @@ from orchestrator.config.runtime_sections import (
     TrackingSettings,
 )
 from orchestrator.config.sections import AdapterSettings, BaseSettings, HeadMode
+from orchestrator.config.store_address import store_uri
 from workers.data.task import Task
 from workers.data.validation import STRICT_CONFIG, setting_error
 from workers.training.settings import PositiveInt, RouterSettings, TrainSettings
@@ -211,8 +212,3 @@ def _check_no_head_settings(name: str, entry: TaskEntry) -> None:
     if keys:
         what = "a task of kind generate has no head"
         raise setting_error(what, key=("tasks", name, *keys[0]), fix="remove this setting")
-
-
-def store_uri(root: Path) -> str:
-    """Return the URI of the SQLite store in a storage root."""
-    return f"sqlite:///{root.resolve() / 'mlflow.db'}"

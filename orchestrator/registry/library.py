@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from orchestrator.config.schema import store_uri
+from orchestrator.config.store_address import store_uri
 from orchestrator.registry import Registry
 from ttmoe.errors import InputError
 

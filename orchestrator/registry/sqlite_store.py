@@ -11,6 +11,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 
 from mlflow.store.db import utils as migrations
@@ -19,6 +20,8 @@ from mlflow.tracking import MlflowClient
 
 from ttmoe.errors import InputError
 
+# It imports the scripts of all migrations, and MLflow asks again for each store that it opens.
+migrations._get_latest_schema_revision = cache(migrations._get_latest_schema_revision)
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse")
 
 

@@ -28,6 +28,7 @@ ROWS = {
     "library": "library:run",
     "many": "many:run",
     "many-real": "many_real:run",
+    "start": "start:run",
     "routing": "routing:run_minilm",
     "routing-smollm2": "routing:run_smollm2",
     "router": "router_speed:run",

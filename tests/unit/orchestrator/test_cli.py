@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from orchestrator.cli import app
+from orchestrator.cli import app, startup
 from orchestrator.config.loading import STARTER, recipe_text
 from orchestrator.predict.input_columns import InputColumns
 from orchestrator.predict.request import PredictRequest
@@ -44,8 +44,8 @@ def replace(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple]]:
     def put(module: str, function: str, error: BaseException | None = None) -> list[tuple]:
         calls: list[tuple] = []
 
-        def record(*arguments: Any) -> None:
-            calls.append(arguments)
+        def record(*arguments: Any, **options: Any) -> None:
+            calls.append((*arguments, *options.values()))
             if error:
                 raise error
 
@@ -73,6 +73,65 @@ def test_the_schema_needs_pydantic_and_yaml_alone() -> None:
     printed, packages = imported("config", "schema")
     assert '"$schema"' in printed
     assert HEAVY & packages <= {"pydantic", "yaml"}
+
+
+READ = """
+import atexit, gc, sys
+atexit.register(lambda: print(gc.get_freeze_count(), gc.get_stats()[2]["collections"]))
+from orchestrator.cli.startup import import_registry, prepare_command
+prepare_command()
+import_registry()
+from orchestrator.config import loading
+from orchestrator.experts import listing, promoting, removing, showing
+from orchestrator.progress import mlflow_ui, status_screen
+print(*sys.modules)
+import pandas, mlflow
+print(pandas.DataFrame)
+"""
+
+
+def test_commands_that_touch_no_tensor_import_none_of_torch_ray_and_data_packages() -> None:
+    done = subprocess.run([sys.executable, "-c", READ], capture_output=True, text=True, check=True)
+    modules, later, ending = done.stdout.splitlines()
+    imported = {name.partition(".")[0] for name in modules.split()}
+    assert "mlflow" in imported
+    assert not {"torch", "ray", "transformers", "datasets", "numpy", "pandas", "pyarrow", "scipy"} & imported
+    assert "pandas" in later  # what was hidden from MLflow can be imported
+    frozen, collections = map(int, ending.split())
+    assert frozen > 100_000  # what the end of the process does not collect
+    assert collections < 5
+
+
+def test_only_a_process_of_one_command_hides_packages_from_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[set[str]] = []
+    for name in ("mlflow", *startup.DATA_PACKAGES):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(startup, "import_module", lambda _: seen.append(set(startup.DATA_PACKAGES) & set(sys.modules)))
+    startup.import_registry()
+    assert seen == []
+    monkeypatch.setattr(startup, "_is_command", True)
+    startup.import_registry()
+    assert seen == [set(startup.DATA_PACKAGES)]
+    assert not set(startup.DATA_PACKAGES) & set(sys.modules)
+    monkeypatch.setitem(sys.modules, "mlflow", types.ModuleType("mlflow"))
+    startup.import_registry()
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "module", "function"),
+    [(["status"], "progress.status_screen", "show_status"), (["predict", "a"], "predict.dispatch", "run_request"),
+     (["experts", "ls"], "experts.listing", "print_experts"),
+     (["experts", "show", "a"], "experts.showing", "show_expert"),
+     (["experts", "promote", "a"], "experts.promoting", "promote_expert"),
+     (["experts", "rm", "a"], "experts.removing", "remove_expert")],
+)  # fmt: skip
+def test_commands_that_read_import_the_registry_first(replace, monkeypatch, arguments, module, function) -> None:
+    calls = replace(f"orchestrator.{module}", function)
+    monkeypatch.setattr(f"orchestrator.cli.{'expert_' * (arguments[0] == 'experts')}commands.import_registry",
+                        lambda: calls.append("registry"))  # fmt: skip
+    assert ttmoe(*arguments).exit_code == 0
+    assert (calls[0], len(calls)) == ("registry", 2)
 
 
 def test_help_answers_in_half_a_second() -> None:
