@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from orchestrator.plan.planning import ExpertPlan
 from orchestrator.registry.runs import TrainingData
@@ -74,7 +74,8 @@ def training_data(expert: ExpertPlan, task: Task) -> TrainingData:
         kind, place = "wheel", {"wheel": source.wheel, "file": source.file}
     else:
         kind, place = "local", {"uri": source.path}
-    columns = [task.columns.model_dump(exclude_none=True), {"label": task.label.column} if task.label else {}]
+    columns: list[Mapping[str, object]] = [task.columns.model_dump(exclude_none=True)]
+    columns += [{"label": task.label.column}] if task.label else []
     rows = {split: sum(counts.values()) for split, counts in data.counts.items()}
     profile = {"num_rows": sum(rows.values()), "rows": rows, "kind": data.kind, "labels": len(data.label_names)}
     names = tuple(name for group in columns for name in _texts(group.values()))

@@ -21,6 +21,13 @@ _RUN_COLUMNS = ("attributes.`Source`", "attributes.`Version`", "attributes.`Desc
 _TRIAL_COLUMNS = ("metrics.`accuracy`", "params.`rank`", "metrics.`parameters`", "params.`factors`",
                   "metrics.`seconds`")  # fmt: skip
 
+_View = tuple[str, str, str, tuple[str, ...]]  # name, kind of the runs, what orders them, columns
+_VIEWS: dict[str, _View] = {
+    EXPERTS_VIEW: ("Experts", "expert", "metrics.`test.accuracy`", _EXPERT_COLUMNS),
+    RUNS_VIEW: ("Runs", "run", "attributes.start_time", _RUN_COLUMNS),
+}
+_SEARCH_VIEWS: dict[str, _View] = {TRIALS_VIEW: ("Trials", "trial", "metrics.`accuracy`", _TRIAL_COLUMNS)}
+
 
 def prepare_pages(store: Store, experiment: Experiment, library: str, *, search: bool = False) -> None:
     """Set the tags of an experiment that MLflow's UI reads, unless they exist: a user may have changed them.
@@ -38,10 +45,7 @@ def prepare_pages(store: Store, experiment: Experiment, library: str, *, search:
 
 def page_tags(experiment_id: str, library: str, *, search: bool = False) -> dict[str, str]:
     """Return the tags that ``prepare_pages`` sets, by key."""
-    views = {TRIALS_VIEW: ("Trials", "trial", "metrics.`accuracy`", _TRIAL_COLUMNS)} if search else {
-        EXPERTS_VIEW: ("Experts", "expert", "metrics.`test.accuracy`", _EXPERT_COLUMNS),
-        RUNS_VIEW: ("Runs", "run", "attributes.start_time", _RUN_COLUMNS),
-    }  # fmt: skip
+    views = _SEARCH_VIEWS if search else _VIEWS
     page = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey="
     links = " · ".join(f"[{name}]({page}{key})" for key, (name, *_) in views.items())
     what = f"Searches of the library {library}" if search else f"Library {library}"
