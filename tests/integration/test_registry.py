@@ -283,7 +283,8 @@ def test_a_run_below_its_parent_as_earlier_versions_wrote_it_is_found_and_moved_
 
 
 def test_an_experiment_opens_as_model_training_with_views_also_if_it_is_old(registry):
-    old = registry.client.create_experiment("lib", tags={"ttmoe.library": "lib", "mlflow.note.content": "my own"})
+    tags = {"ttmoe.library": "lib", "mlflow.note.content": "my own"}
+    old = registry.client.create_experiment("lib", (registry.artifact_root / "lib").as_uri(), tags)
     registry.start_run("lib", "run", {}, "a: 1\n", {})
     registry.start_run("lib", "search", {}, "a: 1\n", {}, search=True)
     tags = registry.client.get_experiment(old).tags
