@@ -53,9 +53,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print the time of each tier, also when tests failed."""
     reports = [each for kind in terminalreporter.stats.values() for each in kind if hasattr(each, "duration")]
-    terminalreporter.section("time by tier, in all processes together")
-    for line in tiers.time_lines(reports):
-        terminalreporter.write_line(line)
+    if lines := tiers.time_lines(reports):
+        terminalreporter.section("time by tier, in all processes together")
+        terminalreporter.write_line("\n".join(lines))
 
 
 @pytest.fixture(scope="session")
