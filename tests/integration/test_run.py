@@ -290,10 +290,10 @@ class TestBadInput:
             change(config, tmp_path)
             (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
             monkeypatch.chdir(tmp_path)
-            began = time.monotonic()
+            began = time.process_time()  # not of the tests beside it
             result = CliRunner().invoke(app, ["run", "tiny.yaml", *arguments])
             assert result.exit_code == 2, result.output
-            assert time.monotonic() - began < 20
+            assert time.process_time() - began < 20
             assert versions(tmp_path / "runs") == {}
             assert runs(tmp_path / "runs") == []
             return " ".join(result.stderr.split())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
-import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -135,11 +135,14 @@ def test_commands_that_read_import_the_registry_first(replace, monkeypatch, argu
 
 
 def test_help_answers_in_half_a_second() -> None:
+    """Of processor time: the tests of other processes may hold it up."""
+
     def seconds() -> float:
-        start = time.perf_counter()
+        before = os.times()
         command = [sys.executable, "-c", "from orchestrator.cli import main; main()", "--help"]
         subprocess.run(command, capture_output=True, check=True)
-        return time.perf_counter() - start
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
 
     assert min(seconds() for _ in range(3)) < 0.5
 
