@@ -7,6 +7,11 @@ from typing import Protocol
 
 TIERS = ("e2e", "integration", "unit")  # in this order, so that no long test is left at the end for one process alone
 
+# Groups of several files: e2e follows one library from test to test, and SmolLM2 is downloaded once.
+TOGETHER = {"tests/e2e/test_quickstart.py": "e2e", "tests/e2e/test_readme.py": "e2e",
+            "tests/integration/test_generate.py": "SmolLM2",
+            "tests/integration/test_real_bases.py": "SmolLM2"}  # fmt: skip
+
 
 class Report(Protocol):
     """What pytest reports of one phase of a test: set-up, call or teardown."""
@@ -21,13 +26,9 @@ def tier_of(nodeid: str) -> str:
 
 
 def group_of(nodeid: str) -> str:
-    """Return the group of tests that run in one process, because they share what a fixture made.
-
-    Groups are files, but all of e2e is one group: its tests follow each other on one library.
-    """
-    if tier_of(nodeid) == "e2e":
-        return "e2e"
-    return nodeid.partition("::")[0]
+    """Return the group of a test: those of a file run in one process, as they share what a fixture made."""
+    file = nodeid.partition("::")[0]
+    return TOGETHER.get(file, file)
 
 
 def time_lines(reports: Iterable[Report]) -> list[str]:

@@ -14,11 +14,16 @@ def test_every_folder_of_tests_is_a_tier() -> None:
     assert folders == set(tiers.TIERS)
 
 
-def test_tests_of_a_file_stay_together_and_all_of_e2e() -> None:
-    ids = ["tests/unit/a/test_a.py::test_x[b/c::d]", "tests/unit/a/test_a.py::TestY::test_z", "tests/unit/test_b.py::f",
-           "tests/e2e/test_c.py::f", "tests/e2e/test_d.py::f"]  # fmt: skip
-    assert [tiers.group_of(each) for each in ids] == ["tests/unit/a/test_a.py"] * 2 + ["tests/unit/test_b.py"] + [
-        "e2e"] * 2  # fmt: skip
+def test_tests_of_a_file_stay_together() -> None:
+    ids = ["tests/unit/a/test_a.py::test_x[b/c::d]", "tests/unit/a/test_a.py::TestY::test_z", "tests/unit/test_b.py::f"]
+    assert [tiers.group_of(each) for each in ids] == ["tests/unit/a/test_a.py"] * 2 + ["tests/unit/test_b.py"]
+
+
+def test_all_of_e2e_stays_together() -> None:
+    tests = Path(tiers.__file__).parent
+    files = [path.relative_to(tests.parent).as_posix() for path in (tests / "e2e").glob("test_*.py")]
+    assert {tiers.group_of(f"{file}::test") for file in files} == {"e2e"}
+    assert all((tests.parent / file).is_file() for file in tiers.TOGETHER)
 
 
 def test_seconds_are_added_up_by_tier() -> None:
