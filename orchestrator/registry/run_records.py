@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +61,13 @@ def child_runs(store: Store, library: str, parent: str) -> list[RunRecord]:
     check_name(parent, "run")
     if (experiment := store.find_experiment(library)) is None:
         return []
-    runs: list[Run] = []
-    for tag in (TAG + PARENT_TAG, OLD_PARENT_TAG):
-        search = partial(store.client.search_runs, [experiment.experiment_id], f"tags.`{tag}` = '{parent}'")
-        runs += all_pages(lambda token, search=search: search(max_results=1000, page_token=token))
+    ids, client = [experiment.experiment_id], store.client
+
+    def tagged(tag: str) -> Iterator[Run]:
+        query = f"tags.`{tag}` = '{parent}'"
+        return all_pages(lambda token: client.search_runs(ids, query, max_results=1000, page_token=token))
+
+    runs = [*tagged(TAG + PARENT_TAG), *tagged(OLD_PARENT_TAG)]
     return sorted(map(_record, runs), key=lambda run: run.tags.get("task", run.name))
 
 

@@ -132,10 +132,10 @@ def expert_run(
     if OLD_PARENT_TAG in run.data.tags:
         store.client.delete_tag(run.info.run_id, OLD_PARENT_TAG)
     moved = parent and run.data.tags.get(TAG + PARENT_TAG) != parent
-    tags = [RunTag(TAG + PARENT_TAG, str(parent))] if moved else []
+    new_parent = [RunTag(TAG + PARENT_TAG, str(parent))] if moved else []
     missing = [Param(key, str(value)) for key, value in params.items() if key not in run.data.params]
     store.artifact_uris[run.info.run_id] = run.info.artifact_uri
-    store.client.log_batch(run.info.run_id, _metrics(metrics), missing, tags)  # without any of them, no request
+    store.client.log_batch(run.info.run_id, _metrics(metrics), missing, new_parent)  # without any of them, no request
     if data:
         store.client.log_inputs(run.info.run_id, [_dataset_input(data)])
     return run.info.run_id

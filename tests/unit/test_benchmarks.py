@@ -67,7 +67,7 @@ def test_the_step_in_fp32_is_measured_with_one_thread_and_with_two(
 
     def take(subjects: dict, **more: object) -> Times:
         seen.append(torch.get_num_threads())
-        return Times(dict.fromkeys(subjects, [1.0, 1.0]))
+        return Times({name: [1.0, 1.0] for name in subjects})
 
     monkeypatch.setenv(BUSY, busy)
     monkeypatch.setattr(step, "interleave", take)
