@@ -10,8 +10,9 @@ ROOT = Path(__file__).parents[1]
 CACHE = ROOT / "runs" / "cache"
 TASKS = ("trec", "sms_spam", "reviews", "sarcasm")
 # A task's own settings win over those for all, so the tasks that have their own are named.
-FEW = ["train.steps=20", "train.eval_every=10", "search.trials=2", "search.steps=5", "router.rows_per_task=200",
-       "router.epochs=10", *(f"tasks.{task}.split.sample=400" for task in TASKS)]  # fmt: skip
+FEW = ["train.steps=20", "train.batch_size=8", "train.eval_every=20", "search.trials=2", "search.steps=5",
+       "router.rows_per_task=200", "router.epochs=10",
+       *(f"tasks.{task}.split.sample=200" for task in TASKS)]  # fmt: skip
 
 
 def few_steps() -> list[str]:
