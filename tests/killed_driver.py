@@ -127,13 +127,18 @@ def _run_library(config: Path, counter: Path, die_after: int | None) -> int:
 
 
 def _count_writes(patch: pytest.MonkeyPatch, counter: Path, die_after: int | None) -> None:
-    """Append a byte to ``counter`` after each registry write or file rename, and kill the process if it is time."""
+    """Append a byte to ``counter`` after each registry write or file rename, and kill the process if it is time.
+
+    Digests of files, which are only remembered once the files are some seconds old, do not count.
+    """
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
     from mlflow.tracking import MlflowClient
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)
+            if Path(str(args[-1])).parent.name == "digests":
+                return result
             with counter.open("ab") as file:
                 file.write(b".")
             if counter.stat().st_size == die_after:

@@ -71,10 +71,10 @@ def test_a_second_run_changes_nothing(start, undisturbed):
 
 
 def test_killed_after_any_write_the_next_run_ends_as_if_nothing_had_been(start, undisturbed, request):
-    """Each write with ``--thorough``, else every sixth."""
+    """Each write with ``--thorough``, else every eleventh."""
     content, writes = undisturbed
     assert writes > 40
-    interval = 1 if request.config.getoption("--thorough") else 6
+    interval = 1 if request.config.getoption("--thorough") else 11
 
     def check(after: int) -> None:
         folder = _fresh(start, f"killed{after}")

@@ -50,6 +50,8 @@ def data() -> PreparedTask:
         pytest.skip(f"TREC is not available: {error}")
 
 
+# On a tiny base, tests/unit/workers/test_generate_tasks.py does the same in seconds.
+@pytest.mark.thorough
 def test_training_teaches_a_base_to_generate_the_answers(base: Base, data: PreparedTask, tmp_path: Path) -> None:
     adapter = AdapterSpec(targets=tuple(SHAPE), first_layer=20, rank=8, shape=SHAPE)
     train = TrainSettings(steps=70, batch_size=16, lr=8e-3, eval_every=70, seed=0)

@@ -1,4 +1,4 @@
-"""A hundred scripted experts through plan, worker pool, recorder and registry: nothing is lost or duplicated."""
+"""Fifty scripted experts through plan, worker pool, recorder and registry: nothing is lost or duplicated."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from scripted_jobs import EXTRA, STEPS, make_library, write_library
 
 pytestmark = pytest.mark.integration
 
-COUNT = 100
-FATES = {"t0005": "fail", "t0031": "die", "t0042": "once", "t0077": "once", "t0099": "fail"}
-LOST = {"t0005", "t0031", "t0099"}
+COUNT = 50
+FATES = {"t0005": "fail", "t0017": "die", "t0022": "once", "t0037": "once", "t0049": "fail"}
+LOST = {"t0005", "t0017", "t0049"}
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def check_runs(root, registry):
             assert run.data.metrics["train.loss"] == pytest.approx(1 / STEPS)
         else:
             assert run.data.tags["ttmoe.error"]
-    for task in ("t0000", "t0042"):  # one that went well, and one whose process died once
+    for task in ("t0000", "t0022"):  # one that went well, and one whose process died once
         (run,) = [run for run in experts if run.data.tags["ttmoe.task"] == task]
         steps = {metric.step for metric in registry.client.get_metric_history(run.info.run_id, "train.loss")}
         assert steps == set(range(1, STEPS + 1))
