@@ -5,26 +5,23 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.config.schema import Config
 from orchestrator.config.sections import AdapterSettings
+from orchestrator.plan.adapter_fits import AdapterFits
 from orchestrator.plan.folders import LibraryFolders
 from orchestrator.plan.identity import hashed_settings, spec_hash
 from orchestrator.pool.capacity import GB
-from ttmoe.adapter import AdapterSpec, Group, count_lora_parameters, count_parameters, plan_groups
-from ttmoe.base import Base, empty_body
+from ttmoe.adapter import AdapterSpec, Group, count_parameters
+from ttmoe.base import Base
 from ttmoe.errors import InputError
 from ttmoe.features import FeatureSpec
-from ttmoe.language_head import require_language_head
 from workers.base.base_sources import resolve_base
 from workers.data.prepared import PreparedTask, prepare_task
 from workers.expert_job import ExpertJob
 from workers.recipes import RECIPES
 from workers.training.settings import MEMORY_ONLY, ROUTER_UNHASHED, TrainSettings
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -106,17 +103,18 @@ def make_plan(config: Config) -> Plan:
     folders = LibraryFolders.of(config)
     device = "cuda" if config.resources.gpus else "cpu"
     base = resolve_base(**config.base.model_dump(), cache=folders.cache, device=device)
-    model = empty_body(base)
+    fits = AdapterFits(base, folders.cache)
     if generate_tasks := [name for name, task in config.tasks.items() if task.kind == "generate"]:
-        require_language_head(model, base.folder, f"tasks.{generate_tasks[0]}.kind")
-    experts = {name: plan_expert(config, name, base, model, folders, device) for name in config.tasks}
+        fits.require_language_head(f"tasks.{generate_tasks[0]}.kind")
+    experts = {name: plan_expert(config, name, base, fits, folders, device) for name in config.tasks}
     features = FeatureSpec(config.router.hidden_states(_trunk_depth(experts)), config.router.pooling)
-    features.indexes(model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+    features.indexes(fits.layers)
+    fits.save()
     return Plan(config, folders, base, features, experts, _search_hash(config, experts))
 
 
 def plan_expert(
-    config: Config, name: str, base: Base, model: nn.Module, folders: LibraryFolders, device: str
+    config: Config, name: str, base: Base, fits: AdapterFits, folders: LibraryFolders, device: str
 ) -> ExpertPlan:
     """Plan the expert of one task.
 
@@ -124,7 +122,7 @@ def plan_expert(
         config: The config.
         name: Name of the task.
         base: Resolved base.
-        model: Body of the base; its modules may be on the meta device.
+        fits: Fits of adapters to the base.
         folders: Folders of the library.
         device: ``cpu`` or ``cuda``.
 
@@ -134,13 +132,12 @@ def plan_expert(
     data = prepare_task(name, config.tasks[name], folders.cache)
     adapter = adapter_spec(config.task_adapter(name))
     try:
-        groups = plan_groups(model, adapter)
+        fit = fits.fit(adapter)
     except InputError as error:
         where = f"tasks.{name}.{error.where}" if config.tasks[name].adapter.model_fields_set else error.where
         raise InputError(error.what, where=where, fix=error.fix) from error
     train, head = config.task_train(name), config.task_head(name)
-    shapes = {group.role: str(group.method) for group in groups}
-    spec = expert_spec(base, adapter, shapes, data, train, head)
+    spec = expert_spec(base, adapter, fit.shapes, data, train, head)
     hash_ = spec_hash(spec)
     job = ExpertJob(
         name,
@@ -150,14 +147,14 @@ def plan_expert(
         head,
         train,
         hash_,
-        count_parameters(groups),
+        fit.parameters,
         str(folders.work_folder("experts", name, hash_)),
         threads=max(1, int(config.resources.cpus_per_expert)),
         device=device,
         cache=str(folders.cache),
         trunk_bytes=int(config.storage.trunk_gb * GB),
     )
-    return ExpertPlan(job, spec, shapes, count_lora_parameters(groups))
+    return ExpertPlan(job, spec, fit.shapes, fit.lora_parameters)
 
 
 def _trunk_depth(experts: dict[str, ExpertPlan]) -> int:

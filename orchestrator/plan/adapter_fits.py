@@ -1,0 +1,106 @@
+"""What planning asks of a base's modules, remembered, because transformers takes seconds to import a model's classes.
+
+``<cache>/fits/`` contains a small file for each base and each version of the code that decides the answers. A file that
+cannot be read or written is no error, because the answers can be computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version as installed
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+
+from ttmoe.adapter import AdapterSpec, count_lora_parameters, count_parameters, plan_groups
+from ttmoe.base import Base, empty_body
+from ttmoe.expert_files import write_atomically
+from ttmoe.language_head import require_language_head
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class AdapterFit:
+    """Shape and size of an adapter on a base.
+
+    Attributes:
+        shapes: Shape by role, with ``auto`` resolved.
+        parameters: Trainable parameters, without the head.
+        lora_parameters: Parameters of a LoRA adapter of rank 16 on the same layers, for comparison.
+    """
+
+    shapes: dict[str, str]
+    parameters: int
+    lora_parameters: int
+
+
+class _Answers(BaseModel):
+    """Content of the file: the base's number of layers, whether it can generate text, and the fit of each adapter."""
+
+    layers: int | None = None
+    generates: bool = False
+    fits: dict[str, AdapterFit] = {}
+
+
+class AdapterFits:
+    """Answers about one base; its modules are built, on the meta device, only for an answer that is not known.
+
+    Args:
+        base: The base.
+        cache: Root folder of the cache.
+    """
+
+    def __init__(self, base: Base, cache: Path) -> None:
+        self._base = base
+        name = hashlib.sha256(f"{base.digest} {installed('transformers')} {_code_digest()}".encode()).hexdigest()
+        self._file = cache / "fits" / f"{name}.json"
+        self._answers = _Answers()
+        with suppress(OSError, ValueError):
+            self._answers = _Answers.model_validate_json(self._file.read_bytes())
+        self._known = self._answers.model_copy(deep=True)
+
+    @cached_property
+    def _model(self) -> nn.Module:
+        return empty_body(self._base)
+
+    @property
+    def layers(self) -> int:
+        """Number of layers of the base."""
+        if self._answers.layers is None:
+            self._answers.layers = int(self._model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+        return self._answers.layers
+
+    def require_language_head(self, where: str) -> None:
+        """Raise InputError at ``where`` if the base cannot generate text, see ``ttmoe.language_head``."""
+        if not self._answers.generates:
+            require_language_head(self._model, self._base.folder, where)
+            self._answers.generates = True
+
+    def fit(self, adapter: AdapterSpec) -> AdapterFit:
+        """Return the fit of an adapter, computed once for equal adapters. Raise InputError like ``plan_groups``."""
+        key = repr(adapter)
+        if key not in self._answers.fits:
+            groups = plan_groups(self._model, adapter)
+            shapes = {group.role: str(group.method) for group in groups}
+            self._answers.fits[key] = AdapterFit(shapes, count_parameters(groups), count_lora_parameters(groups))
+        return self._answers.fits[key]
+
+    def save(self) -> None:
+        """Keep new answers for the next plan."""
+        if self._answers != self._known:
+            with suppress(OSError):
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(self._file, self._answers.model_dump_json().encode(), synchronize=False)
+
+
+def _code_digest() -> str:
+    """Return the digest of the source of the package ``ttmoe``, which decides every answer."""
+    modules = sorted((entry.name, entry) for entry in files("ttmoe").iterdir() if entry.name.endswith(".py"))
+    return hashlib.sha256(b"".join(entry.read_bytes() for _, entry in modules)).hexdigest()

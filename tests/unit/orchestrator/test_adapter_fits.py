@@ -1,0 +1,81 @@
+"""Answers about a base that planning remembers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import library_plan
+import pytest
+import tiny_causal
+
+from orchestrator.plan import adapter_fits
+from orchestrator.plan.adapter_fits import AdapterFits
+from orchestrator.plan.planning import make_plan
+from ttmoe.adapter import AdapterSpec
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Record the calls that need the base's modules."""
+    made = []
+
+    def record(name):
+        original = getattr(adapter_fits, name)
+        monkeypatch.setattr(adapter_fits, name, lambda *args: made.append(name) or original(*args))
+
+    for name in ("empty_body", "plan_groups", "require_language_head"):
+        record(name)
+    return made
+
+
+def test_equal_adapters_are_fitted_once_and_a_second_plan_builds_no_model(base_folder, tmp_path, calls):
+    first = library_plan.plan_of(base_folder, tmp_path)
+    assert calls == ["empty_body", "plan_groups"]  # of two tasks
+    second = library_plan.plan_of(base_folder, tmp_path)
+    assert calls == ["empty_body", "plan_groups"]
+    assert second == first
+
+
+def test_a_changed_adapter_is_fitted(base_folder, tmp_path, calls):
+    first = library_plan.plan_of(base_folder, tmp_path)
+    second = library_plan.plan_of(base_folder, tmp_path, tasks={"animals": {"adapter": {"rank": 2}}})
+    assert calls == ["empty_body", "plan_groups"] * 2
+    assert second.experts["colours"] == first.experts["colours"]
+    assert second.experts["animals"].job.parameters < first.experts["animals"].job.parameters
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"fits": {"x": {"shapes": 1}}}', "[]"])
+def test_a_damaged_file_is_computed_again(base_folder, tmp_path, calls, content):
+    first = library_plan.plan_of(base_folder, tmp_path)
+    (file,) = (tmp_path / "runs" / "cache" / "fits").iterdir()
+    written = file.read_text()
+    file.write_text(content)
+    assert library_plan.plan_of(base_folder, tmp_path) == first
+    assert calls == ["empty_body", "plan_groups"] * 2
+    assert file.read_text() == written
+
+
+def test_another_base_or_code_has_other_fits(base_folder, tmp_path, calls, monkeypatch):
+    base = library_plan.plan_of(base_folder, tmp_path).base
+    cache, adapter = tmp_path / "runs" / "cache", AdapterSpec(rank=4)
+    fit = AdapterFits(base, cache).fit(adapter)
+    assert len(calls) == 2  # known
+    AdapterFits(replace(base, digest="0" * 64), cache).fit(adapter)
+    assert len(calls) == 4
+    for name in ("_code_digest", "installed"):
+        with monkeypatch.context() as changed:
+            changed.setattr(adapter_fits, name, lambda *args: "changed")
+            del calls[:]
+            assert AdapterFits(base, cache).fit(adapter) == fit
+            assert calls == ["empty_body", "plan_groups"]
+
+
+def test_the_head_of_a_base_is_checked_once(tmp_path, calls):
+    folder = tiny_causal.save_causal_base(tmp_path / "base")
+    tasks = {"replies": tiny_causal.writing_task(tmp_path / "replies.jsonl")}
+    plan = library_plan.plan_of(folder, tmp_path)
+    assert "require_language_head" not in calls
+    with_replies = plan.config.model_validate(plan.config.model_dump(mode="json") | {"tasks": tasks})
+    make_plan(with_replies)
+    make_plan(with_replies)
+    assert calls.count("require_language_head") == 1
