@@ -126,3 +126,9 @@ def test_requests_do_not_grow_with_the_number_of_experts(store, monkeypatch, com
         calls[count] = sum((client.calls for client in clients), Counter())
     assert calls[FEW].total() > 0
     assert calls[FEW] == calls[MANY]
+
+
+def test_a_run_with_nothing_to_do_builds_no_model(store, monkeypatch):
+    root, configs = store
+    monkeypatch.setattr("transformers.AutoModel.from_config", lambda config: pytest.fail("a model is built"))
+    _run(root, configs[FEW], f"lib{FEW}")
