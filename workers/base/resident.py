@@ -62,7 +62,11 @@ def load_resident_base(base: Base, device: str) -> ResidentBase:
     if _resident and _resident[0] == key:
         return _resident[1]
     release_resident_base()
-    tokenizer, bank = load_tokenizer(base), Bank(load_body(base, device), base.pooling).eval()
+    gc.disable()  # an eighth of the time goes to collections, and what is imported and loaded stays
+    try:
+        tokenizer, bank = load_tokenizer(base), Bank(load_body(base, device), base.pooling).eval()
+    finally:
+        gc.enable()
     _loads += 1
     _resident = (key, ResidentBase(bank, tokenizer, pad_id_of(tokenizer)))
     _collect()

@@ -88,7 +88,7 @@ def load_split(prepared: PreparedTask, split_name: str) -> list[Example]:
     if not path.is_file():
         fix = f"delete {prepared.folder}; the next run creates it again" if split_name in SPLIT_NAMES else ""
         raise InputError(f"there is no split {split_name!r}", where=str(path), fix=fix)
-    rows = pyarrow.parquet.read_table(path).to_pylist()
+    rows = pyarrow.parquet.ParquetFile(path).read().to_pylist()  # without the set-up of a data set of many files
     return [Example(tuple(r["texts"]), tuple(r["choices"]), r["label"], r["group"], r.get("answer", "")) for r in rows]
 
 
