@@ -102,5 +102,5 @@ class AdapterFits:
 
 def _code_digest() -> str:
     """Return the digest of the source of the package ``ttmoe``, which decides every answer."""
-    modules = sorted((entry.name, entry) for entry in files("ttmoe").iterdir() if entry.name.endswith(".py"))
-    return hashlib.sha256(b"".join(entry.read_bytes() for _, entry in modules)).hexdigest()
+    modules = sorted(Path(str(files("ttmoe"))).glob("*.py"))
+    return hashlib.sha256(b"".join(module.read_bytes() for module in modules)).hexdigest()
