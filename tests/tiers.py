@@ -9,6 +9,7 @@ TIERS = ("e2e", "integration", "unit")  # in this order, so that no long test is
 
 # Groups of several files: e2e follows one library from test to test, and SmolLM2 is downloaded once.
 TOGETHER = {"tests/e2e/test_quickstart.py": "e2e", "tests/e2e/test_readme.py": "e2e",
+            "tests/e2e/test_readme_answers.py": "e2e",
             "tests/integration/test_generate.py": "SmolLM2",
             "tests/integration/test_real_bases.py": "SmolLM2"}  # fmt: skip
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import psutil
 
+_REFUSED = (OSError, psutil.Error)  # a container may hide /proc; training does not depend on it
 INTERVAL = 10.0  # seconds between two samples of a process; an expert that takes less may have none
 
 
@@ -21,18 +22,22 @@ class SystemMetrics:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock, self._last = clock, clock()
-        psutil.cpu_percent()  # the next call measures since this one
+        with suppress(*_REFUSED):
+            psutil.cpu_percent()  # the next call measures since this one
 
     def sample(self) -> dict[str, float]:
         """Return the metrics by name, or an empty dict if the last sample is younger than INTERVAL."""
         if self._clock() - self._last < INTERVAL:
             return {}
-        self._last, memory = self._clock(), psutil.virtual_memory()
-        return {
-            "system/cpu_utilization_percentage": psutil.cpu_percent(),
-            "system/system_memory_usage_megabytes": memory.used / 1e6,
-            "system/system_memory_usage_percentage": memory.percent,
-        } | _gpu_metrics()
+        self._last, machine = self._clock(), {}
+        with suppress(*_REFUSED):
+            memory = psutil.virtual_memory()
+            machine = {
+                "system/cpu_utilization_percentage": psutil.cpu_percent(),
+                "system/system_memory_usage_megabytes": memory.used / 1e6,
+                "system/system_memory_usage_percentage": memory.percent,
+            }
+        return machine | _gpu_metrics()
 
 
 def _gpu_metrics() -> dict[str, float]:

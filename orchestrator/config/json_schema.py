@@ -1,7 +1,8 @@
 """The JSON Schema of a config, by which editors check and complete YAML files.
 
 It is written in draft 7, which the YAML language servers of all editors know. Rules that span several keys are left to
-the config's own checks: the schema accepts every valid config, and a few that are not.
+the config's own checks: the schema accepts a few configs that are not valid. It wants numbers and booleans as YAML 1.2
+writes them, where a config also accepts text for them (``yes``, ``1_000``).
 """
 
 from __future__ import annotations

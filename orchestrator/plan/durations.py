@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def estimate_expert_seconds(plan: Plan, state: LibraryState) -> dict[str, float | None]:
     """Estimate how long the training of each expert will take.
 
-    The estimate uses the seconds per step and per evaluated row of the task's newest version on the same base, or the
-    mean over all versions on this base if the task has none.
+    The estimate uses the seconds per step of the task's newest version on the same base, or the mean over all versions
+    on this base if the task has none.
 
     Returns:
         Seconds by task: 0 if the expert exists or only has to be registered, None if no version on this base has times.
@@ -33,30 +33,17 @@ def estimate_expert_seconds(plan: Plan, state: LibraryState) -> dict[str, float 
         elif times is None:
             seconds[task] = None
         else:
-            overhead, per_step, per_row = times
-            train, validation = expert.job.train, sum(expert.job.data.counts["validation"].values())
-            rows = max(0, train.evaluated_rows(validation, train.steps, current.step))
-            seconds[task] = overhead + per_step * max(0, train.steps - current.step) + per_row * rows
+            overhead, per_step = times
+            seconds[task] = overhead + per_step * max(0, expert.job.train.steps - current.step)
     return seconds
 
 
-def _mean_times(versions: Sequence[Version]) -> tuple[float, float, float] | None:
-    """Return mean seconds outside of training, per step, and per evaluated row; None without versions.
-
-    Where a version does not have the time of its steps alone, its evaluations are part of its steps.
-    """
+def _mean_times(versions: Sequence[Version]) -> tuple[float, float] | None:
+    """Return mean seconds outside of training, and mean seconds per step; None without versions."""
     if not versions:
         return None
-    times = []
-    for version in versions:
-        metrics = version.metrics
-        training, rows = metrics["seconds.training"], metrics.get("rows.evaluated", 0)
-        steps = min(training, metrics.get("seconds.steps", training)) if rows else training
-        times.append(
-            (max(0.0, metrics["seconds.job"] - training), steps / metrics["steps"], (training - steps) / max(1, rows))
-        )
-    overhead, per_step, per_row = map(fmean, zip(*times, strict=True))
-    return overhead, per_step, per_row
+    overhead = fmean(max(0.0, v.metrics["seconds.job"] - v.metrics["seconds.training"]) for v in versions)
+    return overhead, fmean(v.metrics["seconds.training"] / v.metrics["steps"] for v in versions)
 
 
 def _has_times(version: Version) -> bool:

@@ -12,7 +12,7 @@ _DURATIONS = ("seconds", "left")  # keys of seconds; those of metrics go on afte
 
 def round_share(value: float) -> float:
     """Round a probability, an accuracy, a loss or a share to 4 decimals."""
-    return round(value, 4)
+    return round(value, 4) + 0.0  # 0.0, not -0.0
 
 
 def round_numbers(value: Any, key: str = "") -> Any:

@@ -28,8 +28,8 @@ _MOST_LISTED = 5  # libraries
 class MessageSink(Protocol):
     """Prints messages for the user; rich's ``Console`` is one."""
 
-    def print(self, text: str, *, soft_wrap: bool = False) -> None:
-        """Print one line; with ``soft_wrap`` a long one is not broken."""
+    def print(self, text: str, *, soft_wrap: bool = False, markup: bool = True) -> None:
+        """Print one line; with ``soft_wrap`` a long one is not broken, and without ``markup`` brackets are text."""
 
 
 def open_ui(root: Path, uri: str, port: int, console: MessageSink) -> None:
@@ -61,7 +61,7 @@ def open_ui(root: Path, uri: str, port: int, console: MessageSink) -> None:
             _wait_healthy(server, port, root / "ui.log")
             console.print(f"MLflow UI: http://{_HOST}:{port}/#/models  (Ctrl-C ends it)")
             for library, link in _expert_pages(port):
-                console.print(f"experts of {library}: {link}", soft_wrap=True)
+                console.print(f"experts of {library}: {link}", soft_wrap=True, markup=False)
             if server.wait() != 0:
                 raise InputError(f"the MLflow server ended with code {server.returncode}", where=str(root / "ui.log"))
         except KeyboardInterrupt:
@@ -130,8 +130,11 @@ def _expert_pages(port: int) -> list[tuple[str, str]]:
     request = urllib.request.Request(
         f"{address}/api/2.0/mlflow/experiments/search", body, {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=30) as response:
-        experiments = json.load(response).get("experiments", [])
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            experiments = json.load(response).get("experiments", [])
+    except (OSError, ValueError):  # the links are a convenience; the server runs
+        return []
     # A library that only earlier versions of ttmoe have run has no such view, and MLflow would show an error.
     listed = [entry for entry in experiments if any(tag["key"] == _EXPERTS_VIEW for tag in entry.get("tags", []))]
     page = "runs?workflowType=machine_learning&viewStateShareKey=experts"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from textwrap import shorten
 from typing import Any
 
 from orchestrator.plan.planning import ExpertPlan, Plan
@@ -12,13 +13,14 @@ from workers.expert_result import ExpertResult
 _READS = {"text": "classifies one text", "pair": "classifies a pair of texts", "choice": "chooses among options",
           "generate": "generates a text"}  # fmt: skip
 _METHODS = {"tt": "TT-LoRA", "lora": "LoRA"}
-_MOST_NAMED = 20  # labels or tasks
+_MOST_NAMED, _LONGEST_NAME = 20, 40  # labels or tasks; characters of one
 
 
 def describe_expert_model(library: str, expert: ExpertPlan) -> str:
     """Return the description of an expert's registered model: what it does, and how to use it."""
     job = expert.job
-    labels = f" as {format_names(job.data.label_names, _MOST_NAMED)}" if job.classes > 1 else ""
+    names = [shorten(name, _LONGEST_NAME, placeholder="...") for name in job.data.label_names]
+    labels = f" as {format_names(names, _MOST_NAMED)}" if job.classes > 1 else ""
     return (
         f"Expert of the library {library} for the task {job.task}: {_READS[job.data.kind]}{labels}, "
         f"on the frozen base {job.base.id}.\n\n"

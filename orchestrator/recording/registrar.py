@@ -37,6 +37,7 @@ class Stage1Result:
         stopped: The failure that the first experts had in common, after which the others were not tried; else None.
         workers: Number of worker processes that were started.
         results: Results of the experts that were trained or found trained.
+        found: Tasks of the experts that were found trained; their seconds belong to an earlier run.
         busy_seconds: Seconds in which workers had work, summed over workers.
         waiting_seconds: Seconds in which workers had none.
         recording_seconds: Seconds of the recorder's operations, by task.
@@ -48,6 +49,7 @@ class Stage1Result:
     stopped: Failure | None = None
     workers: int = 0
     results: list[ExpertResult] = field(default_factory=list)
+    found: set[str] = field(default_factory=set)
     busy_seconds: float = 0.0
     waiting_seconds: float = 0.0
     recording_seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
@@ -60,7 +62,8 @@ class Stage1Result:
         ]
         loads = sum(int(result.metrics.get("base_loads", 0)) for result in self.results)
         recording = self.recording_seconds
-        experts = tuple(ExpertTime.of(each.task, each.metrics, recording[each.task]) for each in self.results)
+        trained = [each for each in self.results if each.task not in self.found]
+        experts = tuple(ExpertTime.of(each.task, each.metrics, recording[each.task]) for each in trained)
         time = TimeUse(experts, self.busy_seconds, self.waiting_seconds, sum(recording.values()))
         return ResourceUsage(loads, self.workers, fmean(shares) if shares else None, time)
 

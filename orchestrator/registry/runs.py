@@ -122,7 +122,7 @@ def expert_run(
         tags = {"spec_hash": spec_hash, "task": task} | ({PARENT_TAG: parent} if parent else {})
         kind = "trial" if search else "expert"
         runs = [store.client.create_run(experiment, run_name=task, tags=_run_tags(kind, library, tags))]
-        if store.is_remote:  # MLflow's client repeats a request if the response was lost
+        if store.may_duplicate:
             runs = _find_runs(store, experiment, task, spec_hash)
     run, *duplicates = runs
     for duplicate in duplicates:  # only a repeated request creates duplicates

@@ -61,6 +61,15 @@ class Store:
         """Whether the store is a tracking server, which stores the artifacts itself."""
         return self.uri.startswith(("http://", "https://"))
 
+    @property
+    def may_duplicate(self) -> bool:
+        """Whether something can exist twice although it is created once.
+
+        MLflow's client repeats a request to a tracking server if the response was lost; and drivers on several
+        machines, each with a lock of its own, can share any store but a SQLite file.
+        """
+        return sqlite_path(self.uri) is None
+
     def experiment(self, library: str, *, search: bool = False) -> Experiment:
         """Return the library's experiment. Create it if it is missing, and restore it if it is deleted.
 

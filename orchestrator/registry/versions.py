@@ -116,7 +116,8 @@ def _create(
     name = model_name(library, task)
     model_tags = {"library": library, "kind": metadata.kind, "task": task}
     is_new = create_once(lambda: store.client.create_registered_model(name, to_mlflow_tags(model_tags), metadata.about))
-    if metadata.about and not is_new:
+    # Models of earlier versions have no description; one that a user wrote is kept.
+    if metadata.about and not is_new and not store.client.get_registered_model(name).description:
         store.client.update_registered_model(name, metadata.about)
     metric_tags = {f"{_METRIC}{key}": repr(float(value)) for key, value in metadata.metrics.items()}
     version = store.client.create_model_version(
@@ -127,8 +128,7 @@ def _create(
         description=metadata.description,
         await_creation_for=0,
     )
-    # A tracking server may have created it twice, because MLflow's client repeats a request if the response was lost.
-    return _search(store, library, task, spec_hash) if store.is_remote else [version]
+    return _search(store, library, task, spec_hash) if store.may_duplicate else [version]
 
 
 def find_version(store: Store, library: str, task: str, spec_hash: str) -> Version | None:

@@ -87,7 +87,7 @@ def _effort(row: Example) -> tuple[bool, bool, bool, int]:
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[: _LONGEST + 1].rsplit(maxsplit=1)[0]
+    return text if len(text) <= _LONGEST else (text[: _LONGEST + 1].rsplit(maxsplit=1) or [text[:_LONGEST]])[0]
 
 
 def _is_typable(row: Example) -> bool:

@@ -61,6 +61,7 @@ def train_experts(
             jobs = {task: plan.experts[task].job for task in missing}
             for task, job in list(jobs.items()):
                 if result := finished_result(Path(job.folder), job.spec_hash):
+                    stage_result.found.add(task)
                     registrar.register(task, result)
                     del jobs[task]
             with closing(_run_jobs(runner, jobs, experts_per_unit)) as events:

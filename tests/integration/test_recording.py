@@ -123,3 +123,14 @@ def test_a_run_that_an_earlier_driver_left_is_continued(recording):
     registry.finish_run(left, "KILLED")
     recording([task])
     assert [run.run_id for run in registry.child_runs("many", recording.parent)] == [left]
+
+
+def test_a_description_of_a_user_is_kept_and_a_missing_one_added(recording):
+    client, (first, second) = recording.registry.client, list(recording.plan.experts)[:2]
+    recording([first, second])
+    for task, text in ((first, "ours"), (second, "")):
+        client.update_registered_model(f"many.{task}", text)
+        client.delete_model_version(f"many.{task}", "1")
+    recording([first, second])
+    assert client.get_registered_model(f"many.{first}").description == "ours"
+    assert client.get_registered_model(f"many.{second}").description.startswith("Expert of the library many")

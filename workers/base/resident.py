@@ -76,11 +76,10 @@ def load_resident_base(base: Base, device: str) -> ResidentBase:
 def release_resident_base() -> None:
     """Release the loaded base, if any, and its memory."""
     global _resident
-    if _resident is None:
-        return
     _resident = None
     gc.unfreeze()
-    gc.collect()  # modules and hooks reference each other: without this the old base stays in memory beside the new one
+    # Modules and hooks reference each other: without this the old base, or one whose loading failed, stays in memory.
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

@@ -17,9 +17,10 @@ from time import time_ns
 
 from ttmoe.base import sha256_of_file
 
-SETTLING_NS = 2_000_000_000
-"""Nanoseconds without a change after which a digest is kept. A file can change again within one tick of the file
-system's clock, which is up to 2 seconds long, and the times would not show it."""
+SETTLING_NS = 60_000_000_000
+"""Nanoseconds without a change after which a digest is kept. Earlier, a file could change again and its times would not
+show it: within one tick of the file system's clock (up to 2 seconds), until a page that is written through a memory map
+reaches the disk (30 seconds on Linux), or by as much as the clock of a file server is behind."""
 
 
 def remembered_digest(path: Path, cache: Path) -> str:
@@ -47,7 +48,8 @@ def remembered_digest(path: Path, cache: Path) -> str:
 
 
 def _state(path: Path) -> list[int]:
-    stat = path.stat()
+    with path.open("rb") as file:  # over NFS, opening a file is what asks the server for its times
+        stat = os.fstat(file.fileno())
     return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 

@@ -65,11 +65,6 @@ class TrainSettings(BaseModel):
         """Return how many of the ``available`` validation rows an evaluation during training uses."""
         return min(available, self.validation_rows or EVALUATION_ROWS)
 
-    def evaluated_rows(self, available: int, steps: int, start: int = 0) -> int:
-        """Return the rows of all evaluations from step ``start`` to the last step, with those of the final figure."""
-        rows, evaluations = self.evaluation_rows(available), -(-steps // self.eval_every) - start // self.eval_every
-        return evaluations * rows + (available if rows < available else 0)
-
 
 class RouterSettings(BaseModel):
     """Settings of the router: its features, its training, and its detection of unknown inputs."""

@@ -60,7 +60,6 @@ class FitResult:
         steps: Optimizer steps taken.
         seconds: Training time over all attempts, evaluations included.
         tokens: Number of real and of processed (padded) training tokens.
-        evaluated_rows: Number of rows of all evaluations; set when the training has finished.
     """
 
     best: dict[str, float]
@@ -68,7 +67,6 @@ class FitResult:
     steps: int
     seconds: float
     tokens: list[int]
-    evaluated_rows: int = 0
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics to record. ``tokens.per_second`` counts real tokens over the whole training time."""
@@ -77,7 +75,6 @@ class FitResult:
             "steps": self.steps,
             "best_step": self.best_step,
             "seconds.training": self.seconds,
-            "rows.evaluated": self.evaluated_rows,
             "tokens.real_share": real / max(1, processed),
             "tokens.per_second": real / max(1e-9, self.seconds),
         }
@@ -181,7 +178,6 @@ class TrainingState:
         """Load the best weights into the expert and return the result."""
         self.expert.load_state_dict(self.best_weights)
         self.optimizer.zero_grad()
-        self.result.evaluated_rows = self.settings.evaluated_rows(len(self.training.validation), self.result.steps)
         return self.result
 
     def save(self, random: dict[str, Tensor]) -> None:

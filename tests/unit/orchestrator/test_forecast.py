@@ -166,19 +166,6 @@ def test_time_per_step_is_that_of_the_newest_version_of_the_task(planned):
     assert both.total_seconds == pytest.approx(40)  # in parallel
 
 
-def test_time_of_evaluations_is_that_of_their_rows(planned):
-    before = planned(train={"steps": 10, "eval_every": 5})
-    rows = 2 * 48
-    times = {"seconds_training": 15.0, "seconds_job": 18.0, "seconds_steps": 5.4, "rows_evaluated": rows}
-    past = version_of(before, "colours", steps=10, **times)
-
-    def seconds(**train):
-        return forecast_of(planned(train=train), [CPU], [past]).expert_seconds["colours"]
-
-    assert seconds(steps=20, eval_every=5) == pytest.approx(3 + 20 * 0.54 + 4 * 48 * 0.1)
-    assert seconds(steps=20, eval_every=5, validation_rows=8) == pytest.approx(3 + 20 * 0.54 + (4 * 8 + 48) * 0.1)
-
-
 def test_a_job_starts_in_the_place_that_is_free_first():
     assert module._total_seconds([[4.0], [3.0], [2.0], [1.0]], 2) == 5
     assert module._total_seconds([[4.0, 3.0], [2.0]], 2) == 7

@@ -133,6 +133,10 @@ def plan(task: Any, root: str = "runs", uri: str | None = None) -> Any:
     return SimpleNamespace(config=config, experts=experts, folders=SimpleNamespace(library="lib"))
 
 
+def test_a_long_blank_text_is_cut_too() -> None:
+    assert len(next_steps._cut(" " * 300 + "end")) == 200
+
+
 def test_the_texts_are_those_of_the_first_tasks(task: Any) -> None:
     lines = suggest_commands(plan(task), "my config.yaml", {}, is_newest=True).splitlines()
     assert lines[:4] == [

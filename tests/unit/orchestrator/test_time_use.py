@@ -65,3 +65,5 @@ def test_stage_1_brings_what_was_measured() -> None:
     use = stage.usage.time
     assert [(each.name, each.recording) for each in use.experts] == [("a", 0.25), ("b", 0.0)]
     assert (use.busy, use.waiting, use.recording) == (30.0, 4.0, 0.75)
+    stage.found.add("a")  # trained by an earlier run
+    assert [each.name for each in stage.usage.time.experts] == ["b"]

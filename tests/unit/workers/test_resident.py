@@ -37,6 +37,26 @@ def test_another_base_takes_the_place_of_the_first(base):
     assert count_base_loads() == before + 3
 
 
+def test_a_base_whose_loading_failed_is_gone_before_the_next(base, monkeypatch):
+    class Part:
+        pass
+
+    def fail(*_):
+        part = Part()
+        part.itself = part
+        lost.append(weakref.ref(part))
+        raise OSError("stale file handle")
+
+    lost = []
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "load_body", fail)
+        with pytest.raises(OSError, match="stale"):
+            load_resident_base(base, "cpu")
+    assert gc.isenabled()
+    load_resident_base(base, "cpu")
+    assert lost[0]() is None
+
+
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
 def test_experts_are_gone_whatever_happened(base, error):
     bench, raised = load_resident_base(base, "cpu"), pytest.raises(error) if error else nullcontext()

@@ -20,6 +20,17 @@ def test_a_sample_is_taken_once_in_an_interval() -> None:
     assert system.sample() == {}
 
 
+def test_a_machine_that_hides_its_figures_stops_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> float:
+        raise PermissionError("/proc/stat")
+
+    monkeypatch.setattr("psutil.cpu_percent", refuse)
+    now = [0.0]
+    system = SystemMetrics(lambda: now[0])
+    now[0] = INTERVAL
+    assert system.sample() == {}
+
+
 def test_a_gpu_without_utilization_still_shows_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def utilization(index: int) -> int:
         raise ModuleNotFoundError("pynvml")
