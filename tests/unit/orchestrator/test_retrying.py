@@ -99,7 +99,7 @@ def test_ctrl_c_while_a_connection_error_is_handled_is_not_retried(clock):
 def test_a_retried_operation_notifies_once_and_then_fails_the_run(clock, monkeypatch):
     monkeypatch.setattr("orchestrator.registry.retrying.sleep_using_event", lambda event: clock.wait)
     messages, function = [], Failing(clock, 100)
-    store = RetryingStore(None, "http://store", Path("unused"), 60, messages.append)
+    store = RetryingStore(None, "http://store", Path("unused"), patience=60, notify=messages.append)
     with pytest.raises(WorkFailedError, match=r"did not respond for 1 minutes \(no response\)"):
         retried(function)(store)
     assert messages == ["the MLflow store does not respond; retrying for up to 1 minutes"]
