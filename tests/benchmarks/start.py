@@ -25,8 +25,12 @@ import sys
 sys.path[:0] = [sys.argv[1]]
 from pathlib import Path
 import predict_library, tiny
+from orchestrator.registry import Registry
 folder = Path(sys.argv[2])
-predict_library.register_library(folder / "runs", tiny.save_base(folder / "base"), folder / "scratch")
+(folder / "empty").mkdir()
+Registry.open(f"sqlite:///{folder}/empty/mlflow.db", folder / "empty")
+store = folder / "empty" / "mlflow.db"
+predict_library.register_library(folder / "runs", tiny.save_base(folder / "base"), folder / "scratch", store)
 """
 MLFLOW, MODEL = "import mlflow.tracking", "import torch, transformers"
 LOADED = f"""
