@@ -303,6 +303,7 @@ def test_trunk_states_are_opened_where_there_is_a_trunk_and_room(job, monkeypatc
 def test_the_trunk_of_training_rows_is_computed_for_those_that_steps_read(job, tmp_path, steps, trainings, rows):
     """Of 180 rows; all of them if at least half are read, by this training and others."""
     spec, passed = AdapterSpec(rank=4, alpha=8.0, first_layer=1), []
+    release_resident_base()  # its states for the scale of the head are kept from test to test
     bank = load_resident_base(job.base, "cpu").bank
     query = next(layer for layer in layer_list(bank.model)[0].modules() if isinstance(layer, nn.Linear))
     trunk, inputs = bank.trunk(1), collate([{"input_ids": [2], "attention_mask": [1]}], 0)
