@@ -174,11 +174,11 @@ def _register(
 ) -> Version:
     params = {"source": str(source.resolve()), "adapter.method": saved.adapter.method, "base": probes.base.id,
               "adapter.rank": saved.adapter.rank, "parameters": saved.parameters}  # fmt: skip
-    # With constant step and time, so that a repeated import adds no further values.
-    metrics = [(key, value, 0, 0) for key, value in saved.metrics.items()]
-    run = registry.expert_run(library, None, saved.task, saved.spec_hash, params, metrics=metrics)
+    run = registry.expert_run(library, None, saved.task, saved.spec_hash, params)
     with registry.end_run_on_exit(run):
         registry.tag_run(run, {"origin": "imported"})
+        # With constant step and time, so that a repeated import adds no further values.
+        registry.log_metrics(run, [(key, value, 0, 0) for key, value in saved.metrics.items()])
         return registry.register_expert(
             library,
             saved.task,

@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from time import time_ns
 
 from ttmoe.base import sha256_of_file
+from ttmoe.expert_files import write_atomically
 
 SETTLING_NS = 60_000_000_000
 """Nanoseconds without a change after which a digest is kept. Earlier, a file could change again and its times would not
@@ -43,7 +43,8 @@ def remembered_digest(path: Path, cache: Path) -> str:
     digest = sha256_of_file(path)
     if _state(path) == state and started - max(state[-2:]) > SETTLING_NS:
         with suppress(OSError):
-            _write(memo, json.dumps({"state": state, "digest": digest}))
+            memo.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(memo, json.dumps({"state": state, "digest": digest}).encode(), synchronize=False)
     return digest
 
 
@@ -51,16 +52,3 @@ def _state(path: Path) -> list[int]:
     with path.open("rb") as file:  # over NFS, opening a file is what asks the server for its times
         stat = os.fstat(file.fileno())
     return [stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-
-
-def _write(memo: Path, text: str) -> None:
-    memo.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, part = tempfile.mkstemp(prefix=".part-", dir=memo.parent)
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-        os.chmod(part, 0o644)  # mkstemp makes it private to its owner, but a cache may be shared
-        os.replace(part, memo)
-    except OSError:
-        os.unlink(part)
-        raise
