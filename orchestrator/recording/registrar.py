@@ -166,7 +166,9 @@ class Registrar:
             self.stage_result.failed[task] = failure
             self.view.set_state(task, "failed", f"not registered: {str(failure).splitlines()[0]}")
         elif result.error and not is_unavailable(result.error):
-            self.view.print(f"the MLflow run of {task} is incomplete: {result.error}")
+            # Without a task, it was the list of runs that was read for all of them.
+            what = f"the MLflow run of {task} is incomplete" if task else "runs are searched for one by one"
+            self.view.print(f"{what}: {result.error}")
 
     def _add_incident(self, task: str, failure: Failure, attempt: int, action: str) -> None:
         self.stage_result.incidents.append(Incident(time.time(), STAGE, task, attempt, failure, action))

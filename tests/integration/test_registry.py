@@ -353,8 +353,9 @@ def test_models_and_versions_are_described_also_if_the_model_is_old(registry, ex
     assert registry.client.get_model_version("lib.trec", "1").description == "rank 8"
 
 
-def test_duplicates_of_runs_and_versions_from_a_repeated_request_are_removed(registry, expert_folder):
-    """An HTTP client repeats a request if the response was lost, and the server then processes it twice."""
+@pytest.mark.parametrize("uri", ["http://a-server", "postgresql+psycopg2://a-database"])
+def test_duplicates_of_runs_and_versions_are_removed(registry, expert_folder, uri):
+    """An HTTP client repeats a request if the response was lost; drivers on two machines may share a database."""
     version = add_expert(registry, expert_folder)
     tags = registry.client.get_model_version("lib.trec", "1").tags
     client = registry.client
@@ -365,7 +366,7 @@ def test_duplicates_of_runs_and_versions_from_a_repeated_request_are_removed(reg
             twice = name == "create_model_version"
             return (lambda *args, **more: [call(*args, **more), call(*args, **more)][1]) if twice else call
 
-    twice = replace(registry, client=Twice(client, 0), uri="http://a-server")
+    twice = replace(registry, client=Twice(client, 0), uri=uri)
     made = add_expert(twice, expert_folder, spec_hash="dd44")
     assert made.version == 2
     assert [v.version for v in registry.experts("lib", every=True)] == [1, 2]

@@ -9,6 +9,7 @@ import pytest
 
 import orchestrator.recording.registrar as module
 from orchestrator.pool.work_units import JobEvent
+from orchestrator.recording.recorder import OperationResult
 from orchestrator.recording.registrar import Registrar, Stage1Result
 from workers.expert_result import ExpertResult
 from workers.progress import Progress
@@ -63,3 +64,12 @@ def test_an_expert_that_was_interrupted_keeps_its_last_metrics(clock: Any) -> No
     trains(registrar, 1)
     registrar.stop_open_runs()
     assert calls.made == [("end_run", "trec", "KILLED", [("train.loss", 1.0, 1, 1000)])]
+
+
+def test_an_error_of_the_list_of_runs_names_no_task(clock: Any) -> None:
+    said: list[str] = []
+    view = SimpleNamespace(print=said.append)
+    registrar = Registrar(Calls(), Calls(), view, Stage1Result())
+    for key in ("read", "fail trec"):
+        registrar._process_result(OperationResult(key, error=ValueError("odd")))
+    assert said == ["runs are searched for one by one: odd", "the MLflow run of trec is incomplete: odd"]
