@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ttmoe.adapter import AdapterSpec, Group, count_parameters
+from ttmoe.atomic_write import write_atomically
 from ttmoe.bank import Bank, Expert
 from ttmoe.errors import InputError
 
@@ -207,25 +206,3 @@ def _layers_by_path(group: Group) -> dict[str, list[int]]:
     for site in group.sites:
         layers.setdefault(site.path.replace(f".{site.layer}.", ".*.", 1), []).append(site.layer)
     return layers
-
-
-def write_atomically(path: Path, data: bytes, *, synchronize: bool = True) -> None:
-    """Write ``data`` to ``path``. A crash leaves the previous file or none, never a partial one.
-
-    Several processes, on several hosts too, may write the same path at once.
-
-    Args:
-        path: The file.
-        data: Its content.
-        synchronize: Wait until the data is on the disk. Otherwise the file may be damaged after a power failure.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            if synchronize:
-                file.flush()
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from ttmoe.atomic_write import write_atomically
 from ttmoe.errors import InputError
-from ttmoe.expert_files import write_atomically
 from ttmoe.familiarity import Familiarity
 from ttmoe.features import FeatureSpec
 

@@ -7,8 +7,9 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from ttmoe.atomic_write import write_atomically
 from ttmoe.errors import InputError
-from ttmoe.expert_files import EXPERT_WEIGHTS, read_manifest, write_atomically
+from ttmoe.expert_files import EXPERT_WEIGHTS, read_manifest
 
 EXPERT_RESULT_FILE = "result.json"
 

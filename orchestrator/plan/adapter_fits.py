@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from ttmoe.adapter import AdapterSpec, count_lora_parameters, count_parameters, plan_groups
+from ttmoe.atomic_write import write_atomically
 from ttmoe.base import Base, empty_body
-from ttmoe.expert_files import write_atomically
 from ttmoe.language_head import require_language_head
 
 if TYPE_CHECKING:

@@ -35,8 +35,8 @@ from orchestrator.predict.routed_model import RegisteredRouter, open_router
 from orchestrator.predict.scan import CHUNK_ROWS, scan_files
 from orchestrator.predict.sizing import PoolSize, choose_pool_size
 from orchestrator.predict.writers import answer_schema, to_table
+from ttmoe.atomic_write import write_atomically
 from ttmoe.errors import InputError, WorkFailedError
-from ttmoe.expert_files import write_atomically
 
 if TYPE_CHECKING:
     from ttmoe.routed import RoutedModel

@@ -12,9 +12,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ttmoe.adapter import Adapter
+from ttmoe.atomic_write import write_atomically
 from ttmoe.bank import Bank
 from ttmoe.errors import InputError
-from ttmoe.expert_files import EXPERT_MANIFEST, Manifest, write_atomically
+from ttmoe.expert_files import EXPERT_MANIFEST, Manifest
 from ttmoe.interchange.peft_files import HEAD_WEIGHTS, KEY_PREFIX, LORA_CONFIG, LORA_WEIGHTS
 from ttmoe.layer import linear_size
 

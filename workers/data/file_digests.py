@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from time import time_ns
 
+from ttmoe.atomic_write import write_atomically
 from ttmoe.base import sha256_of_file
-from ttmoe.expert_files import write_atomically
 
 SETTLING_NS = 60_000_000_000
 """Nanoseconds without a change after which a digest is kept. Earlier, a file could change again and its times would not

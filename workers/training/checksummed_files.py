@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from ttmoe.expert_files import write_atomically
+from ttmoe.atomic_write import write_atomically
 
 
 class CorruptFileError(Exception):
