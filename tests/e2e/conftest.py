@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,15 @@ from quickstart import few_steps
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which the commands are typed."""
     return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """One Ray session for all commands that run in this process."""
+    from cluster.local import ray_session
+
+    with ray_session():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -81,7 +81,7 @@ def test_the_readme_begins_with_the_two_commands():
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
-def test_a_command_of_the_readme(command, home, first):
+def test_a_command_of_the_readme(command, home, first, cluster):
     """In the order of the README, all in the folder of the first run."""
     succeeded(first)
     if any(re.fullmatch(pattern, command) for pattern in NOT_RUN_HERE):
@@ -105,7 +105,8 @@ def fewer(home: Path, arguments: list[str]) -> list[str]:
         return []
     if arguments[1] == "quickstart":
         changed = [word for word in arguments if re.fullmatch(r"tasks\.\w+\.train\.steps=\d+", word)]
-        return [*few_steps(), *(word for key in changed for word in ("--set", f"{key.split('=')[0]}=10"))]
+        few = [f"{key.split('=')[0]}=10" for key in changed] + ["router.compare_depths=false"] * bool(changed)
+        return [*few_steps(), *(word for setting in few for word in ("--set", setting))]
     config = home / arguments[1]
     assert config.is_file(), f"{config.name} is in no earlier command of the README"
     for name in re.findall(r"path: (\S+\.jsonl)", config.read_text()):

@@ -29,7 +29,7 @@ from killed_driver import registry_content
 
 pytestmark = pytest.mark.integration
 
-STEPS, EVERY = 200, 10  # each evaluation writes a checkpoint
+STEPS, EVERY = 120, 10  # each evaluation writes a checkpoint
 WORDS = {
     "colours": (tiny.COLOURS, "north"),
     "animals": (tiny.ANIMALS, "south"),
@@ -197,12 +197,12 @@ def folder_of(home: Path, task: str) -> Path:
 
 
 def test_workers_that_are_killed_are_replaced(fresh, undisturbed):
-    """Three workers are killed, at random times."""
+    """Two workers are killed, at random times."""
     home, seed = fresh("workers"), secrets.randbelow(10**6)
     draw = random.Random(seed)
     with started(home) as life:
         life.trains(EVERY)
-        for _ in range(3):
+        for _ in range(2):
             assert not tiny.wait_for(lambda: life.process.poll() is not None, draw.uniform(0.0, 1.5)), life.text
             assert tiny.wait_for(lambda: bool(marked(life.mark, "ray::_Worker")), 30)
             draw.choice(marked(life.mark, "ray::_Worker")).kill()

@@ -21,7 +21,7 @@ from workers.training.batches import to_input
 
 COMPARED_DEPTHS = 5  # evenly spaced over the base; the trunk's depth is added
 TIMED_BATCH = 32  # rows of the batch whose prediction is timed
-TIMED_ROUNDS = 7  # predictions of each batch; the first one warms up
+TIMED_ROUNDS = 4  # predictions of each batch; the first one warms up
 COMPARISON_EPOCHS = 5  # maximum training epochs of each router: enough for a comparison
 
 

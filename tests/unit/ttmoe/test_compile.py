@@ -33,7 +33,9 @@ def small_bank(name, specs):
     return bank
 
 
-@pytest.mark.parametrize(("name", "backend"), [("llama", "eager"), ("bert", "aot_eager")])
+@pytest.mark.parametrize(
+    ("name", "backend"), [pytest.param("llama", "eager", marks=pytest.mark.thorough), ("bert", "aot_eager")]
+)
 def test_a_whole_compiled_bank(name, backend):
     bank, inputs = small_bank(name, (SPEC, OTHER)), batch()
     compiled = torch.compile(bank, backend=backend)
@@ -52,7 +54,9 @@ def test_a_whole_compiled_bank(name, backend):
     assert not counters["graph_break"]
 
 
-@pytest.mark.parametrize(("name", "backend"), [("llama", "eager"), ("gpt2", "aot_eager")])
+@pytest.mark.parametrize(
+    ("name", "backend"), [pytest.param("llama", "eager", marks=pytest.mark.thorough), ("gpt2", "aot_eager")]
+)
 @torch.no_grad()
 def test_a_compiled_base_needs_two_graphs_for_all_experts_of_one_spec(name, backend):
     bank, plain, inputs = small_bank(name, [SPEC] * 4), small_bank(name, [SPEC] * 4), batch()

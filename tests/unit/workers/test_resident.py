@@ -12,10 +12,9 @@ from workers.base.resident import count_base_loads, load_resident_base
 
 
 @pytest.fixture(autouse=True)
-def fresh():
-    module.release_resident_base()
-    yield
-    module.release_resident_base()
+def fresh(monkeypatch):
+    """No base is loaded. Releasing one would visit every object of a process that has run many tests."""
+    monkeypatch.setattr(module, "_resident", None)
 
 
 def test_one_base_is_loaded_once_wherever_it_lies(base):
