@@ -10,7 +10,6 @@ from typing import Any
 
 from orchestrator.pool.capacity import JobResources, Node, max_parallel_jobs, require_fits
 from orchestrator.pool.failure_policy import GiveUp, Retry, RetryLimits, decide, describe_decision
-from orchestrator.pool.interruption import CtrlC
 from orchestrator.pool.ray_workers import (
     UnitEnded,
     WorkerHandle,
@@ -66,7 +65,6 @@ class WorkerPool:
     started: int = 0
     busy_seconds: float = 0.0
     waiting_seconds: float = 0.0
-    _ctrl_c: CtrlC = field(default_factory=CtrlC)
     _channel: Any = None
     _worker_limit: int = 1
     _nodes_counted_at: float = float("-inf")
@@ -77,11 +75,9 @@ class WorkerPool:
         if not self.autoscaling:
             require_fits(cluster_nodes(), self.resources, "a job")
         self._channel = create_progress_channel()
-        self._ctrl_c.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._ctrl_c.__exit__()
         for worker in self.workers:
             kill_actor(worker.actor)
         self.workers = []
@@ -102,7 +98,6 @@ class WorkerPool:
             worker.changed = time.monotonic()  # the time between two calls is no waiting
         try:
             while queue or any(worker.unit for worker in self.workers):
-                self._ctrl_c.check()
                 self._start_workers(len(queue) + sum(worker.unit is not None for worker in self.workers))
                 self._assign_units(queue)
                 finished = list(self._poll_results())

@@ -9,7 +9,6 @@ import sys
 import time
 import uuid
 from collections import defaultdict
-from contextlib import suppress
 from itertools import pairwise
 
 import pytest
@@ -291,19 +290,6 @@ def test_a_log_contains_the_output_of_its_unit_and_child_processes_only(ray, tmp
     for word in ("first", "second"):
         lines = (tmp_path / word / LOG_FILE).read_text().splitlines()
         assert sorted(lines) == [f"{word} {how}" for how in ("by a child", "by a library", "by print", "on stderr")]
-
-
-def test_ctrl_c_that_a_library_swallows_ends_the_work(ray, tmp_path):
-    before = signal.getsignal(signal.SIGINT)
-    with make_pool() as pool:
-        events = pool.run([WorkUnit.of("a", lambda report: time.sleep(300), (), tmp_path / "a")])
-        next(events)
-        with suppress(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(10)
-        with pytest.raises(KeyboardInterrupt):
-            next(events)
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_closing_the_generator_stops_its_units(ray, tmp_path):
