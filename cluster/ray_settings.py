@@ -6,7 +6,6 @@ import os
 
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "token",  # the default of a cluster's side; a driver that connects must set it as well
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run`, Ray would start every worker through uv
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # jobs without a GPU keep CUDA_VISIBLE_DEVICES as it is
     "RAY_DEDUP_LOGS": "0",

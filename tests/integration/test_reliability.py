@@ -5,7 +5,6 @@ The comparison includes the weights, bit by bit.
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import random
@@ -13,7 +12,6 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import tiny
 from commands import SCRIPT, environment, here, runs, statuses, succeeded, ttmoe, versions
 from killed_driver import registry_content
+from ray_cluster import marked, running_cluster
 
 pytestmark = pytest.mark.integration
 
@@ -170,19 +168,6 @@ def started(home: Path, *arguments: str, disk: str = "0.2", **env: str) -> Itera
         process.wait()
 
 
-def marked(mark: str, name: str = "") -> list[psutil.Process]:
-    """Return the processes with this mark in their environment whose command line starts with ``name``."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            line = " ".join(process.cmdline())
-            if process.environ().get("TTMOE_TEST") == mark and line and line.startswith(name):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
 def checkpoints(home: Path) -> dict[str, list[Path]]:
     """Return the checkpoint files of each task, newest first."""
     found: dict[str, list[Path]] = {}
@@ -311,38 +296,17 @@ class TestStory:
         assert statuses(story.home / "runs")["run", "RUNNING"] == 0
 
 
-@contextmanager
-def two_nodes(**more: str) -> Iterator[tuple[dict[str, str], str, str]]:
-    """Start a cluster of two nodes with one core each on this machine.
-
-    Yields the environment of a driver, and the marks of the processes of the head and of the other node."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.2", 0))
-        address = f"127.0.0.2:{found.getsockname()[1]}"
-    auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    marks = [f"{name}-{secrets.token_hex(8)}" for name in ("head", "node")]
-    common = ["--num-cpus=1", "--object-store-memory=100000000", "--disable-usage-stats"]
-    nodes = [["--head", "--node-ip-address=127.0.0.2", f"--port={address.rpartition(':')[2]}",
-              "--include-dashboard=false"],
-             [f"--address={address}", "--node-ip-address=127.0.0.3"]]  # fmt: skip
-    try:
-        for mark, arguments in zip(marks, nodes, strict=True):
-            command = [SCRIPT.parent / "ray", "start", *arguments, *common]
-            done = subprocess.run(command, env=environment(TTMOE_TEST=mark, **more, **auth),
-                                  capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
-            assert done.returncode == 0, done.stdout + done.stderr
-        yield {**auth, "RAY_ADDRESS": address}, *marks
-    finally:
-        for process in itertools.chain.from_iterable(map(marked, marks)):
-            process.kill()
-
-
 @pytest.mark.thorough
 def test_the_jobs_of_a_lost_node_are_run_on_the_other(fresh, undisturbed):
     """A lost node uses up no retry: the run has none. The cluster outlives the run."""
     home = fresh("nodes")
     none = ("--set", "failures.retries=0")
-    with two_nodes(**with_disk(home, "0.2")) as (env, head, node), started(home, *none, **env) as life:
+    auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    disk = with_disk(home, "0.2")
+    with (
+        running_cluster(["--num-cpus=1"], ["--num-cpus=1"], **disk, **auth) as (address, (head, node)),
+        started(home, *none, RAY_ADDRESS=address, **auth) as life,
+    ):
         life.trains(2 * EVERY)
         assert [len(marked(mark, "ray::_Worker")) for mark in (head, node)] == [1, 1]
         for process in marked(node, "raylet") + marked(node):
