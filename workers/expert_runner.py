@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ttmoe.adapter import count_parameters
 from ttmoe.bank import Bank
@@ -20,12 +21,11 @@ from workers.failure import Failure, to_failure
 from workers.progress import Progress, ProgressCallback
 from workers.stopwatch import Stopwatch, activity_timer, current_stopwatch
 from workers.training.batches import TokenizedRows
-from workers.training.evaluation import evaluate, expert_scores
+from workers.training.evaluation import accuracy_and_loss, expert_scores, last_batch_scores
 from workers.training.loop import TrainingFailedError, fit_experts
 from workers.training.memory_limit import MemoryLimit
 from workers.training.state import ExpertTraining, FitResult
 
-_PROBE_ROWS = 8
 _RELOADED = "reloaded copy"  # name of the expert that is loaded from the saved files
 
 Outcomes = dict[str, ExpertResult | Failure]
@@ -132,11 +132,12 @@ def _finish(
     bank, pad_id = resident_base.bank, resident_base.pad_id
     rows = load_rows(job, resident_base, "test", report)
     with activity_timer("evaluation", job.task):
-        test_metrics = evaluate(bank, job.task, rows, pad_id, report_testing)
+        scores = expert_scores(bank.eval(), job.task, rows, pad_id, on_batch=report_testing)
+    test_metrics = accuracy_and_loss(scores, rows.labels)
     metrics |= fit.metrics() | {f"test.{key}": value for key, value in test_metrics.items()}
     report(Progress("verifying", fit.steps, job.train.steps, key=job.task))
     with activity_timer("saving", job.task):
-        digest = _save_and_verify(job, bank, rows, metrics, pad_id, answer_tokens)
+        digest = _save_and_verify(job, bank, rows, scores, metrics, pad_id, answer_tokens)
     metrics |= {f"seconds.{name}": seconds for name, seconds in current_stopwatch().seconds(job.task).items()}
     metrics["seconds.job"] = time.monotonic() - start
     result = ExpertResult(job.task, job.spec_hash, metrics, job.parameters, digest, job.folder)
@@ -146,12 +147,18 @@ def _finish(
 
 
 def _save_and_verify(
-    job: ExpertJob, bank: Bank, rows: TokenizedRows, metrics: dict[str, float], pad_id: int, answer_tokens: int
+    job: ExpertJob,
+    bank: Bank,
+    rows: TokenizedRows,
+    scores: list[Tensor],
+    metrics: dict[str, float],
+    pad_id: int,
+    answer_tokens: int,
 ) -> str:
     """Save the expert, load the files again, and return the digest of the weights.
 
     Raise VerificationError if the number of parameters is not the planned one, or if the scores of the loaded expert on
-    probe rows are not finite or not bitwise equal.
+    the last batch of the rows are not finite or not, bit by bit, those among ``scores``.
     """
     expert, folder = bank.expert(job.task), Path(job.folder)
     manifest = save_expert(
@@ -169,12 +176,11 @@ def _save_and_verify(
         raise VerificationError(f"{job.task}: {manifest.parameters} parameters were trained, {job.parameters} planned")
     load_expert(bank, folder, job.base.digest, name=_RELOADED)
     try:
-        probes = TokenizedRows(rows.items[:_PROBE_ROWS], rows.labels[:_PROBE_ROWS])
-        trained, reloaded = (expert_scores(bank, name, probes, pad_id) for name in (job.task, _RELOADED))
+        reloaded = last_batch_scores(bank, _RELOADED, rows, pad_id)
     finally:
         bank.remove(_RELOADED)
-    if not all(torch.equal(a, b) and torch.isfinite(a).all() for a, b in zip(trained, reloaded, strict=True)):
+    if not all(torch.equal(scores[row], found) and found.isfinite().all() for row, found in reloaded.items()):
         raise VerificationError(
-            f"{job.task}: the saved expert gives other or non-finite scores on {_PROBE_ROWS} probe rows"
+            f"{job.task}: the saved expert gives other or non-finite scores on one of {len(reloaded)} test rows"
         )
     return manifest.weights_digest

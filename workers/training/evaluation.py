@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,17 +41,36 @@ def expert_scores(
         One tensor for each row, in order, on the CPU: (classes,), (options,), or for an expert that generates text
         (answer tokens, 2) as ``ttmoe.scoring.score`` defines it.
     """
-    max_tokens = max_tokens or (BATCH_TOKENS_CPU if bank.device.type == "cpu" else BATCH_TOKENS_GPU)
     row_scores: dict[int, Tensor] = {}
-    for batch in token_batches(rows, longest_first(rows), max_tokens):
-        items, states = [rows.items[row] for row in batch], rows.gather_states(batch, bank.device)
-        scores = score(bank, items, name, pad_id, states=states, depth=rows.states.depth if rows.states else 0)
-        sizes = [len(s) for s in scores]
-        # Copy all scores of the batch at once, so that the device is synchronised once.
-        row_scores.update(zip(batch, torch.cat(scores).cpu().split(sizes), strict=True))
+    for batch in _batches(bank, rows, max_tokens):
+        row_scores |= _batch_scores(bank, name, rows, batch, pad_id)
         if on_batch:
             on_batch()
     return [row_scores[row] for row in range(len(rows))]
+
+
+@torch.no_grad()
+def last_batch_scores(bank: Bank, name: str, rows: TokenizedRows, pad_id: int) -> dict[int, Tensor]:
+    """Compute the scores of the last batch that ``expert_scores`` makes of the rows, the one of the shortest.
+
+    Two experts with the same weights have the same scores to the last bit only in the same batch.
+
+    Returns:
+        Scores by the row's index.
+    """
+    return _batch_scores(bank, name, rows, _batches(bank, rows)[-1], pad_id)
+
+
+def _batches(bank: Bank, rows: TokenizedRows, max_tokens: int | None = None) -> list[list[int]]:
+    max_tokens = max_tokens or (BATCH_TOKENS_CPU if bank.device.type == "cpu" else BATCH_TOKENS_GPU)
+    return list(token_batches(rows, longest_first(rows), max_tokens))
+
+
+def _batch_scores(bank: Bank, name: str, rows: TokenizedRows, batch: list[int], pad_id: int) -> dict[int, Tensor]:
+    items, states = [rows.items[row] for row in batch], rows.gather_states(batch, bank.device)
+    scores = score(bank, items, name, pad_id, states=states, depth=rows.states.depth if rows.states else 0)
+    # Copy all scores of the batch at once, so that the device is synchronised once.
+    return dict(zip(batch, torch.cat(scores).cpu().split([len(s) for s in scores]), strict=True))
 
 
 @torch.no_grad()
@@ -79,11 +98,16 @@ def evaluate(
         row_scores = expert_scores(bank, name, rows, pad_id, on_batch=on_batch)
     finally:
         bank.train(training)
+    return accuracy_and_loss(row_scores, rows.labels)
+
+
+def accuracy_and_loss(row_scores: list[Tensor], labels: Sequence[int]) -> dict[str, float]:
+    """Return what ``evaluate`` measures, from the scores of all rows as ``expert_scores`` returns them."""
     if row_scores and row_scores[0].ndim == 2:
         correct = [bool((row[:, 0] >= row[:, 1]).all()) for row in row_scores]
         means = torch.stack([-row[:, 0].double().mean() for row in row_scores])
         return {"accuracy": sum(correct) / len(correct), "loss": float(means.mean())}
     scores = pad_sequence(row_scores, batch_first=True, padding_value=-torch.inf)
-    labels = torch.tensor(rows.labels)
-    losses = -scores.log_softmax(-1).gather(1, labels.unsqueeze(1)).double()
-    return {"accuracy": float((scores.argmax(1) == labels).double().mean()), "loss": float(losses.mean())}
+    expected = torch.tensor(labels)
+    losses = -scores.log_softmax(-1).gather(1, expected.unsqueeze(1)).double()
+    return {"accuracy": float((scores.argmax(1) == expected).double().mean()), "loss": float(losses.mean())}

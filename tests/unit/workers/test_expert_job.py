@@ -151,7 +151,9 @@ def test_another_number_of_parameters_than_planned_is_noticed(job, tmp_path):
 
 
 def test_answers_that_are_not_finite_are_noticed(job, monkeypatch):
-    monkeypatch.setattr(expert_runner, "expert_scores", lambda *_: [torch.tensor([float("inf"), 0.0])])
+    infinite = torch.tensor([float("inf"), 0.0, 0.0])
+    monkeypatch.setattr(expert_runner, "expert_scores", lambda bank, name, rows, *_, **more: [infinite] * len(rows))
+    monkeypatch.setattr(expert_runner, "last_batch_scores", lambda *_: {0: infinite})
     with pytest.raises(TrainingFailedError, match=r"VerificationError.*other or non-finite scores"):
         run_expert(job, nothing)
 
