@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cluster.attaching import AUTH_MODE, authentication_of, connection_error
+from cluster.machine import available_cpus
 
 
 @contextmanager
@@ -14,8 +15,8 @@ def ray_session() -> Iterator[None]:
     """Keep Ray initialised inside this context.
 
     Connects to the cluster of ``RAY_ADDRESS`` if it is set, with the authentication that it has. Otherwise starts a
-    cluster with all cores of this machine, whose processes end with the context. Does nothing where Ray is initialised
-    already.
+    cluster with all cores that this process may use; its processes end with the context. Does nothing where Ray is
+    initialised already.
 
     Raises:
         InputError: If the cluster of ``RAY_ADDRESS`` cannot be used.
@@ -26,7 +27,7 @@ def ray_session() -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
-    own = {} if address else {"address": "local", "num_cpus": os.cpu_count(), "include_dashboard": False}
+    own = {} if address else {"address": "local", "num_cpus": available_cpus(), "include_dashboard": False}
     mode = authentication_of(address) if address else "token"
     with _authentication(mode):
         try:

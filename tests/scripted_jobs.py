@@ -172,7 +172,6 @@ def make_library(path: Path, fates: Mapping[str, str] | None, out: Any = None) -
     from orchestrator.config.loading import load_config
     from orchestrator.plan.forecast import check_feasible, make_forecast
     from orchestrator.plan.library_state import read_library_state
-    from orchestrator.plan.nodes import available_nodes
     from orchestrator.plan.planning import make_plan
     from orchestrator.pool.worker_pool import WorkerPool
     from orchestrator.progress.live_view import LiveView
@@ -194,7 +193,7 @@ def make_library(path: Path, fates: Mapping[str, str] | None, out: Any = None) -
     registry = timed("open", lambda: Registry.open(config.tracking_uri, plan.folders.artifacts))
     timed("close_stale", lambda: registry.close_stale(plan.folders.library))
     state = timed("hold", lambda: read_library_state(plan, registry))
-    nodes = available_nodes()
+    nodes = plan.nodes
     timed("check_feasible", lambda: check_feasible(plan, nodes, state.todo or plan.experts))
     forecast = timed("forecast", lambda: make_forecast(plan, state, nodes))
     result = Stage1Result()

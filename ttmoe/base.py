@@ -83,7 +83,7 @@ def choose_dtype(dtype: str, device: str = "cpu") -> str:
     if dtype != "auto":
         return dtype
     if device != "cpu":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bfloat16" if fast else "float32"
 

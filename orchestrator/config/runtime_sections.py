@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -15,9 +15,13 @@ class ResourceSettings(BaseModel):
 
     model_config = STRICT_CONFIG
     cpus_per_expert: PositiveFloat = Field(default=1.0, description="CPU cores.")
-    gpus_per_expert: Literal["auto"] | NonNegativeFloat = Field(
-        default=0.0, description="GPUs; a number below 1 is a share of one GPU; auto: 1 if there is a GPU, else 0."
+    gpus_per_expert: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = Field(
+        default="auto", description="0, 1 or a share of one GPU; auto: 1 if a node of the cluster has a GPU, else 0."
     )
+    accelerator_type: str | None = Field(
+        default=None, description="Type of GPU by Ray's name, such as H100; by default any."
+    )
+    node_labels: dict[str, str] = Field(default={}, description="Labels that a node must have to train experts.")
     max_parallel: PositiveInt | None = Field(
         default=None, description="Maximum number of parallel jobs; by default as many as the cluster can run."
     )
@@ -32,15 +36,6 @@ class ResourceSettings(BaseModel):
             what = "autoscaling requires a maximum number of parallel jobs"
             raise setting_error(what, key=("autoscaling",), fix="set `max_parallel`")
         return self
-
-    @property
-    def gpus(self) -> float:
-        """GPUs of one expert; ``auto`` is 1 if this machine has a GPU, else 0."""
-        if self.gpus_per_expert != "auto":
-            return self.gpus_per_expert
-        import torch
-
-        return float(torch.cuda.is_available())
 
 
 class FailureSettings(BaseModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.plan.durations import estimate_expert_seconds
@@ -110,10 +110,9 @@ def check_feasible(plan: Plan, nodes: Sequence[Node], tasks: Collection[str] | N
     Raises:
         InfeasibleError: If a job would wait forever; it names the missing resource.
     """
-    resources = plan.config.resources
-    if resources.autoscaling:
+    if plan.config.resources.autoscaling:
         return
-    require_fits(nodes, JobResources(resources.cpus_per_expert, resources.gpus), "an expert")
+    require_fits(nodes, plan.resources, "an expert")
     model, names = empty_body(plan.base), list(plan.experts if tasks is None else tasks)
     if not names:
         return
@@ -122,8 +121,8 @@ def check_feasible(plan: Plan, nodes: Sequence[Node], tasks: Collection[str] | N
     largest = max(names, key=lambda task: memory[task].total)
     what = f"expert {largest!r}" if count == 1 else f"a job of {count} experts such as {largest!r}"
     require_fits(nodes, _job_resources(plan, model, names, count), what, LESS_MEMORY)
-    available, required = _gpu_bytes(nodes, resources.gpus), memory[largest].gpu
-    if resources.gpus and available and required > available:
+    available, required = _gpu_bytes(nodes, plan.resources), memory[largest].gpu
+    if plan.resources.gpus and available and required > available:
         share = f"{format_bytes(required)} of GPU memory, and {format_bytes(available)} are available to it"
         raise InfeasibleError(f"{what} requires {share}", where="resources", fix=LESS_MEMORY)
 
@@ -173,9 +172,8 @@ def estimate_memory(plan: Plan, model: nn.Module, tasks: Collection[str], expert
 
 
 def _job_resources(plan: Plan, model: nn.Module, tasks: Collection[str], experts: int) -> JobResources:
-    resources = plan.config.resources
     memory = max(estimate.host for estimate in estimate_memory(plan, model, tasks, experts).values())
-    return JobResources(resources.cpus_per_expert, resources.gpus, memory)
+    return replace(plan.resources, memory=memory)
 
 
 def _choose_experts_per_job(plan: Plan, model: nn.Module, tasks: Sequence[str], nodes: Sequence[Node]) -> int:
@@ -183,11 +181,11 @@ def _choose_experts_per_job(plan: Plan, model: nn.Module, tasks: Sequence[str], 
 
     ``auto`` is 1 on a CPU, and on a GPU as many as fit its memory, but few enough that every GPU gets a job.
     """
-    resources = plan.config.resources
-    if resources.experts_per_job != "auto":
-        return resources.experts_per_job
-    available = _gpu_bytes(nodes, resources.gpus)
-    parallel_jobs = max_parallel_jobs(nodes, JobResources(resources.cpus_per_expert, resources.gpus))
+    settings, resources = plan.config.resources, plan.resources
+    if settings.experts_per_job != "auto":
+        return settings.experts_per_job
+    available = _gpu_bytes(nodes, resources)
+    parallel_jobs = max_parallel_jobs(nodes, resources)
     limit = min(MAX_EXPERTS_PER_JOB, math.ceil(len(tasks) / max(1, parallel_jobs)))
     for count in range(limit if resources.gpus and available else 1, 1, -1):
         if max(estimate.gpu for estimate in estimate_memory(plan, model, tasks, count).values()) <= available:
@@ -195,9 +193,10 @@ def _choose_experts_per_job(plan: Plan, model: nn.Module, tasks: Sequence[str], 
     return 1
 
 
-def _gpu_bytes(nodes: Sequence[Node], share: float) -> float:
-    """Return the bytes that a job may use on the smallest GPU; 0 if unknown."""
-    return min((n.gpu_memory for n in nodes if n.gpus and n.gpu_memory), default=0) * min(1.0, share) * GPU_SHARE
+def _gpu_bytes(nodes: Sequence[Node], job: JobResources) -> float:
+    """Return the bytes that a job may use on the smallest GPU of a node that suits it; 0 if unknown."""
+    smallest = min((n.gpu_memory for n in nodes if n.gpus and n.gpu_memory and n.suits(job)), default=0)
+    return smallest * min(1.0, job.gpus) * GPU_SHARE
 
 
 def _find_limit(nodes: Sequence[Node], job: JobResources, parallel_jobs: int) -> str:

@@ -1,50 +1,83 @@
-"""Nodes that a run can use, found without starting anything on them."""
+"""Nodes that a run can use, and the hardware of each, asked where the work will run."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 
-import psutil
-
-from orchestrator.pool.capacity import Node
+from cluster.machine import available_cpus, free_memory
+from orchestrator.config.runtime_sections import ResourceSettings
+from orchestrator.pool.capacity import JobResources, Node
+from ttmoe.errors import InputError
+from workers.hardware import Hardware, package_version, probe_hardware
 
 RAY_MEMORY_SHARE = 0.7  # of the free memory; Ray reserves the rest for its object store
-# psutil reports the memory of the host, so the limits of a container are read from its cgroup (version 2 and 1).
-_CGROUP_FILES = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
 
 
 def available_nodes() -> list[Node]:
-    """Return the nodes of the cluster of ``RAY_ADDRESS``; if it is not set, this machine as one node."""
+    """Return the nodes of the cluster of ``RAY_ADDRESS``; if it is not set, this machine as one node.
+
+    One task on one node of each kind says what its hardware is; nodes of one kind have equal resources.
+
+    Raises:
+        InputError: If the cluster cannot be used, or a node has another version of ttmoe than this machine.
+    """
     if os.environ.get("RAY_ADDRESS"):
         from cluster.local import ray_session
-        from orchestrator.pool.ray_workers import cluster_nodes
+        from orchestrator.pool.ray_workers import call_on_nodes, cluster_nodes
 
         with ray_session():
-            return cluster_nodes()
-    import torch
-
-    gpus = torch.cuda.device_count()
-    gpu_memory = min((torch.cuda.get_device_properties(i).total_memory for i in range(gpus)), default=0)
+            nodes = cluster_nodes()
+            kinds = {_kind(node): node for node in nodes}
+            found = dict(zip(kinds, call_on_nodes(list(kinds.values()), probe_hardware), strict=True))
+        return [_with_hardware(node, found[_kind(node)]) for node in nodes]
     memory = int(RAY_MEMORY_SHARE * free_memory())
-    return [Node("this machine", float(os.cpu_count() or 1), float(gpus), memory, gpu_memory)]
+    hardware = probe_hardware()
+    return [_with_hardware(Node("this machine", float(available_cpus()), float(len(hardware.gpus)), memory), hardware)]
 
 
-def free_memory() -> int:
-    """Return the free memory of this machine, or of this container if it has a limit, in bytes."""
-    free = psutil.virtual_memory().available
-    for limit_file, usage_file in _CGROUP_FILES:
-        limit, usage = _read(limit_file), _read(usage_file)
-        if limit.isdigit() and usage.isdigit():  # the text `max` means no limit
-            free = min(free, max(0, int(limit) - int(usage)))
-    return free
+def expert_resources(settings: ResourceSettings, nodes: Sequence[Node]) -> JobResources:
+    """Return what the training of one expert reserves, without its memory; ``gpus_per_expert: auto`` is resolved.
+
+    Args:
+        settings: The section ``resources`` of a config.
+        nodes: Nodes of the cluster.
+
+    Raises:
+        InputError: If Ray counts GPUs that torch cannot use, or if the nodes that may come with ``autoscaling`` decide.
+    """
+    job = JobResources(settings.cpus_per_expert, 0, 0, settings.accelerator_type, tuple(settings.node_labels.items()))
+    with_gpus = [node for node in nodes if node.gpus >= 1 and node.suits(job)]
+    gpus = settings.gpus_per_expert
+    if gpus == "auto" and not with_gpus and settings.autoscaling:
+        what = "no node has a GPU yet, so `auto` cannot tell whether those to come will have one"
+        raise InputError(what, where="resources.gpus_per_expert", fix="set it to 1, or to 0 for experts on CPUs")
+    job = replace(job, gpus=float(bool(with_gpus) if gpus == "auto" else gpus))
+    for node in with_gpus if job.gpus else ():
+        if node.hardware and not node.hardware.gpus:
+            what = f"node {node.name} has {node.gpus:g} GPUs for Ray, and torch can use none of them"
+            fix = "install a build of torch for these GPUs there, or set resources.gpus_per_expert to 0"
+            raise InputError(what, where="the cluster", fix=fix)
+    return job
 
 
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
+def choose_base_dtype(job: JobResources, nodes: Sequence[Node]) -> str:
+    """Return ``bfloat16`` if every node that can run the job computes in it natively, else ``float32``."""
+    device = "cuda" if job.gpus else "cpu"
+    suitable = [node.hardware for node in nodes if node.hardware and node.suits(job) and node.gpus >= min(1, job.gpus)]
+    fast = bool(suitable) and all(hardware.computes_bf16(device) for hardware in suitable)
+    return "bfloat16" if fast else "float32"
+
+
+def _kind(node: Node) -> Node:
+    """Return what nodes of one kind have in common. Their memory differs by some pages."""
+    return replace(node, name="", id="", memory=node.memory >> 30)
+
+
+def _with_hardware(node: Node, hardware: Hardware) -> Node:
+    own, there = package_version("ttmoe"), hardware.versions["ttmoe"]
+    if there != own:
+        what = f"node {node.name} has ttmoe {there or 'not installed'}, this machine {own}"
+        raise InputError(what, where="the cluster", fix="install the same version on every node")
+    return replace(node, hardware=hardware, gpu_memory=min((gpu.memory for gpu in hardware.gpus), default=0))

@@ -42,6 +42,7 @@ def plan_as_dict(
             }
             for task, expert in plan.experts.items()
         },
+        "nodes": [asdict(node) for node in plan.nodes],
         "orphaned": list(state.orphaned),
         "router": _stage_as_dict(state.router, plan.router_hash),
         "search": _stage_as_dict(state.search, plan.search_hash),

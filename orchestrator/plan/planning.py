@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from orchestrator.config.sections import AdapterSettings
 from orchestrator.plan.adapter_fits import AdapterFits
 from orchestrator.plan.folders import LibraryFolders
 from orchestrator.plan.identity import hashed_settings, spec_hash
-from orchestrator.pool.capacity import GB
+from orchestrator.plan.nodes import available_nodes, choose_base_dtype, expert_resources
+from orchestrator.pool.capacity import GB, JobResources, Node
 from ttmoe.adapter import AdapterSpec, Group, count_parameters
 from ttmoe.base import Base
 from ttmoe.errors import InputError
@@ -52,6 +53,8 @@ class Plan:
         features: Features that the router reads.
         experts: Plan of each expert by task.
         search_hash: Spec hash of the search; None without a search.
+        nodes: Nodes on which the work will run.
+        resources: What the training of one expert reserves, without its memory.
     """
 
     config: Config
@@ -60,6 +63,8 @@ class Plan:
     features: FeatureSpec
     experts: dict[str, ExpertPlan]
     search_hash: str | None
+    nodes: tuple[Node, ...]
+    resources: JobResources
 
     @property
     def lock(self) -> dict[str, str]:
@@ -94,15 +99,25 @@ class Plan:
         return self.folders.work_folder(kind, name, hash_)
 
 
-def make_plan(config: Config) -> Plan:
+def make_plan(config: Config, nodes: Sequence[Node] | None = None) -> Plan:
     """Resolve the base, prepare the data of all tasks, and fit every adapter to the base. No training starts.
 
+    Args:
+        config: The config.
+        nodes: Nodes on which the work will run; by default those that ``available_nodes`` finds.
+
     Raises:
-        InputError: If the base or a file is missing, data cannot be used, or an adapter does not fit the base.
+        InputError: If the base or a file is missing, data cannot be used, an adapter does not fit the base, or the
+            cluster cannot be used.
     """
     folders = LibraryFolders.of(config)
-    device = "cuda" if config.resources.gpus else "cpu"
-    base = resolve_base(**config.base.model_dump(), cache=folders.cache, device=device)
+    nodes = available_nodes() if nodes is None else nodes
+    resources = expert_resources(config.resources, nodes)
+    device = "cuda" if resources.gpus else "cpu"
+    settings = config.base.model_dump()
+    if settings["dtype"] == "auto":
+        settings["dtype"] = choose_base_dtype(resources, nodes)
+    base = resolve_base(**settings, cache=folders.cache)
     fits = AdapterFits(base, folders.cache)
     if generate_tasks := [name for name, task in config.tasks.items() if task.kind == "generate"]:
         fits.require_language_head(f"tasks.{generate_tasks[0]}.kind")
@@ -110,7 +125,8 @@ def make_plan(config: Config) -> Plan:
     features = FeatureSpec(config.router.hidden_states(_trunk_depth(experts)), config.router.pooling)
     features.indexes(fits.layers)
     fits.save()
-    return Plan(config, folders, base, features, experts, _search_hash(config, experts))
+    search_hash = _search_hash(config, experts)
+    return Plan(config, folders, base, features, experts, search_hash, tuple(nodes), resources)
 
 
 def plan_expert(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,6 @@ from orchestrator.config.loading import LoadedConfig
 from orchestrator.plan.forecast import Forecast, check_feasible, check_router_fits, make_forecast
 from orchestrator.plan.json_output import to_json
 from orchestrator.plan.library_state import LibraryState, read_library_state
-from orchestrator.plan.nodes import available_nodes
 from orchestrator.plan.plan_json import plan_as_dict
 from orchestrator.plan.planning import Plan, make_plan
 from orchestrator.plan.quantities import format_bytes, format_duration, format_names
@@ -48,8 +48,8 @@ def show_plan(loaded: LoadedConfig, console: Console, as_json: bool) -> None:
     with nullcontext() if as_json else console.status("planning: base, data, adapters"):
         plan = make_plan(loaded.config)
         registry = _open_registry(plan)
-        state, nodes = read_library_state(plan, registry), available_nodes()
-        forecast, problem = make_forecast(plan, state, nodes), _find_problem(plan, state, nodes)
+        state = read_library_state(plan, registry)
+        forecast, problem = make_forecast(plan, state, plan.nodes), _find_problem(plan, state)
     if as_json:
         console.out(to_json(plan_as_dict(plan, state, forecast, problem)), highlight=False)
     else:
@@ -68,12 +68,12 @@ def _open_registry(plan: Plan) -> Registry | None:
     return Registry.open(uri, plan.folders.artifacts)
 
 
-def _find_problem(plan: Plan, state: LibraryState, nodes: list[Node]) -> InfeasibleError | None:
+def _find_problem(plan: Plan, state: LibraryState) -> InfeasibleError | None:
     """Return why the work would wait forever, or None. A search trial reserves the resources of an expert."""
     try:
         if state.has_work:
-            check_feasible(plan, nodes, state.todo)
-            check_router_fits(plan, state, nodes)
+            check_feasible(plan, plan.nodes, state.todo)
+            check_router_fits(plan, state, plan.nodes)
     except InfeasibleError as error:
         return error
     return None
@@ -83,7 +83,7 @@ def _print_plan(plan: Plan, state: LibraryState, forecast: Forecast, console: Co
     base = f"{plan.base.id} ({plan.base.dtype}, sha256 {plan.base.digest[:12]})"
     console.print(f"Library {plan.folders.library} on {base}", soft_wrap=True, highlight=False, markup=False)
     console.print(_table(plan, state, forecast))
-    lines = [*_other_experts(plan, state), *_stages(state), *_resources(plan, state, forecast)]
+    lines = [*_other_experts(plan, state), *_stages(state), *_nodes(plan), *_resources(plan, state, forecast)]
     for label, text in lines:
         console.print(f"{label:<11}{text}", soft_wrap=True, highlight=False, markup=False)
 
@@ -135,6 +135,25 @@ def _other_experts(plan: Plan, state: LibraryState) -> list[tuple[str, str]]:
 def _stages(state: LibraryState) -> list[tuple[str, str]]:
     stages = {"router": state.router, "search": state.search}
     return [(name, f"{stage.state}: {stage.reason}") for name, stage in stages.items() if stage]
+
+
+def _nodes(plan: Plan) -> list[tuple[str, str]]:
+    """Return a line for each kind of node; each is a label and a text."""
+    kinds = Counter(_describe_node(node) for node in plan.nodes)
+    texts = [f"{count} with {kind}" if len(plan.nodes) > 1 else kind for kind, count in kinds.items()]
+    return [("nodes" if i == 0 else "", text) for i, text in enumerate(texts)]
+
+
+def _describe_node(node: Node) -> str:
+    """Return the hardware of a node, such as ``16 CPUs, 2 GPUs (NVIDIA H100, 85 GB, bfloat16)``."""
+    parts = [f"{node.cpus:g} CPUs"]
+    if node.gpus:
+        gpus = node.hardware.gpus if node.hardware else ()
+        kinds = {f"{gpu.name}, {format_bytes(gpu.memory)}, {'bfloat16' if gpu.bf16 else 'float32'}" for gpu in gpus}
+        parts.append(f"{node.gpus:g} GPUs ({'; '.join(sorted(kinds)) or 'unknown'})")
+    elif node.hardware:
+        parts[0] += f" ({'bfloat16' if node.hardware.bf16 else 'float32'})"
+    return ", ".join(parts)
 
 
 def _resources(plan: Plan, state: LibraryState, forecast: Forecast) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import humanize
 
 from ttmoe.errors import InfeasibleError
+from workers.hardware import Hardware
 
 GB = 10**9
 ADD_A_NODE = "reserve less, or add a node with these resources (with resources.autoscaling the run waits for one)"
@@ -23,11 +24,15 @@ class JobResources:
         cpus: CPU cores.
         gpus: GPUs; a number below 1 is a share of one GPU.
         memory: Main memory in bytes.
+        accelerator_type: Ray's name of the type of GPU that the job needs, such as ``H100``; None for any.
+        labels: Labels, as pairs of key and value, that the node must have.
     """
 
     cpus: float = 1.0
     gpus: float = 0.0
     memory: int = 0
+    accelerator_type: str | None = None
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,11 @@ class Node:
         cpus: CPU cores.
         gpus: Number of GPUs.
         memory: Main memory in bytes.
-        gpu_memory: Bytes of memory of each GPU; 0 if unknown.
+        gpu_memory: Bytes of memory of the smallest GPU; 0 if unknown.
+        id: Ray's id of the node.
+        accelerators: Ray's names of the types of its GPUs.
+        labels: Its labels as pairs of key and value.
+        hardware: What a probe on the node found; None before it.
     """
 
     name: str
@@ -47,11 +56,20 @@ class Node:
     gpus: float
     memory: int
     gpu_memory: int = 0
+    id: str = ""
+    accelerators: tuple[str, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+    hardware: Hardware | None = None
+
+    def suits(self, job: JobResources) -> bool:
+        """Return whether the node has the type of GPU and the labels that the job asks for."""
+        accelerator = job.accelerator_type is None or job.accelerator_type in self.accelerators
+        return accelerator and set(job.labels) <= set(self.labels)
 
 
 def jobs_on_node(node: Node, job: JobResources) -> int:
     """Return how many such jobs run on the node at the same time."""
-    return int(min(sys.maxsize, *_jobs_by_resource(node, job).values()))
+    return int(min(sys.maxsize, *_jobs_by_resource(node, job).values())) if node.suits(job) else 0
 
 
 def max_parallel_jobs(nodes: Sequence[Node], job: JobResources, limit: int | None = None) -> int:
@@ -61,12 +79,12 @@ def max_parallel_jobs(nodes: Sequence[Node], job: JobResources, limit: int | Non
 
 
 def limiting_resource(nodes: Sequence[Node], job: JobResources) -> str:
-    """Return the resource that is used up first: ``CPU``, ``GPU`` or ``memory``."""
+    """Return the resource that is used up first: ``CPU``, ``GPU`` or ``memory``; ``nodes`` if none suits the job."""
     totals: dict[str, float] = {}
     for node in nodes:
-        for name, count in _jobs_by_resource(node, job).items():
+        for name, count in _jobs_by_resource(node, job).items() if node.suits(job) else ():
             totals[name] = totals.get(name, 0) + count
-    return min(totals, key=lambda name: totals[name])
+    return min(totals, key=lambda name: totals[name], default="nodes")
 
 
 def require_fits(nodes: Sequence[Node], job: JobResources, what: str, fix: str = ADD_A_NODE) -> None:
@@ -83,6 +101,12 @@ def require_fits(nodes: Sequence[Node], job: JobResources, what: str, fix: str =
     """
     if any(jobs_on_node(node, job) for node in nodes):
         return
+    suitable = [node for node in nodes if node.suits(job)]
+    if nodes and not suitable:
+        names = sorted({name for node in nodes for name in node.accelerators})
+        has = f"the types of GPU in the cluster are: {', '.join(names) or 'none'}"
+        raise InfeasibleError(f"{what} requires {_as_text(job)}, which no node has", where="resources", fix=has)
+    nodes = suitable
     best = max(nodes, key=lambda node: (node.gpus, node.memory, node.cpus), default=None)
     largest = (
         f"the largest node has {_as_text(JobResources(best.cpus, best.gpus, best.memory))}"
@@ -116,4 +140,7 @@ def _count_by_gpus(available: float, required: float) -> float:
 
 def _as_text(job: JobResources) -> str:
     processors = [f"{job.cpus:g} CPUs", f"{job.gpus:g} GPUs"] if job.cpus or job.gpus else []
-    return ", ".join(processors + ([f"{humanize.naturalsize(job.memory)} of memory"] if job.memory else []))
+    memory = [f"{humanize.naturalsize(job.memory)} of memory"] if job.memory else []
+    accelerator = [f"accelerator type {job.accelerator_type}"] if job.accelerator_type else []
+    labels = [f"label {key}={value}" for key, value in job.labels]
+    return ", ".join(processors + memory + accelerator + labels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,10 +14,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.pool.capacity import JobResources, Node
 from orchestrator.pool.unit_runner import run_unit
 from orchestrator.pool.work_units import WorkUnit
+from ttmoe.errors import WorkFailedError
 from workers.failure import Failure
 from workers.progress import Progress
 from workers.system_metrics import SystemMetrics
 
+_ACCELERATOR = "accelerator_type:"  # prefix of Ray's resource for each type of GPU on a node
+_RAY_LABEL = "ray.io/node-id"  # differs from node to node
+_CALL_SECONDS = 120  # a first import of torch from a shared file system takes a minute
 REPORT_INTERVAL = 0.3  # seconds between two sends of a worker; reports in between are sent together
 
 _Report = tuple[str, float, Progress]  # key of the job, Unix time in seconds, progress
@@ -138,8 +142,12 @@ class WorkerHandle:
 
 def start_worker(resources: JobResources) -> WorkerHandle:
     """Request a worker process with these resources; Ray starts it when they are free."""
-    memory = {"memory": resources.memory} if resources.memory else {}
-    actor = _Worker.options(num_cpus=resources.cpus, num_gpus=resources.gpus, **memory).remote()  # type: ignore[attr-defined]
+    more: dict[str, Any] = {"memory": resources.memory} if resources.memory else {}
+    if resources.accelerator_type:
+        more["accelerator_type"] = resources.accelerator_type
+    if resources.labels:
+        more["label_selector"] = dict(resources.labels)
+    actor = _Worker.options(num_cpus=resources.cpus, num_gpus=resources.gpus, **more).remote()  # type: ignore[attr-defined]
     return WorkerHandle(actor, actor.node_id.remote())
 
 
@@ -230,7 +238,44 @@ def cluster_nodes() -> list[Node]:
             entry["Resources"].get("CPU", 0.0),
             entry["Resources"].get("GPU", 0.0),
             int(entry["Resources"].get("memory", 0)),
+            id=entry["NodeID"],
+            accelerators=tuple(
+                name.removeprefix(_ACCELERATOR) for name in entry["Resources"] if name.startswith(_ACCELERATOR)
+            ),
+            labels=tuple(
+                sorted((key, value) for key, value in entry["Labels"].items() if not key.startswith(_RAY_LABEL))
+            ),
         )
         for entry in ray.nodes()
         if entry["Alive"]
     ]
+
+
+def call_on_nodes(nodes: Sequence[Node], function: Callable[[], Any]) -> list[Any]:
+    """Call a function in a process of its own on each node, where it sees all GPUs of the node.
+
+    Args:
+        nodes: Nodes of the cluster.
+        function: Function without arguments; it reserves nothing.
+
+    Returns:
+        Its results, in the order of the nodes.
+
+    Raises:
+        WorkFailedError: If a node does not answer or its call fails.
+    """
+    task = ray.remote(function).options(
+        num_cpus=0, max_calls=1, runtime_env={"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}
+    )
+    refs = [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote() for node in nodes
+    ]
+    results = []
+    for node, ref in zip(nodes, refs, strict=True):
+        try:
+            results.append(ray.get(ref, timeout=_CALL_SECONDS))
+        except ray.exceptions.RayError as error:
+            reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
+            fix = "install the same versions of ttmoe and its dependencies there as here, or remove the node"
+            raise WorkFailedError(f"node {node.name} cannot be used: {reason}", where="the cluster", fix=fix) from None
+    return results

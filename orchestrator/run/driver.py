@@ -15,7 +15,6 @@ from cluster.local import ray_session
 from orchestrator.config.loading import LoadedConfig, resolved_yaml
 from orchestrator.plan.forecast import Forecast, check_feasible, check_router_fits, make_forecast
 from orchestrator.plan.library_state import LibraryState, read_library_state
-from orchestrator.plan.nodes import available_nodes
 from orchestrator.plan.planning import Plan, make_plan
 from orchestrator.plan.quantities import format_names
 from orchestrator.progress.live_view import LiveView
@@ -71,10 +70,9 @@ def run_library(loaded: LoadedConfig, console: Console) -> None:
         if not state.has_work:
             _show_summary(plan, experts, registry, loaded, console)
             return
-        nodes = available_nodes()
-        check_feasible(plan, nodes, state.todo or plan.experts)
-        check_router_fits(plan, state, nodes)
-        forecast = make_forecast(plan, state, nodes)
+        check_feasible(plan, plan.nodes, state.todo or plan.experts)
+        check_router_fits(plan, state, plan.nodes)
+        forecast = make_forecast(plan, state, plan.nodes)
         _execute(plan, state, forecast, registry, loaded, console)
 
 

@@ -97,7 +97,7 @@ def _tune(plan: Plan, job: ExpertJob, space: dict[str, list[Any]], view: LiveVie
 
     from orchestrator.search.tune_trial import TrialCallback, TuneTrial
 
-    search, resources = _settings(plan), plan.config.resources
+    search = _settings(plan)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(
         seed=search.seed, n_startup_trials=max(4, search.trials // 3), constant_liar=True
@@ -109,7 +109,7 @@ def _tune(plan: Plan, job: ExpertJob, space: dict[str, list[Any]], view: LiveVie
         algorithm = ConcurrencyLimiter(algorithm, search.max_parallel)
     trainable = tune.with_resources(
         tune.with_parameters(TuneTrial, plan=plan, job=job),
-        {"CPU": resources.cpus_per_expert, "GPU": resources.gpus},
+        {"CPU": plan.resources.cpus, "GPU": plan.resources.gpus},
     )
     folder = plan.work_folder("search", search.task, str(plan.search_hash))
     tuner = tune.Tuner(

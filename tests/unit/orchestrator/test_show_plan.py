@@ -70,7 +70,7 @@ def test_json_is_one_object_and_nothing_else(ttmoe_plan):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("resources.gpus_per_expert=1000", "1000 GPUs"),
+        ("resources.gpus_per_expert=1", "1 GPUs"),
         ("resources.cpus_per_expert=6400", "6400 CPUs"),
         ("train.batch_size=100000000", "of memory"),
     ],
@@ -95,7 +95,8 @@ def test_a_router_that_fits_no_node_is_an_error_of_plan_and_run(ttmoe_plan, monk
 
 
 def test_autoscaling_waits_for_nodes(ttmoe_plan):
-    settings = ("resources.cpus_per_expert=6400", "resources.autoscaling=true", "resources.max_parallel=2")
+    settings = ("resources.cpus_per_expert=6400", "resources.gpus_per_expert=0", "resources.autoscaling=true",
+                "resources.max_parallel=2")  # fmt: skip
     result = ttmoe_plan(*[argument for setting in settings for argument in ("--set", setting)])
     assert result.exit_code == 0, result.output
     assert "the run waits for new nodes" in result.stdout

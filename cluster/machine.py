@@ -1,0 +1,44 @@
+"""CPU cores and memory that this process may use; in a container, the container's limits count."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+
+_CGROUP = Path("/sys/fs/cgroup")  # files of version 2, and below a folder for each controller those of version 1
+
+
+def available_cpus() -> int:
+    """Return the number of CPU cores that this process may use, at least 1.
+
+    A container's limit may be a fraction of a core; Ray counts whole ones.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _read("cpu.max").partition(" ")
+    if not quota:
+        quota, period = _read("cpu/cpu.cfs_quota_us"), _read("cpu/cpu.cfs_period_us")
+    if quota.isdigit() and period.isdigit() and int(period):  # `max` and -1 mean no limit
+        cores = min(cores, int(quota) // int(period))
+    return max(1, cores)
+
+
+def free_memory() -> int:
+    """Return the free memory in bytes."""
+    free = psutil.virtual_memory().available  # of the host
+    for limit_file, usage_file in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        limit, usage = _read(limit_file), _read(usage_file)
+        if limit.isdigit() and usage.isdigit():  # `max` means no limit
+            free = min(free, max(0, int(limit) - int(usage)))
+    return free
+
+
+def _read(name: str) -> str:
+    try:
+        return (_CGROUP / name).read_text().strip()
+    except OSError:
+        return ""
