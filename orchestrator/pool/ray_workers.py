@@ -264,9 +264,8 @@ def call_on_nodes(nodes: Sequence[Node], function: Callable[[], Any]) -> list[An
     Raises:
         WorkFailedError: If a node does not answer or its call fails.
     """
-    task = ray.remote(function).options(
-        num_cpus=0, max_calls=1, runtime_env={"env_vars": {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}}
-    )
+    environment = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # all GPUs stay visible to a task that reserves none
+    task = ray.remote(num_cpus=0, max_calls=1, runtime_env={"env_vars": environment})(function)
     refs = [
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote() for node in nodes
     ]
