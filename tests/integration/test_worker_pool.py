@@ -123,7 +123,7 @@ def test_workers_are_reused_between_units_and_between_runs(ray, tmp_path):
             last = {event.key: event for event in pool.run(units) if event and event.done}
             assert {key: event.result[0] for key, event in last.items()} == {str(i): i * i for i in range(7)}
             pids |= {event.result[1] for event in last.values()}
-        assert pool.started == len(pids) <= os.cpu_count()
+        assert len(pids) <= pool.started <= os.cpu_count()  # beside other loads one may do all units
 
 
 def test_a_job_that_fits_no_node_is_refused_at_once(ray):
