@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from cluster.attaching import AUTH_MODE, authentication_of, connection_error
 from cluster.machine import available_cpus
+
+PASSED_ON = ("HF_TOKEN", "HF_ENDPOINT")  # variables that nodes need to download a base as this machine would
 
 
 @contextmanager
@@ -27,11 +31,15 @@ def ray_session() -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
-    own = {} if address else {"address": "local", "num_cpus": available_cpus(), "include_dashboard": False}
+    if address:
+        passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        own: dict[str, Any] = {"runtime_env": {"env_vars": passed}} if passed else {}
+    else:
+        own = {"address": "local", "num_cpus": available_cpus(), "include_dashboard": False}
     mode = authentication_of(address) if address else "token"
     with _authentication(mode):
         try:
-            ray.init(**own, log_to_driver=False, logging_level="warning", configure_logging=False)  # type: ignore[arg-type]
+            ray.init(**own, log_to_driver=False, logging_level=logging.WARNING, configure_logging=False)
         except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
             if not address:
                 raise

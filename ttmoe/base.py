@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ class Base:
         dtype: Name of the torch dtype of the weights.
         max_length: Longest sequence, in tokens.
         pooling: ``mean`` or ``last``.
+        asked: Keywords and values by which ``resolve_base`` finds it on another node; empty if its folder is all there
+            is.
     """
 
     source: str
@@ -43,10 +45,11 @@ class Base:
     dtype: str
     max_length: int
     pooling: str
+    asked: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
 
     def identity(self) -> dict[str, Any]:
-        """Return all fields except ``folder``, as recorded in an expert's spec and files."""
-        return {key: value for key, value in asdict(self).items() if key != "folder"}
+        """Return all fields except ``folder`` and ``asked``, as recorded in an expert's spec and files."""
+        return {key: value for key, value in asdict(self).items() if key not in ("folder", "asked")}
 
 
 def sha256_of_file(path: Path) -> str:

@@ -86,7 +86,7 @@ class Plan:
                 "seed": self.config.seed,
                 "features": hashed_settings(self.features),
                 "settings": hashed_settings(self.config.router, exclude=ROUTER_UNHASHED),
-                "base": hashed_settings(self.base, exclude={"folder"}),
+                "base": self.base.identity(),
             }
         )
 
@@ -183,7 +183,7 @@ def expert_spec(
     """Return the spec of an expert; ``shapes`` are the adapter's shapes by role with ``auto`` resolved."""
     return {
         "recipe": RECIPES["expert"],
-        "base": hashed_settings(base, exclude={"folder"}),
+        "base": base.identity(),
         "adapter": {**hashed_settings(adapter), "shape": shapes},
         "data": data.fingerprint,
         "train": _train_spec(train, data, exclude=MEMORY_ONLY),

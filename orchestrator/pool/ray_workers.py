@@ -14,14 +14,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.pool.capacity import JobResources, Node
 from orchestrator.pool.unit_runner import run_unit
 from orchestrator.pool.work_units import WorkUnit
-from ttmoe.errors import WorkFailedError
+from ttmoe.errors import InputError
 from workers.failure import Failure
 from workers.progress import Progress
 from workers.system_metrics import SystemMetrics
 
 _ACCELERATOR = "accelerator_type:"  # prefix of Ray's resource for each type of GPU on a node
 _RAY_LABEL = "ray.io/node-id"  # differs from node to node
-_CALL_SECONDS = 120  # a first import of torch from a shared file system takes a minute
 REPORT_INTERVAL = 0.3  # seconds between two sends of a worker; reports in between are sent together
 
 _Report = tuple[str, float, Progress]  # key of the job, Unix time in seconds, progress
@@ -251,30 +250,36 @@ def cluster_nodes() -> list[Node]:
     ]
 
 
-def call_on_nodes(nodes: Sequence[Node], function: Callable[[], Any]) -> list[Any]:
+def call_on_nodes(nodes: Sequence[Node], function: Callable[[], Any], seconds: float = 120) -> list[Any]:
     """Call a function in a process of its own on each node, where it sees all GPUs of the node.
 
     Args:
         nodes: Nodes of the cluster.
         function: Function without arguments; it reserves nothing.
+        seconds: Longest wait for all of them. A first import of torch from a shared file system takes a minute.
 
     Returns:
         Its results, in the order of the nodes.
 
     Raises:
-        WorkFailedError: If a node does not answer or its call fails.
+        InputError: If a node does not answer or its call fails; it names the node.
     """
     environment = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}  # all GPUs stay visible to a task that reserves none
-    task = ray.remote(num_cpus=0, max_calls=1, runtime_env={"env_vars": environment})(function)
+    task = ray.remote(num_cpus=0, max_calls=1, runtime_env={"env_vars": environment})(lambda: function())
     refs = [
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote() for node in nodes
     ]
-    results = []
-    for node, ref in zip(nodes, refs, strict=True):
-        try:
-            results.append(ray.get(ref, timeout=_CALL_SECONDS))
-        except ray.exceptions.RayError as error:
-            reason = str(getattr(error, "cause", None) or error).strip().splitlines()[-1]
-            fix = "install the same versions of ttmoe and its dependencies there as here, or remove the node"
-            raise WorkFailedError(f"node {node.name} cannot be used: {reason}", where="the cluster", fix=fix) from None
-    return results
+    ends = time.monotonic() + seconds
+    return [_result_of(node, ref, ends) for node, ref in zip(nodes, refs, strict=True)]
+
+
+def _result_of(node: Node, ref: Any, ends: float) -> Any:
+    try:
+        return ray.get(ref, timeout=max(0.0, ends - time.monotonic()))
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", error)
+        if isinstance(cause, InputError):
+            raise InputError(f"node {node.name}: {cause.what}", where=cause.where, fix=cause.fix) from None
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[-1]
+        fix = "install the same versions of ttmoe and its dependencies there as here, or remove the node"
+        raise InputError(f"node {node.name} cannot be used: {reason}", where="the cluster", fix=fix) from None

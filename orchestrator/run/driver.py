@@ -23,6 +23,7 @@ from orchestrator.registry import Registry, Version
 from orchestrator.registry.driver_lock import driver_lock
 from orchestrator.registry.expert_models import select_versions
 from orchestrator.registry.versions import CHAMPION
+from orchestrator.run.node_checks import check_nodes
 from orchestrator.run.outcome import experts_failed_error, log_report
 from orchestrator.run.requirement import unmet_requirement
 from orchestrator.run.stage1 import train_experts
@@ -72,6 +73,7 @@ def run_library(loaded: LoadedConfig, console: Console) -> None:
             return
         check_feasible(plan, plan.nodes, state.todo or plan.experts)
         check_router_fits(plan, state, plan.nodes)
+        check_nodes(plan)
         forecast = make_forecast(plan, state, plan.nodes)
         _execute(plan, state, forecast, registry, loaded, console)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,9 @@ from orchestrator.config.runtime_sections import FailureSettings
 from orchestrator.plan.planning import make_plan
 from orchestrator.pool.work_units import WorkUnit
 from orchestrator.pool.worker_pool import WorkerPool
+from orchestrator.run import node_checks
+from orchestrator.run.node_checks import check_nodes
+from ttmoe.errors import InputError
 
 pytestmark = pytest.mark.integration
 
@@ -90,3 +94,22 @@ def test_the_experts_are_trained_there_on_a_gpu_each(library, cluster, settings)
         results = [event.result for event in pool.run(units) if event and event.done]
     assert [result[:3] for result in results] == [("cuda", "bfloat16", cluster[1])] * 2
     assert sorted(result[3]["GPU"] for result in results) == [["0"], ["1"]]
+
+
+def test_a_run_that_a_node_cannot_serve_ends_before_any_work(library, monkeypatch):
+    (library / "runs").mkdir(exist_ok=True)
+    plan = make_plan(load_config("tiny.yaml", []).config)
+    with pytest.raises(InputError, match="relative path") as caught:
+        check_nodes(plan)
+    assert caught.value.where == "storage.root"
+    shared = [f"storage.root={library / 'runs'}"]
+    plan = make_plan(load_config("tiny.yaml", shared).config)
+    check_nodes(plan)
+    moved = replace(plan, base=replace(plan.base, folder="/driver/base"))
+    with pytest.raises(InputError, match=r"node 127\.0\.0\.3: there is no folder /driver/base on this node"):
+        check_nodes(moved)
+    check = node_checks.check_node
+    monkeypatch.setattr(node_checks, "check_node", lambda base, cache, mark: check(base, cache, mark / "below"))
+    with pytest.raises(InputError, match=r"node 127\.0\.0\.3: it does not see"):
+        check_nodes(plan)
+    assert not list((library / "runs").glob(".seen-*"))

@@ -300,7 +300,7 @@ class TestStory:
 def test_the_jobs_of_a_lost_node_are_run_on_the_other(fresh, undisturbed):
     """A lost node uses up no retry: the run has none. The cluster outlives the run."""
     home = fresh("nodes")
-    none = ("--set", "failures.retries=0")
+    none = ("--set", "failures.retries=0", "--set", f"storage.root={home / 'runs'}")
     auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     disk = with_disk(home, "0.2")
     with (

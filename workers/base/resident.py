@@ -13,6 +13,7 @@ import torch
 from ttmoe.bank import Bank
 from ttmoe.base import Base, load_body, load_tokenizer
 from ttmoe.encoding import pad_id_of
+from workers.base.base_sources import base_on_this_node
 from workers.training.memory_limit import return_freed_memory
 
 
@@ -62,6 +63,7 @@ def load_resident_base(base: Base, device: str) -> ResidentBase:
     if _resident and _resident[0] == key:
         return _resident[1]
     release_resident_base()
+    base = base_on_this_node(base)
     gc.disable()  # an eighth of the time goes to collections, and what is imported and loaded stays
     try:
         tokenizer, bank = load_tokenizer(base), Bank(load_body(base, device), base.pooling).eval()

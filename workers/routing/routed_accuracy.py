@@ -11,6 +11,7 @@ import torch
 from ttmoe.base import Base
 from ttmoe.routed import RoutedModel
 from ttmoe.router import ROUTER_MANIFEST
+from workers.base.base_sources import base_on_this_node
 from workers.base.resident import release_resident_base
 from workers.data.examples import Example
 from workers.data.prepared import PreparedTask, load_split
@@ -31,7 +32,7 @@ def load_routed_model(folder: Path, router: str, base: Base, device: str) -> Rou
         device: Device of the model.
     """
     release_resident_base()  # the routed model loads a base of its own
-    return RoutedModel.load(folder, base, device)
+    return RoutedModel.load(folder, base_on_this_node(base), device)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from ttmoe.base import load_body, load_tokenizer
 from ttmoe.errors import InputError
 from workers.base import base_sources
-from workers.base.base_sources import resolve_base
+from workers.base.base_sources import base_on_this_node, check_base_on_node, resolve_base
 
 
 def refused(cache, **asked):
@@ -80,6 +81,25 @@ def test_an_installed_package(site, base_folder, tmp_path):
     assert found.folder == str(site / "tiny_model" / "model")
     assert found.digest == resolve_base(folder=str(base_folder), cache=tmp_path).digest
     assert resolve_base(package="tiny-model==1.0", path="tiny_model/model", cache=tmp_path) == found
+
+
+def test_another_node_finds_the_package_where_it_has_it(site, tmp_path):
+    here = replace(resolve_base(package="tiny-model==1.0", cache=tmp_path, dtype="float32"), folder="/driver/site")
+    found = base_on_this_node(here)
+    assert (found.folder, found.digest) == (str(site / "tiny_model" / "model"), here.digest)
+    check_base_on_node(here, tmp_path)
+    assert base_on_this_node(found) is found
+    assert "asked" not in here.identity()
+
+
+def test_another_base_under_the_same_name_is_refused_on_a_node(site, base_folder, tmp_path):
+    here = resolve_base(package="tiny-model==1.0", cache=tmp_path, dtype="float32")
+    for folder in ("/driver/site", here.folder):
+        with pytest.raises(InputError, match="and the driver has 000000000000"):
+            check_base_on_node(replace(here, digest="0" * 64, folder=folder), tmp_path)
+    lost = replace(resolve_base(folder=str(base_folder), cache=tmp_path), folder="/driver/base")
+    with pytest.raises(InputError, match="there is no folder /driver/base on this node"):
+        base_on_this_node(lost)
 
 
 def test_a_package_with_two_models_must_be_told_which(site, tmp_path):
