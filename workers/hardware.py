@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 PACKAGES = ("ttmoe", "torch", "transformers")
 _BF16_CAPABILITY = 8  # NVIDIA GPUs before Ampere emulate bfloat16
+_GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, and NVIDIA in WSL
+_CPU_INFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,29 @@ class Hardware:
 
 
 def probe_hardware() -> Hardware:
-    """Return the hardware of the machine on which this runs."""
+    """Return the hardware of the machine on which this runs. Imports torch only where there may be a GPU."""
+    gpus = _torch_gpus() if any(map(Path.exists, map(Path, _GPU_DEVICES))) or not _CPU_INFO.exists() else ()
+    return Hardware(gpus, _cpu_computes_bf16(), {name: package_version(name) for name in PACKAGES})
+
+
+def _torch_gpus() -> tuple[Gpu, ...]:
     import torch
 
-    gpus = []
-    for index in range(torch.cuda.device_count()):
-        found = torch.cuda.get_device_properties(index)
-        bf16 = bool(torch.version.hip) or found.major >= _BF16_CAPABILITY
-        gpus.append(Gpu(found.name, found.total_memory, bf16))
-    cpu_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return Hardware(tuple(gpus), cpu_bf16, {name: package_version(name) for name in PACKAGES})
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return tuple(
+        Gpu(gpu.name, gpu.total_memory, bool(torch.version.hip) or gpu.major >= _BF16_CAPABILITY) for gpu in found
+    )
+
+
+def _cpu_computes_bf16() -> bool:
+    """Return whether the CPU has instructions for bfloat16, which torch's kernels use."""
+    try:
+        flags = _CPU_INFO.read_text().split()
+    except OSError:  # not Linux
+        from ttmoe.base import choose_dtype
+
+        return choose_dtype("auto") == "bfloat16"
+    return "avx512_bf16" in flags or "amx_tile" in flags
 
 
 def package_version(package: str) -> str:

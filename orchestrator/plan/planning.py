@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class Plan:
     features: FeatureSpec
     experts: dict[str, ExpertPlan]
     search_hash: str | None
-    nodes: tuple[Node, ...]
+    nodes: tuple[Node, ...] = field(compare=False)  # their free memory changes all the time
     resources: JobResources
 
     @property
