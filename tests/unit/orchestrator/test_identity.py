@@ -86,7 +86,6 @@ HASHED_AT_ANY_VALUE = {
     SearchSettings: "task trials ranks cores steps max_parallel train seed",
     AdapterSpec: "method targets first_layer last_layer rank alpha shape init dropout",
     FeatureSpec: "layers pooling",
-    Base: "source id revision digest folder dtype max_length pooling",
 }
 
 
@@ -101,3 +100,9 @@ def test_a_new_setting_has_a_neutral_value(model):
         name for name, mark in marks.items() if "neutral" not in mark and name not in MEMORY_ONLY | ROUTER_UNHASHED
     ]
     assert hashed == HASHED_AT_ANY_VALUE[model].split()
+
+
+def test_the_folder_of_a_base_is_not_hashed():
+    """Nor how another node finds it. A field more would change every hash."""
+    base = Base("hub", "id", "main", "ab", "/here", "float32", 32, "mean", (("hub", "id"),))
+    assert " ".join(base.identity()) == "source id revision digest dtype max_length pooling"
