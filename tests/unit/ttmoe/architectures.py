@@ -27,7 +27,10 @@ _ENCODER: dict[str, Any] = dict(
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model class's prefix, its config's settings, whether it has a gate, and the width of keys and values."""
+    """A model class's prefix, its config's settings, whether it has a gate, and the width of keys and values.
+
+    The last two are not filled in for ``OTHERS``.
+    """
 
     prefix: str
     settings: dict[str, Any]
@@ -60,6 +63,23 @@ ARCHITECTURES = {
                                                   eos_token_id=2, cls_token_id=1, sep_token_id=2), True),
 }  # fmt: skip
 NAMES = tuple(ARCHITECTURES)
+_RELATIVE: dict[str, Any] = dict(relative_attention=True, pos_att_type=["p2c", "c2p"], type_vocab_size=0)
+_HEADS: dict[str, Any] = dict(vocab_size=VOCABULARY, n_layer=LAYERS, n_head=4, pad_token_id=0, bos_token_id=1,
+                              eos_token_id=2)  # fmt: skip
+# Those that most tests leave out: variants of the ones above, and architectures whose maps are found without an entry.
+OTHERS = {
+    "qwen2": Architecture("Qwen2", _DECODER),
+    "gemma": Architecture("Gemma", {**_DECODER, "head_dim": 8}),
+    "gemma2": Architecture("Gemma2", {**_DECODER, "head_dim": 8, "sliding_window": 4}),
+    "smollm3": Architecture("SmolLM3", _DECODER),
+    "olmo2": Architecture("Olmo2", _DECODER),
+    "xlm-roberta": Architecture("XLMRoberta", _ENCODER),
+    "deberta": Architecture("Deberta", {**_ENCODER, **_RELATIVE}),
+    "mpnet": Architecture("MPNet", _ENCODER),
+    "xlnet": Architecture("XLNet", {**_HEADS, "d_model": 32, "d_inner": 48}),
+    "gptj": Architecture("GPTJ", {**_HEADS, "n_embd": 32, "n_positions": 64, "rotary_dim": 4}),
+    "bloom": Architecture("Bloom", {**_HEADS, "hidden_size": 32}),
+}
 # One of each kind: separate maps, two ways to fuse them, an encoder, an attention with relative positions.
 KINDS = ("llama", "gpt2", "phi3", "bert", "deberta-v2")
 # For a test whose idea another test of the file shows on all: one of each kind, and the others with --thorough.
@@ -80,7 +100,7 @@ def with_each(first: Any, *others: Any) -> list[Any]:
 
 def tiny_model(name: str, **settings: Any) -> nn.Module:
     """The body, in eval mode, with the same random weights each time (large enough for differences to show)."""
-    architecture = ARCHITECTURES[name]
+    architecture = (ARCHITECTURES | OTHERS)[name]
     config = getattr(transformers, f"{architecture.prefix}Config")(**{**architecture.settings, **settings})
     with torch.random.fork_rng():
         torch.manual_seed(3)
