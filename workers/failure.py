@@ -3,20 +3,34 @@
 from __future__ import annotations
 
 import errno
+import re
 import traceback
 from dataclasses import dataclass
 from typing import Literal
 
-FailureKind = Literal["code", "memory", "system", "died", "lost", "stalled"]
+FailureKind = Literal["code", "memory", "device", "system", "died", "lost", "stalled"]
 """The cause of a failure.
 
-``code``: the code or the data. ``memory``: out of memory. ``system``: the machine, such as a disk or the network.
-``died``: the process ended. ``lost``: the node was lost. ``stalled``: the process stopped sending progress.
+``code``: the code or the data. ``memory``: out of memory. ``device``: a GPU; the process can no longer use it.
+``system``: the machine, such as a disk or the network. ``died``: the process ended. ``lost``: the node was lost.
+``stalled``: the process stopped sending progress.
 """
 
 _SYSTEM_ERRORS = (OSError, ConnectionError, TimeoutError, EOFError)
 # A missing path, a wrong type of file or missing permissions are for the user to fix; other OSErrors are the system's.
 _CODE_ERRNOS = frozenset({errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM})
+# CUDA and its libraries report errors as RuntimeError or a subclass: only the text tells which.
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|cudaErrorMemoryAllocation|\bCU\w+_ALLOC\w*_FAILED"
+    r"|alloc\w* .*workspace|workspace .*alloc|unable to find a valid cuDNN algorithm",
+    re.IGNORECASE,
+)
+_DEVICE = re.compile(
+    r"\b(CUDA|HIP|CUBLAS|CUDNN|CUSOLVER|CUSPARSE|CUFFT|NVML|NVRTC)( driver| unknown)? error|\bCU(BLAS|DNN)_STATUS_"
+    r"|ECC error|device-side assert|illegal memory access|unspecified launch failure|context is destroyed"
+    r"|no CUDA-capable device|no CUDA GPUs are available|no NVIDIA driver|cudaGetDeviceCount",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -28,31 +42,35 @@ class Failure:
         error: Name of the error's class.
         message: Text of the error.
         trace: Formatted traceback.
+        preempted: Whether the node was lost after a notice of its provider.
     """
 
     kind: FailureKind
     error: str
     message: str
     trace: str = ""
+    preempted: bool = False
 
     def __str__(self) -> str:
         return f"{self.error}: {self.message}" if self.message else self.error
 
 
 def to_failure(error: BaseException) -> Failure:
-    """Return the failure of kind ``code``, ``memory`` or ``system`` that describes an error."""
+    """Return the failure of kind ``code``, ``memory``, ``device`` or ``system`` that describes an error."""
     trace = "".join(traceback.format_exception(error))
     return Failure(_kind(error), type(error).__name__, str(error), trace)
 
 
 def _kind(error: BaseException) -> FailureKind:
-    if isinstance(error, MemoryError) or _is_torch_memory(error):
+    # torch's classes are recognised by name, because this module is imported without torch.
+    name = type(error).__name__
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError":
         return "memory"
+    if isinstance(error, RuntimeError):
+        if _OUT_OF_MEMORY.search(str(error)):
+            return "memory"
+        if name == "AcceleratorError" or _DEVICE.search(str(error)):
+            return "device"
     if isinstance(error, _SYSTEM_ERRORS) and getattr(error, "errno", None) not in _CODE_ERRNOS:
         return "system"
     return "code"
-
-
-def _is_torch_memory(error: BaseException) -> bool:
-    """Detect torch running out of memory: CUDA has an error class for it, the CPU allocator only a message."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)

@@ -41,12 +41,19 @@ class ResourceSettings(BaseModel):
 class FailureSettings(BaseModel):
     """Retries after failures.
 
-    Jobs of a lost node are always retried. A job that ran out of memory is retried once with half the micro-batch.
+    A job that ran out of memory is retried once with half the micro-batch. A job that failed because of its GPU is
+    retried on another one; a GPU on which two jobs in a row fail gets no more work. Jobs of a preempted node are always
+    retried.
     """
 
     model_config = STRICT_CONFIG
-    retries: int = Field(default=3, ge=0, description="Retries after system failures such as a dead worker process.")
+    retries: int = Field(
+        default=3, ge=0, description="Retries after system failures such as a dead worker process or a broken GPU."
+    )
     code_retries: int = Field(default=0, ge=0, description="Retries after errors of the code or the data.")
+    lost_retries: int = Field(
+        default=8, ge=0, description="Retries after the loss of a node; preemption is retried without limit."
+    )
     stop_after: int = Field(
         default=3, ge=0, description="Stop if the first N experts fail with the same error; 0 never stops."
     )

@@ -14,6 +14,7 @@ _SYSTEM = ("system", "died", "stalled")
 _REASONS = {
     "code": "error in the code or the data",
     "memory": "out of memory",
+    "device": "device failed",
     "system": "system error",
     "died": "worker process died",
     "lost": "node lost",
@@ -25,13 +26,15 @@ class RetryLimits(Protocol):
     """Limits of retries; see the section ``failures`` of the config.
 
     Attributes:
-        retries: Retries of a job after system failures.
+        retries: Retries of a job after system failures, and as many after failures of devices.
         code_retries: Retries of a job after errors of the code or the data.
+        lost_retries: Retries of a job after the loss of its node without a notice.
         stop_after: Number of first jobs that must fail alike to stop the stage; 0 never stops it.
     """
 
     retries: int
     code_retries: int
+    lost_retries: int
     stop_after: int
 
 
@@ -61,19 +64,21 @@ def decide(failures: Sequence[Failure], limits: RetryLimits) -> Retry | GiveUp:
         limits: Limits of retries.
     """
     kind = failures[-1].kind
-    if kind == "lost":  # not the job's fault: nodes come and go, and preemption may hit a job any number of times
+    if failures[-1].preempted:  # not the job's fault: it may hit a job any number of times
         return Retry()
     if kind == "memory":
         return GiveUp() if sum(failure.kind == "memory" for failure in failures) > 1 else Retry(reduce_memory=True)
-    group, allowed = (_SYSTEM, limits.retries) if kind in _SYSTEM else (("code",), limits.code_retries)
-    count = sum(failure.kind in group for failure in failures)
+    group = _SYSTEM if kind in _SYSTEM else (kind,)
+    allowed = {"code": limits.code_retries, "lost": limits.lost_retries}.get(kind, limits.retries)
+    count = sum(failure.kind in group and not failure.preempted for failure in failures)
     return Retry(_BACKOFF[min(count, len(_BACKOFF)) - 1]) if count <= allowed else GiveUp()
 
 
 def common_failure(outcomes: Sequence[Failure | None], limits: RetryLimits) -> Failure | None:
     """Return the failure that the first ``stop_after`` jobs have in common.
 
-    An error of the code or the data that stops all first jobs will stop the remaining ones too.
+    An error of the code or the data that stops all first jobs will stop the remaining ones too. Failures of devices
+    are not the jobs' own, and do not count.
 
     Args:
         outcomes: Failure of each finished job in the order in which they finished, None for a success.
@@ -82,7 +87,8 @@ def common_failure(outcomes: Sequence[Failure | None], limits: RetryLimits) -> F
     Returns:
         The first job's failure, or None if fewer jobs finished or they did not fail alike.
     """
-    first = outcomes[: limits.stop_after]
+    counted = [failure for failure in outcomes if failure is None or failure.kind != "device"]
+    first = counted[: limits.stop_after]
     if not limits.stop_after or len(first) < limits.stop_after:
         return None
     if any(failure is None or failure.kind != "code" for failure in first):

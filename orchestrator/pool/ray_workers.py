@@ -12,6 +12,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.pool.capacity import JobResources, Node
+from orchestrator.pool.device_record import WorkerDevice
 from orchestrator.pool.unit_runner import run_unit
 from orchestrator.pool.work_units import WorkUnit
 from ttmoe.errors import InputError
@@ -88,12 +89,19 @@ class _Worker:
     def __init__(self) -> None:
         self.system = SystemMetrics()
 
-    def node_id(self) -> str:
-        return ray.get_runtime_context().get_node_id()
+    def device(self) -> WorkerDevice:
+        context = ray.get_runtime_context()
+        gpus = tuple(sorted(context.get_accelerator_ids().get("GPU", ())))
+        return WorkerDevice(context.get_node_id(), ray.util.get_node_ip_address(), gpus)
 
     def run(self, unit: WorkUnit, channel: Any) -> UnitEnded:
         report = _Reporter(channel, next(iter(unit.jobs)), self.system)
         return UnitEnded(run_unit(unit, report), report.remaining())
+
+    def wait(self) -> None:
+        """Keep the resources reserved until the process is killed."""
+        while True:
+            time.sleep(3600)
 
 
 @dataclass(frozen=True)
@@ -101,10 +109,10 @@ class WorkerStarted:
     """Event of a worker process that is ready.
 
     Attributes:
-        node: Ray's id of the node on which it runs.
+        device: The device on which it computes.
     """
 
-    node: str
+    device: WorkerDevice
 
 
 @dataclass
@@ -113,8 +121,8 @@ class WorkerHandle:
 
     Attributes:
         actor: Ray actor handle.
-        ref: Ray object that the driver waits for: the node id at first, then the unit's results; None when idle.
-        node: Ray's id of the node; None until the process has started.
+        ref: Ray object that the driver waits for: the device at first, then the unit's results; None when idle.
+        device: The device on which it computes; None until the process has started.
         unit: Unit that the process runs; None when idle.
         last_heartbeat: Monotonic time in seconds of the unit's start or of its last progress report.
         changed: Monotonic time in seconds at which the worker was requested, or got or ended its last unit.
@@ -122,7 +130,7 @@ class WorkerHandle:
 
     actor: Any
     ref: Any
-    node: str | None = None
+    device: WorkerDevice | None = None
     unit: WorkUnit | None = None
     last_heartbeat: float = 0.0
     changed: float = field(default_factory=time.monotonic)
@@ -131,6 +139,10 @@ class WorkerHandle:
         """Start a unit on the worker."""
         self.unit, self.last_heartbeat = unit, time.monotonic()
         self.ref = self.actor.run.remote(unit, channel)
+
+    def keep_reserved(self) -> None:
+        """Keep the worker's resources reserved without work, so that no other worker gets its device."""
+        self.ref = self.actor.wait.remote()
 
     def release_unit(self) -> WorkUnit:
         """Return the unit and mark the worker as idle."""
@@ -147,7 +159,7 @@ def start_worker(resources: JobResources) -> WorkerHandle:
     if resources.labels:
         more["label_selector"] = dict(resources.labels)
     actor = _Worker.options(num_cpus=resources.cpus, num_gpus=resources.gpus, **more).remote()  # type: ignore[attr-defined]
-    return WorkerHandle(actor, actor.node_id.remote())
+    return WorkerHandle(actor, actor.device.remote())
 
 
 def wait_for_events(workers: Sequence[WorkerHandle], timeout: float) -> Iterator[tuple[WorkerHandle, Any]]:
@@ -173,13 +185,13 @@ def wait_for_events(workers: Sequence[WorkerHandle], timeout: float) -> Iterator
         except ray.exceptions.RayError as error:
             yield worker, error
             continue
-        if worker.node is None:
+        if worker.device is None:
             worker.ref = None
             value = WorkerStarted(value)
         yield worker, value
 
 
-def failure_from_ray(error: BaseException, node: str | None) -> Failure:
+def failure_from_ray(error: BaseException, node: str) -> Failure:
     """Convert an error of Ray to a failure.
 
     Args:
@@ -192,13 +204,13 @@ def failure_from_ray(error: BaseException, node: str | None) -> Failure:
         return Failure("code", type(error).__name__, str(error), str(error))
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return Failure("memory", "OutOfMemoryError", message, str(error))
-    node_lost = isinstance(error, ray.exceptions.NodeDiedError) or getattr(error, "preempted", False)
-    if node_lost or not _node_responds(node):
-        return Failure("lost", "NodeLost", f"node {(node or '')[:8]} left the cluster", str(error))
+    preempted = getattr(error, "preempted", False)
+    if preempted or isinstance(error, ray.exceptions.NodeDiedError) or not _node_responds(node):
+        return Failure("lost", "NodeLost", f"node {node[:8]} left the cluster", str(error), preempted)
     return Failure("died", type(error).__name__, message, str(error))
 
 
-def _node_responds(node: str | None) -> bool:
+def _node_responds(node: str) -> bool:
     """Return whether the node accepts connections.
 
     Ray reports a lost node only seconds after the death of its processes, so the node itself is contacted.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from orchestrator.pool.capacity import JobResources, Node, max_parallel_jobs, require_fits
-from orchestrator.pool.failure_policy import GiveUp, Retry, RetryLimits, decide, describe_decision
+from orchestrator.pool.capacity import JobResources, max_parallel_jobs, require_fits
+from orchestrator.pool.device_record import DeviceRecord, WorkerDevice, name_devices
+from orchestrator.pool.failure_policy import RetryLimits
 from orchestrator.pool.ray_workers import (
     UnitEnded,
     WorkerHandle,
@@ -22,18 +25,16 @@ from orchestrator.pool.ray_workers import (
     start_worker,
     wait_for_events,
 )
+from orchestrator.pool.unit_queue import QueuedUnit, finish_job
 from orchestrator.pool.work_units import JobEvent, WorkUnit
 from ttmoe.errors import WorkFailedError
 from workers.failure import Failure
 
 NODE_COUNT_INTERVAL = 5.0  # seconds between two counts of the cluster's nodes, which join and leave
 _MAX_FAILED_STARTS = 3  # workers in a row that may end before they start
-
-
-@dataclass
-class _QueuedUnit:
-    unit: WorkUnit
-    not_before: float = 0.0  # monotonic time in seconds
+# Its memory may be fragmented; a CUDA error other than lack of memory is raised by all later calls of the process.
+_ENDS_WORKER = ("memory", "device")
+_START_SECONDS = 60.0  # after which a worker that has not started is one for which the cluster has no room now
 
 
 @dataclass
@@ -50,6 +51,7 @@ class WorkerPool:
         stall_seconds: Seconds without a progress report after which a unit counts as stalled.
         poll_seconds: Longest wait in seconds for a result before progress is collected again.
         workers: Current workers.
+        devices: Which devices failed. A worker on one that is left out keeps it reserved.
         started: Number of workers that have started so far.
         busy_seconds: Seconds in which workers had a unit, in all calls of ``run``, summed over workers.
         waiting_seconds: Seconds in which they had none, the start of their processes included.
@@ -62,11 +64,12 @@ class WorkerPool:
     stall_seconds: float = 900.0
     poll_seconds: float = 0.2
     workers: list[WorkerHandle] = field(default_factory=list)
+    devices: DeviceRecord = field(default_factory=DeviceRecord)
     started: int = 0
     busy_seconds: float = 0.0
     waiting_seconds: float = 0.0
     _channel: Any = None
-    _worker_limit: int = 1
+    _places: int = 1  # jobs that the cluster runs at the same time
     _nodes_counted_at: float = float("-inf")
     _failed_starts: int = 0
 
@@ -91,14 +94,15 @@ class WorkerPool:
         A failed job does not affect other jobs. Its retry runs in a unit of its own.
 
         Raises:
-            WorkFailedError: If workers end before they start, several times in a row.
+            WorkFailedError: If workers end before they start, several times in a row, or if all devices are left out.
         """
-        queue, failures = [_QueuedUnit(unit) for unit in units], defaultdict[str, list[Failure]](list)
+        queue, failures = [QueuedUnit(unit) for unit in units], defaultdict[str, list[Failure]](list)
         for worker in self.workers:
             worker.changed = time.monotonic()  # the time between two calls is no waiting
         try:
             while queue or any(worker.unit for worker in self.workers):
-                self._start_workers(len(queue) + sum(worker.unit is not None for worker in self.workers))
+                self._start_workers(queue)
+                self._require_device()
                 self._assign_units(queue)
                 finished = list(self._poll_results())
                 if not any(isinstance(each, Failure) for _, ended in finished for each in ended.outcomes.values()):
@@ -106,7 +110,7 @@ class WorkerPool:
                 yield from self._collect_progress([ended for _, ended in finished], failures)
                 for unit, ended in finished + list(self._stop_stalled()):
                     for key, job in unit.jobs.items():
-                        event, retry = _finish_job(
+                        event, retry = finish_job(
                             unit, key, job, ended.outcomes[key], failures[key], self.limits, reduce_memory
                         )
                         if retry:
@@ -121,52 +125,96 @@ class WorkerPool:
                     self._stop_worker(worker)
             drain_progress(self._channel)  # the next call must not receive reports of stopped units
 
-    def _start_workers(self, units: int) -> None:
+    def _start_workers(self, queue: Sequence[QueuedUnit]) -> None:
         """Start workers until there is one for each unit, or the cluster is full."""
         if time.monotonic() - self._nodes_counted_at > NODE_COUNT_INTERVAL:
-            self._worker_limit, self._nodes_counted_at = self._count_places(cluster_nodes()), time.monotonic()
-        while len(self.workers) < min(units, self._worker_limit):
+            # If all nodes are gone for the moment, one worker waits for the first node that comes back.
+            self._places = max(1, max_parallel_jobs(cluster_nodes(), self.resources))
+            self._nodes_counted_at = time.monotonic()
+        useful = sum(
+            worker.device is None or worker.unit is not None or self._next_unit(worker, queue) is not None
+            for worker in self.workers
+        )
+        wanted = min(len(queue) + self._busy, self._most_busy) - useful
+        for _ in range(wanted if self.autoscaling else min(wanted, self._places - len(self.workers))):
             self.workers.append(start_worker(self.resources))
 
-    def _count_places(self, nodes: Sequence[Node]) -> int:
-        if self.autoscaling and self.max_workers:
-            return self.max_workers
-        # If all nodes are gone for the moment, one worker waits for the first node that comes back.
-        return max(1, max_parallel_jobs(nodes, self.resources, self.max_workers))
+    @property
+    def _busy(self) -> int:
+        return sum(worker.unit is not None for worker in self.workers)
 
-    def _assign_units(self, queue: list[_QueuedUnit]) -> None:
-        """Give each idle worker the first unit of the queue whose delay has passed."""
+    @property
+    def _most_busy(self) -> int:
+        return self.max_workers or sys.maxsize
+
+    def _require_device(self) -> None:
+        """Raise WorkFailedError if all devices of the cluster are left out."""
+        started = [worker.device for worker in self.workers if worker.device]
+        if not self._busy and len(started) >= self._places and self.devices.left_out.issuperset(started):
+            raise WorkFailedError(
+                f"two jobs in a row failed on every device: {name_devices(started)}; {self.devices.last_failure}",
+                where="the cluster",
+                fix="check these devices, for example with nvidia-smi, then repeat the command: finished work is kept",
+            )
+
+    def _next_unit(self, worker: WorkerHandle, queue: Sequence[QueuedUnit], now: float = math.inf) -> QueuedUnit | None:
+        """Return the first unit whose delay has passed and that this worker may run.
+
+        No unit runs on a device that is left out. A job that failed on a device runs there again only if there is no
+        other device for it.
+        """
+        if worker.device in self.devices.left_out:
+            return None
+        for queued in queue:
+            if queued.not_before <= now:
+                failed_on = self.devices.failed_on(queued.unit.jobs)
+                if worker.device not in failed_on or not self._others_exist(failed_on | self.devices.left_out):
+                    return queued
+        return None
+
+    def _others_exist(self, excluded: Set[WorkerDevice]) -> bool:
+        """Return whether there are devices other than these that have a worker, or soon will have."""
+        if any(worker.device not in excluded for worker in self.workers if worker.device):
+            return True
+        ages = [time.monotonic() - worker.changed for worker in self.workers if worker.device is None]
+        return max(ages) < _START_SECONDS if ages else self.autoscaling or len(self.workers) < self._places
+
+    def _assign_units(self, queue: list[QueuedUnit]) -> None:
+        """Give each idle worker the first unit of the queue that it may run and whose delay has passed."""
         now = time.monotonic()
         for worker in self.workers:
-            if worker.node and worker.unit is None:
-                ready = next((queued for queued in queue if queued.not_before <= now), None)
-                if ready is None:
-                    return
-                queue.remove(ready)
-                self._count_time(worker)
-                worker.assign_unit(ready.unit, self._channel)
+            if worker.device and worker.unit is None and self._busy < self._most_busy:
+                ready = self._next_unit(worker, queue, now)
+                if ready is not None:
+                    queue.remove(ready)
+                    self._count_time(worker)
+                    worker.assign_unit(ready.unit, self._channel)
 
     def _poll_results(self) -> Iterator[tuple[WorkUnit, UnitEnded]]:
         """Yield finished units with their outcomes; register started and dead workers."""
         for worker, value in wait_for_events(self.workers, self.poll_seconds):
             if isinstance(value, WorkerStarted):
-                worker.node, self._failed_starts = value.node, 0
+                worker.device, self._failed_starts = value.device, 0
                 self.started += 1
-            elif worker.node is None:
+                if worker.device in self.devices.left_out:
+                    worker.keep_reserved()
+            elif worker.device is None:
                 self._handle_failed_start(worker, value)
+            elif worker.unit is None:
+                self._stop_worker(worker)  # it kept a device reserved, and has ended
             else:
                 self._count_time(worker)
                 unit, ended = worker.release_unit(), value
                 if isinstance(value, BaseException):
-                    ended = UnitEnded(dict.fromkeys(unit.jobs, failure_from_ray(value, worker.node)), [])
+                    ended = UnitEnded(dict.fromkeys(unit.jobs, failure_from_ray(value, worker.device.node)), [])
                     self._stop_worker(worker)
-                elif any(isinstance(each, Failure) and each.kind == "memory" for each in ended.outcomes.values()):
-                    self._stop_worker(worker)  # its memory may be fragmented
-                yield unit, ended
+                elif any(isinstance(each, Failure) and each.kind in _ENDS_WORKER for each in ended.outcomes.values()):
+                    self._stop_worker(worker)
+                yield unit, replace(ended, outcomes=self.devices.add(worker.device, ended.outcomes))
 
     def _handle_failed_start(self, worker: WorkerHandle, error: Any) -> None:
         self._stop_worker(worker)
-        if any(other.node for other in self.workers):
+        if any(other.device for other in self.workers):
             return  # other workers run: this one was lost with its node, or by chance
         self._failed_starts += 1
         if self._failed_starts >= _MAX_FAILED_STARTS:
@@ -210,31 +258,3 @@ class WorkerPool:
     def _stop_worker(self, worker: WorkerHandle) -> None:
         kill_actor(worker.actor)
         self.workers.remove(worker)
-
-
-def _finish_job(
-    unit: WorkUnit,
-    key: str,
-    job: Any,
-    outcome: Any,
-    failures: list[Failure],
-    limits: RetryLimits,
-    reduce_memory: Callable[[Any], Any] | None,
-) -> tuple[JobEvent, _QueuedUnit | None]:
-    """Return the event of a job's attempt that has ended, and the queued retry, if there is one.
-
-    A failure is appended to ``failures``.
-    """
-    attempt = len(failures) + 1
-    if not isinstance(outcome, Failure):
-        return JobEvent(key, result=outcome, attempt=attempt, done=True), None
-    failures.append(outcome)
-    decision = decide(failures, limits)
-    if isinstance(decision, Retry) and decision.reduce_memory:
-        job = reduce_memory(job) if reduce_memory else None
-        decision = decision if job is not None else GiveUp()
-    action = describe_decision(outcome, decision)
-    if isinstance(decision, GiveUp):
-        return JobEvent(key, failure=outcome, attempt=attempt, action=action, done=True), None
-    queued = _QueuedUnit(replace(unit, jobs={key: job}), time.monotonic() + decision.delay)
-    return JobEvent(key, failure=outcome, retry=decision, attempt=attempt, action=action), queued

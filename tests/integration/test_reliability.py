@@ -298,7 +298,7 @@ class TestStory:
 
 @pytest.mark.thorough
 def test_the_jobs_of_a_lost_node_are_run_on_the_other(fresh, undisturbed):
-    """A lost node uses up no retry: the run has none. The cluster outlives the run."""
+    """A lost node uses up none of `failures.retries`: the run has none. The cluster outlives the run."""
     home = fresh("nodes")
     none = ("--set", "failures.retries=0", "--set", f"storage.root={home / 'runs'}")
     auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -314,7 +314,7 @@ def test_the_jobs_of_a_lost_node_are_run_on_the_other(fresh, undisturbed):
                 process.kill()
         assert life.wait() == 0, life.text
         assert life.running() == []
-        assert "retried: node lost" in life.text
+        assert "retried in 1 s: node lost" in life.text
         assert tiny.wait_for(lambda: marked(head, "ray::") == [], 20)
         assert any("gcs_server" in process.name() for process in marked(head))
     assert content(home) == undisturbed

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from orchestrator.config.runtime_sections import FailureSettings
 from orchestrator.pool import worker_pool
 from orchestrator.pool.capacity import JobResources
+from orchestrator.pool.device_record import WorkerDevice
 from orchestrator.pool.ray_workers import UnitEnded, WorkerHandle, WorkerStarted
 from orchestrator.pool.work_units import WorkUnit
 from orchestrator.pool.worker_pool import WorkerPool
@@ -19,7 +21,7 @@ from workers.progress import Progress
 @pytest.fixture
 def pool(monkeypatch):
     """A pool of one worker; ``log`` lists the assignments, ``ends`` says how each unit ends."""
-    pool = WorkerPool(JobResources(), SimpleNamespace(retries=0, code_retries=0, stop_after=0), max_workers=1)
+    pool = WorkerPool(JobResources(), FailureSettings(retries=0), max_workers=1)
     pool.log, pool.ends = [], {}
 
     def assign(unit, channel):
@@ -29,8 +31,8 @@ def pool(monkeypatch):
 
     def events(workers, timeout):
         for worker in list(workers):
-            if worker.node is None:
-                yield worker, WorkerStarted("node")
+            if worker.device is None:
+                yield worker, WorkerStarted(WorkerDevice("node"))
             elif worker.unit:
                 (key,) = worker.unit.jobs
                 yield worker, UnitEnded({key: pool.ends.get(key, "result")}, [(key, 0.0, Progress("testing"))])

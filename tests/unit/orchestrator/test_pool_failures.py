@@ -1,0 +1,232 @@
+"""What the pool does with a job after a failure, on a cluster of scripted workers with a clock of its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from ray.exceptions import NodeDiedError, RayActorError, RayError
+
+from orchestrator.config.runtime_sections import FailureSettings
+from orchestrator.pool import unit_queue, worker_pool
+from orchestrator.pool.capacity import JobResources, Node
+from orchestrator.pool.device_record import DeviceRecord, WorkerDevice
+from orchestrator.pool.ray_workers import UnitEnded, WorkerHandle, WorkerStarted, failure_from_ray
+from orchestrator.pool.work_units import WorkUnit
+from orchestrator.pool.worker_pool import WorkerPool
+from ttmoe.errors import WorkFailedError
+from workers.failure import Failure
+
+BROKEN = Failure("device", "AcceleratorError", "CUDA error: device-side assert triggered")
+LOST = Failure("lost", "NodeLost", "node id left the cluster")
+CODE = Failure("code", "ValueError", "no")
+
+
+class ScriptedCluster:
+    """A node with GPUs, on which a unit takes one second and a worker starts at once if a GPU is free.
+
+    Args:
+        gpus: Number of GPUs.
+        outcome: Returns the outcome of a job on a GPU: ``outcome(gpu, key)``. LOST ends its process and the unit.
+        taken: GPUs that another driver has.
+    """
+
+    def __init__(self, gpus, outcome, taken=()):
+        self.gpus, self.outcome, self.now = gpus, outcome, 0.0
+        self.holders = dict.fromkeys(taken, "another driver")
+        self.log, self.most_busy = [], 0  # pairs of GPU and job; units at the same time
+
+    def start_worker(self, resources):
+        actor = SimpleNamespace(
+            run=SimpleNamespace(remote=lambda unit, channel: object()), wait=SimpleNamespace(remote=object)
+        )
+        return WorkerHandle(actor, object(), changed=self.now)
+
+    def kill(self, actor):
+        self.holders = {gpu: holder for gpu, holder in self.holders.items() if holder is not actor}
+
+    def events(self, workers, timeout):
+        self.now += 1
+        self.most_busy = max(self.most_busy, sum(worker.unit is not None for worker in workers))
+        for worker in list(workers):
+            free = [gpu for gpu in range(self.gpus) if gpu not in self.holders]
+            if worker.device is None and free:
+                self.holders[free[0]], worker.ref = worker.actor, None
+                yield worker, WorkerStarted(WorkerDevice("id", "10.0.0.1", (str(free[0]),)))
+            elif worker.unit:
+                gpu = int(worker.device.gpus[0])
+                (key,) = worker.unit.jobs
+                self.log.append((gpu, key))
+                outcome = self.outcome(gpu, key)
+                yield worker, RayError() if outcome is LOST else UnitEnded({key: outcome}, [])
+        assert self.now < 1000, "the pool hangs"
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """A function that runs jobs on a cluster, and returns their events and the pool."""
+
+    def run(cluster, jobs, **settings):
+        clock = SimpleNamespace(monotonic=lambda: cluster.now)
+        nodes = [Node("10.0.0.1", 8, cluster.gpus, 10**9)]
+        monkeypatch.setattr(unit_queue, "time", clock)
+        for name, value in (("time", clock), ("start_worker", cluster.start_worker), ("kill_actor", cluster.kill),
+                            ("wait_for_events", cluster.events), ("cluster_nodes", lambda: nodes),
+                            ("failure_from_ray", lambda error, node: LOST),
+                            ("drain_progress", lambda channel: [])):  # fmt: skip
+            monkeypatch.setattr(worker_pool, name, value)
+        pool = WorkerPool(JobResources(gpus=1), FailureSettings(), stall_seconds=10**6, **settings)
+        events = []
+        try:
+            for event in pool.run([WorkUnit(print, {job: None}, Path("log.txt")) for job in jobs]):
+                events += [event] if event else []
+        except WorkFailedError as error:
+            events.append(error)
+        return events, pool
+
+    return run
+
+
+def broken(*gpus):
+    return lambda gpu, key: BROKEN if gpu in gpus else "fine"
+
+
+def results(events):
+    return {event.key: event.result for event in events if event.done}
+
+
+def test_a_broken_device_is_left_out_after_two_jobs_and_all_jobs_are_done(run):
+    cluster, jobs = ScriptedCluster(2, broken(0)), [str(i) for i in range(40)]
+    events, pool = run(cluster, jobs)
+    assert results(events) == dict.fromkeys(jobs, "fine")
+    first, second = (event for event in events if event.failure)
+    assert first.failure.message == "on GPU 0 of node 10.0.0.1: CUDA error: device-side assert triggered"
+    assert second.failure.message.startswith("on GPU 0 of node 10.0.0.1, which gets no more work: CUDA error: ")
+    assert first.action == second.action == "retried in 1 s: device failed"
+    assert first.key != second.key
+    assert [worker.device.gpus for worker in pool.workers if worker.ref] == [("0",)]  # it is reserved, without work
+
+
+def test_the_run_stops_when_every_device_is_left_out(run):
+    cluster = ScriptedCluster(2, broken(0, 1))
+    *events, error = run(cluster, "abcdefgh")[0]
+    assert str(error).startswith(
+        "the cluster: two jobs in a row failed on every device: GPU 0 of node 10.0.0.1, GPU 1 of node 10.0.0.1; "
+        "AcceleratorError: on GPU "
+    )
+    assert "device-side assert triggered" in str(error)
+    assert len([event for event in events if event.failure]) == 4
+    assert not any(event.done for event in events)
+
+
+def test_a_job_is_retried_on_another_device(run):
+    cluster = ScriptedCluster(3, broken(0, 1))
+    events, _ = run(cluster, "a")
+    assert cluster.log == [(0, "a"), (1, "a"), (2, "a")]
+    assert results(events) == {"a": "fine"}
+
+
+def test_a_job_waits_for_a_device_that_is_busy_rather_than_fail_again_on_the_broken_one(run):
+    held = iter(range(5))
+
+    def outcome(gpu, key):
+        return BROKEN if gpu == 0 and key == "a" else "fine"
+
+    cluster = ScriptedCluster(2, outcome)
+    events = cluster.events
+
+    def slow(workers, timeout):
+        """The other job takes five seconds more."""
+        for worker, event in events(workers, timeout):
+            if not (isinstance(event, UnitEnded) and "b" in event.outcomes and next(held, None) is not None):
+                yield worker, event
+
+    cluster.events = slow
+    assert results(run(cluster, "ab")[0]) == {"a": "fine", "b": "fine"}
+    assert [gpu for gpu, key in cluster.log if key == "a"] == [0, 1]
+
+
+def test_without_another_device_a_job_is_retried_on_the_same_one(run):
+    ended = Counter()
+
+    def outcome(gpu, key):
+        ended[key] += 1
+        return BROKEN if ended[key] == 1 else "fine"
+
+    assert results(run(ScriptedCluster(1, outcome), "a")[0]) == {"a": "fine"}
+    assert ended == {"a": 2}
+
+
+def test_a_device_that_another_driver_has_is_not_waited_for(run):
+    """Its worker may start in hours; until a minute has passed, it may be that its process takes long to start."""
+    ended = Counter()
+
+    def outcome(gpu, key):
+        ended[key] += 1
+        return BROKEN if ended[key] == 1 else "fine"
+
+    cluster = ScriptedCluster(2, outcome, taken=(1,))
+    assert results(run(cluster, "a")[0]) == {"a": "fine"}
+    assert cluster.log == [(0, "a"), (0, "a")]
+    assert cluster.now > 60
+
+
+def test_a_job_that_fails_wherever_it_runs_leaves_out_no_device(run):
+    cluster = ScriptedCluster(2, lambda gpu, key: BROKEN if key == "a" else "fine")
+    events, pool = run(cluster, "abc")
+    last = {event.key: event for event in events if event.done}
+    assert (last["a"].failure.kind, last["a"].attempt) == ("device", 4)
+    assert {key: last[key].result for key in "bc"} == dict.fromkeys("bc", "fine")
+    assert pool.devices.left_out == set()
+
+
+def test_a_reserved_device_takes_no_place_of_max_workers(run):
+    cluster = ScriptedCluster(2, broken(0))
+    assert results(run(cluster, "abcd", max_workers=1)[0]) == dict.fromkeys("abcd", "fine")
+    assert cluster.most_busy == 1
+
+
+def test_a_job_that_loses_its_node_again_and_again_is_given_up_while_others_go_on(run):
+    cluster = ScriptedCluster(2, lambda gpu, key: LOST if key == "a" else "fine")
+    events, _ = run(cluster, "abc")
+    last = {event.key: event for event in events if event.done}
+    assert (last["a"].failure, last["a"].attempt, last["a"].action) == (LOST, 9, "not retried: node lost")
+    assert {key: last[key].result for key in "bc"} == dict.fromkeys("bc", "fine")
+    delays = [event.retry.delay for event in events if event.retry]
+    assert delays == [1, 5, 20, 60, 60, 60, 60, 60]
+    assert cluster.now > sum(delays)
+
+
+def test_preemption_is_told_from_other_losses_of_a_node():
+    errors = RayActorError(None, "drained", False, True), NodeDiedError("gone")
+    found = [failure_from_ray(error, "id") for error in errors]
+    assert [(failure.kind, failure.preempted) for failure in found] == [("lost", True), ("lost", False)]
+
+
+def test_only_failures_of_the_device_without_a_success_between_count():
+    device, record = WorkerDevice("id", "10.0.0.1", ("0",)), DeviceRecord()
+    for outcomes in ({"a": BROKEN}, {"b": "fine"}, {"c": BROKEN}, {"d": CODE}, {"c": BROKEN}):
+        record.add(device, outcomes)
+    assert record.left_out == set()
+    assert record.add(device, {"e": BROKEN, "f": CODE})["f"] == CODE
+    assert record.left_out == {device}
+
+
+def test_jobs_of_one_unit_count_once():
+    device, record = WorkerDevice("id", "10.0.0.1", ("0",)), DeviceRecord()
+    record.add(device, {"a": BROKEN, "b": BROKEN})
+    record.add(device, {"a": BROKEN})
+    assert record.left_out == set()
+    assert record.failed_on(["b", "x"]) == {device}
+    record.add(device, {"c": BROKEN})
+    assert record.left_out == {device}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "text"),
+    [(("0",), "GPU 0 of node 10.0.0.1"), (("2", "3"), "GPUs 2, 3 of node 10.0.0.1"), ((), "node 10.0.0.1")],
+)
+def test_a_device_is_named_with_its_node(gpus, text):
+    assert str(WorkerDevice("id", "10.0.0.1", gpus)) == text
