@@ -75,5 +75,5 @@ class DeviceRecord:
 
 
 def name_devices(devices: Iterable[WorkerDevice]) -> str:
-    """Return devices as text, such as ``GPU 0 of node 10.0.0.1, GPU 1 of node 10.0.0.1``."""
-    return ", ".join(sorted(map(str, devices)))
+    """Return devices as text without repetitions, such as ``GPU 0 of node 10.0.0.1, GPU 1 of node 10.0.0.1``."""
+    return ", ".join(sorted(set(map(str, devices))))

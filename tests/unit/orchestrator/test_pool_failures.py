@@ -31,11 +31,13 @@ class ScriptedCluster:
         gpus: Number of GPUs.
         outcome: Returns the outcome of a job on a GPU: ``outcome(gpu, key)``. LOST ends its process and the unit.
         taken: GPUs that another driver has.
+        share: Workers on one GPU.
+        slow: Seconds that a job takes longer, by key.
     """
 
-    def __init__(self, gpus, outcome, taken=()):
-        self.gpus, self.outcome, self.now = gpus, outcome, 0.0
-        self.holders = dict.fromkeys(taken, "another driver")
+    def __init__(self, gpus, outcome, *, taken=(), share=1, slow=None):
+        self.gpus, self.share, self.outcome, self.slow, self.now = gpus, share, outcome, Counter(slow), 0.0
+        self.holders = dict.fromkeys(taken, "another driver")  # by place: the GPU if it is not shared
         self.log, self.most_busy = [], 0  # pairs of GPU and job; units at the same time
 
     def start_worker(self, resources):
@@ -51,16 +53,17 @@ class ScriptedCluster:
         self.now += 1
         self.most_busy = max(self.most_busy, sum(worker.unit is not None for worker in workers))
         for worker in list(workers):
-            free = [gpu for gpu in range(self.gpus) if gpu not in self.holders]
+            free = [place for place in range(self.gpus * self.share) if place not in self.holders]
             if worker.device is None and free:
                 self.holders[free[0]], worker.ref = worker.actor, None
-                yield worker, WorkerStarted(WorkerDevice("id", "10.0.0.1", (str(free[0]),)))
+                yield worker, WorkerStarted(WorkerDevice("id", "10.0.0.1", (str(free[0] // self.share),)))
             elif worker.unit:
-                gpu = int(worker.device.gpus[0])
-                (key,) = worker.unit.jobs
-                self.log.append((gpu, key))
-                outcome = self.outcome(gpu, key)
-                yield worker, RayError() if outcome is LOST else UnitEnded({key: outcome}, [])
+                gpu, (key,) = int(worker.device.gpus[0]), worker.unit.jobs
+                self.slow[key] -= 1
+                if self.slow[key] < 0:
+                    self.log.append((gpu, key))
+                    outcome = self.outcome(gpu, key)
+                    yield worker, RayError() if outcome is LOST else UnitEnded({key: outcome}, [])
         assert self.now < 1000, "the pool hangs"
 
 
@@ -77,7 +80,7 @@ def run(monkeypatch):
                             ("failure_from_ray", lambda error, node: LOST),
                             ("drain_progress", lambda channel: [])):  # fmt: skip
             monkeypatch.setattr(worker_pool, name, value)
-        pool = WorkerPool(JobResources(gpus=1), FailureSettings(), stall_seconds=10**6, **settings)
+        pool = WorkerPool(JobResources(gpus=1 / cluster.share), FailureSettings(), stall_seconds=10**6, **settings)
         events = []
         try:
             for event in pool.run([WorkUnit(print, {job: None}, Path("log.txt")) for job in jobs]):
@@ -91,6 +94,16 @@ def run(monkeypatch):
 
 def broken(*gpus):
     return lambda gpu, key: BROKEN if gpu in gpus else "fine"
+
+
+def fails_once(key):
+    attempts = Counter()
+
+    def outcome(gpu, job):
+        attempts[job] += 1
+        return BROKEN if job == key and attempts[job] == 1 else "fine"
+
+    return outcome
 
 
 def results(events):
@@ -107,6 +120,26 @@ def test_a_broken_device_is_left_out_after_two_jobs_and_all_jobs_are_done(run):
     assert first.action == second.action == "retried in 1 s: device failed"
     assert first.key != second.key
     assert [worker.device.gpus for worker in pool.workers if worker.ref] == [("0",)]  # it is reserved, without work
+
+
+def test_a_worker_that_kept_a_broken_device_reserved_and_died_is_replaced(run):
+    cluster, died = ScriptedCluster(2, broken(0)), []
+    events = cluster.events
+
+    def with_a_death(workers, timeout):
+        for worker in [each for each in workers if each.device and each.ref and not each.unit and not died]:
+            died.append(worker.actor)
+            yield worker, RayError()
+        yield from events(workers, timeout)
+
+    cluster.events = with_a_death
+    jobs = [str(i) for i in range(20)]
+    ended, pool = run(cluster, jobs)
+    assert results(ended) == dict.fromkeys(jobs, "fine")
+    (reserved,) = [worker for worker in pool.workers if worker.ref]
+    assert died
+    assert reserved.device.gpus == ("0",)
+    assert reserved.actor is not died[0]
 
 
 def test_the_run_stops_when_every_device_is_left_out(run):
@@ -129,48 +162,31 @@ def test_a_job_is_retried_on_another_device(run):
 
 
 def test_a_job_waits_for_a_device_that_is_busy_rather_than_fail_again_on_the_broken_one(run):
-    held = iter(range(5))
-
-    def outcome(gpu, key):
-        return BROKEN if gpu == 0 and key == "a" else "fine"
-
-    cluster = ScriptedCluster(2, outcome)
-    events = cluster.events
-
-    def slow(workers, timeout):
-        """The other job takes five seconds more."""
-        for worker, event in events(workers, timeout):
-            if not (isinstance(event, UnitEnded) and "b" in event.outcomes and next(held, None) is not None):
-                yield worker, event
-
-    cluster.events = slow
+    cluster = ScriptedCluster(2, lambda gpu, key: BROKEN if (gpu, key) == (0, "a") else "fine", slow={"b": 5})
     assert results(run(cluster, "ab")[0]) == {"a": "fine", "b": "fine"}
-    assert [gpu for gpu, key in cluster.log if key == "a"] == [0, 1]
+    assert cluster.log == [(0, "a"), (1, "b"), (1, "a")]
 
 
 def test_without_another_device_a_job_is_retried_on_the_same_one(run):
-    ended = Counter()
-
-    def outcome(gpu, key):
-        ended[key] += 1
-        return BROKEN if ended[key] == 1 else "fine"
-
-    assert results(run(ScriptedCluster(1, outcome), "a")[0]) == {"a": "fine"}
-    assert ended == {"a": 2}
+    cluster = ScriptedCluster(1, fails_once("a"))
+    assert results(run(cluster, "a")[0]) == {"a": "fine"}
+    assert cluster.log == [(0, "a"), (0, "a")]
 
 
 def test_a_device_that_another_driver_has_is_not_waited_for(run):
     """Its worker may start in hours; until a minute has passed, it may be that its process takes long to start."""
-    ended = Counter()
-
-    def outcome(gpu, key):
-        ended[key] += 1
-        return BROKEN if ended[key] == 1 else "fine"
-
-    cluster = ScriptedCluster(2, outcome, taken=(1,))
+    cluster = ScriptedCluster(2, fails_once("a"), taken=(1,))
     assert results(run(cluster, "a")[0]) == {"a": "fine"}
     assert cluster.log == [(0, "a"), (0, "a")]
     assert cluster.now > 60
+
+
+def test_a_unit_that_still_runs_on_a_device_that_is_left_out_is_awaited(run):
+    """Two processes share the GPU, and only one has lost it."""
+    cluster = ScriptedCluster(1, lambda gpu, key: "fine" if key == "a" else BROKEN, share=2, slow={"a": 30})
+    *events, error = run(cluster, "abcd")[0]
+    assert results(events) == {"a": "fine"}
+    assert "two jobs in a row failed on every device: GPU 0 of node 10.0.0.1; " in str(error)
 
 
 def test_a_job_that_fails_wherever_it_runs_leaves_out_no_device(run):
@@ -185,6 +201,14 @@ def test_a_job_that_fails_wherever_it_runs_leaves_out_no_device(run):
 def test_a_reserved_device_takes_no_place_of_max_workers(run):
     cluster = ScriptedCluster(2, broken(0))
     assert results(run(cluster, "abcd", max_workers=1)[0]) == dict.fromkeys("abcd", "fine")
+    assert cluster.most_busy == 1
+
+
+def test_a_worker_that_was_added_for_one_job_does_not_exceed_max_workers_later(run):
+    cluster = ScriptedCluster(2, fails_once("a"))
+    events, pool = run(cluster, "a", max_workers=1)
+    events += [event for event in pool.run([WorkUnit(print, {job: None}, Path("log.txt")) for job in "bcd"]) if event]
+    assert results(events) == dict.fromkeys("abcd", "fine")
     assert cluster.most_busy == 1
 
 

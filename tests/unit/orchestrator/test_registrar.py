@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import orchestrator.recording.registrar as module
+from orchestrator.config.runtime_sections import FailureSettings
 from orchestrator.pool.work_units import JobEvent
 from orchestrator.recording.recorder import OperationResult
 from orchestrator.recording.registrar import Registrar, Stage1Result
 from workers.expert_result import ExpertResult
+from workers.failure import Failure
 from workers.progress import Progress
 
 VIEW: Any = SimpleNamespace(update=lambda *_: None, set_state=lambda *_: None)
@@ -64,6 +67,22 @@ def test_an_expert_that_was_interrupted_keeps_its_last_metrics(clock: Any) -> No
     trains(registrar, 1)
     registrar.stop_open_runs()
     assert calls.made == [("end_run", "trec", "KILLED", [("train.loss", 1.0, 1, 1000)])]
+
+
+def test_failures_of_a_device_are_incidents_and_do_not_stop_the_stage(clock: Any) -> None:
+    """The same number of errors of the code does."""
+    calls, result = Calls(), Stage1Result()
+    calls.plan.config = SimpleNamespace(failures=FailureSettings(stop_after=3))
+    registrar = Registrar(calls, calls, VIEW, result)
+    failure = Failure("device", "AcceleratorError", "on GPU 0 of node 10.0.0.1: CUDA error")
+    for task in "abc":
+        registrar.handle_event(JobEvent(task, failure=failure, action="not retried: device failed", done=True))
+    assert [(each.key, each.failure, each.action) for each in result.incidents] == [
+        (task, failure, "not retried: device failed") for task in "abc"]  # fmt: skip
+    assert result.stopped is None
+    for task in "def":
+        registrar.handle_event(JobEvent(task, failure=replace(failure, kind="code"), done=True))
+    assert result.stopped
 
 
 def test_an_error_of_the_list_of_runs_names_no_task(clock: Any) -> None:
