@@ -32,7 +32,8 @@ from workers.failure import Failure
 
 NODE_COUNT_INTERVAL = 5.0  # seconds between two counts of the cluster's nodes, which join and leave
 _MAX_FAILED_STARTS = 3  # workers in a row that may end before they start
-# Its memory may be fragmented; a CUDA error other than lack of memory is raised by all later calls of the process.
+# Kinds of failures that end their process: its memory may be fragmented, and after any other error of CUDA each of its
+# later calls of CUDA fails too.
 _ENDS_WORKER = ("memory", "device")
 _START_SECONDS = 60.0  # after which a worker that has not started is one for which the cluster has no room now
 

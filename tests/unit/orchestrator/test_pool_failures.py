@@ -22,6 +22,7 @@ from workers.failure import Failure
 BROKEN = Failure("device", "AcceleratorError", "CUDA error: device-side assert triggered")
 LOST = Failure("lost", "NodeLost", "node id left the cluster")
 CODE = Failure("code", "ValueError", "no")
+SETTINGS = ({}, {"autoscaling": True, "max_workers": 2})  # a pool that starts workers for which there is no room yet
 
 
 class ScriptedCluster:
@@ -110,16 +111,18 @@ def results(events):
     return {event.key: event.result for event in events if event.done}
 
 
-def test_a_broken_device_is_left_out_after_two_jobs_and_all_jobs_are_done(run):
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_a_broken_device_is_left_out_after_two_jobs_and_all_jobs_are_done(run, settings):
     cluster, jobs = ScriptedCluster(2, broken(0)), [str(i) for i in range(40)]
-    events, pool = run(cluster, jobs)
+    events, pool = run(cluster, jobs, **settings)
     assert results(events) == dict.fromkeys(jobs, "fine")
     first, second = (event for event in events if event.failure)
     assert first.failure.message == "on GPU 0 of node 10.0.0.1: CUDA error: device-side assert triggered"
     assert second.failure.message.startswith("on GPU 0 of node 10.0.0.1, which gets no more work: CUDA error: ")
     assert first.action == second.action == "retried in 1 s: device failed"
     assert first.key != second.key
-    assert [worker.device.gpus for worker in pool.workers if worker.ref] == [("0",)]  # it is reserved, without work
+    reserved = [worker.device.gpus for worker in pool.workers if worker.device and worker.ref]
+    assert reserved == [("0",)]  # without work
 
 
 def test_a_worker_that_kept_a_broken_device_reserved_and_died_is_replaced(run):
@@ -142,9 +145,10 @@ def test_a_worker_that_kept_a_broken_device_reserved_and_died_is_replaced(run):
     assert reserved.actor is not died[0]
 
 
-def test_the_run_stops_when_every_device_is_left_out(run):
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_the_run_stops_when_every_device_is_left_out(run, settings):
     cluster = ScriptedCluster(2, broken(0, 1))
-    *events, error = run(cluster, "abcdefgh")[0]
+    *events, error = run(cluster, "abcdefgh", **settings)[0]
     assert str(error).startswith(
         "the cluster: two jobs in a row failed on every device: GPU 0 of node 10.0.0.1, GPU 1 of node 10.0.0.1; "
         "AcceleratorError: on GPU "
