@@ -81,6 +81,11 @@ class LibraryState:
         return [task for task, expert in self.experts.items() if expert.state != "cached"]
 
     @property
+    def search_is_missing(self) -> bool:
+        """Whether the config has a search that has to be made."""
+        return self.search is not None and self.search.state != "cached"
+
+    @property
     def has_work(self) -> bool:
         """Whether an expert, the router or the search has to be made."""
         return bool(self.todo) or any(stage and stage.state != "cached" for stage in (self.router, self.search))

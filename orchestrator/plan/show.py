@@ -13,12 +13,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.config.loading import LoadedConfig
-from orchestrator.plan.forecast import Forecast, check_feasible, check_router_fits, make_forecast
+from orchestrator.plan.forecast import Forecast, check_feasible, check_router_fits, check_search_fits, make_forecast
 from orchestrator.plan.json_output import to_json
 from orchestrator.plan.library_state import LibraryState, read_library_state
 from orchestrator.plan.plan_json import plan_as_dict
 from orchestrator.plan.planning import Plan, make_plan
 from orchestrator.plan.quantities import format_bytes, format_duration, format_names
+from orchestrator.plan.search_space import check_search_space
 from orchestrator.pool.capacity import Node
 from ttmoe.errors import InfeasibleError
 from workers.training.memory import MemoryEstimate
@@ -49,6 +50,7 @@ def show_plan(loaded: LoadedConfig, console: Console, as_json: bool) -> None:
         plan = make_plan(loaded.config)
         registry = _open_registry(plan)
         state = read_library_state(plan, registry)
+        check_search_space(plan, state)
         forecast, problem = make_forecast(plan, state, plan.nodes), _find_problem(plan, state)
     if as_json:
         console.out(to_json(plan_as_dict(plan, state, forecast, problem)), highlight=False)
@@ -69,11 +71,12 @@ def _open_registry(plan: Plan) -> Registry | None:
 
 
 def _find_problem(plan: Plan, state: LibraryState) -> InfeasibleError | None:
-    """Return why the work would wait forever, or None. A search trial reserves the resources of an expert."""
+    """Return why the work would wait forever, or None."""
     try:
         if state.has_work:
             check_feasible(plan, plan.nodes, state.todo)
             check_router_fits(plan, state, plan.nodes)
+            check_search_fits(plan, state, plan.nodes)
     except InfeasibleError as error:
         return error
     return None

@@ -13,10 +13,11 @@ from rich.console import Console
 
 from cluster.local import ray_session
 from orchestrator.config.loading import LoadedConfig, resolved_yaml
-from orchestrator.plan.forecast import Forecast, check_feasible, check_router_fits, make_forecast
+from orchestrator.plan.forecast import Forecast, check_feasible, check_router_fits, check_search_fits, make_forecast
 from orchestrator.plan.library_state import LibraryState, read_library_state
 from orchestrator.plan.planning import Plan, make_plan
 from orchestrator.plan.quantities import format_names
+from orchestrator.plan.search_space import check_search_space
 from orchestrator.progress.live_view import LiveView
 from orchestrator.recording.registrar import Stage1Result
 from orchestrator.registry import Registry, Version
@@ -63,7 +64,7 @@ def run_library(loaded: LoadedConfig, console: Console) -> None:
     with driver_lock(plan.folders.home):
         registry.close_stale(plan.folders.library)
         state = read_library_state(plan, registry)
-        _check_search(plan, state)
+        check_search_space(plan, state)
         _print_todo(plan, state, console)
         experts = select_versions(state.versions, plan.lock)
         if state.router.state == "cached":
@@ -73,17 +74,10 @@ def run_library(loaded: LoadedConfig, console: Console) -> None:
             return
         check_feasible(plan, plan.nodes, state.todo or plan.experts)
         check_router_fits(plan, state, plan.nodes)
+        check_search_fits(plan, state, plan.nodes)
         check_nodes(plan)
         forecast = make_forecast(plan, state, plan.nodes)
         _execute(plan, state, forecast, registry, loaded, console)
-
-
-def _check_search(plan: Plan, state: LibraryState) -> None:
-    """Raise InputError now rather than after the training if the search has nothing to choose from."""
-    if _search_is_missing(state):
-        from orchestrator.search.tuning import plan_search_space
-
-        plan_search_space(plan)
 
 
 def _print_todo(plan: Plan, state: LibraryState, console: Console) -> None:
@@ -95,17 +89,13 @@ def _print_todo(plan: Plan, state: LibraryState, console: Console) -> None:
         todo.append(f"{len(missing)} {noun} ({format_names(missing, _MOST_LISTED)})")
     if state.router.state != "cached":
         todo.append("the router")
-    if plan.config.search and _search_is_missing(state):
+    if plan.config.search and state.search_is_missing:
         todo.append(f"a search of {plan.config.search.trials} trials")
     base = f"{plan.base.id} ({plan.base.dtype}, sha256 {plan.base.digest[:12]})"
     lines = [f"Library {plan.folders.library} on {base}"]
     lines += [f"Cached: {format_names(cached, _MOST_LISTED)}"] if cached else []
     for line in [*lines, f"To do: {', '.join(todo) or 'nothing'}"]:
         console.print(line, highlight=False, soft_wrap=True)
-
-
-def _search_is_missing(state: LibraryState) -> bool:
-    return state.search is not None and state.search.state != "cached"
 
 
 def _promote(registry: Registry, experts: dict[str, Version], router: Version | None) -> None:
@@ -128,7 +118,7 @@ def _execute(
             "lock": plan.lock,
             "router": plan.router_hash,
             "experts": state.todo,
-            "search": _search_is_missing(state),
+            "search": state.search_is_missing,
         },
     )
     stage_result, status = Stage1Result(), "KILLED"
@@ -188,7 +178,7 @@ def _run_stages(context: RunContext, stage_result: Stage1Result) -> Plan:
             compare = forecast.router.compares_depths
             router = train_router(served, registry, context.run_id, pool, context.view, compare=compare)
         _promote(registry, registry.find_experts(library, served.lock), router)
-    if _search_is_missing(state):
+    if state.search_is_missing:
         from orchestrator.search.tuning import run_search
 
         run_search(plan, registry, context.view)
@@ -216,12 +206,10 @@ def _log_plots(plan: Plan, registry: Registry, run_id: str) -> None:
 
 
 def _code_version() -> dict[str, str]:
-    """Return the package's version and, in a git checkout, the commit as tags of a run."""
-    git = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    commit = {"mlflow.source.git.commit": git.stdout.strip()} if git.returncode == 0 else {}
-    return {"version": installed("ttmoe"), **commit}
+    """Return the package's version and, in a git checkout with git installed, the commit as tags of a run."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        git = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):  # without git, or no checkout
+        return {"version": installed("ttmoe")}
+    return {"version": installed("ttmoe"), "mlflow.source.git.commit": git.stdout.strip()}

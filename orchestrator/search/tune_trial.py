@@ -1,16 +1,21 @@
-"""One trial of a search as a Ray Tune trainable, and the callback that shows trials in the live view."""
+"""A search in Ray Tune's terms: a trial as a trainable, its choices as a searcher, and a callback that records it."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.search import Searcher
 
 from orchestrator.plan.planning import Plan, trial_expert_job
+from orchestrator.plan.search_space import adapter_changes
 from orchestrator.progress.live_view import LiveView
-from orchestrator.search.space import adapter_changes
+from orchestrator.search.suggestions import Suggestions
+from orchestrator.search.trial_records import TrialRecords
 from ttmoe.adapter import AdapterSpec, plan_groups
 from ttmoe.base import empty_body
 from workers.expert_job import ExpertJob
@@ -68,11 +73,38 @@ def trial_job(plan: Plan, model: Any, job: ExpertJob, choice: dict[str, Any]) ->
     }
 
 
-class TrialCallback(tune.Callback):
-    """Shows the start and the end of each trial in the live view."""
+class SuggestedChoices(Searcher):
+    """The choices of ``Suggestions``, as Tune asks for them."""
 
-    def __init__(self, view: LiveView) -> None:
-        self.view = view
+    def __init__(self, suggestions: Suggestions) -> None:
+        super().__init__()
+        self.suggestions = suggestions
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the choice of a new trial."""
+        return self.suggestions.suggest(trial_id) or Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell the sampler how a trial ended."""
+        self.suggestions.finish(trial_id, None if error else result)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save nothing: a repeated search starts from the records of its trials."""
+
+
+class TrialCallback(tune.Callback):
+    """Records each trial as it ends, and shows it in the live view.
+
+    Args:
+        view: The live view.
+        records: Receives the trials.
+        describe: Returns the description of a choice, see ``trial_job``.
+    """
+
+    def __init__(
+        self, view: LiveView, records: TrialRecords, describe: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> None:
+        self.view, self.records, self.describe = view, records, describe
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle nothing: Tune saves its callbacks with the experiment, and a live view cannot be pickled."""
@@ -83,15 +115,26 @@ class TrialCallback(tune.Callback):
         self.view.set_state(_name(trial), "training")
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """Show a trial as done, with its validation accuracy."""
-        result = trial.last_result
+        """Record a trial, and show it as done with its validation accuracy."""
+        result = self.records.add(trial.last_result)
         note = f"rank {result['rank']}, {result['factors']} factors, {result['parameters']:.0f} parameters"
         self.view.set_state(_name(trial), "done", note, {"validation.accuracy": result["accuracy"]})
 
+    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """Show a trial as tried again; Tune does so once."""
+        self.view.set_state(_name(trial), "retrying", _error(trial))
+
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """Show a trial as failed; Tune retries it once."""
-        self.view.set_state(_name(trial), "failed", "see its error.txt")
+        """Record a trial as failed, and show it."""
+        self.records.add_failed(self.describe(trial.config), _error(trial))
+        self.view.set_state(_name(trial), "failed", _error(trial))
 
 
 def _name(trial: Any) -> str:
     return str(trial.trial_id).split("_")[-1]
+
+
+def _error(trial: Any) -> str:
+    """Return the last line of the trial's error: Tune keeps the traceback as text."""
+    lines = Path(trial.error_file).read_text().strip().splitlines() if trial.error_file else []
+    return lines[-1] if lines else "no error message is recorded"

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import json
-import time
+import os
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
-from orchestrator.config.schema import SearchSettings
+from orchestrator.plan.forecast import trial_resources
 from orchestrator.plan.planning import Plan
+from orchestrator.plan.search_space import plan_search_space
 from orchestrator.progress.live_view import LiveView
 from orchestrator.registry import Registry
 from orchestrator.registry.artifacts import PARETO_PLOT, TRIALS
 from orchestrator.report.charts import draw_trials
 from orchestrator.report.figures import save_png
-from orchestrator.search.space import pareto_front, search_space
-from ttmoe.adapter import Group, count_lora_parameters, plan_groups
+from orchestrator.search.pareto import pareto_front
+from orchestrator.search.suggestions import Suggestions
+from orchestrator.search.trial_records import TrialRecords
+from ttmoe.adapter import count_lora_parameters
 from ttmoe.base import empty_body
+from ttmoe.errors import WorkFailedError
 from workers.expert_job import ExpertJob
-
-METRICS = ("accuracy", "loss", "parameters", "seconds")
-DESCRIPTION = ("rank", "cores", "factors", "shapes", "spec_hash")
 
 
 def run_search(plan: Plan, registry: Registry, view: LiveView) -> None:
-    """Run the plan's search and record it in MLflow: a run with the Pareto front, and one per trial."""
-    search = _settings(plan)
-    job = replace(plan.experts[search.task].job, train=plan.config.search_train())
+    """Run the plan's search and record it in MLflow: a run with the Pareto front, and one per trial as it ends.
+
+    Trials that finished before an interruption are not made again. A failed trial does not affect the others.
+
+    Raises:
+        WorkFailedError: If no trial finishes.
+    """
+    if (search := plan.config.search) is None:
+        raise ValueError("the config has no search")
     groups, space = plan_search_space(plan)
     run = registry.start_run(
         plan.folders.library,
@@ -39,97 +44,71 @@ def run_search(plan: Plan, registry: Registry, view: LiveView) -> None:
     )
     with registry.end_run_on_exit(run):
         view.start_stage(f"Search: ranks and shapes for {search.task}", "trial", {})
-        trials = _tune(plan, job, space, view)
+        folder = plan.work_folder("search", search.task, str(plan.search_hash))
+        records = TrialRecords(folder, plan.folders.library, search.task, registry, run)
+        suggestions = Suggestions(space, search, earlier := records.read_earlier())
+        for trial in earlier:
+            view.set_state(trial["spec_hash"][:8], "cached", metrics={"validation.accuracy": trial["accuracy"]})
+        if suggestions.left > 0:
+            job = replace(plan.experts[search.task].job, train=plan.config.search_train())
+            _tune(plan, job, suggestions, records, view)
+        if not records.finished:
+            raise _all_failed_error(records)
         record = {
             "task": search.task,
-            "trials": trials,
-            "front": pareto_front(trials),
+            "trials": records.finished,
+            "failed": records.failed,
+            "front": pareto_front(records.finished),
             "space": space,
             "lora16_parameters": count_lora_parameters(groups),
         }
-        _record(plan, record, registry, run)
+        (folder / TRIALS).write_text(json.dumps(record, indent=1))
+        save_png(draw_trials(record["trials"], record["front"], search.task), folder / PARETO_PLOT)
+        for name in (TRIALS, PARETO_PLOT):
+            registry.log_file(run, folder / name)
 
 
-def plan_search_space(plan: Plan) -> tuple[list[Group], dict[str, list[Any]]]:
-    """Return the adapter's groups that the search varies, and its choices (see ``search_space``).
-
-    Raises:
-        InputError: If no choice fits the widths of the base.
-    """
-    search = _settings(plan)
-    groups = plan_groups(empty_body(plan.base), plan.experts[search.task].job.adapter)
-    return groups, search_space(groups, search)
+def max_parallel_trials(plan: Plan) -> int | None:
+    """Return how many trials may run at once: the smaller limit of the search and of the run; None without any."""
+    limits = (plan.config.search and plan.config.search.max_parallel, plan.config.resources.max_parallel)
+    return min(filter(None, limits), default=None)
 
 
-def _settings(plan: Plan) -> SearchSettings:
-    if plan.config.search is None:
-        raise ValueError("the config has no search")
-    return plan.config.search
+def _all_failed_error(records: TrialRecords) -> WorkFailedError:
+    first = records.failed[0]["error"] if records.failed else "none was started"
+    return WorkFailedError(
+        f"none of the {len(records.failed)} trials of the search finished; the first: {first}",
+        where="search",
+        fix="repeat the command to try them again",
+    )
 
 
-def _record(plan: Plan, record: dict[str, Any], registry: Registry, run: str) -> None:
-    folder = plan.work_folder("search", record["task"], str(plan.search_hash))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / TRIALS).write_text(json.dumps(record, indent=1))
-    save_png(draw_trials(record["trials"], record["front"], record["task"]), folder / PARETO_PLOT)
-    for name in (TRIALS, PARETO_PLOT):
-        registry.log_file(run, folder / name)
-    for trial in record["trials"]:
-        params = {key: trial[key] for key in ("rank", "factors", "shapes")}
-        now = int(time.time() * 1000)
-        child = registry.expert_run(
-            plan.folders.library,
-            run,
-            record["task"],
-            trial["spec_hash"],
-            params,
-            search=True,
-            metrics=[(key, trial[key], 0, now) for key in METRICS],
-        )
-        registry.finish_run(child, "FINISHED")
-
-
-def _tune(plan: Plan, job: ExpertJob, space: dict[str, list[Any]], view: LiveView) -> list[dict[str, Any]]:
-    import optuna
+def _tune(plan: Plan, job: ExpertJob, suggestions: Suggestions, records: TrialRecords, view: LiveView) -> None:
     from ray import tune
-    from ray.tune.search import ConcurrencyLimiter
-    from ray.tune.search.optuna import OptunaSearch
 
-    from orchestrator.search.tune_trial import TrialCallback, TuneTrial
+    from orchestrator.search.tune_trial import SuggestedChoices, TrialCallback, TuneTrial, trial_job
 
-    search = _settings(plan)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(
-        seed=search.seed, n_startup_trials=max(4, search.trials // 3), constant_liar=True
-    )
-    algorithm: Any = OptunaSearch(
-        space=partial(_suggest, space), sampler=sampler, metric=["accuracy", "parameters"], mode=["max", "min"]
-    )
-    if search.max_parallel:
-        algorithm = ConcurrencyLimiter(algorithm, search.max_parallel)
-    trainable = tune.with_resources(
-        tune.with_parameters(TuneTrial, plan=plan, job=job),
-        {"CPU": plan.resources.cpus, "GPU": plan.resources.gpus},
-    )
-    folder = plan.work_folder("search", search.task, str(plan.search_hash))
+    # Tune's own handler would swallow Ctrl-C: it ends the loop as if all trials had ended.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    reserved = trial_resources(plan)
+    model = empty_body(plan.base)
     tuner = tune.Tuner(
-        trainable,
-        tune_config=tune.TuneConfig(search_alg=algorithm, num_samples=search.trials, reuse_actors=True),
+        tune.with_resources(
+            tune.with_parameters(TuneTrial, plan=plan, job=job),
+            {"CPU": reserved.cpus, "GPU": reserved.gpus, "memory": reserved.memory},
+        ),
+        tune_config=tune.TuneConfig(
+            search_alg=SuggestedChoices(suggestions),
+            num_samples=suggestions.left,
+            max_concurrent_trials=max_parallel_trials(plan),
+            reuse_actors=True,
+        ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=str(folder),
+            storage_path=str(records.folder.parent),
             verbose=0,
-            callbacks=[TrialCallback(view)],
+            callbacks=[TrialCallback(view, records, lambda choice: trial_job(plan, model, job, choice)[1])],
             failure_config=tune.FailureConfig(max_failures=1),
         ),
     )
-    results = tuner.fit()
-    if results.errors:
-        raise results.errors[0]
-    metrics_by_trial = [results[i].metrics or {} for i in range(len(results))]
-    return [{key: metrics[key] for key in METRICS + DESCRIPTION} for metrics in metrics_by_trial]
-
-
-def _suggest(space: dict[str, list[Any]], trial: Any) -> None:
-    for name, options in space.items():
-        trial.suggest_categorical(name, options)
+    tuner.fit()

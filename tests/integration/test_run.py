@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 import commands
@@ -222,6 +223,58 @@ class TestThen:
         registry = open_registry(root)
         assert {v.task: v.version for v in registry.experts("tiny")} == {"colours": 1, "animals": 1}
         assert registry.router("tiny").version == 1
+
+
+class TestSearchThatIsInterrupted:
+    """A search with one choice that fails, stopped by Ctrl-C when its first trial has been recorded, and repeated."""
+
+    @pytest.fixture(scope="class")
+    def search(self, home):
+        """Run the search; returns how the command ended."""
+        from orchestrator.search import tune_trial
+
+        trained = home / "trained.txt"
+
+        class Trial(tune_trial.TuneTrial):  # a local class reaches the workers by value
+            def step(self):
+                with trained.open("a") as file:
+                    file.write(f"{self.config}\n")
+                if self.config["rank"] == 8:
+                    raise ValueError("no [/such] rank")
+                return super().step()
+
+        def run():
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(tune_trial, "TuneTrial", Trial)
+                return here(home, "run", "tiny.yaml", "--set", "search.trials=4", "--set", "search.cores=[4, 4]",
+                            "--set", "search.steps=5", "--set", "resources.max_parallel=1")  # fmt: skip
+
+        return run
+
+    def test_trials_that_finished_are_not_made_again_and_the_failed_one_is_marked(self, home, root, search):
+        from orchestrator.search.trial_records import TrialRecords
+
+        before = statuses(root)
+        with pytest.MonkeyPatch.context() as patch:
+            real = TrialRecords.add
+
+            def add(records, result):
+                real(records, result)
+                raise KeyboardInterrupt
+
+            patch.setattr(TrialRecords, "add", add)
+            assert search().code == 130
+        assert Counter(statuses(root)) - Counter(before) == {("search", "KILLED"): 1, ("trial", "FINISHED"): 1}
+        done = succeeded(search())
+        assert "Search on colours: 3 trials" in done.out
+        assert "failed: ValueError: no [/such] rank" in done.out
+        assert Counter(statuses(root)) - Counter(before) == {
+            ("search", "KILLED"): 1, ("search", "FINISHED"): 1, ("trial", "FINISHED"): 3, ("trial", "FAILED"): 1,
+        }  # fmt: skip
+        (failed,) = [run for run in runs(root) if run.info.status == "FAILED"]
+        assert failed.data.tags["ttmoe.error"] == "ValueError: no [/such] rank"
+        tried = Counter((home / "trained.txt").read_text().splitlines())
+        assert sorted(tried.values()) == [1, 1, 1, 2]  # Tune tries the failing one once more
 
 
 @pytest.fixture(scope="module")

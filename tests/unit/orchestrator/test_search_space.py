@@ -5,7 +5,8 @@ import pytest
 from transformers import BertConfig, BertModel
 
 from orchestrator.config.schema import SearchSettings
-from orchestrator.search.space import adapter_changes, balanced_factors, pareto_front, search_space
+from orchestrator.plan.search_space import adapter_changes, balanced_factors, search_space
+from orchestrator.search.pareto import pareto_front
 from ttmoe.adapter import AdapterSpec, Group, plan_groups
 from ttmoe.errors import InputError
 from ttmoe.methods import LowRank

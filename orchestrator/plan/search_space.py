@@ -5,9 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.config.schema import SearchSettings
-from ttmoe.adapter import Group
+from orchestrator.plan.library_state import LibraryState
+from orchestrator.plan.planning import Plan
+from ttmoe.adapter import Group, plan_groups
+from ttmoe.base import empty_body
 from ttmoe.errors import InputError
 from ttmoe.shapes import candidate_shapes
+
+
+def check_search_space(plan: Plan, state: LibraryState) -> None:
+    """Raise InputError if a search has to be made and has nothing to choose from, before any work starts."""
+    if state.search_is_missing:
+        plan_search_space(plan)
+
+
+def plan_search_space(plan: Plan) -> tuple[list[Group], dict[str, list[Any]]]:
+    """Return the adapter's groups that the plan's search varies, and its choices (see ``search_space``).
+
+    Raises:
+        InputError: If no choice fits the widths of the base.
+        ValueError: If the config has no search.
+    """
+    if (search := plan.config.search) is None:
+        raise ValueError("the config has no search")
+    groups = plan_groups(empty_body(plan.base), plan.experts[search.task].job.adapter)
+    return groups, search_space(groups, search)
 
 
 def search_space(groups: list[Group], search: SearchSettings) -> dict[str, list[Any]]:
@@ -63,18 +85,3 @@ def adapter_changes(groups: list[Group], choice: dict[str, Any]) -> dict[str, An
     inputs, outputs = map(int, choice["factors"].split("+"))
     shapes = {group.role: balanced_factors(group, inputs, outputs) for group in groups}
     return {"method": "tt", "rank": choice["rank"], "shape": shapes}
-
-
-def pareto_front(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the trials that no other trial dominates in accuracy and parameters, each spec once."""
-
-    def is_dominated(a: dict[str, Any]) -> bool:
-        return any(
-            b["accuracy"] >= a["accuracy"]
-            and b["parameters"] <= a["parameters"]
-            and (b["accuracy"], -b["parameters"]) != (a["accuracy"], -a["parameters"])
-            for b in trials
-        )
-
-    by_spec = {trial["spec_hash"]: trial for trial in trials}  # the sampler may suggest the same choice twice
-    return [trial for trial in by_spec.values() if not is_dominated(trial)]

@@ -1,0 +1,269 @@
+"""The trials of a search: what is suggested, what is recorded as they end, and what they reserve. No Ray starts."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from library_plan import plan_of
+
+from orchestrator.config.schema import SearchSettings
+from orchestrator.plan.forecast import check_search_fits, estimate_memory, trial_resources
+from orchestrator.plan.library_state import StageState
+from orchestrator.pool.capacity import GB, Node
+from orchestrator.search import tuning
+from orchestrator.search.suggestions import Suggestions
+from orchestrator.search.trial_records import TrialRecords
+from orchestrator.search.tune_trial import TrialCallback
+from orchestrator.search.tuning import max_parallel_trials, run_search
+from ttmoe.base import empty_body
+from ttmoe.errors import InfeasibleError, WorkFailedError
+
+SPACE = {"rank": [2, 4, 8], "factors": ["2+2", "2+3"]}
+
+
+def settings(**more):
+    return SearchSettings(task="colours", **more)
+
+
+def trial(rank, factors="2+2", accuracy=0.9):
+    return {"rank": rank, "factors": factors, "shapes": "{}", "cores": 4, "spec_hash": f"{rank:02}{factors}",
+            "accuracy": accuracy, "loss": 0.5, "parameters": rank * 10.0, "seconds": 1.0}  # fmt: skip
+
+
+def suggest_all(suggestions, fails=()):
+    """Return the choices of all trials, each of which ends before the next; those with a rank in ``fails`` fail."""
+    choices = []
+    while choice := suggestions.suggest(str(len(choices))):
+        suggestions.finish(str(len(choices)), None if choice["rank"] in fails else trial(**choice))
+        choices.append(choice)
+    return choices
+
+
+def pairs(choices):
+    return [(choice["rank"], choice["factors"]) for choice in choices]
+
+
+@pytest.mark.parametrize("fails", [(), (4,)])
+@pytest.mark.parametrize(("trials", "count"), [(3, 3), (6, 6), (50, 6)])
+def test_each_choice_is_suggested_once(trials, count, fails):
+    found = pairs(suggest_all(Suggestions(SPACE, settings(trials=trials)), fails))
+    assert len(found) == len(set(found)) == count
+
+
+def test_choices_that_are_asked_for_at_one_time_differ_too():
+    suggestions = Suggestions(SPACE, settings(trials=6))
+    assert len(set(pairs(suggestions.suggest(str(i)) for i in range(6)))) == 6
+    assert suggestions.suggest("more") is None
+
+
+def test_trials_that_finished_earlier_count_and_are_not_suggested_again():
+    earlier = [trial(2), trial(4, "2+3")]
+    found = pairs(suggest_all(Suggestions(SPACE, settings(trials=5), earlier)))
+    assert len(found) == 3
+    assert not set(found) & set(pairs(earlier))
+    assert Suggestions(SPACE, settings(trials=2), earlier).left == 0
+
+
+def test_the_same_seed_suggests_the_same_choices():
+    first, second, other = (suggest_all(Suggestions(SPACE, settings(trials=5, seed=seed))) for seed in (3, 3, 4))
+    assert first == second != other
+
+
+class Runs:
+    """Registry that keeps how the runs of trials ended: spec hash, metrics, status and error."""
+
+    def __init__(self):
+        self.runs = {}
+
+    def expert_run(self, library, parent, task, spec_hash, params, *, search, metrics):
+        assert search
+        self.runs[spec_hash] = {"parent": parent, "metrics": {key: value for key, value, *_ in metrics}}
+        return spec_hash
+
+    def tag_run(self, run, tags):
+        self.runs[run] |= tags
+
+    def finish_run(self, run, status):
+        self.runs[run]["status"] = status
+
+
+@pytest.fixture
+def records(tmp_path):
+    return lambda run="first", registry=None: TrialRecords(tmp_path, "lib", "colours", registry or Runs(), run)
+
+
+def test_a_trial_is_recorded_when_it_ends_and_found_by_the_next_search(records):
+    before = records()
+    before.add(trial(2) | {"training_iteration": 1})
+    assert before.registry.runs["022+2"]["status"] == "FINISHED"
+    assert before.registry.runs["022+2"]["metrics"]["accuracy"] == 0.9
+    before.add_failed({key: trial(4)[key] for key in ("rank", "factors", "shapes", "spec_hash")}, "ValueError: [/b]")
+    failed = before.registry.runs["042+2"]
+    assert (failed["status"], failed["error"], failed["metrics"]) == ("FAILED", "ValueError: [/b]", {})
+    again = records("second")
+    assert again.read_earlier() == again.finished == [trial(2)]  # a failed trial is tried again
+    assert again.registry.runs["022+2"]["parent"] == "second"
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"rank": 2}'])
+def test_a_damaged_record_is_no_trial(records, damage):
+    before = records()
+    before.add(trial(2))
+    (before.folder / "022+2.json").write_text(damage)
+    assert records().read_earlier() == []
+
+
+def test_a_trial_on_disk_is_found_although_the_store_failed(records):
+    class Broken(Runs):
+        def expert_run(self, *_, **__):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        records(registry=Broken()).add(trial(2))
+    assert records().read_earlier() == [trial(2)]
+
+
+def test_the_error_of_a_failed_trial_is_shown_and_recorded(records, tmp_path):
+    (tmp_path / "error.txt").write_text("Failure # 1\nTraceback\n  File ...\nValueError: no [/such] value\n")
+    states, kept = [], records()
+    view = SimpleNamespace(set_state=lambda *state: states.append(state))
+    callback = TrialCallback(view, kept, lambda choice: trial(**choice))
+    ended = SimpleNamespace(trial_id="ab_00001", config={"rank": 4, "factors": "2+2"},
+                            error_file=str(tmp_path / "error.txt"))  # fmt: skip
+    callback.on_trial_error(0, [], ended)
+    assert states == [("00001", "failed", "ValueError: no [/such] value")]
+    assert kept.failed[0]["error"] == "ValueError: no [/such] value"
+    ended.error_file = None
+    callback.on_trial_error(0, [], ended)
+    assert states[1][2] == "no error message is recorded"
+
+
+@pytest.fixture
+def planned(base_folder, tmp_path):
+    def make(search=None, **sections):
+        return plan_of(base_folder, tmp_path, search={"task": "colours", "steps": 10} | (search or {}), **sections)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("search", "resources", "limit"), [(None, None, None), (3, None, 3), (None, 2, 2), (3, 2, 2), (1, 2, 1)]
+)
+def test_the_smaller_limit_of_parallel_trials_holds(planned, search, resources, limit):
+    plan = planned({"max_parallel": search}, resources={"max_parallel": resources})
+    assert max_parallel_trials(plan) == limit
+
+
+def test_a_trial_reserves_the_memory_of_an_expert_with_its_own_training(planned):
+    plan = planned({"ranks": [4]})
+    own = estimate_memory(plan, empty_body(plan.base), ["colours"], 1)["colours"].host
+    assert trial_resources(plan).memory == pytest.approx(own, rel=0.01)
+    large = {"train": {"batch_size": 20000}}
+    assert trial_resources(planned({"ranks": [4], **large})).memory > 2 * own
+    assert trial_resources(planned({"ranks": [2, 64]})).memory > own
+    assert trial_resources(planned(resources={"cpus_per_expert": 2})).cpus == 2
+
+
+def test_a_search_whose_trials_no_node_holds_is_refused_unless_it_is_cached(planned):
+    plan = planned({"train": {"batch_size": 20000}})
+    nodes = [Node("small", 4, 0, GB)]
+    with pytest.raises(InfeasibleError, match="a trial of the search requires"):
+        check_search_fits(plan, SimpleNamespace(search_is_missing=True), nodes)
+    check_search_fits(plan, SimpleNamespace(search_is_missing=False), nodes)
+
+
+class SearchRegistry(Runs):
+    """Registry of a whole search."""
+
+    def __init__(self):
+        super().__init__()
+        self.files = []
+
+    def start_run(self, *_, **__):
+        return "search"
+
+    def end_run_on_exit(self, run):
+        from contextlib import nullcontext
+
+        return nullcontext()
+
+    def log_file(self, run, path):
+        self.files.append(path.name)
+
+
+@pytest.fixture
+def searched(planned, monkeypatch):
+    """Run a search whose trials are answered in this process by a function of the choice; it may raise."""
+    view = SimpleNamespace(start_stage=lambda *_: None, set_state=lambda *_, **__: None)
+
+    def search(answer, **more):
+        def tune(plan, job, suggestions, records, view):
+            number = 0
+            while choice := suggestions.suggest(str(number)):
+                try:
+                    result = answer(choice)
+                    records.add(result)
+                except ValueError as error:
+                    result = None
+                    records.add_failed(trial(**choice), str(error))
+                suggestions.finish(str(number), result)
+                number += 1
+
+        monkeypatch.setattr(tuning, "_tune", tune)
+        plan, registry = planned({"trials": 5, **more}), SearchRegistry()
+        run_search(plan, registry, view)
+        return json.loads((plan.work_folder("search", "colours", plan.search_hash) / "trials.json").read_text())
+
+    return search
+
+
+def test_one_failed_trial_costs_no_other(searched):
+    asked = []
+
+    def answer(choice):
+        asked.append(choice)
+        if len(asked) == 2:
+            raise ValueError("no")
+        return trial(**choice)
+
+    record = searched(answer)
+    assert (len(record["trials"]), len(record["failed"])) == (4, 1)
+    assert record["failed"][0]["error"] == "no"
+    assert record["front"]
+
+
+def test_a_search_that_was_interrupted_at_its_last_trial_makes_that_one_alone(searched):
+    asked = []
+
+    def answer(choice, last=5):
+        asked.append(pairs([choice])[0])
+        if len(asked) == last:
+            raise KeyboardInterrupt
+        return trial(**choice)
+
+    with pytest.raises(KeyboardInterrupt):
+        searched(answer)
+    record = searched(lambda choice: answer(choice, last=None))
+    assert len(asked) == 6
+    assert set(asked[5:]).isdisjoint(asked[:4])
+    assert len(record["trials"]) == 5
+
+
+def test_a_search_without_any_finished_trial_fails_with_the_first_error(searched):
+    def answer(choice):
+        raise ValueError(f"rank {choice['rank']} is wrong")
+
+    with pytest.raises(WorkFailedError, match="none of the 5 trials of the search finished; the first: rank"):
+        searched(answer)
+
+
+def test_the_state_says_whether_a_search_is_missing(planned):
+    from library_plan import FakeRegistry
+
+    from orchestrator.plan.library_state import read_library_state
+
+    state = read_library_state(planned(), FakeRegistry())
+    assert state.search == StageState("missing", reason="no finished search")
+    assert state.search_is_missing
