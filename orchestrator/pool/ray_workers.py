@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -189,6 +190,12 @@ def wait_for_events(workers: Sequence[WorkerHandle], timeout: float) -> Iterator
             worker.ref = None
             value = WorkerStarted(value)
         yield worker, value
+
+
+def failed_node(error: BaseException) -> str:
+    """Return the address of the node on which a worker ended before it started, as far as Ray's error tells it."""
+    found = re.search(r"\bip[:=] ?([\w.:]+)", str(error))
+    return found[1] if found else "an unknown node"
 
 
 def failure_from_ray(error: BaseException, node: str) -> Failure:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +20,7 @@ from orchestrator.pool.ray_workers import (
     cluster_nodes,
     create_progress_channel,
     drain_progress,
+    failed_node,
     failure_from_ray,
     kill_actor,
     start_worker,
@@ -50,6 +51,7 @@ class WorkerPool:
         max_workers: Largest number of workers; None for as many as the cluster can run.
         autoscaling: Request ``max_workers`` workers even if the cluster cannot run them yet, so that it adds nodes.
         stall_seconds: Seconds without a progress report after which a unit counts as stalled.
+        notify: Receives a message for the user, such as of a node on which no worker starts.
         poll_seconds: Longest wait in seconds for a result before progress is collected again.
         workers: Current workers.
         devices: Which devices failed. A worker on one that is left out keeps it reserved.
@@ -63,6 +65,7 @@ class WorkerPool:
     max_workers: int | None = None
     autoscaling: bool = False
     stall_seconds: float = 900.0
+    notify: Callable[[str], Any] = print
     poll_seconds: float = 0.2
     workers: list[WorkerHandle] = field(default_factory=list)
     devices: DeviceRecord = field(default_factory=DeviceRecord)
@@ -72,7 +75,8 @@ class WorkerPool:
     _channel: Any = None
     _places: int = 1  # jobs that the cluster runs at the same time
     _nodes_counted_at: float = float("-inf")
-    _failed_starts: int = 0
+    _node_names: set[str] = field(default_factory=set)
+    _failed_starts: Counter[str] = field(default_factory=Counter)  # by node, since the last worker that started
 
     def __enter__(self) -> WorkerPool:
         """Open the pool; raise InfeasibleError if no node of the cluster can run a job and none will be added."""
@@ -129,9 +133,14 @@ class WorkerPool:
     def _start_workers(self, queue: Sequence[QueuedUnit]) -> None:
         """Start workers until there is one for each unit, or the cluster is full."""
         if time.monotonic() - self._nodes_counted_at > NODE_COUNT_INTERVAL:
+            nodes, before = cluster_nodes(), self._node_names
             # If all nodes are gone for the moment, one worker waits for the first node that comes back.
-            self._places = max(1, max_parallel_jobs(cluster_nodes(), self.resources))
-            self._nodes_counted_at = time.monotonic()
+            self._places, self._nodes_counted_at = max(1, max_parallel_jobs(nodes, self.resources)), time.monotonic()
+            self._node_names = {node.name for node in nodes}
+            if self._node_names - before:
+                self._failed_starts.clear()  # a node joined, on which workers may start
+        if self._failed_starts.total() >= _MAX_FAILED_STARTS and self._running:
+            return
         useful = sum(
             worker.device is None or worker.unit is not None or self._next_unit(worker, queue) is not None
             for worker in self.workers
@@ -143,6 +152,11 @@ class WorkerPool:
     @property
     def _busy(self) -> int:
         return sum(worker.unit is not None for worker in self.workers)
+
+    @property
+    def _running(self) -> int:
+        """Number of workers that have started and may get work."""
+        return sum(bool(worker.device) and worker.device not in self.devices.left_out for worker in self.workers)
 
     @property
     def _most_busy(self) -> int:
@@ -195,7 +209,8 @@ class WorkerPool:
         """Yield finished units with their outcomes; register started and dead workers."""
         for worker, value in wait_for_events(self.workers, self.poll_seconds):
             if isinstance(value, WorkerStarted):
-                worker.device, self._failed_starts = value.device, 0
+                worker.device = value.device
+                self._failed_starts.clear()
                 self.started += 1
                 if worker.device in self.devices.left_out:
                     worker.keep_reserved()
@@ -214,16 +229,18 @@ class WorkerPool:
                 yield unit, replace(ended, outcomes=self.devices.add(worker.device, ended.outcomes))
 
     def _handle_failed_start(self, worker: WorkerHandle, error: Any) -> None:
+        """Count a failed start. After several in a row, no more are tried while a worker runs; without any, raise."""
         self._stop_worker(worker)
-        if any(other.device for other in self.workers):
-            return  # other workers run: this one was lost with its node, or by chance
-        self._failed_starts += 1
-        if self._failed_starts >= _MAX_FAILED_STARTS:
-            raise WorkFailedError(
-                f"worker processes end before they start: {error}",
-                where="the cluster",
-                fix="install the same versions of ttmoe and Python on its nodes as here",
-            )
+        self._failed_starts[failed_node(error)] += 1
+        if self._failed_starts.total() < _MAX_FAILED_STARTS:
+            return  # it may have been lost with its node, or by chance
+        nodes = ", ".join(f"{count} on {node}" for node, count in self._failed_starts.items())
+        what = f"worker processes end before they start ({nodes}): {error}"
+        fix = "install the same versions of ttmoe and Python on its nodes as here"
+        if not self._running:
+            raise WorkFailedError(what, where="the cluster", fix=fix)
+        if self._failed_starts.total() == _MAX_FAILED_STARTS:
+            self.notify(f"{what}; the run goes on with {self._running} workers; {fix}")
 
     def _collect_progress(self, ended: list[UnitEnded], failures: dict[str, list[Failure]]) -> Iterator[JobEvent]:
         """Yield new progress reports of each job, and update the heartbeats of the workers."""

@@ -96,7 +96,7 @@ class LiveView:
 
     def print(self, text: str) -> None:
         """Print one line above the screen."""
-        self.console.print(text, soft_wrap=True)
+        self._print_plain(text)
 
     @property
     def _is_long(self) -> bool:

@@ -152,7 +152,12 @@ def _run_stages(context: RunContext, stage_result: Stage1Result) -> Plan:
     plan, state, forecast, registry = context.plan, context.state, context.forecast, context.registry
     resources, failures = plan.config.resources, plan.config.failures
     with WorkerPool(
-        forecast.job_resources, failures, resources.max_parallel, resources.autoscaling, failures.stall_minutes * 60
+        forecast.job_resources,
+        failures,
+        resources.max_parallel,
+        resources.autoscaling,
+        failures.stall_minutes * 60,
+        context.view.print,
     ) as pool:
         if state.todo:
             train_experts(

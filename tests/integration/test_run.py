@@ -228,7 +228,7 @@ class TestThen:
 class TestSearchThatIsInterrupted:
     """A search with one choice that fails, stopped by Ctrl-C when its first trial has been recorded, and repeated."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def search(self, home):
         """Run the search; returns how the command ended."""
         from orchestrator.search import tune_trial
