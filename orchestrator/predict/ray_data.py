@@ -10,10 +10,7 @@ writes the same file again; an error inside a worker ends the command.
 from __future__ import annotations
 
 import logging
-import os
 import pickle
-import secrets
-import shutil
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,6 +23,7 @@ import ray.data
 from rich.console import Console
 
 from cluster.local import ray_session
+from orchestrator.predict.answer_folder import AnswerFolder, check_folder
 from orchestrator.predict.files import answer_chunk
 from orchestrator.predict.input_columns import InputColumns
 from orchestrator.predict.messages import ThroughputDisplay, print_line
@@ -35,7 +33,6 @@ from orchestrator.predict.routed_model import RegisteredRouter, open_router
 from orchestrator.predict.scan import CHUNK_ROWS, scan_files
 from orchestrator.predict.sizing import PoolSize, choose_pool_size
 from orchestrator.predict.writers import answer_schema, to_table
-from ttmoe.atomic_write import write_atomically
 from ttmoe.errors import InputError, WorkFailedError
 
 if TYPE_CHECKING:
@@ -43,9 +40,8 @@ if TYPE_CHECKING:
 
 MAX_FILE_ROWS = 16384
 """Rows of an output file; fewer if each worker would otherwise write fewer than ``_CHUNKS_PER_WORKER`` files."""
-_FILE_NAME, _FILE_PATTERN = "part-{:06}.parquet", "part-*.parquet"
 _CHUNKS_PER_WORKER = 4  # so that a slow worker does not keep the others waiting
-_WHERE, _FIX = "predict --ray", "repeat the command; nothing was written"
+_WHERE, _FIX = "predict --ray", "repeat the command; no answers were written or replaced"
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class _Job:
 
     router: RegisteredRouter
     columns: InputColumns
-    part: Path
+    folder: AnswerFolder
     batch_size: int
     device: str
     schema: pyarrow.Schema
@@ -81,7 +77,7 @@ class _Worker:
             rows = answer_chunk(self.model, chunk, job.columns, job.batch_size)
             sink = pyarrow.BufferOutputStream()
             pyarrow.parquet.write_table(to_table(rows, job.schema, job.nested), sink)
-            write_atomically(job.part / _FILE_NAME.format(int(number)), sink.getvalue().to_pybytes())
+            job.folder.write(int(number), sink.getvalue().to_pybytes())
         except InputError as error:
             return {"rows": [0], "error": [pickle.dumps(error)]}
         except Exception as error:
@@ -94,8 +90,8 @@ class _Worker:
 def predict_on_ray(request: PredictRequest, messages: Console) -> None:
     """Answer every row of ``request.file`` into Parquet files in the folder ``request.out``.
 
-    The folder appears, or is replaced, when all rows are answered. Input, output, library and base must have the same
-    paths on every node.
+    The files appear, or are replaced, when all rows are answered; an existing folder stays. Input, output, library and
+    base must have the same paths on every node.
 
     Raises:
         InputError: Before work starts, if a row cannot be answered or the folder cannot be written.
@@ -106,45 +102,25 @@ def predict_on_ray(request: PredictRequest, messages: Console) -> None:
     check_folder(out, request.force)
     router = open_router(request, messages)
     scan = scan_files(files, request.columns)
-    part = out.resolve().with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    with ray_session():
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        pool = choose_pool_size(nodes, -(-scan.rows // CHUNK_ROWS), request.device, request.workers, request.gpus)
-        chunk_rows = max(CHUNK_ROWS, scan.rows // (pool.workers * _CHUNKS_PER_WORKER))
-        chunks = scan.merge_chunks(min(MAX_FILE_ROWS, chunk_rows))
-        print_line(messages, f"{scan.rows:,} rows; chunks: {len(chunks)}; workers: {pool.workers} ({pool.device})")
-        # A worker has another working folder.
-        base = replace(router.base, folder=str(Path(router.base.folder).resolve()))
-        job = _Job(RegisteredRouter(router.folder.resolve(), base), request.columns, part, request.batch_size,
-                   pool.device, answer_schema(scan), scan.nested)  # fmt: skip
-        try:
-            part.mkdir()
+    folder, created = AnswerFolder(out.resolve()), not out.exists()
+    try:
+        with ray_session():
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            pool = choose_pool_size(nodes, -(-scan.rows // CHUNK_ROWS), request.device, request.workers, request.gpus)
+            chunk_rows = max(CHUNK_ROWS, scan.rows // (pool.workers * _CHUNKS_PER_WORKER))
+            chunks = scan.merge_chunks(min(MAX_FILE_ROWS, chunk_rows))
+            print_line(messages, f"{scan.rows:,} rows; chunks: {len(chunks)}; workers: {pool.workers} ({pool.device})")
+            # A worker has another working folder.
+            base = replace(router.base, folder=str(Path(router.base.folder).resolve()))
+            job = _Job(RegisteredRouter(router.folder.resolve(), base), request.columns, folder, request.batch_size,
+                       pool.device, answer_schema(scan), scan.nested)  # fmt: skip
+            out.mkdir(exist_ok=True)
             with ThroughputDisplay(messages, scan.rows) as display:
                 _answer_chunks(chunks, pool, job, display)
-            if out.exists():
-                shutil.rmtree(out)
-            part.rename(out)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+            folder.publish(len(chunks))
+    finally:
+        folder.sweep(created)  # when no worker writes any more
     print_line(messages, f"wrote {out}; Parquet files in the order of the rows: {len(chunks)}")
-
-
-def check_folder(out: Path, force: bool) -> None:
-    """Check that ``out`` can be created as a folder of answers.
-
-    Raises:
-        InputError: If it is a file, contains other files than answers, contains answers and ``force`` is False, or its
-            parent folder does not exist.
-    """
-    if out.exists() and not out.is_dir():
-        raise InputError("it is a file; --ray writes a folder", where=str(out), fix="choose another --out")
-    existing = set(out.iterdir()) if out.is_dir() else set()
-    if existing - set(out.glob(_FILE_PATTERN)):
-        raise InputError("the folder contains other files", where=str(out), fix="choose another --out")
-    if existing and not force:
-        raise InputError("the folder is not empty", where=str(out), fix="choose another --out, or replace it: --force")
-    if not out.parent.is_dir():
-        raise InputError("its parent folder does not exist", where=str(out), fix="create it, or choose another --out")
 
 
 def _answer_chunks(chunks: list[FileChunk], pool: PoolSize, job: _Job, display: ThroughputDisplay) -> None:

@@ -17,7 +17,7 @@ from orchestrator.plan.json_output import round_share
 from orchestrator.predict.input_columns import ANSWER, Row, output_names
 from orchestrator.predict.readers import FileChunk, file_format
 from orchestrator.predict.scan import FileScan
-from ttmoe.errors import InputError
+from ttmoe.errors import InputError, WorkFailedError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -70,6 +70,9 @@ def open_output(out: Path | None, scan: FileScan) -> Iterator[RowWriter]:
     Args:
         out: The file to write. None prints lines of JSON.
         scan: Columns and types of the input.
+
+    Raises:
+        WorkFailedError: If ``out`` cannot be replaced, such as a file that is a mount point. The temporary file stays.
     """
     if out is None:
         yield print_rows
@@ -92,9 +95,14 @@ def open_output(out: Path | None, scan: FileScan) -> Iterator[RowWriter]:
                 yield lambda rows: table.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
             file.flush()
             os.fsync(file.fileno())
-        part.replace(out)
-    finally:
+    except BaseException:
         part.unlink(missing_ok=True)
+        raise
+    try:
+        part.replace(out)
+    except OSError as error:
+        fix = f"the answers are complete in {part}; move them"
+        raise WorkFailedError(f"the file cannot be replaced: {error.strerror}", where=str(out), fix=fix) from error
 
 
 def print_rows(rows: Sequence[Row]) -> None:

@@ -164,8 +164,9 @@ def test_on_ray_the_answers_are_in_the_order_of_the_rows(on_ray, answers, tmp_pa
     messages = on_ray(out, workers=2)
     assert "1,600 rows; chunks: 7; workers: 2 (cpu)" in messages
     assert "in the order of the rows: 7" in messages
-    files = sorted(out.iterdir())
+    files = sorted(out.glob("*.parquet"))
     assert len(files) == 7
+    assert sorted(out.iterdir()) == [out / "_SUCCESS", *files]
     rows = [row for path in files for row in pyarrow.parquet.read_table(path).to_pylist()]
     assert [(row["text"], row["number"]) for row in rows] == [(row["text"], row["number"]) for row in MANY]
     check_printed(rows, answers * 200)
@@ -191,6 +192,14 @@ def test_on_ray_a_failure_is_reported_and_leaves_no_files(on_ray, tmp_path, base
     monkeypatch.setattr(module, "choose_pool_size", damage_base)
     with pytest.raises(WorkFailedError, match=r"a worker failed: .*Error"):
         on_ray(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "part-000000.parquet").write_text("of before")
+    (moved / "config.json").write_bytes((base_folder / "config.json").read_bytes())
+    with pytest.raises(WorkFailedError, match=r"a worker failed: .*Error"):
+        on_ray(tmp_path / "old", force=True)
+    assert [path.read_text() for path in (tmp_path / "old").iterdir()] == ["of before"]
+    shutil.rmtree(tmp_path / "old")
     monkeypatch.undo()
     with pytest.raises(InfeasibleError, match="fits on no node"):
         on_ray(tmp_path / "out", gpus=64.0)
@@ -198,9 +207,10 @@ def test_on_ray_a_failure_is_reported_and_leaves_no_files(on_ray, tmp_path, base
 
 
 def test_the_command_on_ray_replaces_an_existing_folder(cluster, home, answers, tmp_path):
-    """The input is a CSV file with lists of options as JSON."""
+    """The input is a CSV file with lists of options as JSON. The folder itself stays: it may be a mounted volume."""
     out = tmp_path / "out"
     out.mkdir()
+    inode = out.stat().st_ino
     (out / "part-000007.parquet").write_text("of before")
     with (tmp_path / "in.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, ["text", "second", "choices"])
@@ -210,5 +220,6 @@ def test_the_command_on_ray_replaces_an_existing_folder(cluster, home, answers, 
                                    "--root", str(home / "runs")))  # fmt: skip
     lines = own_lines(done.err)
     assert (done.out, len(lines), "8 rows; chunks: 1; workers: 1" in lines[0]) == ("", 3, True), done.err
-    assert [path.name for path in out.iterdir()] == ["part-000000.parquet"]
+    assert sorted(path.name for path in out.iterdir()) == ["_SUCCESS", "part-000000.parquet"]
+    assert out.stat().st_ino == inode
     check_printed(pyarrow.parquet.read_table(out).to_pylist(), answers)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
+import itertools
 import json
 import os
 import threading
@@ -16,17 +18,17 @@ import pyarrow.parquet
 import pytest
 from rich.console import Console
 
-from orchestrator.predict import files, ray_data
+from orchestrator.predict import files
 from orchestrator.predict import texts as texts_module
+from orchestrator.predict.answer_folder import AnswerFolder, check_folder
 from orchestrator.predict.input_columns import ANSWER, InputColumns
-from orchestrator.predict.ray_data import check_folder
 from orchestrator.predict.readers import find_files, read_chunk
 from orchestrator.predict.request import PredictRequest
 from orchestrator.predict.scan import CHUNK_ROWS, scan_files
 from orchestrator.predict.sizing import PoolSize, choose_pool_size
 from orchestrator.predict.writers import check_output, open_output, with_answer
 from ttmoe.encoding import Choice
-from ttmoe.errors import InfeasibleError, InputError
+from ttmoe.errors import InfeasibleError, InputError, WorkFailedError
 from ttmoe.routed import Prediction
 
 
@@ -300,6 +302,19 @@ class TestFiles:
             self.run(folder, folder / name, force=True)
         assert (set(folder.iterdir()), (folder / name).read_text()) == (there, "before")
 
+    def test_answers_that_cannot_replace_the_file_are_kept(self, folder: Path, echo: Echo, monkeypatch: Any) -> None:
+        def busy(path: Path, target: Path) -> None:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+
+        out = folder / "out.jsonl"  # such as a file that is a mount point
+        out.write_text("before")
+        monkeypatch.setattr(Path, "replace", busy)
+        with pytest.raises(WorkFailedError, match="cannot be replaced: Device or resource busy") as caught:
+            self.run(folder, out, force=True)
+        (part,) = folder.glob(".out.jsonl.*")
+        assert str(part) in caught.value.fix
+        assert (out.read_text(), len(part.read_text().splitlines())) == ("before", 2)
+
     def test_errors_are_raised_before_the_model_is_called(self, folder: Path, echo: Echo) -> None:
         for out, what in (
             ("in.jsonl", "replace an input file"),
@@ -435,13 +450,93 @@ def test_a_folder_is_replaced_only_with_force_and_if_it_contains_only_answers(tm
     check_folder(out, False)
     out.mkdir()
     check_folder(out, False)
-    (out / ray_data._FILE_NAME.format(3)).write_text("")
+    (out / "lost+found").mkdir()  # the root of a volume
+    (out / ".1-ab-part-000000.parquet").write_text("of a run that was killed")
+    check_folder(out, False)
+    (out / "part-000003.parquet").write_text("")
     assert "not empty" in error_of(check_folder, out, False).what
     check_folder(out, True)
     (out / "thesis.tex").write_text("")
     assert "other files" in error_of(check_folder, out, True).what
     assert "is a file" in error_of(check_folder, out / "thesis.tex", True).what
     assert "does not exist" in error_of(check_folder, tmp_path / "a" / "b", False).what
+
+
+class TestAnswerFolder:
+    @pytest.fixture
+    def out(self, tmp_path: Path) -> Path:
+        """A folder with the answers of an earlier run."""
+        for number in range(2):
+            (tmp_path / f"part-{number:06}.parquet").write_text(f"old {number}")
+        (tmp_path / "_SUCCESS").write_text("")
+        return tmp_path
+
+    def written(self, out: Path, files: int) -> AnswerFolder:
+        folder = AnswerFolder(out)
+        for number in range(files):
+            folder.write(number, f"new {number}".encode())
+        return folder
+
+    def content(self, out: Path) -> list[str]:
+        return [path.read_text() for path in sorted(out.glob("[!.]*"))]
+
+    @pytest.mark.parametrize("files", [1, 3])
+    def test_new_files_replace_those_of_before(self, out: Path, files: int) -> None:
+        folder = self.written(out, files)
+        assert self.content(out) == ["", "old 0", "old 1"]
+        folder.publish(files)
+        folder.sweep(False)
+        names = [f"part-{number:06}.parquet" for number in range(files)]
+        assert sorted(path.name for path in out.iterdir()) == ["_SUCCESS", *names]
+        assert self.content(out) == ["", *(f"new {number}" for number in range(files))]
+
+    @pytest.mark.parametrize("failing", range(5))
+    def test_a_failure_at_any_change_leaves_the_answers_of_before(
+        self, out: Path, monkeypatch: Any, failing: int
+    ) -> None:
+        """The changes are two renames of earlier files, two of new ones, and the mark."""
+        before, folder, changes = sorted(out.iterdir()), self.written(out, 2), itertools.count()
+
+        def failing_once(act: Any) -> Any:
+            def change(path: Path, target: Path) -> Path:
+                if next(changes) == failing:
+                    raise OSError(errno.EIO, "broken")
+                return act(path, target)
+
+            return change
+
+        for name in ("rename", "replace"):
+            monkeypatch.setattr(Path, name, failing_once(getattr(Path, name)))
+        with pytest.raises(OSError, match="broken"):
+            folder.publish(2)
+        folder.sweep(False)
+        assert (sorted(out.iterdir()), self.content(out)) == (before, ["", "old 0", "old 1"])
+
+    def test_a_process_killed_at_any_change_has_removed_nothing(self, out: Path, monkeypatch: Any) -> None:
+        """Until the mark is there, the earlier answers and the new ones are in the folder; afterwards the new ones."""
+        seen = []
+        for name in ("rename", "replace", "unlink"):
+            act = getattr(Path, name)
+
+            def watch(path: Path, *arguments: Any, act: Any = act, **options: Any) -> Any:
+                done = act(path, *arguments, **options)
+                if not (out / "_SUCCESS").exists():
+                    texts = {file.read_text() for file in out.iterdir()}
+                    seen.append({"old 0", "old 1", "new 0", "new 1"} - texts)
+                return done
+
+            monkeypatch.setattr(Path, name, watch)
+        self.written(out, 2).publish(2)
+        assert seen == [set()] * 5
+        assert self.content(out) == ["", "new 0", "new 1"]
+
+    def test_a_failed_run_removes_only_what_it_made(self, out: Path) -> None:
+        before = sorted(out.iterdir())
+        self.written(out, 2).sweep(False)
+        assert sorted(out.iterdir()) == before
+        (out / "new").mkdir()
+        self.written(out / "new", 1).sweep(True)
+        assert sorted(out.iterdir()) == before
 
 
 def test_an_output_file_is_replaced_only_with_force(tmp_path: Path) -> None:
