@@ -58,6 +58,10 @@ class FakeRegistry:
     lock: dict[str, str] | None = None
     search: Path | None = None
     queries: int = 0
+    gone: tuple[Version, ...] = ()
+
+    def has_files(self, version: Version) -> bool:
+        return version not in self.gone
 
     def experts(self, library: str, *, every: bool = False) -> list[Version]:
         self.queries += 1

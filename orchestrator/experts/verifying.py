@@ -60,8 +60,9 @@ def _verify(registry: Registry, library: str, versions: list[Version]) -> Iterat
     current = registry.experts(library)
     for digest in dict.fromkeys(version.tags.get("base_digest", "") for version in versions):
         same_base = [version for version in versions if version.tags.get("base_digest", "") == digest]
+        with_files = [version for version in same_base if registry.has_files(version)]
         try:
-            probes = ProbeBank.open(base_of_version(registry, same_base[0]))
+            probes = ProbeBank.open(base_of_version(registry, (with_files or same_base)[0]))
         except (InputError, OSError, ValueError, KeyError) as error:  # no base, or an unreadable manifest
             yield from ((version, _failure(error)) for version in same_base)
             continue
@@ -78,6 +79,7 @@ def _verify_group(
     for version in versions:
         label = version_label(version)
         try:
+            registry.check_files(version)
             folder = registry.fetch(version)
             probes.probe_alone(version, folder)
             passed[label] = folder

@@ -25,11 +25,12 @@ class ExpertState:
 
     Attributes:
         state: ``cached`` if a version of this spec is registered, ``changed`` if only versions of other specs are,
-            ``missing`` if the task has no version.
+            ``missing`` if the task has no version, or the files of this spec's version are gone.
         version: Version of this spec, else the newest version of the task.
         reason: Why the state is so, as text.
         step: Step of the last checkpoint, at which training continues.
         trained: Whether the expert is trained and only has to be registered.
+        gone: Whether a version of this spec is registered and its files are gone.
     """
 
     state: Literal["cached", "changed", "missing"]
@@ -37,6 +38,7 @@ class ExpertState:
     reason: str = ""
     step: int = 0
     trained: bool = False
+    gone: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class StageState:
 
     Attributes:
         state: ``cached`` if a version of this spec is registered, ``stale`` if the current router was trained for other
-            experts or settings, ``missing`` if there is none.
+            experts or settings, ``missing`` if there is none, or its files are gone.
         version: Version of this spec, else the current one; always None for the search.
         reason: Why the state is so, as text.
         changed_tasks: Tasks whose experts differ from those of the current router.
@@ -86,6 +88,11 @@ class LibraryState:
         return self.search is not None and self.search.state != "cached"
 
     @property
+    def gone(self) -> list[str]:
+        """Tasks whose experts are registered and have no files."""
+        return [task for task, expert in self.experts.items() if expert.gone]
+
+    @property
     def has_work(self) -> bool:
         """Whether an expert, the router or the search has to be made."""
         return bool(self.todo) or any(stage and stage.state != "cached" for stage in (self.router, self.search))
@@ -103,21 +110,24 @@ def read_library_state(plan: Plan, registry: Registry | None) -> LibraryState:
     by_task: dict[str, list[Version]] = {}
     for version in versions:
         by_task.setdefault(version.task, []).append(version)
-    experts = {task: _expert_state(expert, by_task.get(task, [])) for task, expert in plan.experts.items()}
+    experts = {task: _expert_state(expert, by_task.get(task, []), registry) for task, expert in plan.experts.items()}
     orphaned = tuple(task for task in by_task if task not in plan.experts)
     search = None if plan.search_hash is None else _search_state(plan.search_hash, library, registry)
     return LibraryState(experts, _router_state(plan, registry), search, orphaned, tuple(versions))
 
 
-def _expert_state(expert: ExpertPlan, versions: list[Version]) -> ExpertState:
-    for version in versions:
-        if version.spec_hash == expert.job.spec_hash:
-            return ExpertState("cached", version, f"v{version.version}")
+def _expert_state(expert: ExpertPlan, versions: list[Version], registry: Registry | None) -> ExpertState:
+    own = next((version for version in versions if version.spec_hash == expert.job.spec_hash), None)
+    if own and registry and registry.has_files(own):
+        return ExpertState("cached", own, f"v{own.version}")
     folder = Path(expert.job.folder)
     # finished_result reads and verifies the weights, so it is called only if a result file exists.
     trained = (folder / EXPERT_RESULT_FILE).is_file() and finished_result(folder, expert.job.spec_hash) is not None
     step = 0 if trained else last_checkpoint_step(folder / "checkpoints")
     progress = "trained, not yet registered" if trained else f"continues from step {step}" if step else ""
+    if own:
+        reason = "; ".join(filter(None, [f"the files of v{own.version} are gone", progress]))
+        return ExpertState("missing", own, reason, step, trained, gone=True)
     if not versions:
         return ExpertState("missing", None, progress or "no version yet", step, trained)
     newest = max(versions, key=lambda version: version.version)
@@ -187,6 +197,8 @@ def _router_state(plan: Plan, registry: Registry | None) -> StageState:
     if registry is None:
         return StageState("missing", reason="no version yet")
     if version := registry.find_router(library, plan.router_hash):
+        if not registry.has_files(version):
+            return StageState("missing", reason=f"the files of v{version.version} are gone")
         return StageState("cached", version, f"v{version.version}")
     current = registry.router(library)
     if current is None:

@@ -36,15 +36,17 @@ class ExpertOperations:
         self._without_run: set[str] = set()  # tasks
         self._without_version: set[str] = set()
 
-    def read_state(self, missing: Collection[str]) -> None:
+    def read_state(self, missing: Collection[str], gone: Collection[str] = ()) -> None:
         """Read which of the missing experts have a run, with a number of requests that grows with pages of runs.
 
         Args:
-            missing: Tasks whose experts have no version. The caller holds the library's lock, so none is added.
+            missing: Tasks whose experts are missing. The caller holds the library's lock, so none is added.
+            gone: Those of them that have a version without files, and so a finished run.
         """
         begun = self.registry.unfinished_specs(self.plan.folders.library)
-        self._without_version = set(missing)
-        self._without_run = {task for task in missing if (task, self.plan.experts[task].job.spec_hash) not in begun}
+        self._without_version = set(missing).difference(gone)
+        specs = {task: (task, self.plan.experts[task].job.spec_hash) for task in self._without_version}
+        self._without_run = {task for task, spec in specs.items() if spec not in begun}
 
     def log_metrics(self, task: str, rows: Sequence[MetricRow]) -> str:
         """Log metric values of a task, and return its run id. The first call starts or continues the run."""

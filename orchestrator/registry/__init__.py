@@ -64,7 +64,7 @@ with warnings.catch_warnings():
     from orchestrator.registry.searches import search_artifacts
     from orchestrator.registry.store import Library, libraries, open_store
     from orchestrator.registry.uploads import log_file
-    from orchestrator.registry.version_files import fetch, read_file
+    from orchestrator.registry.version_files import check_files, fetch, read_file, version_has_files
     from orchestrator.registry.versions import Version, find_version, promote
 
 __all__ = [
@@ -143,5 +143,7 @@ class Registry(RetryingStore):
 
     promote = retried(promote)
     remove_versions = retried(remove_versions)
+    has_files = version_has_files
+    check_files = retried(check_files)
     fetch = retried(fetch)
     read_file = retried(read_file)

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.registry.store import Store
-from orchestrator.registry.uploads import artifact_uri, log_file
+from orchestrator.registry.uploads import upload_model
 from orchestrator.registry.versions import (
     CANDIDATE,
     CHAMPION,
     Version,
     VersionMetadata,
     list_versions,
+    model_name,
     register,
 )
 from ttmoe.errors import InputError
@@ -38,7 +39,8 @@ def register_expert(
 ) -> Version:
     """Upload a verified expert to its run and register it as a version, at most one per spec hash.
 
-    If the spec has a version, its files are not changed; only its aliases are set.
+    If the spec has a version, its files are not changed; only its aliases are set. A version whose files are gone is
+    replaced.
 
     Args:
         store: An open store.
@@ -47,7 +49,7 @@ def register_expert(
         spec_hash: Hash of the expert's spec.
         folder: The expert's files.
         run_id: The run that receives the files as artifacts.
-        tags: Tags of the version, without the prefix ``ttmoe.``.
+        tags: Tags of the version, without the prefix ``ttmoe.``. The files must have the ``weights_digest`` among them.
         metrics: Metrics of the version; they are stored as tags.
         description: Description of the version in MLflow.
         about: Description of the registered model in MLflow.
@@ -56,6 +58,7 @@ def register_expert(
 
     Raises:
         InputError: The task is called ``router``.
+        WorkFailedError: The expert's files are missing, are others, or were not kept by the artifact store.
     """
     if task == ROUTER:
         raise InputError(
@@ -64,9 +67,11 @@ def register_expert(
             fix="choose another name",
         )
 
+    digest = tags.get("weights_digest")
+    required = {"expert.json": None, "expert.safetensors": str(digest)} if digest else {}
+
     def upload() -> str:
-        log_file(store, run_id, folder, "expert")
-        return artifact_uri(store, run_id, "expert")
+        return upload_model(store, run_id, folder, "expert", required, model_name(library, task))
 
     metadata = VersionMetadata("expert", run_id, tags, metrics or {}, description, about)
     return register(store, library, task, spec_hash, upload, metadata, promote=promote, is_new=is_new)

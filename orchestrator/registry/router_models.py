@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.registry.expert_models import ROUTER
 from orchestrator.registry.store import Store
-from orchestrator.registry.uploads import artifact_uri, log_file
+from orchestrator.registry.uploads import upload_model
 from orchestrator.registry.version_files import read_file
 from orchestrator.registry.versions import (
     CHAMPION,
@@ -21,6 +21,7 @@ from orchestrator.registry.versions import (
     find_by_alias,
     find_version,
     list_versions,
+    model_name,
     register,
 )
 
@@ -73,8 +74,7 @@ def register_router(
         with tempfile.TemporaryDirectory() as scratch:
             model = Path(scratch) / ROUTER
             write_model(folder, model, lock, base_folder)
-            log_file(store, run_id, model, ROUTER)
-        return artifact_uri(store, run_id, ROUTER)
+            return upload_model(store, run_id, model, ROUTER, {LOCK: None}, model_name(library, ROUTER))
 
     metadata = VersionMetadata(ROUTER, run_id, tags, metrics or {}, description, about)
     return register(store, library, ROUTER, spec_hash, upload, metadata, promote=promote)

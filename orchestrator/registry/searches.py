@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from orchestrator.registry.artifact_folders import local_folder
 from orchestrator.registry.store import TAG, Store
-from orchestrator.registry.version_files import download, local_folder
+from orchestrator.registry.version_files import download
 
 
 def search_artifacts(store: Store, library: str, spec_hash: str) -> Path | None:
     """Return a local folder with the artifacts of the finished search of a spec, or None if there is no such search.
 
-    The artifacts are downloaded if a tracking server stores them.
+    A search whose folder is gone does not count. The artifacts are downloaded if a tracking server stores them.
 
     Raises:
         InputError: The download failed.
@@ -25,4 +26,6 @@ def search_artifacts(store: Store, library: str, spec_hash: str) -> Path | None:
         return None
     run = runs[0].info
     target = store.artifact_root / "fetched" / run.run_id
-    return local_folder(run.artifact_uri) or download(store, run.artifact_uri, target, f"search {run.run_id}")
+    if folder := local_folder(store, run.artifact_uri):
+        return folder if folder.is_dir() else None
+    return download(store, run.artifact_uri, target, f"search {run.run_id}")

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-import urllib.parse
-import urllib.request
 from pathlib import Path
 
 import mlflow.artifacts
 from mlflow.exceptions import MlflowException
 
+from orchestrator.registry.artifact_folders import has_files, local_folder
 from orchestrator.registry.store import Store
 from orchestrator.registry.versions import Version
 from ttmoe.errors import InputError
+
+_RESTORE = "move the storage folder back to its previous location, or make them again with `ttmoe run`"
 
 
 def fetch(store: Store, version: Version) -> Path:
@@ -26,34 +27,51 @@ def fetch(store: Store, version: Version) -> Path:
         InputError: The files are missing or cannot be downloaded.
     """
     where = f"{version.name} version {version.version}"
-    folder = local_folder(version.uri)
+    folder = local_folder(store, version.uri)
     if folder is None:
         return download(store, version.uri, download_path(store, version.name, version.version, version.uri), where)
     if not folder.is_dir():
-        raise InputError(
-            f"its files are missing: {folder}",
-            where=where,
-            fix="move the storage folder back to its previous location",
-        )
+        raise InputError(f"its files are missing: {folder}", where=where, fix=_RESTORE)
     return folder
+
+
+def version_has_files(store: Store, version: Version) -> bool:
+    """Return whether a version's files are there; without a request: those on a tracking server count as there."""
+    return has_files(store, version.uri)
+
+
+def check_files(store: Store, version: Version) -> None:
+    """Raise InputError if an expert's files are gone, or if the weights on a tracking server are not the registered."""
+    where = f"{version.name} version {version.version}"
+    if not has_files(store, version.uri):
+        raise InputError(f"its files are missing: {local_folder(store, version.uri)}", where=where, fix=_RESTORE)
+    if local_folder(store, version.uri) is None:
+        # A copy that was fetched earlier says nothing about the server.
+        with tempfile.TemporaryDirectory() as scratch:
+            weights = download(store, f"{version.uri}/expert.safetensors", Path(scratch) / "file", where)
+            digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        if digest != version.tags.get("weights_digest", digest):
+            raise InputError(f"the server has other weights: {digest[:12]}", where=where, fix=_RESTORE)
 
 
 def read_file(store: Store, version: Version, name: str) -> str:
     """Return the text of one of the version's files.
 
     If the version is on a tracking server and was not fetched, only this file is downloaded.
+
+    Raises:
+        InputError: The file is missing or cannot be downloaded.
     """
-    folder = local_folder(version.uri) or download_path(store, version.name, version.version, version.uri)
-    if folder.is_dir():
-        return (folder / name).read_text(encoding="utf-8")
+    where = f"{version.name} version {version.version}, {name}"
+    local = local_folder(store, version.uri)
+    folder = local or download_path(store, version.name, version.version, version.uri)
+    if local or folder.is_dir():
+        try:
+            return (folder / name).read_text(encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"the file cannot be read ({error})", where=where, fix=_RESTORE) from error
     with tempfile.TemporaryDirectory() as scratch:
-        where = f"{version.name} version {version.version}, {name}"
         return download(store, f"{version.uri}/{name}", Path(scratch) / "file", where).read_text(encoding="utf-8")
-
-
-def local_folder(uri: str) -> Path | None:
-    """Return the local path of a ``file:`` URI, or None for any other URI."""
-    return Path(urllib.request.url2pathname(urllib.parse.urlparse(uri).path)) if uri.startswith("file:") else None
 
 
 def download_path(store: Store, name: str, number: int, uri: str) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from orchestrator.registry.artifact_folders import has_files
 from orchestrator.registry.store import (
     TAG,
     Store,
@@ -87,7 +88,7 @@ def register(
     """Create the version of a spec unless it exists, and set its aliases.
 
     The call can be repeated after a crash at any point, because a version is created after the upload of its files
-    and together with its spec hash.
+    and together with its spec hash. Versions of the spec whose files are gone are deleted first.
 
     Args:
         store: An open store.
@@ -99,7 +100,12 @@ def register(
         promote: Set the alias ``champion`` in addition to ``candidate``.
         is_new: Whether the spec is known to have no version, so that none is searched for.
     """
-    versions = [] if is_new else _search(store, library, task, spec_hash)
+    versions = []
+    for found in [] if is_new else _search(store, library, task, spec_hash):
+        if has_files(store, found.source or ""):
+            versions.append(found)
+        else:
+            ignore_missing(partial(store.client.delete_model_version, found.name, found.version))
     aliases = _aliases(store, versions[0].name) if versions else {}
     if not versions:
         versions = _create(store, library, task, spec_hash, upload, metadata)

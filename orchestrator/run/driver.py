@@ -169,6 +169,7 @@ def _run_stages(context: RunContext, stage_result: Stage1Result) -> Plan:
                 context.view,
                 forecast.experts_per_job,
                 stage_result,
+                state.gone,
             )
         stage_result.workers = pool.started
         stage_result.busy_seconds, stage_result.waiting_seconds = pool.busy_seconds, pool.waiting_seconds
@@ -177,7 +178,8 @@ def _run_stages(context: RunContext, stage_result: Stage1Result) -> Plan:
         if stage_result.stopped or unmet:
             raise experts_failed_error(plan, stage_result, unmet)
         library = served.folders.library
-        if (router := registry.find_router(library, served.router_hash)) is None:
+        router = registry.find_router(library, served.router_hash)
+        if router is None or not registry.has_files(router):
             from orchestrator.run.stage2 import train_router
 
             compare = forecast.router.compares_depths

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -31,6 +31,7 @@ def train_experts(
     view: LiveView,
     experts_per_unit: int,
     stage_result: Stage1Result,
+    gone: Collection[str] = (),
 ) -> None:
     """Train and register the missing experts.
 
@@ -46,6 +47,7 @@ def train_experts(
         view: Shows the progress.
         experts_per_unit: Largest number of experts that one process trains together.
         stage_result: Receives the versions, failures and incidents.
+        gone: Tasks among ``missing`` whose experts have a version without files, which is replaced.
 
     Raises:
         WorkFailedError: The store stayed unavailable. Trained experts are kept on disk.
@@ -57,7 +59,7 @@ def train_experts(
     with Recorder(plan.config.failures.tracking_minutes * 60) as recorder:
         registrar = Registrar(operations, recorder, view, stage_result)
         try:
-            recorder.add("read", partial(operations.read_state, missing))
+            recorder.add("read", partial(operations.read_state, missing, gone))
             jobs = {task: plan.experts[task].job for task in missing}
             for task, job in list(jobs.items()):
                 if result := finished_result(Path(job.folder), job.spec_hash):

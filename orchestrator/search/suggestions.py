@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import TrialState
 
 from orchestrator.config.schema import SearchSettings
 
-OBJECTIVES = {"accuracy": "maximize", "parameters": "minimize"}
+OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {"accuracy": "maximize", "parameters": "minimize"}
 
 
 class Suggestions:
@@ -33,8 +34,10 @@ class Suggestions:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         startup = max(4, search.trials // 3)
         sampler = optuna.samplers.TPESampler(seed=search.seed, n_startup_trials=startup, constant_liar=True)
-        self._study = optuna.create_study(sampler=sampler, directions=list(OBJECTIVES.values()))
-        self._options = {name: optuna.distributions.CategoricalDistribution(options) for name, options in space.items()}
+        self._study = optuna.create_study(sampler=sampler, directions=[*OBJECTIVES.values()])
+        self._options: dict[str, BaseDistribution] = {
+            name: CategoricalDistribution(options) for name, options in space.items()
+        }
         self._random = random.Random(search.seed)
         self._asked: dict[str, optuna.Trial] = {}
         self._untried = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]

@@ -63,15 +63,15 @@ def run_search(plan: Plan, registry: Registry, view: LiveView) -> None:
             "lora16_parameters": count_lora_parameters(groups),
         }
         (folder / TRIALS).write_text(json.dumps(record, indent=1))
-        save_png(draw_trials(record["trials"], record["front"], search.task), folder / PARETO_PLOT)
+        save_png(draw_trials(records.finished, pareto_front(records.finished), search.task), folder / PARETO_PLOT)
         for name in (TRIALS, PARETO_PLOT):
             registry.log_file(run, folder / name)
 
 
 def max_parallel_trials(plan: Plan) -> int | None:
     """Return how many trials may run at once: the smaller limit of the search and of the run; None without any."""
-    limits = (plan.config.search and plan.config.search.max_parallel, plan.config.resources.max_parallel)
-    return min(filter(None, limits), default=None)
+    limits = [plan.config.search.max_parallel if plan.config.search else None, plan.config.resources.max_parallel]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _all_failed_error(records: TrialRecords) -> WorkFailedError:

@@ -277,6 +277,13 @@ class TestVerify:
         assert message in result.stdout.splitlines()[1]
         assert "1 of 3 experts failed: colours v1" in result.stderr
 
+    def test_an_expert_without_files_does_not_hide_the_others(self, home):
+        """The base of all is read from the files of one of them."""
+        shutil.rmtree(home.files("animals"))
+        lines = home.do("verify").stdout.splitlines()
+        assert "animals v1: FAILED: its files are missing" in lines[0]
+        assert lines[1:] == ["colours v1: ok", "which v1: ok"]
+
     def test_scores_that_change_in_a_batch_with_other_experts(self, home, monkeypatch):
         from orchestrator.experts import probing
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -10,6 +12,7 @@ from scripted_jobs import write_library
 
 pytestmark = pytest.mark.integration
 
+DIGEST = hashlib.sha256(b"weights").hexdigest()
 METRICS = {"test.accuracy": 0.75, "steps": 4.0, "seconds.job": 2.0, "seconds.loading": 0.5, "tokens.real_share": 0.9}
 
 
@@ -39,16 +42,17 @@ def recording(base_folder, tmp_path):
     folder = tmp_path / "expert"
     folder.mkdir()
     (folder / "expert.json").write_text("{}")
+    (folder / "expert.safetensors").write_bytes(b"weights")
     registry = open_registry(tmp_path / "runs")
     parent = registry.start_run("many", "run", {}, "", {})
 
-    def record(tasks):
+    def record(tasks, gone=()):
         client = CountedClient(registry.client)
         operations = ExpertOperations(plan, replace(registry, client=client), parent)
-        operations.read_state(tasks)
+        operations.read_state(tasks, gone)
         for task in tasks:
             job = plan.experts[task].job
-            result = ExpertResult(task, job.spec_hash, METRICS, job.parameters, "d" * 64, str(folder))
+            result = ExpertResult(task, job.spec_hash, METRICS, job.parameters, DIGEST, str(folder))
             operations.register(task, result, [("train.loss", 0.5, 1, 1000)])
         return client.calls
 
@@ -107,7 +111,7 @@ def test_what_a_lost_response_created_is_found_by_the_next_attempt(recording):
     registry = replace(recording.registry, client=LosesResponses(client))
     operations = ExpertOperations(recording.plan, registry, recording.parent)
     operations.read_state([task])
-    result = ExpertResult(task, expert.job.spec_hash, METRICS, expert.job.parameters, "d" * 64, str(recording.folder))
+    result = ExpertResult(task, expert.job.spec_hash, METRICS, expert.job.parameters, DIGEST, str(recording.folder))
     for _ in range(2):
         with pytest.raises(ConnectionError):
             operations.register(task, result)
@@ -123,6 +127,18 @@ def test_a_run_that_an_earlier_driver_left_is_continued(recording):
     registry.finish_run(left, "KILLED")
     recording([task])
     assert [run.run_id for run in registry.child_runs("many", recording.parent)] == [left]
+
+
+def test_a_version_whose_files_are_gone_is_made_again_in_its_run(recording):
+    task, registry = next(iter(recording.plan.experts)), recording.registry
+    recording([task])
+    (old,) = registry.experts("many", every=True)
+    shutil.rmtree(registry.fetch(old))
+    recording([task], [task])
+    (new,) = registry.experts("many", every=True)
+    assert (new.version, new.spec_hash, new.run_id) == (2, old.spec_hash, old.run_id)
+    assert (registry.fetch(new) / "expert.safetensors").read_bytes() == b"weights"
+    assert [run.run_id for run in registry.child_runs("many", recording.parent)] == [old.run_id]
 
 
 def test_a_description_of_a_user_is_kept_and_a_missing_one_added(recording):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import multiprocessing
 import os
 import random
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -21,7 +23,7 @@ import psutil
 import pytest
 
 from orchestrator.registry import uploads
-from ttmoe.errors import InputError
+from ttmoe.errors import InputError, WorkFailedError
 
 pytestmark = pytest.mark.integration
 
@@ -258,6 +260,80 @@ def test_fetch_from_a_local_store_copies_nothing_and_reports_missing_files(regis
     assert (folder / "expert.safetensors").read_bytes() == (expert_folder / "expert.safetensors").read_bytes()
     with pytest.raises(InputError, match=r"lib\.trec version 1.*missing"):
         registry.fetch(replace(version, uri=version.uri + "-elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("expert.safetensors", b"stale"), ("expert.safetensors", None), ("expert.json", None), ("", None)],
+    ids=["other weights", "no weights", "no manifest", "no folder"],
+)
+def test_an_expert_whose_files_are_missing_or_others_is_not_registered(registry, expert_folder, name, content):
+    """A server and a shared cache, but a storage folder that the driver does not share with its workers."""
+    digest = hashlib.sha256((expert_folder / "expert.safetensors").read_bytes()).hexdigest()
+    if not name:
+        shutil.rmtree(expert_folder)
+    elif content is None:
+        (expert_folder / name).unlink()
+    else:
+        (expert_folder / name).write_bytes(content)
+    with pytest.raises(WorkFailedError, match=f"missing on this machine.*{name}") as caught:
+        registry.register_expert("lib", "trec", "aa11", expert_folder, start(registry), {"weights_digest": digest})
+    assert (caught.value.where, "storage.root" in caught.value.fix) == ("lib.trec", True)
+    assert registry.experts("lib", every=True) == []
+
+
+def start(registry):
+    return registry.expert_run("lib", "none", "trec", "aa11", {})
+
+
+@pytest.mark.parametrize("kept", [None, b"cut"])
+def test_what_was_uploaded_is_read_back_before_a_version_is_made(registry, expert_folder, monkeypatch, kept):
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    upload = LocalArtifactRepository.log_artifacts
+
+    def lossy(repository, folder, path=None):
+        if kept:
+            upload(repository, folder, path)
+            Path(repository.artifact_dir, path, "expert.safetensors").write_bytes(kept)
+
+    monkeypatch.setattr(LocalArtifactRepository, "log_artifacts", lossy)
+    with pytest.raises(WorkFailedError, match=r"did not keep what was uploaded: .*expert\.safetensors"):
+        add_expert(registry, expert_folder)
+    assert registry.experts("lib", every=True) == []
+    monkeypatch.undo()
+    assert add_expert(registry, expert_folder).version == 1
+
+
+def test_a_version_whose_files_are_gone_is_replaced(registry, expert_folder, router_folder):
+    old = add_expert(registry, expert_folder, promote=True)
+    assert registry.has_files(old)
+    registry.check_files(old)
+    (registry.fetch(old) / "expert.safetensors").unlink()
+    assert not registry.has_files(old)
+    with pytest.raises(InputError, match="its files are missing"):
+        registry.check_files(old)
+    new = add_expert(registry, expert_folder)
+    assert (new.version, new.aliases, registry.has_files(new)) == (2, ("candidate",), True)
+    assert registry.experts("lib", every=True) == [new]
+    run = registry.expert_run("lib", "none", "router", "bb22", {})
+    router = registry.register_router("lib", "bb22", router_folder, {"trec": "aa11"}, run, {})
+    assert registry.has_files(router)
+    shutil.rmtree(registry.fetch(router))
+    assert not registry.has_files(router)
+    with pytest.raises(InputError, match="cannot be read"):
+        registry.read_file(router, "router.json")
+
+
+def test_a_storage_folder_that_was_moved_keeps_its_files(fresh_store, tmp_path, expert_folder):
+    from orchestrator.registry import Registry
+
+    version = add_expert(open_copy(fresh_store, tmp_path / "runs"), expert_folder)
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    registry = Registry.open(f"sqlite:///{tmp_path}/moved/mlflow.db", tmp_path / "moved" / "mlartifacts")
+    assert registry.has_files(version)
+    assert registry.fetch(version).is_relative_to(tmp_path / "moved")
+    assert json.loads(registry.read_file(version, "expert.json")) == {"task": "trec"}
 
 
 def test_a_spec_has_one_version_which_never_changes(registry, expert_folder):
@@ -728,6 +804,7 @@ def test_a_tracking_server_serves_the_same_registry_and_ends_cleanly(tmp_path, r
             servers = psutil.Process(ui.pid).children(recursive=True)
             remote = Registry.open(f"http://127.0.0.1:{port}", tmp_path / "cache")
             use_remote(remote, expert_folder)
+            lose_files(remote, expert_folder, tmp_path / "mlartifacts")
         finally:
             ui.terminate()
         assert ui.wait(timeout=30) == 0
@@ -757,6 +834,25 @@ def use_remote(remote, expert_folder):
     assert not folder.exists()
     remote.remove_versions("lib", "trec", [2])
     assert remote.find_expert("lib", "trec", "cc33") is None
+
+
+def lose_files(remote, expert_folder, served):
+    """An upload of nothing is no version; a check asks the server, whatever was fetched before."""
+    from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HttpArtifactRepository, "log_artifact", lambda *_, **__: None)
+        with pytest.raises(WorkFailedError, match=r"did not keep .*expert\.safetensors"):
+            add_expert(remote, expert_folder, spec_hash="ee55")
+    assert remote.experts("lib", every=True) == []
+    version = add_expert(remote, expert_folder, spec_hash="ee55")
+    remote.fetch(version)
+    remote.check_files(version)
+    (stored,) = served.glob(f"**/{version.run_id}/artifacts/expert/expert.safetensors")
+    stored.unlink()
+    with pytest.raises(InputError, match="cannot be downloaded"):
+        remote.check_files(version)
+    remote.remove_versions("lib", "trec", [version.version])
 
 
 def fetch_search(remote, expert_folder):

@@ -64,6 +64,7 @@ def _register(plan, registry, files):
                   "metrics": {"stripped.routing_accuracy": 0.5}}  # fmt: skip
     (files / EVALUATION).write_text(json.dumps(evaluation))
     (files / CONFUSION_PLOT).touch()
+    (files / "expert.safetensors").write_text("weights")
     (files / "router.json").write_text(json.dumps({"base": plan.base.identity()}))
     for task, spec_hash in plan.lock.items():
         metrics = {"test.accuracy": 0.5}

@@ -35,6 +35,18 @@ def test_a_version_of_the_spec_is_cached_even_if_a_newer_version_has_another_spe
     assert (expert.state, expert.version.version) == ("cached", 1)
 
 
+def test_an_expert_or_router_whose_files_are_gone_is_missing(planned):
+    plan = planned()
+    own, router = version_of(plan, "colours", 3), version("router", plan.router_hash, 4, {}, {})
+    intact = FakeRegistry([own, version_of(plan, "animals")], champion=router)
+    assert not read_library_state(plan, intact).has_work
+    state = read_library_state(plan, replace(intact, gone=(own, router)))
+    expert = state.experts["colours"]
+    assert (expert.state, expert.reason, state.todo) == ("missing", "the files of v3 are gone", ["colours"])
+    assert (state.router.state, state.router.reason) == ("missing", "the files of v4 are gone")
+    assert state.gone == ["colours"]
+
+
 def test_changes_to_the_newest_version_are_named_with_both_values(planned):
     before, newest, plan = planned(train={"steps": 10}), planned(train={"steps": 200}), planned(train={"steps": 120})
     registry = FakeRegistry([version_of(before, "colours", 1), version_of(newest, "colours", 2)])
