@@ -190,7 +190,7 @@ def make_library(path: Path, fates: Mapping[str, str] | None, out: Any = None) -
 
     config = timed("load_config", lambda: load_config(str(path), []).config)
     plan = timed("make_plan", lambda: make_plan(config))
-    registry = timed("open", lambda: Registry.open(config.tracking_uri, plan.folders.artifacts))
+    registry = timed("open", lambda: Registry.open(config.store.uri, plan.folders.artifacts))
     timed("close_stale", lambda: registry.close_stale(plan.folders.library))
     state = timed("hold", lambda: read_library_state(plan, registry))
     nodes = plan.nodes

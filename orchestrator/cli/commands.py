@@ -15,9 +15,11 @@ from orchestrator.cli.options import (
     LibraryOption,
     RootOption,
     SetOption,
+    UriOption,
     command,
     command_group,
     console,
+    selected_store,
 )
 from orchestrator.cli.startup import import_registry, prepare_command
 from ttmoe.errors import InputError
@@ -100,7 +102,9 @@ def plan(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOptio
 
 
 @command(app)
-def status(library: LibraryOption = None, root: RootOption = Path("runs"), as_json: JsonOption = False) -> None:
+def status(
+    library: LibraryOption = None, root: RootOption = None, uri: UriOption = None, as_json: JsonOption = False
+) -> None:
     """Show the progress of the newest run.
 
     Works from any shell, while the run is active or after it.
@@ -108,7 +112,7 @@ def status(library: LibraryOption = None, root: RootOption = Path("runs"), as_js
     import_registry()
     from orchestrator.progress.status_screen import show_status
 
-    show_status(root, library, console(), as_json=as_json)
+    show_status(selected_store(root, uri, quiet=as_json), library, console(), as_json=as_json)
 
 
 @command(app)
@@ -150,7 +154,8 @@ def predict(
         ),
     ] = None,
     library: LibraryOption = None,
-    root: RootOption = Path("runs"),
+    root: RootOption = None,
+    uri: UriOption = None,
 ) -> None:
     """Predict task and label of texts, lines or files.
 
@@ -170,21 +175,18 @@ def predict(
 
     request = PredictRequest(
         tuple(texts or ()), file, out, text, second, tuple(choices or ()), as_json, batch_size, device, force,
-        on_ray, workers, gpus, library, root,
+        on_ray, workers, gpus, library, selected_store(root, uri, quiet=as_json),
     )  # fmt: skip
     run_request(request)
 
 
 @command(app)
 def ui(
-    root: RootOption = Path("runs"),
-    uri: Annotated[
-        str | None, typer.Option(metavar="URI", help="MLflow store; by default the one under --root.")
-    ] = None,
+    root: RootOption = None,
+    uri: UriOption = None,
     port: Annotated[int, typer.Option(metavar="PORT", help="Port to listen on.")] = 5000,
 ) -> None:
     """Open the MLflow UI."""
-    from orchestrator.config.store_address import store_uri
     from orchestrator.progress.mlflow_ui import open_ui
 
-    open_ui(root, uri or store_uri(root), port, console())
+    open_ui(selected_store(root, uri), port, console())

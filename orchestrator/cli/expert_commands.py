@@ -12,10 +12,12 @@ from orchestrator.cli.options import (
     LibraryOption,
     RootOption,
     TaskArgument,
+    UriOption,
     VersionOption,
     command,
     command_group,
     console,
+    selected_store,
 )
 from orchestrator.cli.startup import import_registry
 
@@ -25,7 +27,8 @@ experts = command_group("Manage the experts of a library.")
 @command(experts, "ls")
 def experts_ls(
     library: LibraryOption = None,
-    root: RootOption = Path("runs"),
+    root: RootOption = None,
+    uri: UriOption = None,
     every: Annotated[bool, typer.Option("--all", help="List all versions, not only the current ones.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -33,7 +36,7 @@ def experts_ls(
     import_registry()
     from orchestrator.experts.listing import print_experts
 
-    print_experts(root, library, every, as_json, console())
+    print_experts(selected_store(root, uri, quiet=as_json), library, every, as_json, console())
 
 
 @command(experts, "show")
@@ -41,14 +44,15 @@ def experts_show(
     task: TaskArgument,
     version: VersionOption = None,
     library: LibraryOption = None,
-    root: RootOption = Path("runs"),
+    root: RootOption = None,
+    uri: UriOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show all recorded details of an expert."""
     import_registry()
     from orchestrator.experts.showing import show_expert
 
-    show_expert(root, library, task, version, as_json, console())
+    show_expert(selected_store(root, uri, quiet=as_json), library, task, version, as_json, console())
 
 
 @command(experts, "verify")
@@ -58,7 +62,8 @@ def experts_verify(
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Verify all versions, not only the current ones.")] = False,
     library: LibraryOption = None,
-    root: RootOption = Path("runs"),
+    root: RootOption = None,
+    uri: UriOption = None,
 ) -> None:
     """Check the files and the scores of experts.
 
@@ -66,7 +71,7 @@ def experts_verify(
     """
     from orchestrator.experts.verifying import verify_experts
 
-    verify_experts(root, library, tasks or [], every, console())
+    verify_experts(selected_store(root, uri), library, tasks or [], every, console())
 
 
 @command(experts, "promote")
@@ -76,13 +81,14 @@ def experts_promote(
         int | None, typer.Option("--version", metavar="N", help="Version; by default the candidate.")
     ] = None,
     library: LibraryOption = None,
-    root: RootOption = Path("runs"),
+    root: RootOption = None,
+    uri: UriOption = None,
 ) -> None:
     """Make a version the champion of its task."""
     import_registry()
     from orchestrator.experts.promoting import promote_expert
 
-    promote_expert(root, library, task, version, console())
+    promote_expert(selected_store(root, uri), library, task, version, console())
 
 
 @command(experts, "rm")
@@ -92,7 +98,8 @@ def experts_rm(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Remove a version even if the router uses it.")] = False,
     library: LibraryOption = None,
-    root: RootOption = Path("runs"),
+    root: RootOption = None,
+    uri: UriOption = None,
 ) -> None:
     """Remove an expert, its runs and its work folders.
 
@@ -101,7 +108,7 @@ def experts_rm(
     import_registry()
     from orchestrator.experts.removing import remove_expert
 
-    remove_expert(root, library, task, version, yes, force, console())
+    remove_expert(selected_store(root, uri), library, task, version, yes, force, console())
 
 
 @command(experts, "export")
@@ -114,12 +121,13 @@ def experts_export(
     version: VersionOption = None,
     force: Annotated[bool, typer.Option("--force", help="Write into a folder that is not empty.")] = False,
     library: LibraryOption = None,
-    root: RootOption = Path("runs"),
+    root: RootOption = None,
+    uri: UriOption = None,
 ) -> None:
     """Export an expert as a PEFT LoRA adapter or as its own files."""
     from orchestrator.experts.exporting import export_expert
 
-    export_expert(root, library, task, version, folder, form, force, console())
+    export_expert(selected_store(root, uri), library, task, version, folder, form, force, console())
 
 
 @command(experts, "import")
@@ -135,9 +143,10 @@ def experts_import(
         typer.Option(metavar="KIND", help="text, pair or generate; by default from the folder, or else text."),
     ] = None,
     library: LibraryOption = None,
-    root: RootOption = Path("runs"),
+    root: RootOption = None,
+    uri: UriOption = None,
 ) -> None:
     """Register an expert from a folder as a candidate."""
     from orchestrator.experts.importing import import_expert
 
-    import_expert(root, library, folder, task, labels, kind, console())
+    import_expert(selected_store(root, uri), library, folder, task, labels, kind, console())

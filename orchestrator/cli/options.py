@@ -14,6 +14,8 @@ from ttmoe.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from orchestrator.config.store_address import StoreAddress
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -24,7 +26,17 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a config key: train.steps=100. Can be repeated."),
 ]
-RootOption = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder that contains the runs (storage.root).")]
+RootOption = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Folder that contains the runs (storage.root); by default runs."),
+]
+UriOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URI",
+        help="MLflow store; by default the one in --root, or else MLFLOW_TRACKING_URI, or the one in runs.",
+    ),
+]
 LibraryOption = Annotated[str | None, typer.Option(metavar="NAME", help="Library; by default the one that ran last.")]
 TaskArgument = Annotated[
     str, typer.Argument(metavar="TASK", help="Task of the expert; TASK@v3 or TASK@candidate selects a version.")
@@ -57,8 +69,10 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[P
             try:
                 return function(*args, **kwargs)
             except InputError as error:
+                from orchestrator.config.store_address import mask_secrets
+
                 head = f"error: {error.where}\n  {error.what}" if error.where else f"error: {error.what}"
-                typer.echo(f"{head}\n  {error.fix}" if error.fix else head, err=True)
+                typer.echo(mask_secrets(f"{head}\n  {error.fix}" if error.fix else head), err=True)
                 raise typer.Exit(error.code) from None
             except KeyboardInterrupt:
                 typer.echo("interrupted; repeat the command to continue", err=True)
@@ -67,6 +81,22 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[P
         return group.command(name)(call)
 
     return add
+
+
+def selected_store(root: Path | None, uri: str | None, *, quiet: bool = False) -> StoreAddress:
+    """Return the store that a command without a config asks, and name it on standard error.
+
+    Args:
+        root: The option ``--root``.
+        uri: The option ``--uri``.
+        quiet: Do not name it, because the output is JSON.
+    """
+    from orchestrator.config.store_address import find_store
+
+    store = find_store(root=root, uri=uri)
+    if not quiet:
+        typer.echo(f"store: {store}", err=True)
+    return store
 
 
 def console() -> Console:

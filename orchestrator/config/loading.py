@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from orchestrator.config.error_messages import closest_match, dotted_key, to_input_error
 from orchestrator.config.schema import Config
+from orchestrator.config.store_address import mask_secrets
 from orchestrator.config.yaml_document import dump_yaml, parse_value, read_yaml
 from ttmoe.errors import InputError
 
@@ -61,8 +62,11 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedConfi
 
 
 def resolved_yaml(config: Config) -> str:
-    """Return the whole config, defaults included, as YAML that loads to the same config."""
-    return dump_yaml(config.model_dump(mode="json", exclude_none=True, by_alias=True))
+    """Return the whole config, defaults included, as YAML that loads to the same config, but without a password."""
+    data = config.model_dump(mode="json", exclude_none=True, by_alias=True)
+    if config.tracking.uri:
+        data["tracking"]["uri"] = mask_secrets(config.tracking.uri)
+    return dump_yaml(data)
 
 
 def recipe_names() -> list[str]:

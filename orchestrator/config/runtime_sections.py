@@ -82,4 +82,7 @@ class TrackingSettings(BaseModel):
     """The MLflow store."""
 
     model_config = STRICT_CONFIG
-    uri: str | None = Field(default=None, description="MLflow tracking URI; by default sqlite:///<root>/mlflow.db.")
+    uri: str | None = Field(
+        default=None,
+        description="MLflow tracking URI; by default MLFLOW_TRACKING_URI, or else <root>/mlflow.db.",
+    )

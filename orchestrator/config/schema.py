@@ -21,7 +21,7 @@ from orchestrator.config.runtime_sections import (
     TrackingSettings,
 )
 from orchestrator.config.sections import AdapterSettings, BaseSettings, HeadMode
-from orchestrator.config.store_address import store_uri
+from orchestrator.config.store_address import StoreAddress, find_store
 from workers.data.task import Task
 from workers.data.validation import STRICT_CONFIG, setting_error
 from workers.training.settings import PositiveInt, RouterSettings, TrainSettings
@@ -189,9 +189,9 @@ class Config(BaseModel):
         return Path(self.storage.cache or Path(self.storage.root, "cache"))
 
     @property
-    def tracking_uri(self) -> str:
-        """MLflow tracking URI."""
-        return self.tracking.uri or store_uri(Path(self.storage.root))
+    def store(self) -> StoreAddress:
+        """The MLflow store."""
+        return find_store(config_uri=self.tracking.uri, config_root=Path(self.storage.root))
 
 
 def _check_shapes(adapter: AdapterSettings, key: tuple[str, ...]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from orchestrator.config.store_address import StoreAddress
 from orchestrator.experts.base_folder import base_of_version
 from orchestrator.experts.probing import ProbeBank
 from orchestrator.experts.version_selection import choose_version, version_label
@@ -25,7 +26,7 @@ WRITTEN = {
 
 
 def export_expert(
-    root: Path,
+    store: StoreAddress,
     library: str | None,
     name: str,
     number: int | None,
@@ -44,7 +45,7 @@ def export_expert(
     """
     if form not in WRITTEN:
         raise InputError(f"there is no format {form!r}", where="--format", fix=f"use one of: {', '.join(WRITTEN)}")
-    registry, library = open_library(root, library)
+    registry, library = open_library(store, library)
     version = choose_version(registry, library, name, number)
     if folder.exists() and not folder.is_dir():
         raise InputError("it is a file", where=str(folder), fix="choose another folder")

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from orchestrator.config.schema import TaskName
+from orchestrator.config.store_address import StoreAddress
 from orchestrator.experts.base_folder import library_base
 from orchestrator.experts.probing import ProbeBank
 from orchestrator.experts.router_state import read_router_state
@@ -46,7 +47,7 @@ class ExpertDescription:
 
 
 def import_expert(
-    root: Path,
+    store: StoreAddress,
     library: str | None,
     folder: Path,
     task: str,
@@ -60,7 +61,7 @@ def import_expert(
     the same version.
 
     Args:
-        root: Folder that contains the runs.
+        store: The store to open.
         library: Name of the library; None selects the one that ran last.
         folder: Folder of a ttmoe expert or a PEFT LoRA adapter.
         task: Task of the expert.
@@ -72,12 +73,12 @@ def import_expert(
         InputError: If the folder contains no expert of the library's base, or an argument contradicts it.
     """
     _check_task(task)
-    registry, library = open_library(root, library)
+    registry, library = open_library(store, library)
     probes = ProbeBank.open(library_base(registry, library))
     manifest = read_manifest(folder) if (folder / EXPERT_MANIFEST).is_file() else None
     description = _describe(task, labels, kind, manifest, folder)
     _load(probes, folder, description)
-    with tempfile.TemporaryDirectory() as files, driver_lock(root.resolve() / library):
+    with tempfile.TemporaryDirectory() as files, driver_lock(store.root.resolve() / library):
         saved = _save(probes, description, manifest, Path(files))
         version = _register(registry, library, probes, saved, Path(files), folder)
     headless = bool(description.labels) and not _has_head(folder)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.config.store_address import StoreAddress
 from orchestrator.experts.router_state import RouterState, read_router_state
 from orchestrator.plan.json_output import to_json
 from orchestrator.registry import Version
@@ -19,12 +19,12 @@ PIPE_WIDTH = 200
 """Characters of a line if the output is not a terminal, so that programs such as grep find one line per expert."""
 
 
-def print_experts(root: Path, library: str | None, every: bool, as_json: bool, console: Console) -> None:
+def print_experts(store: StoreAddress, library: str | None, every: bool, as_json: bool, console: Console) -> None:
     """Print a table (or JSON) with the current version of each expert, or with ``every`` all versions; and the router.
 
     Takes two queries for the experts, however many they are, and two for the router.
     """
-    registry, library = open_library(root, library)
+    registry, library = open_library(store, library)
     versions = registry.experts(library, every=every)
     routing = read_router_state(registry, library, versions)
     rows = [_row(version, routing) for version in versions]

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rich.console import Console
 
+from orchestrator.config.store_address import StoreAddress
 from orchestrator.experts.router_state import RETRAIN, read_router_state
 from orchestrator.experts.version_selection import choose_version, version_label
 from orchestrator.registry.library import open_library
 from orchestrator.registry.versions import CANDIDATE
 
 
-def promote_expert(root: Path, library: str | None, name: str, number: int | None, console: Console) -> None:
+def promote_expert(store: StoreAddress, library: str | None, name: str, number: int | None, console: Console) -> None:
     """Give the alias ``champion`` of a task to another version, and report if the router becomes stale.
 
     A later ``ttmoe run`` undoes this: it gives the alias to the versions that its config describes.
 
     Args:
-        root: The folder that runs write to (``storage.root``).
+        store: The store to open.
         library: The library; None selects the one that ran last.
         name: The task, or a version of it such as ``trec@v3``. A task alone selects the version ``candidate``.
         number: Number of the version; None if ``name`` selects it.
@@ -27,7 +26,7 @@ def promote_expert(root: Path, library: str | None, name: str, number: int | Non
     Raises:
         InputError: If there is no such version.
     """
-    registry, library = open_library(root, library)
+    registry, library = open_library(store, library)
     version = choose_version(registry, library, name, number, aliases=(CANDIDATE,))
     registry.promote(version)
     console.print(f"{version_label(version)} is the champion", highlight=False)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 import sys
-from pathlib import Path
 
 from rich.console import Console
 from rich.prompt import Confirm
 
+from orchestrator.config.store_address import StoreAddress
 from orchestrator.experts.router_state import read_router_state
 from orchestrator.experts.version_selection import choose_version, task_versions, version_label
 from orchestrator.plan.folders import LibraryFolders
@@ -19,7 +19,7 @@ from ttmoe.errors import InputError
 
 
 def remove_expert(
-    root: Path, library: str | None, name: str, number: int | None, yes: bool, force: bool, console: Console
+    store: StoreAddress, library: str | None, name: str, number: int | None, yes: bool, force: bool, console: Console
 ) -> None:
     """Remove a version, with its MLflow run and work folder; all versions of the task if none is selected.
 
@@ -31,7 +31,7 @@ def remove_expert(
         InputError: If there is no such version; if the champion router uses it and ``force`` is False; or if ``yes``
             is False and standard input is not a terminal.
     """
-    registry, library = open_library(root, library)
+    registry, library = open_library(store, library)
     if number is not None or "@" in name:
         versions = [choose_version(registry, library, name, number)]
     else:
@@ -42,7 +42,7 @@ def remove_expert(
     if not yes and not _confirm(f"Remove {labels} from library {library}?", console):
         console.print("nothing was removed")
         return
-    folders = LibraryFolders(root.resolve(), library, root.resolve())
+    folders = LibraryFolders(store.root.resolve(), library, store.root.resolve())
     with driver_lock(folders.home):
         # The folders first: after an interruption the versions are still listed, and can be removed again.
         for version in versions:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from orchestrator.config.store_address import StoreAddress
 from orchestrator.experts.version_selection import choose_version, version_label
 from orchestrator.plan.json_output import round_share, to_json
 from orchestrator.registry import Registry, Version
@@ -21,7 +21,7 @@ _DETAIL_TAGS = ("origin", "base", "base_revision", "base_digest", "method", "ran
 
 
 def show_expert(
-    root: Path, library: str | None, name: str, number: int | None, as_json: bool, console: Console
+    store: StoreAddress, library: str | None, name: str, number: int | None, as_json: bool, console: Console
 ) -> None:
     """Print the details of one version as a table or as JSON.
 
@@ -30,7 +30,7 @@ def show_expert(
     Raises:
         InputError: If there is no such version.
     """
-    registry, library = open_library(root, library)
+    registry, library = open_library(store, library)
     details = expert_details(registry, choose_version(registry, library, name, number))
     if as_json:
         console.out(to_json(details, exact=["spec"]), highlight=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from orchestrator.config.store_address import StoreAddress
 from orchestrator.experts.base_folder import base_of_version
 from orchestrator.experts.probing import ProbeBank, VersionMismatchError
 from orchestrator.experts.version_selection import choose_version, task_versions, version_label
@@ -19,11 +20,13 @@ GROUP_SIZE = 16
 FIX = "restore its files from a backup, or remove it with `ttmoe experts rm` and retrain it with `ttmoe run`"
 
 
-def verify_experts(root: Path, library: str | None, names: Sequence[str], every: bool, console: Console) -> None:
+def verify_experts(
+    store: StoreAddress, library: str | None, names: Sequence[str], every: bool, console: Console
+) -> None:
     """Verify experts and print one line for each: ``ok``, or ``FAILED`` with the reason.
 
     Args:
-        root: Folder that contains the runs.
+        store: The store to open.
         library: Name of the library; None selects the one that ran last.
         names: Experts to verify, as in ``choose_version``. Empty selects the current version of every expert.
         every: Verify all versions of the experts.
@@ -33,7 +36,7 @@ def verify_experts(root: Path, library: str | None, names: Sequence[str], every:
         InputError: If there is no such expert.
         WorkFailedError: If an expert failed.
     """
-    registry, library = open_library(root, library)
+    registry, library = open_library(store, library)
     versions = _select(registry, library, names, every)
     if not versions:
         raise InputError("there are no experts to verify", where=f"library {library}", fix="train one with `ttmoe run`")

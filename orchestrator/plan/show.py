@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
@@ -13,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.config.loading import LoadedConfig
+from orchestrator.config.store_address import StoreAddress
 from orchestrator.plan.forecast import Forecast, check_feasible, check_router_fits, check_search_fits, make_forecast
 from orchestrator.plan.json_output import to_json
 from orchestrator.plan.library_state import LibraryState, read_library_state
@@ -47,8 +47,8 @@ def show_plan(loaded: LoadedConfig, console: Console, as_json: bool) -> None:
         InfeasibleError: If the work does not fit the nodes; it is raised after the plan was printed.
     """
     with nullcontext() if as_json else console.status("planning: base, data, adapters"):
+        registry = _open_registry(loaded.config.store)
         plan = make_plan(loaded.config)
-        registry = _open_registry(plan)
         state = read_library_state(plan, registry)
         check_search_space(plan, state)
         forecast, problem = make_forecast(plan, state, plan.nodes), _find_problem(plan, state)
@@ -60,14 +60,13 @@ def show_plan(loaded: LoadedConfig, console: Console, as_json: bool) -> None:
         raise problem
 
 
-def _open_registry(plan: Plan) -> Registry | None:
+def _open_registry(store: StoreAddress) -> Registry | None:
     """Return the registry, or None if it does not exist: a plan does not create one."""
-    uri = plan.config.tracking_uri
-    if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).is_file():
+    if store.is_missing:
         return None
     from orchestrator.registry import Registry
 
-    return Registry.open(uri, plan.folders.artifacts)
+    return Registry.open(store.uri, store.artifacts, store.source)
 
 
 def _find_problem(plan: Plan, state: LibraryState) -> InfeasibleError | None:

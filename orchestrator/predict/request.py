@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.config.store_address import StoreAddress, find_store
 from orchestrator.predict.input_columns import InputColumns
 from ttmoe.errors import InputError
 
@@ -28,7 +29,7 @@ class PredictRequest:
         workers: Processes on Ray. None starts as many as fit.
         gpus: GPUs of each process on Ray; may be a fraction. None chooses by ``device`` and the cluster.
         library: Name of the library. None selects the one that ran last.
-        root: Folder that contains the runs.
+        store: The store that contains the library.
     """
 
     texts: tuple[str, ...] = ()
@@ -45,7 +46,7 @@ class PredictRequest:
     workers: int | None = None
     gpus: float | None = None
     library: str | None = None
-    root: Path = Path("runs")
+    store: StoreAddress = field(default_factory=find_store)
 
     @property
     def columns(self) -> InputColumns:

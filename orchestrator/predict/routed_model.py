@@ -52,12 +52,12 @@ def open_router(request: PredictRequest, messages: Console) -> RegisteredRouter:
     if request.device not in DEVICES:
         what = f"there is no device {request.device!r}"
         raise InputError(what, where="--device", fix=f"use one of: {', '.join(DEVICES)}")
-    registry, name = open_library(request.root, request.library)
+    registry, name = open_library(request.store, request.library)
     routing = read_router_state(registry, name, registry.experts(name))
     if routing is None:
         fix = "complete its `ttmoe run`: the router is trained last"
-        raise InputError(f"library {name!r} has no router", where=str(request.root), fix=fix)
+        raise InputError(f"library {name!r} has no router", where=str(request.store), fix=fix)
     if routing.stale:
         print_line(messages, f"warning: router v{routing.router.version} of {name} is {routing.describe()}")
     folder = registry.fetch(routing.router)
-    return RegisteredRouter(folder, registered_base(folder, request.root.resolve() / "cache"))
+    return RegisteredRouter(folder, registered_base(folder, request.store.root.resolve() / "cache"))

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+from orchestrator.config.store_address import StoreAddress, split_credentials
 from ttmoe.errors import InputError
 
 _HOST = "127.0.0.1"
@@ -32,38 +33,42 @@ class MessageSink(Protocol):
         """Print one line; with ``soft_wrap`` a long one is not broken, and without ``markup`` brackets are text."""
 
 
-def open_ui(root: Path, uri: str, port: int, console: MessageSink) -> None:
+def open_ui(store: StoreAddress, port: int, console: MessageSink) -> None:
     """Serve a store on ``127.0.0.1:port`` until Ctrl-C or SIGTERM, then end all processes of the server.
 
     Args:
-        root: Folder with the store's ``mlartifacts``; the server's log ``ui.log`` is written to it.
-        uri: Address of the store. If it is an MLflow server, only its address is printed.
+        store: The store. If it is an MLflow server, only its address is printed. The log ``ui.log`` of a server that
+            is started is written to the storage root.
         port: Port to listen on.
         console: Where to print the address.
 
     Raises:
         InputError: If there is no store, the port is in use, or the server does not start.
     """
-    if uri.startswith(("http://", "https://")):
-        console.print(f"MLflow UI: {uri}")
+    if store.uri.startswith(("http://", "https://")):
+        console.print(f"MLflow UI: {split_credentials(store.uri)[0]}", soft_wrap=True, markup=False)
         return
-    _check_store(uri)
+    if store.is_missing:
+        fix = "run a library first (ttmoe run), or name its folder with --root"
+        raise InputError("there is no MLflow store here", where=str(store), fix=fix)
     _check_port(port)
-    with _stop_on_signals(), (root / "ui.log").open("w") as log:
+    store.root.mkdir(parents=True, exist_ok=True)
+    log_file = store.root / "ui.log"
+    with _stop_on_signals(), log_file.open("w") as log:
         server = subprocess.Popen(
-            _command(root, uri, port),
-            env=_environment(),
+            _command(store.artifacts, port),
+            env=_environment(store.uri),
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a process group of its own, so that Ctrl-C reaches only this process
         )
         try:
-            _wait_healthy(server, port, root / "ui.log")
+            _wait_healthy(server, port, log_file)
             console.print(f"MLflow UI: http://{_HOST}:{port}/#/models  (Ctrl-C ends it)")
             for library, link in _expert_pages(port):
                 console.print(f"experts of {library}: {link}", soft_wrap=True, markup=False)
             if server.wait() != 0:
-                raise InputError(f"the MLflow server ended with code {server.returncode}", where=str(root / "ui.log"))
+                raise InputError(f"the MLflow server ended with code {server.returncode}", where=str(log_file))
         except KeyboardInterrupt:
             pass
         finally:
@@ -75,23 +80,20 @@ def free_port(port: int) -> int | None:
     return next((number for number in range(port, min(port + 100, 65536)) if not _is_used(number)), None)
 
 
-def _command(root: Path, uri: str, port: int) -> list[str]:
-    artifacts = (root / "mlartifacts").absolute().as_uri()
-    store = ["--backend-store-uri", uri, "--artifacts-destination", artifacts]
+def _command(artifacts: Path, port: int) -> list[str]:
     place = ["--host", _HOST, "--port", str(port), "--workers", "1"]
-    return [sys.executable, "-m", "mlflow", "server", *store, *place]
+    return [sys.executable, "-m", "mlflow", "server", "--artifacts-destination", artifacts.as_uri(), *place]
 
 
-def _environment() -> dict[str, str]:
-    # Job execution would start eight more processes (2.2 GB) for features that ttmoe does not use.
-    return {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-
-
-def _check_store(uri: str) -> None:
-    path = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not path.is_file():
-        fix = "run a library first (ttmoe run), or name its folder with --root"
-        raise InputError(f"there is no MLflow store at {path}", where="storage.root", fix=fix)
+def _environment(uri: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        # Not an argument, because every user of the machine can list those, and the URI may contain a password.
+        "MLFLOW_BACKEND_STORE_URI": uri,
+        # Job execution would start eight more processes (2.2 GB) for features that ttmoe does not use.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
 
 
 def _check_port(port: int) -> None:

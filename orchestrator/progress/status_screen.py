@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
+from orchestrator.config.store_address import StoreAddress
 from orchestrator.plan.json_output import to_json
 from orchestrator.plan.quantities import format_duration
 from orchestrator.progress.item_table import MAX_ROWS, append_table
@@ -20,11 +20,11 @@ STATES = ("registered", "training", "waiting", "failed", "stopped")
 WIDTH = 110  # characters of the table of experts
 
 
-def show_status(root: Path, library: str | None, console: Console, *, as_json: bool = False) -> None:
+def show_status(store: StoreAddress, library: str | None, console: Console, *, as_json: bool = False) -> None:
     """Print the status of a library's newest run.
 
     Args:
-        root: The folder that runs write to (``storage.root``).
+        store: The store to open.
         library: The library; None selects the one that ran last.
         console: Console to print to.
         as_json: Whether to print JSON.
@@ -32,8 +32,8 @@ def show_status(root: Path, library: str | None, console: Console, *, as_json: b
     Raises:
         InputError: If there is no such library, or it has no run.
     """
-    registry, name = open_library(root, library)
-    status = read_status(registry, name, root.resolve() / name)
+    registry, name = open_library(store, library)
+    status = read_status(registry, name, store.root.resolve() / name)
     if as_json:
         content = asdict(status) | {"counts": status.counts}
         console.out(to_json(content), highlight=False)

@@ -121,7 +121,7 @@ class Registrar:
             time.sleep(0.05)
         self._process_results()
         if error := self.recorder.final_error:
-            raise unavailable_error(self._config.tracking_uri, self.recorder.patience, error)
+            raise unavailable_error(self._config.store.uri, self.recorder.patience, error)
 
     def stop_open_runs(self) -> None:
         """Queue the end of the runs of all experts that have begun and not ended, with status KILLED."""

@@ -82,17 +82,18 @@ class Registry(RetryingStore):
     """An open MLflow store and its operations. Every operation is safe to repeat after a crash."""
 
     @classmethod
-    def open(cls, uri: str, artifact_root: Path) -> Registry:
+    def open(cls, uri: str, artifact_root: Path, where: str = "tracking.uri") -> Registry:
         """Open the store at ``uri``; a missing SQLite file is created.
 
         Args:
             uri: ``sqlite:///file``, a database URI, or the ``http(s)`` URI of a tracking server.
             artifact_root: Folder for artifacts; with a tracking server, for downloaded copies of them.
+            where: What named the store, for errors.
 
         Raises:
             InputError: The store cannot be opened.
         """
-        store = open_store(uri, artifact_root)
+        store = open_store(uri, artifact_root, where)
         return cls(store.client, store.uri, store.artifact_root)
 
     def with_retries(self, seconds: float, notify: Callable[[str], Any]) -> Registry:

@@ -20,6 +20,7 @@ from tenacity import (
     wait_exponential,
 )
 
+from orchestrator.config.store_address import mask_secrets
 from orchestrator.registry.availability import is_unavailable
 from orchestrator.registry.runs import FinalStatus, finish_run
 from orchestrator.registry.store import Store
@@ -104,8 +105,8 @@ def retried(operation: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate
 def unavailable_error(uri: str, seconds: float, error: Exception) -> WorkFailedError:
     """Return the error that ends a run after the store at ``uri`` did not respond for ``seconds``."""
     return WorkFailedError(
-        f"the MLflow store did not respond for {seconds / 60:g} minutes ({error})",
-        where=uri,
+        mask_secrets(f"the MLflow store did not respond for {seconds / 60:g} minutes ({error})"),
+        where=mask_secrets(uri),
         fix="when it responds again, repeat the command: finished experts are kept and will be registered",
     )
 

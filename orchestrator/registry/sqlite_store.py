@@ -18,6 +18,7 @@ from mlflow.store.db import utils as migrations
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 
+from orchestrator.config.store_address import sqlite_uri
 from ttmoe.errors import InputError
 
 # It imports the scripts of all migrations, and MLflow asks again for each store that it opens.
@@ -25,50 +26,46 @@ migrations._get_latest_schema_revision = cache(migrations._get_latest_schema_rev
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse")
 
 
-def sqlite_path(uri: str) -> Path | None:
-    """Return the absolute path of the file of a ``sqlite:///`` URI, or None for any other URI."""
-    return Path(uri.removeprefix("sqlite:///")).absolute() if uri.startswith("sqlite:///") else None
-
-
-def open_sqlite(path: Path, artifact_root: Path, connect: Callable[[], MlflowClient]) -> MlflowClient:
+def open_sqlite(path: Path, artifact_root: Path, connect: Callable[[], MlflowClient], where: str) -> MlflowClient:
     """Create or upgrade a store if needed, and connect to it.
 
     Args:
         path: The SQLite file.
         artifact_root: Default folder of artifacts, stored in a new file.
         connect: Returns a client of the store.
+        where: What named the store, for errors.
 
     Raises:
         InputError: The file cannot be created, is not an MLflow store, or was written by a newer MLflow.
     """
     head = migrations._get_latest_schema_revision()
-    if _revision(path) != head:
+    if _revision(path, where) != head:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with _lock(path):
-                _create_or_upgrade(path, artifact_root, head)
+                _create_or_upgrade(path, artifact_root, head, where)
         except OSError as error:
             raise InputError(
                 f"the registry cannot be created at {path} ({error})",
-                where="storage.root",
+                where=where,
                 fix="choose a writable folder",
             ) from error
     return connect()
 
 
-def _create_or_upgrade(path: Path, artifact_root: Path, head: str) -> None:
-    revision = _revision(path)
+def _create_or_upgrade(path: Path, artifact_root: Path, head: str, where: str) -> None:
+    revision = _revision(path, where)
     if revision is None:
         _create(path, artifact_root)
     elif revision != head:
-        _upgrade(path, revision)
+        _upgrade(path, revision, where)
 
 
 def _create(path: Path, artifact_root: Path) -> None:
     new = path.with_name(path.name + ".new")
     for leftover in (new, new.with_name(new.name + "-journal")):
         leftover.unlink(missing_ok=True)
-    SqlAlchemyStore(f"sqlite:///{new}", artifact_root.as_uri())._dispose_engine()
+    SqlAlchemyStore(sqlite_uri(new), artifact_root.as_uri())._dispose_engine()
     if not _on_network(path):
         # With a write-ahead log a transaction waits for the disk once instead of several times: 93 ms instead of
         # 230 ms per expert on a busy machine. It needs memory shared by all readers, so it works on one host only.
@@ -87,18 +84,18 @@ def _on_network(path: Path) -> bool:
     return max(containing, default=(0, ""))[1].startswith(_NETWORK_FILE_SYSTEMS)
 
 
-def _upgrade(path: Path, revision: str) -> None:
+def _upgrade(path: Path, revision: str, where: str) -> None:
     """Upgrade a file of an older MLflow and keep a backup, because migrations are not transactional."""
     if not _is_known(revision):
         raise InputError(
             f"{path} was written by a newer MLflow (schema {revision})",
-            where="storage.root",
-            fix="upgrade mlflow, or choose another storage.root",
+            where=where,
+            fix="upgrade mlflow, or choose another store",
         )
     backup = path.with_name(f"{path.name}.{revision}.bak")
     with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(backup)) as target:
         source.backup(target)
-    engine = migrations.create_sqlalchemy_engine_with_retry(f"sqlite:///{path}")
+    engine = migrations.create_sqlalchemy_engine_with_retry(sqlite_uri(path))
     try:
         migrations._initialize_tables(engine)
     finally:
@@ -110,7 +107,7 @@ def _is_known(revision: str) -> bool:
     return revision in {script.revision for script in scripts.walk_revisions()}
 
 
-def _revision(path: Path) -> str | None:
+def _revision(path: Path, where: str) -> str | None:
     """Return the schema revision in the file, or None if the file is missing or empty."""
     if not path.is_file() or not path.stat().st_size:
         return None
@@ -120,8 +117,8 @@ def _revision(path: Path) -> str | None:
     except (sqlite3.DatabaseError, TypeError) as error:
         raise InputError(
             f"{path} is not an MLflow store ({error})",
-            where="storage.root",
-            fix="move the file away, or choose another storage.root",
+            where=where,
+            fix="move the file away, or choose another store",
         ) from error
 
 

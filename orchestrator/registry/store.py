@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,11 +15,13 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from orchestrator.registry.sqlite_store import open_sqlite, sqlite_path
+from orchestrator.config.store_address import mask_secrets, split_credentials, sqlite_file, sqlite_uri
+from orchestrator.registry.availability import is_unavailable
+from orchestrator.registry.sqlite_store import open_sqlite
 from ttmoe.errors import InputError
 
 TAG = "ttmoe."
-_WHERE = "storage.mlflow"
+_SINGLE_REQUESTS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}  # seconds
 _DATABASES = ("postgresql", "mysql", "mssql")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,119}")
 
@@ -68,7 +70,7 @@ class Store:
         MLflow's client repeats a request to a tracking server if the response was lost; and drivers on several
         machines, each with a lock of its own, can share any store but a SQLite file.
         """
-        return sqlite_path(self.uri) is None
+        return sqlite_file(self.uri) is None
 
     def experiment(self, library: str, *, search: bool = False) -> Experiment:
         """Return the library's experiment. Create it if it is missing, and restore it if it is deleted.
@@ -103,37 +105,43 @@ class Store:
         return experiment if experiment is not None and experiment.lifecycle_stage == "active" else None
 
 
-def open_store(uri: str, artifact_root: Path) -> Store:
+def open_store(uri: str, artifact_root: Path, where: str) -> Store:
     """Open the store at ``uri``; a missing SQLite file is created.
 
     Args:
         uri: ``sqlite:///file``, a database URI, or the ``http(s)`` URI of a tracking server.
         artifact_root: Folder for artifacts; with a tracking server, for downloaded copies of them.
+        where: What named the store, for errors.
 
     Raises:
         InputError: The store cannot be opened.
     """
     root = artifact_root.absolute()
-    if path := sqlite_path(uri):
-        uri = f"sqlite:///{path}"
-        return Store(open_sqlite(path, root, lambda: MlflowClient(uri, uri)), uri, root)
-    if uri.startswith(("http://", "https://")):
-        _check_server(uri)
-    elif not uri.startswith(_DATABASES):
+    if path := sqlite_file(uri):
+        uri = sqlite_uri(path)
+        return Store(open_sqlite(path, root, lambda: MlflowClient(uri, uri), where), uri, root)
+    is_server = uri.startswith(("http://", "https://"))
+    shown = mask_secrets(uri)
+    if not is_server and not uri.startswith(_DATABASES):
         raise InputError(
-            f"{_without_password(uri)} is not an MLflow store",
-            where=_WHERE,
+            f"{shown} is not an MLflow store",
+            where=where,
             fix="use sqlite:///file, http(s)://server, or a postgresql, mysql or mssql URI",
         )
     try:
+        if is_server:
+            uri = _move_credentials(uri)
         client = MlflowClient(uri, uri)
-        client.search_experiments(max_results=1)
+        with _single_requests():
+            client.search_experiments(max_results=1)
     except Exception as error:  # database drivers, servers and MLflow raise different types
-        raise InputError(
-            f"the MLflow store at {_without_password(uri)} cannot be used: {_first_line(error)}",
-            where=_WHERE,
-            fix="check the address, your permissions, and that the MLflow versions are compatible",
-        ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if is_server and is_unavailable(error):
+            what, fix = f"no MLflow server responds at {shown}", "start the server, or correct the address"
+        else:
+            what = f"the MLflow store at {shown} cannot be used"
+            fix = "check the address, your permissions, and that the MLflow versions are compatible"
+        raise InputError(f"{what} ({mask_secrets(reason)})", where=where, fix=fix) from error
     return Store(client, uri, root)
 
 
@@ -221,23 +229,28 @@ def libraries(store: Store) -> list[Library]:
     return sorted(entries, key=lambda library: library.last_run or datetime.fromtimestamp(0, UTC), reverse=True)
 
 
-def _check_server(uri: str) -> None:
-    """Request the server's health page once, because MLflow's client can retry a wrong address for minutes."""
+def _move_credentials(uri: str) -> str:
+    """Move a server's user and password from its URI to MLflow's variables, and return the URI without them.
+
+    MLflow's client names the URI in its errors, and processes that this one starts inherit the variables.
+    """
+    address, user, password = split_credentials(uri)
+    if not (user and password):
+        return uri
+    os.environ.update(MLFLOW_TRACKING_USERNAME=user, MLFLOW_TRACKING_PASSWORD=password)
+    return address
+
+
+@contextmanager
+def _single_requests() -> Iterator[None]:
+    """Let MLflow's client send each request once within the context, because a wrong address must not take minutes."""
+    before = {name: os.environ.get(name) for name in _SINGLE_REQUESTS}
+    os.environ.update(_SINGLE_REQUESTS)
     try:
-        urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=10).close()
-    except urllib.error.HTTPError as error:
-        error.close()  # a server responds; the first real request shows whether it accepts this client
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"no MLflow server responds at {_without_password(uri)} ({_first_line(error)})",
-            where=_WHERE,
-            fix="start the server, or correct the address",
-        ) from error
-
-
-def _without_password(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//***@", uri)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

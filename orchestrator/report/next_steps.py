@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
+from orchestrator.config.store_address import DEFAULT_ROOT, TRACKING_VARIABLE, StoreAddress, mask_secrets
 from orchestrator.plan.planning import Plan
 from workers.data.examples import Example
 from workers.data.prepared import PreparedTask, load_split
@@ -26,25 +26,32 @@ def suggest_commands(plan: Plan, source: str, right: Mapping[str, Sequence[int]]
         is_newest: Whether the library is the one that commands select by default.
     """
     config = plan.config
-    store = f"MLFLOW_TRACKING_URI={shlex.quote(config.tracking.uri)} " if config.tracking.uri else ""
-    root = "" if Path(config.storage.root) == Path("runs") else f" --root {shlex.quote(config.storage.root)}"
-    options = root + ("" if is_newest else f" --library {plan.folders.library}")
+    store = _store_options(config.store)
+    options = store + ("" if is_newest else f" --library {plan.folders.library}")
     rows = [
         choose_row(expert.job.data, right.get(task, ())) for task, expert in list(plan.experts.items())[:_MOST_TASKS]
     ]
     task, expert = next(iter(plan.experts.items()))
     retrain = f"--set tasks.{task}.train.steps={max(1, expert.job.train.steps // 2)}"
     commands = [
-        *predict_commands(rows, store, options),
-        f"{store}ttmoe experts ls{options}",
-        f"ttmoe ui{root}                                  # runs, experts and router in MLflow",
+        *predict_commands(rows, options),
+        f"ttmoe experts ls{options}",
+        f"ttmoe ui{store}                                  # runs, experts and router in MLflow",
         f"ttmoe run {shlex.quote(source)} {retrain}   # retrains that expert and the router only",
         "ttmoe init                                # a config for tasks of your own",
     ]
     return "\n  ".join(["\nNext steps", *commands])
 
 
-def predict_commands(rows: Sequence[Example], store: str = "", options: str = "") -> list[str]:
+def _store_options(store: StoreAddress) -> str:
+    """Return the options that select a store, with a blank before each. A password has to be filled in."""
+    root = "" if store.root == DEFAULT_ROOT else f" --root {shlex.quote(str(store.root))}"
+    if store.source == TRACKING_VARIABLE:  # it is set in this shell, but --root is stronger
+        return f'{root} --uri "${TRACKING_VARIABLE}"' if root else ""
+    return f"{root} --uri {shlex.quote(mask_secrets(store.uri))}" if store.source == "tracking.uri" else root
+
+
+def predict_commands(rows: Sequence[Example], options: str = "") -> list[str]:
     """Return commands that answer rows, to be pasted into a shell.
 
     Single texts are arguments of one command. A row that cannot be typed as an argument (a pair, a choice, a text with
@@ -52,14 +59,13 @@ def predict_commands(rows: Sequence[Example], store: str = "", options: str = ""
 
     Args:
         rows: The rows.
-        store: Assignment of a variable before ``ttmoe``, followed by a blank.
         options: Options of the command, with a blank before each.
     """
     typed = [_quote(row.texts[0]) for row in rows if _is_typable(row)]
-    commands = [f"{store}ttmoe predict{options} {' '.join(typed)}"] if typed else []
+    commands = [f"ttmoe predict{options} {' '.join(typed)}"] if typed else []
     for row in rows:
         if not _is_typable(row):
-            commands.append(f"printf '%s\\n' {shlex.quote(_to_line(row))} | {store}ttmoe predict{options}")
+            commands.append(f"printf '%s\\n' {shlex.quote(_to_line(row))} | ttmoe predict{options}")
     return commands
 
 

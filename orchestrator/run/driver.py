@@ -57,8 +57,11 @@ def run_library(loaded: LoadedConfig, console: Console) -> None:
         WorkFailedError: Experts failed, or the store stayed unavailable; finished experts are kept.
     """
     with console.status("planning: base, data, adapters"):
+        store = loaded.config.store
+        # A server is asked before the planning, which takes longer; a plan that fails creates no file.
+        opened = None if store.is_missing else Registry.open(store.uri, store.artifacts, store.source)
         plan = make_plan(loaded.config)
-        registry = Registry.open(loaded.config.tracking_uri, plan.folders.artifacts).with_retries(
+        registry = (opened or Registry.open(store.uri, store.artifacts, store.source)).with_retries(
             loaded.config.failures.tracking_minutes * 60, partial(console.print, soft_wrap=True)
         )
     with driver_lock(plan.folders.home):

@@ -19,6 +19,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from orchestrator.cli import app
+from orchestrator.config.store_address import find_store
 from orchestrator.predict.request import PredictRequest
 from ttmoe.errors import InfeasibleError, InputError, WorkFailedError
 
@@ -150,7 +151,7 @@ def on_ray(cluster, home, monkeypatch):
     def run(out: Path, pattern: str = str(home / "in.jsonl"), *, force=False, workers=None, gpus=None) -> str:
         messages = io.StringIO()
         request = PredictRequest(file=pattern, out=out, force=force, on_ray=True, workers=workers, gpus=gpus,
-                                 root=home / "runs")  # fmt: skip
+                                 store=find_store(root=home / "runs"))  # fmt: skip
         predict_on_ray(request, Console(file=messages, width=100))
         return messages.getvalue()
 

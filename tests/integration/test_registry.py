@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import math
@@ -13,15 +14,19 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
 
+from orchestrator.config.store_address import find_store
 from orchestrator.registry import uploads
 from ttmoe.errors import InputError, WorkFailedError
 
@@ -766,6 +771,77 @@ def test_a_store_that_cannot_be_opened_is_named(tmp_path, uri, message):
         Registry.open(uri.format(tmp=tmp_path), tmp_path / "mlartifacts")
 
 
+def test_a_store_in_a_folder_of_any_name(tmp_path, fresh_store, expert_folder):
+    """A CI system names folders after branches: feature%2Fx. A new file is made there, and artifacts come back."""
+    from orchestrator.registry import Registry
+
+    for name in ("new%2Fx?a=b", "a b#é"):
+        root = tmp_path / name
+        store = find_store(root=root)
+        registry = Registry.open(store.uri, store.artifacts, store.source)
+        version = add_expert(registry, expert_folder)
+        assert (registry.fetch(version) / "expert.safetensors").is_file()
+        assert {path.name for path in root.iterdir()} >= {"mlflow.db", "mlartifacts"}
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir() and path.name in ("new", "new%2Fx")) == []
+
+
+class Server(BaseHTTPRequestHandler):
+    """Answers the user ann, and nobody else."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        allowed = self.headers["Authorization"] == "Basic " + base64.b64encode(b"ann:ge@heim").decode()
+        body = b'{"experiments": []}' if allowed else b'{"error_code": "PERMISSION_DENIED", "message": "who are you?"}'
+        self.send_response(200 if allowed else 403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for name in ("USERNAME", "PASSWORD"):  # set, so that what opening a store sets is undone
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
+    Server.asked.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{http.server_port}"
+        http.shutdown()
+
+
+def test_mlflows_client_asks_the_server_with_the_user_of_the_uri_or_of_its_variables(server, tmp_path, monkeypatch):
+    from orchestrator.registry import Registry
+
+    for name, value in (("USERNAME", "ann"), ("PASSWORD", "ge@heim")):
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
+    Registry.open(f"http://{server}", tmp_path)
+    for name in ("USERNAME", "PASSWORD"):
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
+    opened = Registry.open(f"http://ann:ge%40heim@{server}", tmp_path)
+    assert opened.libraries() == []
+    assert opened.uri == f"http://{server}"  # MLflow's errors name it
+
+
+@pytest.mark.parametrize("address", ["{server}", "127.0.0.1:1", "127.0.0.1", "127.0.0.1:port", "[127.0.0.1"])
+def test_a_server_that_refuses_or_is_not_there_is_named_without_the_password(server, tmp_path, address):
+    from orchestrator.registry import Registry
+
+    address = address.format(server=server)
+    with pytest.raises(InputError) as caught:
+        Registry.open(f"http://ann:geheim@{address}", tmp_path, "MLFLOW_TRACKING_URI")
+    assert caught.value.where == "MLFLOW_TRACKING_URI"
+    assert f"http://***@{address}" in caught.value.what
+    assert "geheim" not in str(caught.value)
+    assert len(Server.asked) <= 1
+
+
 def test_an_expert_takes_a_dozen_queries_and_listing_a_library_two(registry, expert_folder):
     add_expert(registry, expert_folder, task="first", spec_hash="ff00")
     counted = Counts(registry.client)
@@ -791,8 +867,9 @@ def test_a_tracking_server_serves_the_same_registry_and_ends_cleanly(tmp_path, r
     port = free_port(5300)
     code = (
         "import sys; from pathlib import Path; from rich.console import Console; "
+        "from orchestrator.config.store_address import find_store; "
         "from orchestrator.progress.mlflow_ui import open_ui; "
-        "open_ui(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Console())"
+        "open_ui(find_store(root=Path(sys.argv[1]), uri=sys.argv[2]), int(sys.argv[3]), Console())"
     )
     command = [sys.executable, "-c", code, str(tmp_path), registry.uri, str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as ui:
@@ -802,6 +879,7 @@ def test_a_tracking_server_serves_the_same_registry_and_ends_cleanly(tmp_path, r
             assert listed.startswith("experts of ran: http")
             assert "/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey=experts" in listed
             servers = psutil.Process(ui.pid).children(recursive=True)
+            assert not any(registry.uri in process.cmdline() for process in servers)  # every user sees arguments
             remote = Registry.open(f"http://127.0.0.1:{port}", tmp_path / "cache")
             use_remote(remote, expert_folder)
             lose_files(remote, expert_folder, tmp_path / "mlartifacts")
@@ -885,9 +963,9 @@ def test_the_ui_names_a_free_port_and_a_missing_store(tmp_path, registry):
         holder.listen()
         taken = holder.getsockname()[1]
         with pytest.raises(InputError, match=rf"port {taken} is in use(.|\n)*--port \d+"):
-            open_ui(tmp_path, registry.uri, taken, None)
+            open_ui(find_store(root=tmp_path, uri=registry.uri), taken, None)
     with pytest.raises(InputError, match="no MLflow store"):
-        open_ui(tmp_path, f"sqlite:///{tmp_path}/none.db", taken, None)
+        open_ui(find_store(root=tmp_path / "none"), taken, None)
 
 
 def test_only_the_registry_imports_mlflow():

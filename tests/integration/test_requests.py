@@ -12,6 +12,7 @@ from rich.console import Console
 from scripted_jobs import write_library
 
 from orchestrator.config.loading import load_config
+from orchestrator.config.store_address import find_store
 
 pytestmark = pytest.mark.integration
 
@@ -48,7 +49,7 @@ def store(tmp_path_factory, base_folder):
         path.write_text(json.dumps(library))
         configs[count] = load_config(str(path), [])
         plan = make_plan(configs[count].config)
-        registry = Registry.open(configs[count].config.tracking_uri, plan.folders.artifacts)
+        registry = Registry.open(configs[count].config.store.uri, plan.folders.artifacts)
         _register(plan, registry, folder / f"files{count}")
     return folder / "runs", configs
 
@@ -89,20 +90,20 @@ def _plan(root, config, library):
 def _list(root, config, library):
     from orchestrator.experts.listing import print_experts
 
-    print_experts(root, library, False, True, QUIET)
+    print_experts(find_store(root=root), library, False, True, QUIET)
 
 
 def _status(root, config, library):
     from orchestrator.progress.status_screen import show_status
 
-    show_status(root, library, QUIET)
+    show_status(find_store(root=root), library, QUIET)
 
 
 def _predict(root, config, library):
     from orchestrator.predict.request import PredictRequest
     from orchestrator.predict.routed_model import open_router
 
-    open_router(PredictRequest(root=root, library=library), QUIET)
+    open_router(PredictRequest(store=find_store(root=root), library=library), QUIET)
 
 
 QUIET = Console(quiet=True)

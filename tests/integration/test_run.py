@@ -404,7 +404,7 @@ class TestBadInput:
         for command in (["experts", "ls"], ["predict", "x"]):
             result = CliRunner().invoke(app, [*command, "--root", str(tmp_path)])
             assert result.exit_code == 2
-            assert "there is no library in this folder" in result.stderr
+            assert "there is no library in this store" in result.stderr
             assert "ttmoe run" in result.stderr
         assert list(tmp_path.iterdir()) == []
 

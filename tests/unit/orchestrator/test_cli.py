@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from orchestrator.cli import app, startup
 from orchestrator.config.loading import STARTER, recipe_text
+from orchestrator.config.store_address import StoreAddress, find_store
 from orchestrator.predict.input_columns import InputColumns
 from orchestrator.predict.request import PredictRequest
 from ttmoe.errors import InputError
@@ -233,16 +234,38 @@ def test_experts_predict_and_ui_pass_their_options(
         ttmoe("ui", "--uri", "http://h:1"),
     ]
     assert {result.exit_code for result in results} == {0}, results
-    assert listed[0][:2] == (Path("runs"), None)
-    assert predicted[0][0] == PredictRequest(("one", "two words"), library="mine", root=Path("there"))
+    assert listed[0][:2] == (find_store(), None)
+    assert predicted[0][0] == PredictRequest(("one", "two words"), library="mine", store=find_store(root=Path("there")))
     columns = InputColumns("q", None, ("a", "b"))
     of_file = PredictRequest(file="in.csv", out=Path("out"), text="q", choices=("a", "b"), device="cpu")
     assert filed[0][0] == dataclasses.replace(of_file, force=True, batch_size=8)
     assert spread[0][0] == dataclasses.replace(of_file, on_ray=True, workers=3, gpus=0.5)
     assert of_file.columns == columns
     assert [call[0] for call in streamed] == [PredictRequest(second="s"), PredictRequest(("-",))]
-    assert opened[0][:3] == (Path("runs"), f"sqlite:///{tmp_path}/runs/mlflow.db", 5001)
-    assert opened[1][1] == "http://h:1"
+    assert opened[0][:2] == (StoreAddress(Path("runs"), f"sqlite:///{tmp_path}/runs/mlflow.db", "storage.root"), 5001)
+    assert opened[1][0].uri == "http://h:1"
+    assert results[1].stderr == f"store: sqlite:///{tmp_path}/there/mlflow.db (--root)\n"
+
+
+def test_commands_without_a_config_name_their_store_except_in_json(
+    replace: Callable[..., list[tuple]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:geheim@h:1")
+    for module, function in (
+        ("progress.status_screen", "show_status"), ("predict.dispatch", "run_request"),
+        ("progress.mlflow_ui", "open_ui"), ("experts.listing", "print_experts"), ("experts.showing", "show_expert"),
+        ("experts.verifying", "verify_experts"), ("experts.promoting", "promote_expert"),
+        ("experts.removing", "remove_expert"), ("experts.exporting", "export_expert"),
+        ("experts.importing", "import_expert"),
+    ):  # fmt: skip
+        replace(f"orchestrator.{module}", function)
+    experts = (("ls",), ("show", "a"), ("verify",), ("promote", "a"), ("rm", "a"), ("export", "a", "f"),
+               ("import", "f", "--task", "a"))  # fmt: skip
+    for command in (("status",), ("predict", "a"), ("ui",), *(("experts", *each) for each in experts)):
+        result = ttmoe(*command)
+        assert (result.stdout, result.stderr) == ("", "store: http://***@h:1 (MLFLOW_TRACKING_URI)\n"), command
+    for command in (("status",), ("predict", "a"), ("experts", "ls"), ("experts", "show", "a")):
+        assert ttmoe(*command, "--json").output == ""
 
 
 def test_predict_rejects_options_that_do_not_go_together() -> None:

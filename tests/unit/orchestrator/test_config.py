@@ -80,7 +80,7 @@ def test_overrides_are_yaml_values_and_create_sections(path: Path) -> None:
     config = load(path, "adapter.targets=[q, o]", "router.layers=[0, 3]", "tracking.uri=http://h:5000/?a=b")
     assert config.adapter.targets == ("q", "o")
     assert config.router.layers == (0, 3)
-    assert config.tracking_uri == "http://h:5000/?a=b"
+    assert config.store.uri == "http://h:5000/?a=b"
     assert load(path, "search=null").search is None
 
 
@@ -110,7 +110,7 @@ def test_local_paths_start_at_the_files_folder_and_storage_at_the_working_direct
     assert (two.train.path, two.test.path) == (str(tmp_path / "a.csv"), "/data/b.csv")  # type: ignore[union-attr]
     assert config.storage.root == "runs"
     assert config.cache == Path("runs/cache")
-    assert config.tracking_uri == f"sqlite:///{elsewhere / 'runs' / 'mlflow.db'}"
+    assert config.store.uri == f"sqlite:///{elsewhere / 'runs' / 'mlflow.db'}"
 
 
 def test_plain_values_follow_yaml_1_2(path: Path) -> None:
@@ -152,6 +152,12 @@ def test_the_resolved_config_loads_to_the_same_config(name: str, path: Path, tmp
     assert load(resolved) == config
     assert load(resolved, "train.lr=0.5").task_train(next(iter(config.tasks))).lr == 0.5
     assert yaml.safe_load(resolved.read_text())["library"] == config.library
+
+
+def test_the_resolved_config_holds_no_password(path: Path) -> None:
+    config = load(path, "tracking.uri=http://ann:geheim@h:5000")
+    assert config.store.uri == "http://ann:geheim@h:5000"
+    assert yaml.safe_load(resolved_yaml(config))["tracking"] == {"uri": "http://***@h:5000"}
 
 
 def test_text_name_and_overrides_are_kept(path: Path) -> None:
@@ -212,7 +218,7 @@ def test_every_commented_section_of_the_starter_is_valid(starter: Path) -> None:
     assert config.resources.model_fields_set == type(config.resources).model_fields.keys()
     assert config.search is not None
     assert config.resources.max_parallel == 2
-    assert config.tracking_uri == "http://127.0.0.1:5000"
+    assert config.store.uri == "http://127.0.0.1:5000"
 
 
 def _undescribed(model: object, seen: set[type]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.config.store_address import find_store
 from orchestrator.predict.input_columns import InputColumns
 from orchestrator.report import next_steps
 from orchestrator.report.next_steps import choose_row, predict_commands, suggest_commands
@@ -83,9 +84,9 @@ ROWS = [
 
 @pytest.mark.parametrize(("row", "wanted"), ROWS)
 def test_a_row_that_cannot_be_typed_is_a_line_on_standard_input(typed: Any, row: Example, wanted: Any) -> None:
-    (command,) = predict_commands([row], "MLFLOW_TRACKING_URI='http://h?a=b&c' ", " --root 'my runs'")
-    uri, arguments, line = typed(command)
-    assert (uri, arguments) == ("http://h?a=b&c", ["predict", "--root", "my runs"])
+    (command,) = predict_commands([row], " --root 'my runs'")
+    _, arguments, line = typed(command)
+    assert arguments == ["predict", "--root", "my runs"]
     assert line.count("\n") == 1
     assert InputColumns().input_of(json.loads(line), "") == wanted
 
@@ -129,7 +130,7 @@ def plan(task: Any, root: str = "runs", uri: str | None = None) -> Any:
     data = [task(f"a text of task {i}") for i in range(5)]
     experts = {f"t{i}": SimpleNamespace(job=SimpleNamespace(data=data[i], train=SimpleNamespace(steps=7)))
                for i in range(5)}  # fmt: skip
-    config = SimpleNamespace(storage=SimpleNamespace(root=root), tracking=SimpleNamespace(uri=uri))
+    config = SimpleNamespace(store=find_store(config_uri=uri, config_root=Path(root)))
     return SimpleNamespace(config=config, experts=experts, folders=SimpleNamespace(library="lib"))
 
 
@@ -147,7 +148,17 @@ def test_the_texts_are_those_of_the_first_tasks(task: Any) -> None:
 
 
 def test_commands_name_root_store_and_library_where_they_are_not_the_defaults(task: Any) -> None:
-    text = suggest_commands(plan(task, "my runs", "http://h:1"), "quickstart", {}, is_newest=False)
-    assert "  MLFLOW_TRACKING_URI=http://h:1 ttmoe predict --root 'my runs' --library lib \"a text" in text
-    assert "  MLFLOW_TRACKING_URI=http://h:1 ttmoe experts ls --root 'my runs' --library lib\n" in text
-    assert "  ttmoe ui --root 'my runs' " in text
+    text = suggest_commands(plan(task, "my runs", "http://h:1/?a=b&c"), "quickstart", {}, is_newest=False)
+    assert "  ttmoe predict --root 'my runs' --uri 'http://h:1/?a=b&c' --library lib \"a text" in text
+    assert "  ttmoe experts ls --root 'my runs' --uri 'http://h:1/?a=b&c' --library lib\n" in text
+    assert "  ttmoe ui --root 'my runs' --uri 'http://h:1/?a=b&c' " in text
+
+
+def test_commands_follow_the_variable_and_show_no_password(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:geheim@h:1")
+    assert "  ttmoe experts ls\n" in suggest_commands(plan(task), "quickstart", {}, is_newest=True)
+    elsewhere = suggest_commands(plan(task, "my runs"), "quickstart", {}, is_newest=True)
+    assert "  ttmoe experts ls --root 'my runs' --uri \"$MLFLOW_TRACKING_URI\"\n" in elsewhere
+    configured = suggest_commands(plan(task, "runs", "http://ann:geheim@h:1"), "quickstart", {}, is_newest=True)
+    assert "  ttmoe experts ls --uri 'http://***@h:1'\n" in configured
+    assert "geheim" not in elsewhere + configured

@@ -13,6 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
+from orchestrator.config.store_address import find_store
 from orchestrator.progress.status import (
     ExpertStatus,
     RunStatus,
@@ -107,8 +108,8 @@ def test_the_command_hands_on_its_options(monkeypatch):
     assert CliRunner().invoke(app, ["status"]).exit_code == 0
     assert CliRunner().invoke(app, ["status", "--root", "there", "--library", "mine", "--json"]).exit_code == 0
     assert [(arguments[:2], more) for arguments, more in calls] == [
-        ((Path("runs"), None), {"as_json": False}),
-        ((Path("there"), "mine"), {"as_json": True}),
+        ((find_store(), None), {"as_json": False}),
+        ((find_store(root=Path("there")), "mine"), {"as_json": True}),
     ]
 
 
@@ -163,18 +164,17 @@ def test_the_record_tells_each_experts_state(recorded):
 
 
 @pytest.mark.integration
-def test_json_is_for_programs(recorded, monkeypatch):
+def test_json_is_for_programs(recorded):
     root, _, _ = recorded
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     console = Console(file=io.StringIO(), width=40)
-    show_status(root, None, console, as_json=True)
+    show_status(find_store(root=root), None, console, as_json=True)
     content = json.loads(console.file.getvalue())
     assert content["counts"] == {"failed": 1, "registered": 1, "training": 1, "waiting": 2}
     assert content["left"] == round(content["left"], 1)
     assert datetime.fromisoformat(content["began"]).tzinfo is not None
-    show_status(root, "lib", console)
+    show_status(find_store(root=root), "lib", console)
     with pytest.raises(InputError, match="no library 'other'"):
-        show_status(root, "other", console)
+        show_status(find_store(root=root), "other", console)
 
 
 @pytest.mark.integration
