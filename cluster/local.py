@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,7 +41,8 @@ def ray_session() -> Iterator[None]:
     mode = authentication_of(address) if address else "token"
     with _authentication(mode):
         try:
-            ray.init(**own, log_to_driver=False, logging_level=logging.WARNING, configure_logging=False)
+            with _kept_sigterm():
+                ray.init(**own, log_to_driver=False, logging_level=logging.WARNING, configure_logging=False)
         except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
             if not address:
                 raise
@@ -48,6 +51,15 @@ def ray_session() -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _kept_sigterm() -> Iterator[None]:
+    """Restore the handler of SIGTERM when the context exits: Ray's prints its stack and aborts the process."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 @contextmanager

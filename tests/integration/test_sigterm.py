@@ -1,0 +1,40 @@
+"""SIGTERM ends a command that has started Ray as Ctrl-C does: in order, and with a code of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import commands
+import pytest
+
+pytestmark = pytest.mark.integration
+
+CODE = """
+import os, signal, sys
+from cluster.local import ray_session
+from orchestrator.cli import startup
+from orchestrator.cli.commands import app
+from orchestrator.run import driver
+
+def run_library(*_):
+    with ray_session():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        finally:
+            print("ended in order", flush=True)
+
+driver.run_library = run_library
+startup.prepare_command()
+app(["run", "quickstart"])
+"""
+
+
+def test_sigterm_with_ray_ends_the_command_in_order() -> None:
+    env = commands.environment(PYTHONPATH=":".join(sys.path))
+    done = subprocess.run(
+        [sys.executable, "-c", CODE], capture_output=True, text=True, env=env, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (143, "ended in order\n"), done.stderr
+    assert done.stderr == "stopped; repeat the command to continue\n"
