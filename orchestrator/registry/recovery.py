@@ -10,7 +10,9 @@ from orchestrator.registry.versions import CANDIDATE, Version, find_by_alias, li
 
 
 def close_stale(store: Store, library: str) -> int:
-    """End the runs that a crashed driver left open. Only the holder of the library's lock may call it.
+    """End the runs that a crashed driver left open, and restore the library's experiments if they were deleted.
+
+    Only the holder of the library's lock may call it.
 
     A run with a registered version becomes FINISHED, and its version becomes the candidate unless a newer one is.
     Every other RUNNING run becomes KILLED.
@@ -18,7 +20,7 @@ def close_stale(store: Store, library: str) -> int:
     Returns:
         Number of runs that were ended.
     """
-    experiments = [store.find_experiment(library, search=search) for search in (False, True)]
+    experiments = [store.find_experiment(library, search=search, restore=True) for search in (False, True)]
     ids = [experiment.experiment_id for experiment in experiments if experiment]
     if not ids:
         return 0

@@ -99,10 +99,17 @@ class Store:
         known = self.experiment_ids.get(experiment_name(library, search=search))
         return known or self.experiment(library, search=search).experiment_id
 
-    def find_experiment(self, library: str, *, search: bool = False) -> Experiment | None:
-        """Return the library's experiment, or None if it is missing or deleted. Nothing is changed in the store."""
+    def find_experiment(self, library: str, *, search: bool = False, restore: bool = False) -> Experiment | None:
+        """Return the library's experiment, or None if it is missing or deleted.
+
+        With ``restore`` a deleted one is restored with its runs; otherwise nothing is changed in the store.
+        """
         experiment = self.client.get_experiment_by_name(experiment_name(library, search=search))
-        return experiment if experiment is not None and experiment.lifecycle_stage == "active" else None
+        if experiment is not None and experiment.lifecycle_stage == "deleted":
+            if not restore:
+                return None
+            self.client.restore_experiment(experiment.experiment_id)
+        return experiment
 
 
 def open_store(uri: str, artifact_root: Path, where: str) -> Store:
