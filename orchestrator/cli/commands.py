@@ -66,9 +66,13 @@ def init(
     if path.exists() and not force:
         fix = "choose another path, or replace it with --force"
         raise InputError("the file already exists", where=str(path), fix=fix)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(recipe_text(STARTER), encoding="utf-8")
-    path.with_name(SCHEMA_FILE).write_text(schema_text(), encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(recipe_text(STARTER), encoding="utf-8")
+        path.with_name(SCHEMA_FILE).write_text(schema_text(), encoding="utf-8")
+    except OSError as error:
+        what = f"the file cannot be written ({error.strerror})"
+        raise InputError(what, where=str(path), fix="choose another path") from error
     typer.echo(f"wrote {path}, and {SCHEMA_FILE} for editors")
     typer.echo(f"next: point tasks.my_task to your data, then run: ttmoe run {path}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 import typer
 
+from orchestrator.cli.startup import TERMINATED
 from ttmoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 ConfigArgument = Annotated[
     str, typer.Argument(metavar="CONFIG", help="Config file, or name of a packaged recipe: quickstart, smollm2.")
@@ -56,7 +59,8 @@ def command_group(text: str) -> typer.Typer:
 def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Return a decorator that adds a function to a group as a command.
 
-    The command prints an InputError as a message and exits with its code. It exits with 130 after Ctrl-C.
+    The command prints an InputError, or a file that it may not write, as a message and exits with its code. It exits
+    with 130 after Ctrl-C, and with 143 after SIGTERM (see ``startup.prepare_command``).
 
     Args:
         group: The group.
@@ -69,18 +73,29 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[P
             try:
                 return function(*args, **kwargs)
             except InputError as error:
-                from orchestrator.config.store_address import mask_secrets
-
-                head = f"error: {error.where}\n  {error.what}" if error.where else f"error: {error.what}"
-                typer.echo(mask_secrets(f"{head}\n  {error.fix}" if error.fix else head), err=True)
-                raise typer.Exit(error.code) from None
-            except KeyboardInterrupt:
-                typer.echo("interrupted; repeat the command to continue", err=True)
-                raise typer.Exit(130) from None
+                raise _print_error(error) from None
+            except OSError as error:
+                if error.errno not in _REFUSED or not error.filename:
+                    raise
+                fix = "check who may write there, and the free space; or choose another folder"
+                raise _print_error(InputError(str(error.strerror), where=str(error.filename), fix=fix)) from None
+            except KeyboardInterrupt as error:
+                terminated = error.args == (TERMINATED,)
+                typer.echo(f"{'stopped' if terminated else 'interrupted'}; repeat the command to continue", err=True)
+                raise typer.Exit(143 if terminated else 130) from None
 
         return group.command(name)(call)
 
     return add
+
+
+def _print_error(error: InputError) -> typer.Exit:
+    """Print an error, and return what ends the command with its code."""
+    from orchestrator.config.store_address import mask_secrets
+
+    head = f"error: {error.where}\n  {error.what}" if error.where else f"error: {error.what}"
+    typer.echo(mask_secrets(f"{head}\n  {error.fix}" if error.fix else head), err=True)
+    return typer.Exit(error.code)
 
 
 def selected_store(root: Path | None, uri: str | None, *, quiet: bool = False) -> StoreAddress:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.config.schema import Config
+from ttmoe.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,16 @@ class LibraryFolders:
         """Return the folders of a config."""
         return cls(Path(config.storage.root).resolve(), config.library, config.cache.resolve())
 
+    def check_cache(self) -> None:
+        """Create the cache folder if it is missing. Raise InputError if no files can be written in it."""
+        in_root = self.cache == self.root / "cache"
+        _check_writable(self.cache, "storage.root" if in_root else "storage.cache")
+
+    def check(self) -> None:
+        """Create the folders if they are missing. Raise InputError if no files can be written in one."""
+        _check_writable(self.root, "storage.root")
+        self.check_cache()
+
     @property
     def home(self) -> Path:
         """Folder of the library."""
@@ -46,3 +58,12 @@ class LibraryFolders:
             spec_hash: Hash of the result's spec.
         """
         return self.home / kind / f"{name}-{spec_hash[:12]}"
+
+
+def _check_writable(folder: Path, key: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        what = f"no files can be written in {folder} ({error.strerror})"
+        raise InputError(what, where=key, fix="choose a writable folder") from error

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from orchestrator.config.loading import LoadedConfig
 from orchestrator.config.store_address import StoreAddress
+from orchestrator.plan.folders import LibraryFolders
 from orchestrator.plan.forecast import Forecast, check_feasible, check_router_fits, check_search_fits, make_forecast
 from orchestrator.plan.json_output import to_json
 from orchestrator.plan.library_state import LibraryState, read_library_state
@@ -47,6 +48,7 @@ def show_plan(loaded: LoadedConfig, console: Console, as_json: bool) -> None:
         InfeasibleError: If the work does not fit the nodes; it is raised after the plan was printed.
     """
     with nullcontext() if as_json else console.status("planning: base, data, adapters"):
+        LibraryFolders.of(loaded.config).check_cache()
         registry = _open_registry(loaded.config.store)
         plan = make_plan(loaded.config)
         state = read_library_state(plan, registry)

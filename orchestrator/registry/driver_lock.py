@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from orchestrator.registry.file_locks import lock_file
 from ttmoe.errors import InputError
 
 LOCK_FILE = "driver.lock"
@@ -23,13 +24,16 @@ def driver_lock(home: Path) -> Iterator[None]:
         home: The library's folder, ``<root>/<library>``. It is created if missing.
 
     Raises:
-        InputError: Another driver holds the lock.
+        InputError: Another driver holds the lock, or the file system offers none.
     """
     home.mkdir(parents=True, exist_ok=True)
     path = home / LOCK_FILE
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(file, fcntl.LOCK_EX | fcntl.LOCK_NB, path)
+    except InputError:
+        os.close(file)
+        raise
     except BlockingIOError:
         holder = os.read(file, 32).decode().strip()
         os.close(file)
@@ -56,6 +60,8 @@ def local_driver(home: Path) -> int | None:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return int(os.read(file, 32).decode().strip() or 0)
+    except OSError:  # the file system offers no locks, so no driver runs on it
+        return None
     finally:
         os.close(file)
     return None

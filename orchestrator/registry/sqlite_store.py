@@ -19,6 +19,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 
 from orchestrator.config.store_address import sqlite_uri
+from orchestrator.registry.file_locks import lock_file
 from ttmoe.errors import InputError
 
 # It imports the scripts of all migrations, and MLflow asks again for each store that it opens.
@@ -124,6 +125,7 @@ def _revision(path: Path, where: str) -> str | None:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    with path.with_name(path.name + ".lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    lock = path.with_name(path.name + ".lock")
+    with lock.open("a") as file:
+        lock_file(file.fileno(), fcntl.LOCK_EX, lock)
         yield

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from cluster.local import ray_session
 from orchestrator.config.loading import LoadedConfig, resolved_yaml
+from orchestrator.plan.folders import LibraryFolders
 from orchestrator.plan.forecast import Forecast, check_feasible, check_router_fits, check_search_fits, make_forecast
 from orchestrator.plan.library_state import LibraryState, read_library_state
 from orchestrator.plan.planning import Plan, make_plan
@@ -57,6 +58,7 @@ def run_library(loaded: LoadedConfig, console: Console) -> None:
         WorkFailedError: Experts failed, or the store stayed unavailable; finished experts are kept.
     """
     with console.status("planning: base, data, adapters"):
+        LibraryFolders.of(loaded.config).check()
         store = loaded.config.store
         # A server is asked before the planning, which takes longer; a plan that fails creates no file.
         opened = None if store.is_missing else Registry.open(store.uri, store.artifacts, store.source)

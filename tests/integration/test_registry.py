@@ -771,6 +771,19 @@ def test_a_store_that_cannot_be_opened_is_named(tmp_path, uri, message):
         Registry.open(uri.format(tmp=tmp_path), tmp_path / "mlartifacts")
 
 
+def test_a_library_whose_experiments_were_deleted_is_restored_by_the_next_run(registry, expert_folder):
+    """Their models stay, so a run with nothing to do would create no experiment, and no command find the library."""
+    version = add_expert(registry, expert_folder)
+    search = registry.start_run("lib", "search", {"spec_hash": "5ea7"}, "", {}, search=True)
+    for name in ("lib", "lib.search"):
+        registry.client.delete_experiment(registry.client.get_experiment_by_name(name).experiment_id)
+    assert registry.libraries() == []
+    assert registry.close_stale("lib") == 1
+    assert [library.name for library in registry.libraries()] == ["lib"]
+    assert registry.experts("lib") == [version]
+    assert {registry.client.get_run(run).info.lifecycle_stage for run in (version.run_id, search)} == {"active"}
+
+
 def test_a_store_in_a_folder_of_any_name(tmp_path, fresh_store, expert_folder):
     """A CI system names folders after branches: feature%2Fx. A new file is made there, and artifacts come back."""
     from orchestrator.registry import Registry

@@ -15,13 +15,19 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 INDEX = "index.json"
 LOCK_POLL_SECONDS = 0.2  # between two attempts to take a lock that another process holds
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+UNUSABLE_ERRNOS = (
+    *DISK_FULL_ERRNOS,
+    *(errno.EACCES, errno.EPERM, errno.EROFS),  # a cache of another user
+    *(errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS),  # a file system without locks
+)
+"""Numbers of the errors of a folder in which nothing can be cached."""
 
 
 @contextmanager
@@ -53,10 +59,14 @@ def open_entry(entry: Path, index: Mapping[str, Any]) -> int | None:
         return None
     with ExitStack() as stack:
         stack.callback(os.close, descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)  # waits for an eviction of the entry; it is missing afterwards
-        if not _is_complete(entry, index) or not os.path.samestat(path.stat(), os.fstat(descriptor)):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)  # waits for an eviction of the entry; it is missing afterwards
+            if not _is_complete(entry, index) or not os.path.samestat(path.stat(), os.fstat(descriptor)):
+                return None
+        except OSError:  # the entry is missing, or the file system offers no locks
             return None
-        os.utime(descriptor)
+        with suppress(PermissionError):  # the entry of another user
+            os.utime(descriptor)
         stack.pop_all()
     return descriptor
 
@@ -93,7 +103,7 @@ def reserve_space(entry: Path, sizes: Mapping[str, int], budget: int) -> bool:
         evicted.
 
     Raises:
-        OSError: If the disk is full.
+        OSError: If the disk is full, or the folder cannot be used, see ``UNUSABLE_ERRNOS``.
     """
     with exclusive_lock(entry.parent / ".lock"):
         _remove_leftovers(entry)
@@ -137,7 +147,7 @@ def _remove_leftovers(entry: Path) -> None:
     for path in {entry, *incomplete}:
         shutil.rmtree(path, ignore_errors=True)
     for scratch in entry.parent.glob(".*.part"):
-        with scratch.with_suffix(".lock").open("ab") as file:
+        with suppress(PermissionError), scratch.with_suffix(".lock").open("ab") as file:
             if scratch == scratch_folder(entry) or _try_lock(file.fileno()):
                 shutil.rmtree(scratch, ignore_errors=True)
 
@@ -151,7 +161,10 @@ def _evict(folder: Path, size: int, budget: int) -> bool:
         for entry in sorted((path for path in entries if (path / INDEX).is_file()), key=_last_used):
             if used + size <= budget:
                 break
-            file = stack.enter_context((entry / INDEX).open("r+b"))
+            try:
+                file = stack.enter_context((entry / INDEX).open("r+b"))
+            except PermissionError:  # the entry of another user
+                continue
             if _try_lock(file.fileno()):
                 evicted.append(entry)
                 used -= _entry_bytes(entry)

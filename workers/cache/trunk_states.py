@@ -24,7 +24,7 @@ from ttmoe.base import Base
 from ttmoe.encoding import collate
 from ttmoe.features import POOLINGS, pool_states
 from workers.cache.trunk_folder import (
-    DISK_FULL_ERRNOS,
+    UNUSABLE_ERRNOS,
     creation_lock,
     exclusive_lock,
     open_entry,
@@ -117,7 +117,8 @@ def load_or_compute_trunk(
         report: Receives the progress.
 
     Returns:
-        None if nothing is cached: ``depth`` is 0, the budget is too small, or the disk is full (logs a warning).
+        None if nothing is cached: ``depth`` is 0, the budget is too small, or the folder cannot be used (logs a
+        warning): the disk is full, the file system offers no locks, or the folder is another user's.
     """
     layout = make_trunk_layout(
         base, rows, fingerprint=fingerprint, split=split, depth=depth, device=bank.device.type, width=bank.width
@@ -128,9 +129,9 @@ def load_or_compute_trunk(
     try:
         return _open(entry, layout) or _create(entry, layout, bank, pad_id, budget, report)
     except OSError as error:
-        if error.errno not in DISK_FULL_ERRNOS:
+        if error.errno not in UNUSABLE_ERRNOS:
             raise
-        _LOG.warning("No disk space for the trunk states of the %s split; they are recomputed in every step: %s",
+        _LOG.warning("The trunk states of the %s split cannot be cached; they are recomputed in every step: %s",
                      split, error)  # fmt: skip
         return None
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -26,7 +26,8 @@ def atomic_folder(target: Path, marker: str = "") -> Iterator[Path]:
     scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=target.parent))
     try:
         yield scratch
-        scratch.chmod(0o755)  # mkdtemp makes it private to its owner, but a cache may be shared
+        with suppress(PermissionError):  # some network file systems refuse it
+            scratch.chmod(0o755)  # mkdtemp makes it private to its owner, but a cache may be shared
         try:
             os.rename(scratch, target)
         except OSError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import subprocess
 import sys
@@ -205,6 +206,40 @@ def test_ctrl_c_is_one_line(replace: Callable[..., list[tuple]]) -> None:
     replace("orchestrator.run.driver", "run_library", KeyboardInterrupt())
     result = ttmoe("run", "quickstart")
     assert (result.exit_code, result.stderr) == (130, "interrupted; repeat the command to continue\n")
+
+
+def test_sigterm_is_ctrl_c_with_a_code_of_its_own(replace: Callable[..., list[tuple]]) -> None:
+    replace("orchestrator.run.driver", "run_library", KeyboardInterrupt(startup.TERMINATED))
+    result = ttmoe("run", "quickstart")
+    assert (result.exit_code, result.stderr) == (143, "stopped; repeat the command to continue\n")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT])
+def test_a_file_that_may_not_be_written_is_one_error(replace: Callable[..., list[tuple]], number: int) -> None:
+    replace("orchestrator.run.driver", "run_library", OSError(number, os.strerror(number), "a/file"))
+    result = ttmoe("run", "quickstart")
+    assert (result.exit_code, "Traceback" in result.output) == (2, False)
+    assert result.stderr.startswith(f"error: a/file\n  {os.strerror(number)}\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [(("plan", "quickstart", "--set", "storage.root=d.csv"), "storage.root"),
+     (("plan", "quickstart", "--set", "storage.root=/proc/x"), "storage.root"),
+     (("plan", "quickstart", "--set", "storage.cache=/proc/c"), "storage.cache"),
+     (("run", "quickstart", "--set", "storage.root=d.csv", "--set", "storage.cache=c"), "storage.root"),
+     (("run", "quickstart", "--set", "storage.cache=/proc/c"), "storage.cache"),
+     (("init", "/proc/x.yaml"), "/proc/x.yaml"), (("init", "d.csv/x.yaml"), "d.csv/x.yaml")],
+)  # fmt: skip
+def test_a_folder_that_cannot_be_written_is_named_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], named: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d.csv").touch()
+    result = ttmoe(*command)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(f"error: {named}\n")
+    assert len(result.stderr.splitlines()) == 3
 
 
 def test_a_defect_keeps_its_traceback(replace: Callable[..., list[tuple]]) -> None:

@@ -1,10 +1,14 @@
+import errno
+import fcntl
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from orchestrator.registry.driver_lock import driver_lock
+from orchestrator.registry.driver_lock import driver_lock, local_driver
+from orchestrator.registry.sqlite_store import open_sqlite
 from ttmoe.errors import InputError
 
 HOLD = """
@@ -54,3 +58,19 @@ def test_the_lock_can_be_taken_again_and_an_error_frees_it(tmp_path):
             raise ZeroDivisionError
     with driver_lock(tmp_path / "a" / "lib"), pytest.raises(InputError), driver_lock(tmp_path / "a" / "lib"):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, number):
+    """As Lustre mounted without flock, or NFS without its service."""
+
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(InputError, match="offers no file locks") as caught, driver_lock(tmp_path / "lib"):
+        pass
+    assert caught.value.where == str(tmp_path / "lib" / "driver.lock")
+    assert local_driver(tmp_path / "lib") is None
+    with pytest.raises(InputError, match="offers no file locks"):
+        open_sqlite(tmp_path / "mlflow.db", tmp_path, lambda: None, "storage.root")

@@ -313,6 +313,49 @@ def test_a_full_disk_costs_the_cache_and_not_the_work(opened, tmp_path, monkeypa
     assert opened()
 
 
+@pytest.mark.parametrize(
+    ("module", "call", "number"),
+    [("fcntl", "flock", errno.ENOLCK), ("fcntl", "flock", errno.EOPNOTSUPP), ("fcntl", "flock", errno.ENOSYS),
+     ("os", "mkdir", errno.EACCES), ("os", "mkdir", errno.EROFS)],
+)  # fmt: skip
+def test_without_locks_or_permission_nothing_is_cached(opened, tmp_path, monkeypatch, caplog, module, call, number):
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    (tmp_path / "trunk").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[module], call, refused)
+        assert opened() is None
+    assert os.strerror(number) in caplog.text
+    states = opened()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[module], call, refused)
+        assert (opened() is None) == (call == "flock")  # what another user has made can be read
+    del states
+
+
+def test_the_entries_of_another_user_are_read_and_never_evicted(opened, base, rows, tmp_path, monkeypatch, caplog):
+    """They can be opened for reading only, and their times cannot be set."""
+
+    def refused(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    def open_own(path, mode="r", *arguments, **options):
+        if path in theirs and mode == "r+b":
+            refused()
+        return builtin(path, mode, *arguments, **options)
+
+    opened()
+    (entry,) = entries(tmp_path)
+    theirs, builtin = [entry / "index.json"], Path.open
+    monkeypatch.setattr(os, "utime", refused)
+    monkeypatch.setattr(Path, "open", open_own)
+    assert opened()
+    assert opened(fingerprint="other", budget=one_size(base, rows)) is None  # no room beside it
+    assert entries(tmp_path) == [entry]
+    assert caplog.text == ""
+
+
 def test_other_errors_come_through_and_leave_nothing(opened, tmp_path, monkeypatch):
     def broken(*_):
         raise OSError(errno.EIO, "Input/output error")
