@@ -50,12 +50,13 @@ def ray_session() -> Iterator[None]:
         try:
             yield
         finally:
-            ray.shutdown()
+            with _kept_sigterm():
+                ray.shutdown()
 
 
 @contextmanager
 def _kept_sigterm() -> Iterator[None]:
-    """Restore the handler of SIGTERM when the context exits: Ray's prints its stack and aborts the process."""
+    """Restore the handler of SIGTERM when the context exits: Ray's ends the process, and after Ray there is none."""
     handler = signal.getsignal(signal.SIGTERM)
     yield
     if threading.current_thread() is threading.main_thread():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 import typer
 
-from orchestrator.cli.startup import TERMINATED
+from orchestrator.cli.startup import was_terminated
 from ttmoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -79,10 +79,10 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[P
                     raise
                 fix = "check who may write there, and the free space; or choose another folder"
                 raise _print_error(InputError(str(error.strerror), where=str(error.filename), fix=fix)) from None
-            except KeyboardInterrupt as error:
-                terminated = error.args == (TERMINATED,)
-                typer.echo(f"{'stopped' if terminated else 'interrupted'}; repeat the command to continue", err=True)
-                raise typer.Exit(143 if terminated else 130) from None
+            except KeyboardInterrupt:
+                what, code = ("stopped", 143) if was_terminated() else ("interrupted", 130)
+                typer.echo(f"{what}; repeat the command to continue", err=True)
+                raise typer.Exit(code) from None
 
         return group.command(name)(call)
 

@@ -13,9 +13,8 @@ GC_THRESHOLD = 100_000
 """New objects before a garbage collection. With Python's 700, a quarter of a command's time is spent on collections
 while it imports modules, whose objects all stay."""
 DATA_PACKAGES = ("numpy", "pandas", "pyarrow")
-TERMINATED = "SIGTERM"
-"""Argument of the KeyboardInterrupt that a SIGTERM raises."""
 _is_command = False
+_terminated = False
 
 
 def prepare_command() -> None:
@@ -28,7 +27,14 @@ def prepare_command() -> None:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt(TERMINATED)
+    global _terminated
+    _terminated = True
+    raise KeyboardInterrupt
+
+
+def was_terminated() -> bool:
+    """Return whether a KeyboardInterrupt is due to SIGTERM. Ray raises a new one, so it cannot carry the signal."""
+    return _terminated
 
 
 def import_registry() -> None:

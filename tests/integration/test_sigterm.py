@@ -11,7 +11,10 @@ import pytest
 pytestmark = pytest.mark.integration
 
 CODE = """
-import os, signal, sys
+import os, signal, threading
+
+import ray
+
 from cluster.local import ray_session
 from orchestrator.cli import startup
 from orchestrator.cli.commands import app
@@ -20,8 +23,8 @@ from orchestrator.run import driver
 def run_library(*_):
     with ray_session():
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
-            signal.pause()
+            threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            ray.get(ray.remote(num_cpus=1000)(lambda: 0).remote())  # never runs
         finally:
             print("ended in order", flush=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -208,8 +209,13 @@ def test_ctrl_c_is_one_line(replace: Callable[..., list[tuple]]) -> None:
     assert (result.exit_code, result.stderr) == (130, "interrupted; repeat the command to continue\n")
 
 
-def test_sigterm_is_ctrl_c_with_a_code_of_its_own(replace: Callable[..., list[tuple]]) -> None:
-    replace("orchestrator.run.driver", "run_library", KeyboardInterrupt(startup.TERMINATED))
+def test_sigterm_is_ctrl_c_with_a_code_of_its_own(
+    replace: Callable[..., list[tuple]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(startup, "_terminated", False)
+    with pytest.raises(KeyboardInterrupt):
+        startup._terminate(signal.SIGTERM, None)
+    replace("orchestrator.run.driver", "run_library", KeyboardInterrupt())
     result = ttmoe("run", "quickstart")
     assert (result.exit_code, result.stderr) == (143, "stopped; repeat the command to continue\n")
 

@@ -175,6 +175,16 @@ def test_two_at_once_give_one_file(offline, tmp_path, monkeypatch):
     assert got[0].read_text() == "alpha"
 
 
+def test_a_file_system_that_lets_no_mode_be_set(tmp_path, monkeypatch):
+    def refused(path, mode):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refused)
+    with atomic_folder(tmp_path / "new") as scratch:
+        (scratch / "file").touch()
+    assert (tmp_path / "new" / "file").is_file()
+
+
 def test_a_folder_that_cannot_be_put_in_place_says_why(tmp_path, monkeypatch):
     def full(source, target):
         raise OSError(errno.ENOSPC, "no space left")
