@@ -11,7 +11,7 @@ RECIPES = {
     # Part of a spec, and so of the identity of a registered version (see orchestrator/plan/identity.py).
     "expert": 2,
     "router": 3,
-    "search": 1,
+    "search": 2,
     "import": 1,
     # Part of a cache key.
     "prepared": 1,

@@ -24,6 +24,9 @@ from workers.expert_job import ExpertJob
 from workers.recipes import RECIPES
 from workers.training.settings import MEMORY_ONLY, ROUTER_UNHASHED, TrainSettings
 
+REPLACED_BY_TRIALS = frozenset({"method", "rank", "shape"})
+"""Fields of ``AdapterSpec`` that each trial of a search chooses for itself."""
+
 
 @dataclass(frozen=True)
 class ExpertPlan:
@@ -228,13 +231,16 @@ def trial_expert_job(
 
 
 def _search_hash(config: Config, experts: dict[str, ExpertPlan]) -> str | None:
-    if config.search is None:
+    """Return the spec hash of the search: without what its trials replace, and what changes no result."""
+    if (search := config.search) is None:
         return None
-    spec = {
-        "recipe": RECIPES["search"],
-        "settings": hashed_settings(config.search),
-        "train": _train_spec(config.search_train(), experts[config.search.task].job.data),
-    }
-    task = dict(experts[config.search.task].spec)
-    del task["train"]  # trials use the search's training settings instead of the task's
-    return spec_hash(spec | {"task": task})
+    job, spec = experts[search.task].job, experts[search.task].spec
+    adapter = {key: value for key, value in spec["adapter"].items() if key not in REPLACED_BY_TRIALS}
+    return spec_hash(
+        {
+            "recipe": RECIPES["search"],
+            "settings": hashed_settings(search, exclude={"max_parallel", "train"}),
+            "train": _train_spec(config.search_train(), job.data, exclude=MEMORY_ONLY),
+            "task": {**spec, "adapter": adapter, "train": None},
+        }
+    )

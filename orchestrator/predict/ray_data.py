@@ -9,8 +9,8 @@ writes the same file again; an error inside a worker ends the command.
 
 from __future__ import annotations
 
+import json
 import logging
-import pickle
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,7 +33,8 @@ from orchestrator.predict.routed_model import RegisteredRouter, open_router
 from orchestrator.predict.scan import CHUNK_ROWS, scan_files
 from orchestrator.predict.sizing import PoolSize, choose_pool_size
 from orchestrator.predict.writers import answer_schema, to_table
-from ttmoe.errors import InputError, WorkFailedError
+from ttmoe.errors import InfeasibleError, InputError, WorkFailedError
+from workers.failure import to_failure
 
 if TYPE_CHECKING:
     from ttmoe.routed import RoutedModel
@@ -65,9 +66,9 @@ class _Worker:
         self.model: RoutedModel | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Answer one chunk; return its number of rows, and the pickled exception if it failed.
+        """Answer one chunk; return its number of rows, and if it failed what ``_raise_error`` takes.
 
-        Ray Data would turn a raised exception into text.
+        Ray Data would turn a raised exception into text, and an exception of any class cannot be pickled.
         """
         job, (number,) = self.job, batch["number"]
         chunk = FileChunk(str(batch["path"][0]), str(batch["form"][0]),
@@ -79,12 +80,12 @@ class _Worker:
             pyarrow.parquet.write_table(to_table(rows, job.schema, job.nested), sink)
             job.folder.write(int(number), sink.getvalue().to_pybytes())
         except InputError as error:
-            return {"rows": [0], "error": [pickle.dumps(error)]}
+            return {"rows": [0], "error": [json.dumps([error.code, error.what, error.where, error.fix])]}
         except Exception as error:
             logging.exception("chunk %s of %s", number, chunk.path)  # goes to the log that Ray keeps for the worker
-            what = f"a worker failed: {type(error).__name__}: {error}"
-            return {"rows": [0], "error": [pickle.dumps(WorkFailedError(what, where=_WHERE, fix=_FIX))]}
-        return {"rows": [len(rows)], "error": [b""]}
+            what = f"a worker failed: {to_failure(error)}"
+            return {"rows": [0], "error": [json.dumps([WorkFailedError.code, what, _WHERE, _FIX])]}
+        return {"rows": [len(rows)], "error": [""]}
 
 
 def predict_on_ray(request: PredictRequest, messages: Console) -> None:
@@ -123,6 +124,13 @@ def predict_on_ray(request: PredictRequest, messages: Console) -> None:
     print_line(messages, f"wrote {out}; Parquet files in the order of the rows: {len(chunks)}")
 
 
+def _raise_error(text: str) -> None:
+    """Raise the error that a worker reports, as JSON: exit code, what is wrong, where, and what to do."""
+    code, what, where, fix = json.loads(text)
+    kind = next(kind for kind in (InputError, WorkFailedError, InfeasibleError) if kind.code == code)
+    raise kind(what, where=where, fix=fix)
+
+
 def _answer_chunks(chunks: list[FileChunk], pool: PoolSize, job: _Job, display: ThroughputDisplay) -> None:
     """Answer all chunks and advance the display; raise the first error that a worker reports."""
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the display and the exceptions are enough
@@ -142,7 +150,7 @@ def _answer_chunks(chunks: list[FileChunk], pool: PoolSize, job: _Job, display: 
     try:
         for result in results.iter_rows():
             if result["error"]:
-                raise pickle.loads(result["error"])
+                _raise_error(result["error"])
             display.advance(int(result["rows"]))
     except ray.exceptions.RayError as error:
         what = f"Ray failed: {(str(error).strip() or type(error).__name__).splitlines()[0]}"

@@ -44,7 +44,7 @@ def show_summary(
         console.print(table)
     console.print(_routing(evaluation))
     if time_use:
-        console.print(time_use, soft_wrap=True, highlight=False)
+        console.print(time_use, soft_wrap=True, highlight=False, markup=False)
     console.print("\nOutputs")
     for name, location in outputs.items():
         console.print(f"  {name:<22} {_relative(location)}", soft_wrap=True, highlight=False, markup=False)

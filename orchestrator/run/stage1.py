@@ -84,8 +84,13 @@ def make_work_units(jobs: dict[str, ExpertJob], experts_per_unit: int) -> list[W
 
 
 def with_half_micro_batch(job: ExpertJob) -> ExpertJob | None:
-    """Return the job with half the rows per micro-batch, or None if a micro-batch already has one row."""
-    rows = job.train.micro_batch or job.train.batch_size
+    """Return the job with half the rows in the model at once, or None if that is one row already.
+
+    Of a step with ``batch_tokens``, the rows of maximal length count: they are what fills the memory.
+    """
+    train = job.train
+    rows = max(1, train.batch_tokens // job.base.max_length) if train.batch_tokens else train.batch_size
+    rows = min(rows, train.micro_batch or rows)
     if rows == 1:
         return None
     return replace(job, train=job.train.model_copy(update={"micro_batch": math.ceil(rows / 2)}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import replace
 
@@ -90,6 +91,8 @@ def _tune(plan: Plan, job: ExpertJob, suggestions: Suggestions, records: TrialRe
 
     # Tune's own handler would swallow Ctrl-C: it ends the loop as if all trials had ended.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    # It would print the traceback of a failed trial; the live view and the trial's run have its error.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     reserved = trial_resources(plan)
     model = empty_body(plan.base)
     tuner = tune.Tuner(

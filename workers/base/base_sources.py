@@ -58,7 +58,7 @@ def resolve_base(
             raise InputError(f"there is no folder {place}", where="base.folder", fix="give a folder with a model in it")
     else:
         source, name, version = "hub", str(hub), str(revision)
-        place = _from_hub(name, version)
+        place = _from_hub(name, version, gguf)
     weights = place if place.suffix == ".gguf" else place / gguf if gguf else None
     if weights:
         place = _converted(weights, cache)
@@ -146,11 +146,12 @@ def _model_folder(package: importlib.metadata.Distribution) -> str:
     return folders[0]
 
 
-def _from_hub(hub: str, revision: str) -> Path:
+def _from_hub(hub: str, revision: str, gguf: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.gguf"]
+    # A repository of GGUF files has the same model in many quantisations, which would all be downloaded.
+    patterns = ["*.json", "*.txt", "*.model", gguf or "*.safetensors"]
     try:
         return Path(snapshot_download(hub, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

@@ -212,3 +212,13 @@ def test_time_left_follows_finished_pieces_and_how_many_run(clock):
 )
 def test_durations_as_text(seconds, text):
     assert format_duration(seconds) == text
+
+
+def test_brackets_in_the_text_of_an_error_are_text(plain, terminal):
+    for view, shown in ((plain[0], lambda: "\n".join(plain[1]())), terminal):
+        with view:
+            view.start_stage("Stage", "expert", {"[/a]": 1})
+            view.print("ValueError: [/tmp] [red]")
+            view.set_state("[/a]", "failed", "ValueError: [/b] is wrong")
+        assert "ValueError: [/tmp] [red]" in shown()
+        assert "ValueError: [/b] is wrong" in shown()

@@ -267,3 +267,38 @@ def test_the_state_says_whether_a_search_is_missing(planned):
     state = read_library_state(planned(), FakeRegistry())
     assert state.search == StageState("missing", reason="no finished search")
     assert state.search_is_missing
+
+
+def test_a_run_without_git_has_no_commit(monkeypatch):
+    from orchestrator.run import driver
+
+    monkeypatch.setenv("PATH", "")
+    assert set(driver._code_version()) == {"version"}
+
+
+@pytest.mark.parametrize(
+    ("train", "halves"),
+    [
+        ({"batch_size": 32}, [16, 8]),
+        ({"batch_size": 32, "batch_tokens": 256}, [4, 2]),  # 8 rows of 32 tokens
+        ({"batch_size": 32, "micro_batch": 64}, [16, 8]),
+        ({"batch_size": 1}, [None]),
+        ({"batch_size": 32, "batch_tokens": 40}, [None]),
+    ],
+)
+def test_what_is_in_the_model_at_once_is_halved_whatever_sets_it(planned, train, halves):
+    from orchestrator.run.stage1 import with_half_micro_batch
+
+    job = planned(train=train).experts["colours"].job
+    for half in halves:
+        job = with_half_micro_batch(job)
+        assert (job and job.train.micro_batch) == half
+
+
+def test_a_search_without_a_shape_is_refused_by_the_plan(planned):
+    from orchestrator.plan.search_space import check_search_space
+    from ttmoe.errors import InputError
+
+    plan = planned({"cores": [14, 15]})
+    with pytest.raises(InputError, match="no shape with 14 to 15 cores"):
+        check_search_space(plan, SimpleNamespace(search_is_missing=True))

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import shutil
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,25 @@ def test_a_hub_base_is_taken_at_its_revision(base_folder, tmp_path, monkeypatch)
     base = resolve_base(hub="some/model", revision="abc", cache=tmp_path)
     assert asked == [("some/model", "abc")]
     assert (base.source, base.id, base.revision) == ("hub", "some/model", "abc")
+
+
+@pytest.mark.parametrize(
+    ("gguf", "downloaded"),
+    [(None, {"config.json", "model.safetensors"}), ("model-Q4.gguf", {"config.json", "model-Q4.gguf"})],
+)
+def test_of_a_hub_repository_only_the_weights_that_are_used_are_downloaded(tmp_path, monkeypatch, gguf, downloaded):
+    import huggingface_hub
+
+    files = ["config.json", "model.safetensors", "model-Q4.gguf", "model-Q8.gguf", "model-F16.gguf"]
+    found = set()
+
+    def download(repo, *, revision, allow_patterns):
+        found.update(name for name in files if any(fnmatch(name, pattern) for pattern in allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    base_sources._from_hub("some/model", "abc", gguf)
+    assert found == downloaded
 
 
 def test_a_gguf_that_is_not_there(base_folder, tmp_path):
