@@ -34,4 +34,4 @@ def promote_expert(store: StoreAddress, library: str | None, name: str, number: 
     if routing and not routing.uses(version):
         trained = "with another version of it" if version.task in routing.lock else "without it"
         line = f"the router is stale: v{routing.router.version} was trained {trained}; {RETRAIN}"
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

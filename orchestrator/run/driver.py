@@ -100,7 +100,7 @@ def _print_todo(plan: Plan, state: LibraryState, console: Console) -> None:
     lines = [f"Library {plan.folders.library} on {base}"]
     lines += [f"Cached: {format_names(cached, _MOST_LISTED)}"] if cached else []
     for line in [*lines, f"To do: {', '.join(todo) or 'nothing'}"]:
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _promote(registry: Registry, experts: dict[str, Version], router: Version | None) -> None:
