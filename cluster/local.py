@@ -76,5 +76,5 @@ def _authentication(mode: str) -> Iterator[None]:
     try:
         yield
     finally:
-        del os.environ[AUTH_MODE]
+        os.environ.pop(AUTH_MODE, None)
         Config.initialize("")

@@ -18,7 +18,8 @@ import tiny
 SCRIPT = Path(sys.executable).parent / "ttmoe"
 
 
-ELSEWHERE = ("RAY_ADDRESS", "MLFLOW_TRACKING_URI", "TTMOE_BASE")  # would lead a command to another cluster or store
+# Would lead a command to another cluster or store. A Ray session of this process sets its mode of authentication.
+ELSEWHERE = ("RAY_ADDRESS", "RAY_AUTH_MODE", "MLFLOW_TRACKING_URI", "TTMOE_BASE")
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -16,9 +16,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """One Ray session for all commands that run in this process."""
+    """One Ray session for all commands of a module that run in this process."""
     from cluster.local import ray_session
 
     with ray_session():

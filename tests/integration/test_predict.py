@@ -78,7 +78,8 @@ def test_lines_through_a_pipe_are_answered_while_it_is_open(home, answers):
         process.stdin.write(line + "\n")
         printed.append(json.loads(process.stdout.readline()))
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (0, "", "")
+    assert (process.returncode, out) == (0, "")
+    assert err == f"store: sqlite:///{home}/runs/mlflow.db (storage.root)\n"
     assert [{k: row[k] for k in given} for row, given in zip(printed, ROWS, strict=True)] == ROWS
     check_printed(printed, answers)
 
@@ -220,7 +221,8 @@ def test_the_command_on_ray_replaces_an_existing_folder(cluster, home, answers, 
     done = succeeded(commands.here(tmp_path, "predict", "--ray", "--file", "in.csv", "--out", "out", "--force",
                                    "--root", str(home / "runs")))  # fmt: skip
     lines = own_lines(done.err)
-    assert (done.out, len(lines), "8 rows; chunks: 1; workers: 1" in lines[0]) == ("", 3, True), done.err
+    assert (done.out, lines[0]) == ("", f"store: sqlite:///{home}/runs/mlflow.db (--root)"), done.err
+    assert (len(lines), "8 rows; chunks: 1; workers: 1" in lines[1]) == (4, True), done.err
     assert sorted(path.name for path in out.iterdir()) == ["_SUCCESS", "part-000000.parquet"]
     assert out.stat().st_ino == inode
     check_printed(pyarrow.parquet.read_table(out).to_pylist(), answers)

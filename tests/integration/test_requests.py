@@ -118,8 +118,8 @@ def test_requests_do_not_grow_with_the_number_of_experts(store, monkeypatch, com
     for count in (FEW, MANY):
         clients = []
 
-        def counted(uri, artifact_root, clients=clients):
-            registry = opened(uri, artifact_root)
+        def counted(*address, clients=clients):
+            registry = opened(*address)
             clients.append(CountedClient(registry.client))
             return replace(registry, client=clients[-1])
 
