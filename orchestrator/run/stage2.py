@@ -65,7 +65,14 @@ def train_router(
         data = {task: expert.job.data for task, expert in plan.experts.items()}
         job = RouterJob(plan.base, plan.features, data, features, plan.lock, plan.config.router, plan.config.seed,
                         plan.router_hash, str(folder / MODEL))  # fmt: skip
-        result = _train(job, folder, runner, view)
+        try:
+            result = _train(job, folder, runner, view)
+        except WorkFailedError:
+            if all(features_complete(Path(features[task]), data[task], job.settings.rows_per_task) for task in data):
+                raise
+            # The router's job removed features that were damaged.
+            _compute_features(plan, folder, runner, view)
+            result = _train(job, folder, runner, view)
         model = Path(result.folder)
         for task, expert in experts.items():
             shutil.copytree(registry.fetch(expert), model / "experts" / task, dirs_exist_ok=True)

@@ -2,20 +2,23 @@
 
 The features are stored at unit length in fp16, under the base's digest and the data's fingerprint. All layers and both
 poolings are stored, so that every router reads the same files. If more rows are requested later, only the missing ones
-are computed.
+are computed. A file carries the digest of its features; a damaged one is removed by who reads it, and computed again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 import secrets
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -31,6 +34,7 @@ from workers.data.text_forms import strip_case_and_punctuation, strip_formatting
 from workers.progress import Progress, ProgressCallback
 from workers.recipes import RECIPES
 from workers.training.batches import TokenizedRows, evaluation_batches, tokenize
+from workers.training.checksummed_files import CorruptFileError
 
 STRIPPED, LOOSE = "stripped", "loose"
 # Reformatted splits: the split that they are made from, and how a row is reformatted.
@@ -38,7 +42,10 @@ TEXT_FORMS = {STRIPPED: ("test", strip_formatting), LOOSE: ("validation", strip_
 SPLITS = ("train", "validation", "test", *TEXT_FORMS)
 FORM_ROWS = 500  # maximum rows of a reformatted split
 STALE_SECONDS = 24 * 3600  # age from which a temporary file is considered abandoned
-_STATES = "states"
+_STATES, _DIGEST = "states", "sha256"
+_DIGEST_ROWS = 256  # rows in memory while a digest is computed
+
+_LOG = logging.getLogger("ttmoe")
 
 
 def feature_folder(base: Base, data: PreparedTask, cache: Path) -> Path:
@@ -55,7 +62,7 @@ def row_counts(data: PreparedTask, rows: int) -> dict[str, int]:
 
 
 def features_complete(folder: Path, data: PreparedTask, rows: int) -> bool:
-    """Return whether the folder contains everything that ``compute_features`` would compute."""
+    """Return whether the folder contains everything that ``compute_features`` would compute. No features are read."""
     return all(_find_file(folder, split, count) for split, count in row_counts(data, rows).items())
 
 
@@ -130,6 +137,7 @@ def load_features(folder: Path, split: str, count: int, spec: FeatureSpec) -> Te
 
     Raises:
         FileNotFoundError: If fewer rows are cached.
+        CorruptFileError: If the file is damaged. It is removed, so that ``compute_features`` computes it again.
     """
     path = _find_file(folder, split, count)
     if path is None:
@@ -140,6 +148,7 @@ def load_features(folder: Path, split: str, count: int, spec: FeatureSpec) -> Te
         return load_features(folder, split, count, spec)
     with opened as file:
         states = file.get_slice(_STATES)
+        _require_digest(path, file, states)
         indexes = spec.indexes(states.get_shape()[1] - 1)
         first = POOLINGS.index(spec.poolings[0])
         part = states[:count, min(indexes) : max(indexes) + 1, first : first + len(spec.poolings)]
@@ -163,9 +172,18 @@ def _pooled_states(bank: Bank, inputs: dict[str, Tensor], rows: Sequence[int], s
 
 
 def _find_file(folder: Path, split: str, count: int) -> Path | None:
-    """Return the smallest file with at least ``count`` rows of the split."""
-    files = (path for path in folder.glob(f"{split}-*.safetensors") if _row_count(path) >= count)
+    """Return the smallest sealed file with at least ``count`` rows of the split."""
+    files = (path for path in folder.glob(f"{split}-*.safetensors") if _row_count(path) >= count and _is_sealed(path))
     return min(files, key=_row_count, default=None)
+
+
+def _is_sealed(path: Path) -> bool:
+    """Return whether a file has its full size and a digest, according to its header."""
+    try:
+        with safe_open(path, "pt") as file:
+            return _DIGEST in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def _row_count(path: Path) -> int:
@@ -173,18 +191,41 @@ def _row_count(path: Path) -> int:
 
 
 def _load_largest(folder: Path, split: str) -> Tensor | None:
-    path = max(folder.glob(f"{split}-*.safetensors"), key=_row_count, default=None)
+    """Return the features of the largest sealed file of the split; None if there is none, or if it is damaged."""
+    path = max(filter(_is_sealed, folder.glob(f"{split}-*.safetensors")), key=_row_count, default=None)
     if path is None:
         return None
     with safe_open(path, "pt") as file:
-        return file.get_tensor(_STATES)
+        states = file.get_tensor(_STATES)
+        try:
+            _require_digest(path, file, states)
+        except CorruptFileError as error:
+            _LOG.warning("Cached features are computed again: %s", error)
+            return None
+    return states
+
+
+def _require_digest(path: Path, file: Any, states: Any) -> None:
+    """Remove the file and raise CorruptFileError if its ``states``, a tensor or a slice, do not match its digest."""
+    if file.metadata()[_DIGEST] != _digest(states, file.get_slice(_STATES).get_shape()[0]):
+        path.unlink(missing_ok=True)
+        raise CorruptFileError(f"{path} is damaged: its content does not match its checksum")
+
+
+def _digest(states: Any, rows: int) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, rows, _DIGEST_ROWS):
+        digest.update(states[start : start + _DIGEST_ROWS].contiguous().numpy())
+    return digest.hexdigest()
 
 
 def _write(path: Path, states: Tensor) -> None:
     """Write features atomically; remove files with fewer rows of the split, and abandoned temporary files."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        save_file({_STATES: states.contiguous()}, temporary)
+        save_file({_STATES: states.contiguous()}, temporary, {_DIGEST: _digest(states, len(states))})
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,9 +1,10 @@
 """The cache folder of trunk states: entries, file locks between processes, and eviction.
 
-An entry is the folder ``<key>/`` with shards and ``index.json``. A process that reads an entry holds a shared lock on
-its index. A process that creates one holds the lock ``.<key>.lock`` and writes to ``.<key>.part/``, which is renamed to
-``<key>/`` when it is complete. Space is counted and freed under the lock ``.lock``. The system releases
-these locks when their process ends, so a ``.part`` folder with a free lock was left by a killed process and is deleted.
+An entry is the folder ``<key>/`` with shards and ``index.json``, which holds their digests. A process that reads an
+entry holds a shared lock on its index. A process that creates one holds the lock ``.<key>.lock`` and writes to
+``.<key>.part/``, which is renamed to ``<key>/`` when it is complete. Space is counted and freed under the lock
+``.lock``. The system releases these locks when their process ends, so a ``.part`` folder with a free lock was left by a
+killed process and is deleted.
 """
 
 from __future__ import annotations
@@ -16,11 +17,16 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from ttmoe.atomic_write import write_atomically
+from ttmoe.base import sha256_of_file
+
 INDEX = "index.json"
 LOCK_POLL_SECONDS = 0.2  # between two attempts to take a lock that another process holds
+_DIGESTS = "sha256"
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 UNUSABLE_ERRNOS = (
     *DISK_FULL_ERRNOS,
@@ -49,8 +55,8 @@ def open_entry(entry: Path, index: Mapping[str, Any]) -> int | None:
         index: Expected content of its index.
 
     Returns:
-        A file descriptor that protects the entry until it is closed; None if the entry is missing or incomplete, or
-        has another index.
+        A file descriptor that protects the entry until it is closed; None if the entry is missing, incomplete or
+        damaged, or has another index.
     """
     path = entry / INDEX
     try:
@@ -78,7 +84,8 @@ def publish_entry(entry: Path, index: Mapping[str, Any]) -> int:
         A file descriptor as from ``open_entry``.
     """
     scratch = scratch_folder(entry)
-    (scratch / INDEX).write_text(json.dumps(index, indent=1))
+    digests = {name: sha256_of_file(scratch / name) for name in index["files"]}
+    write_atomically(scratch / INDEX, json.dumps({**index, _DIGESTS: digests}, indent=1).encode())
     descriptor = os.open(scratch / INDEX, os.O_RDONLY)
     with ExitStack() as stack:
         stack.callback(os.close, descriptor)
@@ -126,11 +133,24 @@ def creation_lock(entry: Path) -> Path:
 
 
 def _is_complete(entry: Path, index: Mapping[str, Any]) -> bool:
+    """Return whether the entry has this index, and files of the right sizes and digests."""
     try:
         actual = json.loads((entry / INDEX).read_text())
-        return actual == index and all((entry / name).stat().st_size == size for name, size in index["files"].items())
-    except (OSError, ValueError):
+        digests, files = actual.pop(_DIGESTS, {}), {name: (entry / name).stat() for name in index["files"]}
+        return (
+            actual == index
+            and digests.keys() == files.keys()
+            and all(stat.st_size == index["files"][name] for name, stat in files.items())
+            and all(_has_digest(entry / name, digests[name], stat.st_mtime_ns) for name, stat in files.items())
+        )
+    except (OSError, ValueError, AttributeError):
         return False
+
+
+@lru_cache(maxsize=4096)
+def _has_digest(path: Path, digest: str, modified: int) -> bool:
+    """Compare a file with its digest: once in a process, until it is modified, as each of its experts opens entries."""
+    return sha256_of_file(path) == digest
 
 
 def _try_lock(descriptor: int) -> bool:
@@ -181,8 +201,16 @@ def _last_used(entry: Path) -> int:
 
 
 def _entry_bytes(entry: Path) -> int:
-    """Return the bytes of an entry's files, also while it is created: they are allocated first."""
-    return sum(path.stat().st_size for path in entry.iterdir() if path.name != INDEX)
+    """Return the bytes of an entry's files, also while it is created: they are allocated first.
+
+    Its creator may publish or remove the folder meanwhile.
+    """
+    try:
+        paths = [path for path in entry.iterdir() if path.name != INDEX and not path.name.startswith(".")]
+        return sum(path.stat().st_size for path in paths)
+    except FileNotFoundError:
+        published = entry.with_name(entry.name.removeprefix(".").removesuffix(".part"))
+        return _entry_bytes(published) if published != entry and published.is_dir() else 0
 
 
 def _allocate(path: Path, size: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from reference_features import router_features
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import ANIMALS, COLOURS, LAYERS, WIDTH, sentences, write_rows
 
 from ttmoe.base import load_body, load_tokenizer
@@ -34,6 +34,7 @@ from workers.data.prepared import load_split, prepare_task
 from workers.data.task import Task
 from workers.data.text_forms import strip_formatting
 from workers.training.batches import TokenizedRows, to_input
+from workers.training.checksummed_files import CorruptFileError
 
 ALL = FeatureSpec("all", "both")
 SPECS = [FeatureSpec(layers, pooling) for layers in ("all", "last", "embeddings", (2, 0), (1,), (0, 1))
@@ -221,7 +222,7 @@ def test_the_name_says_all_that_decides_them(base, colours, tmp_path):
 
 
 def test_a_write_that_was_stopped_leaves_no_features(base, colours, tmp_path, monkeypatch):
-    def stop(tensors, path):
+    def stop(tensors, path, metadata):
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
@@ -232,6 +233,57 @@ def test_a_write_that_was_stopped_leaves_no_features(base, colours, tmp_path, mo
     folder = feature_folder(base, colours, tmp_path)
     assert list(folder.iterdir()) == []
     assert load_features(compute(base, colours, tmp_path), "train", 50, ALL).shape[0] == 50
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def remove_digest(path):
+    """As an earlier version wrote it."""
+    save_file(load_file(path), path)
+
+
+@pytest.mark.parametrize("damage", [flip, cut, remove_digest])
+def test_damaged_features_are_never_read_and_are_made_again(base, colours, tmp_path, damage):
+    folder = compute(base, colours, tmp_path)
+    whole = found_in(folder, colours)
+    path = folder / "train-50.safetensors"
+    damage(path)
+    if damage is flip:  # is not seen without reading the features
+        assert features_complete(folder, colours, 50)
+        with pytest.raises(CorruptFileError, match="train-50"):
+            load_features(folder, "train", 50, ALL)
+    assert not features_complete(folder, colours, 50)
+    with pytest.raises(FileNotFoundError):
+        load_features(folder, "train", 50, ALL)
+    found = found_in(compute(base, colours, tmp_path), colours)
+    assert all(torch.equal(found[split], rows) for split, rows in whole.items())
+
+
+@pytest.mark.parametrize("damage", [flip, cut])
+def test_more_rows_are_not_added_to_damaged_ones(base, colours, tmp_path, damage, caplog):
+    expected = found_in(compute(base, colours, tmp_path / "whole"), colours)["train"]
+    folder = compute(base, colours, tmp_path, rows=30)
+    damage(folder / "train-30.safetensors")
+    assert torch.equal(found_in(compute(base, colours, tmp_path), colours)["train"], expected)
+    assert ("computed again" in caplog.text) == (damage is flip)
+
+
+def test_features_are_on_the_disk_before_they_have_their_name(base, colours, tmp_path, monkeypatch):
+    synchronised, fsync = [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda file: synchronised.append(os.readlink(f"/proc/self/fd/{file}")) or fsync(file)
+    )
+    folder = compute(base, colours, tmp_path)
+    names = [path.removeprefix(f"{folder}/.").partition(".safetensors")[0] for path in synchronised]
+    assert {path.stem for path in folder.iterdir()} <= set(names)
 
 
 def test_what_a_killed_process_left_is_cleared_up_and_what_is_being_written_is_not(base, colours, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pickle
 import signal
@@ -17,7 +18,7 @@ from tiny import COLOURS, sentences, wait_for
 
 from ttmoe.adapter import AdapterSpec
 from ttmoe.bank import Bank
-from ttmoe.base import load_body, load_tokenizer
+from ttmoe.base import load_body, load_tokenizer, sha256_of_file
 from ttmoe.encoding import Choice, collate, encode_inputs, pad_id_of
 from ttmoe.features import pool_states
 from ttmoe.scoring import score
@@ -274,12 +275,20 @@ def test_what_another_is_making_counts_and_stays(opened, base, rows, tmp_path):
     assert len(entries(tmp_path)) == 2
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone", "torn index", "no index"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "torn index", "no index", "no digests"])
 def test_what_is_not_whole_is_made_again(opened, tmp_path, damage):
     opened()
     whole, (entry,) = shards(tmp_path), entries(tmp_path)
     if damage == "cut":
         os.truncate(entry / "0.states", 1000)
+    elif damage == "flipped":
+        data = bytearray((entry / "0.states").read_bytes())
+        data[len(data) // 2] ^= 1
+        (entry / "0.states").write_bytes(data)
+    elif damage == "no digests":  # of an earlier version
+        index = json.loads((entry / "index.json").read_text())
+        del index["sha256"]
+        (entry / "index.json").write_text(json.dumps(index))
     elif damage == "gone":
         (entry / "0.pooled").unlink()
     elif damage == "torn index":
@@ -289,6 +298,35 @@ def test_what_is_not_whole_is_made_again(opened, tmp_path, damage):
     assert opened()
     assert shards(tmp_path) == whole
     assert not scraps(tmp_path)
+
+
+def test_a_digest_is_read_once_while_the_files_do_not_change(opened, monkeypatch):
+    read = []
+    monkeypatch.setattr(trunk_folder, "sha256_of_file", lambda path: read.append(path.name) or sha256_of_file(path))
+    opened()
+    assert sorted(read) == ["0.pooled", "0.states"]  # for the index
+    for _ in range(3):
+        assert opened()
+    assert sorted(read) == ["0.pooled", "0.pooled", "0.states", "0.states"]
+
+
+def test_counting_meets_an_entry_that_is_published_or_removed_meanwhile(tmp_path, monkeypatch):
+    entry, iterdir = tmp_path / "key", Path.iterdir
+    scratch = trunk_folder.scratch_folder(entry)
+    scratch.mkdir()
+    (scratch / "0.states").write_bytes(b"12345")
+    (scratch / ".index.json.1-ab").write_bytes(b"being renamed")
+
+    def listed(path: Path):
+        names = list(iterdir(path))
+        if path == scratch:
+            scratch.rename(entry)
+        return names
+
+    assert trunk_folder._entry_bytes(scratch) == 5
+    monkeypatch.setattr(Path, "iterdir", listed)
+    assert trunk_folder._entry_bytes(scratch) == 5
+    assert trunk_folder._entry_bytes(tmp_path / "removed") == 0
 
 
 def test_half_of_an_eviction_is_finished_by_the_next_who_makes_room(opened, tmp_path):
