@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from orchestrator.plan.planning import Plan
@@ -28,10 +28,12 @@ class ExpertOperations:
         plan: The plan of the run.
         registry: An open registry without retries: the recorder retries.
         parent: Run id of the ``ttmoe run``.
+        logs: Log of each task's work unit; of other tasks it is expected in the expert's folder.
     """
 
-    def __init__(self, plan: Plan, registry: Registry, parent: str) -> None:
+    def __init__(self, plan: Plan, registry: Registry, parent: str, logs: Mapping[str, Path] | None = None) -> None:
         self.plan, self.registry, self.parent = plan, registry, parent
+        self.logs = {} if logs is None else logs  # stage 1 fills it later
         self._run_ids: dict[str, str] = {}
         self._without_run: set[str] = set()  # tasks
         self._without_version: set[str] = set()
@@ -97,8 +99,13 @@ class ExpertOperations:
     def end_run(
         self, task: str, status: FinalStatus, failure: Failure | None = None, rows: Sequence[MetricRow] = ()
     ) -> None:
-        """Log the last metrics, upload the task's log, set the tag ``error`` after a failure, and end the run."""
+        """Log the last metrics, upload the task's log, set the tag ``error`` after a failure, and end the run.
+
+        The log of experts that were trained together is in the folder of one, and uploaded for those that failed too.
+        """
         run_id, log = self.log_metrics(task, rows), Path(self.plan.experts[task].job.folder, LOG_FILE)
+        if failure:
+            log = self.logs.get(task, log)
         if log.is_file():
             self.registry.log_file(run_id, log)
         if failure:

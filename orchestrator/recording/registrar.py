@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from statistics import fmean
 
 from orchestrator.pool.failure_policy import common_failure
@@ -41,6 +42,7 @@ class Stage1Result:
         busy_seconds: Seconds in which workers had work, summed over workers.
         waiting_seconds: Seconds in which workers had none.
         recording_seconds: Seconds of the recorder's operations, by task.
+        logs: Log of each task's work unit; experts that are trained together share one.
     """
 
     versions: dict[str, Version] = field(default_factory=dict)
@@ -53,6 +55,7 @@ class Stage1Result:
     busy_seconds: float = 0.0
     waiting_seconds: float = 0.0
     recording_seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    logs: dict[str, Path] = field(default_factory=dict)
 
     @property
     def usage(self) -> ResourceUsage:

@@ -9,7 +9,6 @@ from rich.console import Console
 
 from orchestrator.plan.planning import Plan
 from orchestrator.plan.quantities import format_names
-from orchestrator.pool.work_units import LOG_FILE
 from orchestrator.recording.registrar import Stage1Result
 from orchestrator.registry import Registry
 from orchestrator.registry.artifacts import INCIDENTS, REPORT
@@ -31,7 +30,8 @@ def experts_failed_error(plan: Plan, stage_result: Stage1Result, consequence: st
     failed = list(stage_result.failed.items())
     causes = "; ".join(f"{task}: {failure}" for task, failure in failed[:_MOST_NAMED])
     more = f"; and {len(failed) - _MOST_NAMED} more" if len(failed) > _MOST_NAMED else ""
-    logs = ", ".join(str(Path(plan.experts[task].job.folder, LOG_FILE)) for task, _ in failed[:_MOST_NAMED])
+    paths = {task: stage_result.logs.get(task) or Path(plan.experts[task].job.folder) for task, _ in failed}
+    logs = ", ".join(dict.fromkeys(str(paths[task]) for task, _ in failed[:_MOST_NAMED]))
     kept = [task for task in plan.experts if task not in stage_result.failed]
     if stage_result.stopped:
         consequence = f"the first {len(failed)} failed with the same error, so the others were not tried"

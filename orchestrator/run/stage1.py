@@ -55,7 +55,7 @@ def train_experts(
     view.start_stage(STAGE, "expert", {task: expert.job.train.steps for task, expert in plan.experts.items()})
     for task in plan.experts.keys() - set(missing):
         view.set_state(task, "cached")
-    operations = ExpertOperations(plan, registry, parent)
+    operations = ExpertOperations(plan, registry, parent, stage_result.logs)
     with Recorder(plan.config.failures.tracking_minutes * 60) as recorder:
         registrar = Registrar(operations, recorder, view, stage_result)
         try:
@@ -66,7 +66,9 @@ def train_experts(
                     stage_result.found.add(task)
                     registrar.register(task, result)
                     del jobs[task]
-            with closing(_run_jobs(runner, jobs, experts_per_unit)) as events:
+            units = make_work_units(jobs, experts_per_unit)
+            stage_result.logs.update({task: unit.log for unit in units for task in unit.jobs})
+            with closing(_run_units(runner, units)) as events:
                 for event in events:
                     registrar.handle_event(event)
                     if stage_result.stopped:
@@ -96,8 +98,6 @@ def with_half_micro_batch(job: ExpertJob) -> ExpertJob | None:
     return replace(job, train=job.train.model_copy(update={"micro_batch": math.ceil(rows / 2)}))
 
 
-def _run_jobs(
-    runner: JobRunner, jobs: dict[str, ExpertJob], experts_per_unit: int
-) -> Generator[JobEvent | None, None, None]:
-    if jobs:
-        yield from runner.run(make_work_units(jobs, experts_per_unit), with_half_micro_batch)
+def _run_units(runner: JobRunner, units: list[WorkUnit]) -> Generator[JobEvent | None, None, None]:
+    if units:
+        yield from runner.run(units, with_half_micro_batch)

@@ -150,3 +150,35 @@ def test_a_description_of_a_user_is_kept_and_a_missing_one_added(recording):
     recording([first, second])
     assert client.get_registered_model(f"many.{first}").description == "ours"
     assert client.get_registered_model(f"many.{second}").description.startswith("Expert of the library many")
+
+
+def test_the_log_of_experts_that_failed_together_is_named_and_uploaded_for_each(recording):
+    """It is in the folder of the first one."""
+    from rich.console import Console
+
+    from orchestrator.pool.work_units import JobEvent
+    from orchestrator.progress.live_view import LiveView
+    from orchestrator.recording.registrar import Stage1Result
+    from orchestrator.run.outcome import experts_failed_error
+    from orchestrator.run.stage1 import train_experts
+    from workers.failure import Failure
+
+    class FailsTogether:
+        def run(self, units, reduce_memory=None):
+            (unit,) = units
+            unit.log.parent.mkdir(parents=True)
+            unit.log.write_text("a traceback")
+            for task in unit.jobs:
+                yield JobEvent(task, failure=Failure("data", "ValueError", task), done=True)
+
+    registry, plan, tasks, result = recording.registry, recording.plan, list(recording.plan.experts)[:2], Stage1Result()
+    with LiveView(Console(quiet=True)) as view:
+        train_experts(plan, tasks, registry, recording.parent, FailsTogether(), view, 2, result)
+    assert set(result.failed) == set(tasks)
+    (log,) = set(result.logs.values())
+    assert experts_failed_error(plan, result, "").fix.startswith(f"see {log}; repeat")
+    assert log.is_file()
+    runs = registry.child_runs("many", recording.parent)
+    assert {run.status for run in runs} == {"FAILED"}
+    uploaded = [registry.client.list_artifacts(run.run_id) for run in runs]
+    assert [[file.path for file in files] for files in uploaded] == [["log.txt"], ["log.txt"]]
