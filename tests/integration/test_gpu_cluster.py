@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from commands import here, succeeded
+from commands import SCRIPT, here, succeeded
 from quickstart import ROOT
 from ray_cluster import running_cluster
 from test_run import CONFIG, write_library
@@ -27,11 +28,14 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """Its address, and the mark of the processes of the node with GPUs. It has no authentication."""
-    home = tmp_path_factory.mktemp("none")
+def cluster():
+    """Its address, and the mark of the processes of the node with GPUs.
+
+    It asks for this user's token, as clusters that tests started in this process do: Ray's core keeps the first mode.
+    """
+    subprocess.run([SCRIPT.parent / "ray", "get-auth-token", "--generate"], capture_output=True, check=True)
     nodes = ["--num-cpus=1", "--num-gpus=0"], ["--num-cpus=4", "--num-gpus=2", '--labels={"zone": "a"}']
-    with running_cluster(*map(list, nodes), HOME=str(home), PYTHONPATH=str(ROOT)) as (address, marks):
+    with running_cluster(*map(list, nodes), RAY_AUTH_MODE="token", PYTHONPATH=str(ROOT)) as (address, marks):
         yield address, marks[1]
 
 
