@@ -119,7 +119,7 @@ def compute_features(
             done += len(batch)
             report(Progress("features", done, total))
         new = torch.stack(computed)
-        _write(folder / f"{split}-{count}.safetensors", new if cached is None else torch.cat([cached, new]))
+        write_features(folder, split, new if cached is None else torch.cat([cached, new]))
     return folder
 
 
@@ -153,6 +153,32 @@ def load_features(folder: Path, split: str, count: int, spec: FeatureSpec) -> Te
         first = POOLINGS.index(spec.poolings[0])
         part = states[:count, min(indexes) : max(indexes) + 1, first : first + len(spec.poolings)]
     return part[:, [i - min(indexes) for i in indexes]].flatten(1)
+
+
+def write_features(folder: Path, split: str, states: Tensor) -> None:
+    """Write the features of a split's first rows atomically; remove files with fewer rows, and abandoned ones.
+
+    Args:
+        folder: The task's feature folder.
+        split: Name of the split.
+        states: Pooled hidden states (rows, layers, poolings, width), fp16.
+    """
+    path = folder / f"{split}-{len(states)}.safetensors"
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        save_file({_STATES: states.contiguous()}, temporary, {_DIGEST: _digest(states, len(states))})
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    for other in folder.glob(f"{split}-*.safetensors"):
+        if _row_count(other) < len(states):
+            other.unlink(missing_ok=True)
+    for leftover in folder.glob(".*.safetensors.*"):
+        with suppress(FileNotFoundError):  # another process may remove it too
+            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+                leftover.unlink()
 
 
 def _load_rows(base: Base, resident: ResidentBase, data: PreparedTask, split: str, cache: Path) -> TokenizedRows:
@@ -217,23 +243,3 @@ def _digest(states: Any, rows: int) -> str:
     for start in range(0, rows, _DIGEST_ROWS):
         digest.update(states[start : start + _DIGEST_ROWS].contiguous().numpy())
     return digest.hexdigest()
-
-
-def _write(path: Path, states: Tensor) -> None:
-    """Write features atomically; remove files with fewer rows of the split, and abandoned temporary files."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        save_file({_STATES: states.contiguous()}, temporary, {_DIGEST: _digest(states, len(states))})
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    split, count = path.stem.rpartition("-")[0], _row_count(path)
-    for other in path.parent.glob(f"{split}-*.safetensors"):
-        if _row_count(other) < count:
-            other.unlink(missing_ok=True)
-    for leftover in path.parent.glob(".*.safetensors.*"):
-        with suppress(FileNotFoundError):  # another process may remove it too
-            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
-                leftover.unlink()

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from ttmoe.features import FeatureSpec
 from ttmoe.router import load_router
+from workers.cache.feature_store import write_features
 from workers.data.prepared import PreparedTask
 from workers.routing import router_job
 from workers.routing.router_job import ROUTER_RESULT_FILE, RouterJob, run_router
@@ -34,7 +34,7 @@ def write_task(folder, place, sizes, draw, **places):
     """A task's features; ``places`` puts a split's rows where another task's are."""
     folder.mkdir(exist_ok=True)
     for split, count in sizes.items():
-        save_file({"states": states(places.get(split, place), count, draw)}, folder / f"{split}-{count}.safetensors")
+        write_features(folder, split, states(places.get(split, place), count, draw))
     return str(folder)
 
 
@@ -114,7 +114,7 @@ def test_rows_of_the_confusion_are_the_true_tasks(job, tmp_path):
 def test_rows_that_are_like_nothing_count_as_unknown(job, tmp_path):
     far = states(0, 50, torch.Generator().manual_seed(3))
     far[:, -1, 0, 7] = 5
-    save_file({"states": far}, tmp_path / "a" / "test-50.safetensors")
+    write_features(tmp_path / "a", "test", far)
     assert run_router(job, nothing).metrics["test.unknown"] == pytest.approx(1 / 3, abs=0.05)
     settings = RouterSettings(**QUICK, unknown=0)
     assert run_router(replace(job, settings=settings), nothing).metrics["test.unknown"] == 0
@@ -124,8 +124,8 @@ def test_rows_in_another_form_are_known_unless_form_counts(job, tmp_path):
     """Test rows of ``a`` lie beside its training rows, as its loose validation rows do."""
     beside = states(0, 50, torch.Generator().manual_seed(3))
     beside[:, -1, 0, 7] += 2
-    for name, rows in {"test-50": beside, "loose-40": beside[:40]}.items():
-        save_file({"states": rows.clone()}, tmp_path / "a" / f"{name}.safetensors")
+    for split, rows in {"test": beside, "loose": beside[:40]}.items():
+        write_features(tmp_path / "a", split, rows)
     assert run_router(job, nothing).metrics["test.unknown"] < 0.1
     strict = replace(job, settings=RouterSettings(**QUICK, loose=False))
     assert run_router(strict, nothing).metrics["test.unknown"] == pytest.approx(1 / 3, abs=0.05)
