@@ -10,10 +10,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
+
 from cluster.attaching import AUTH_MODE, authentication_of, connection_error
 from cluster.machine import available_cpus
+from ttmoe.errors import InputError, WorkFailedError
+
+_PROCESSES = ("gcs_server", "raylet")  # without one of them, Ray does not work; the raylet ends with its agents
+_embedded: list[psutil.Process] = []
 
 PASSED_ON = ("HF_TOKEN", "HF_ENDPOINT")  # variables that nodes need to download a base as this machine would
+
+
+class ClusterEndedError(WorkFailedError):
+    """The cluster that this process had started has ended by itself, and its work with it."""
 
 
 @contextmanager
@@ -25,7 +35,8 @@ def ray_session() -> Iterator[None]:
     initialised already.
 
     Raises:
-        InputError: If the cluster of ``RAY_ADDRESS`` cannot be used.
+        InputError: If the cluster of ``RAY_ADDRESS`` cannot be used, or none can be started.
+        ClusterEndedError: If the embedded cluster has ended, and an error has left the context.
     """
     import ray
 
@@ -44,14 +55,55 @@ def ray_session() -> Iterator[None]:
             with _kept_sigterm():
                 ray.init(**own, log_to_driver=False, logging_level=logging.WARNING, configure_logging=False)
         except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-            if not address:
-                raise
-            raise connection_error(address, mode, error) from None
+            raise (connection_error(address, mode, error) if address else _start_error(error)) from None
         try:
+            _embedded[:] = [] if address else _ray_processes()
             yield
+        except ray.exceptions.RayError as error:
+            require_alive(error)
+            raise
         finally:
+            _embedded.clear()
             with _kept_sigterm():
                 ray.shutdown()
+
+
+def require_alive(cause: BaseException | None = None) -> None:
+    """Raise ClusterEndedError if a process of the embedded cluster has ended; does nothing on another cluster.
+
+    Ray itself notices the end of its processes late, and for one of them only by ending this process after a minute.
+
+    Args:
+        cause: The error that this end may have caused.
+    """
+    ended = [name for name, process in zip(_PROCESSES, _embedded, strict=False) if not _is_running(process)]
+    if ended:
+        raise ClusterEndedError(
+            f"Ray's process {ended[0]} ended",
+            where="this machine",
+            fix="see whether its memory is exhausted (dmesg), and repeat the command: finished work is kept",
+        ) from cause
+
+
+def _ray_processes() -> list[psutil.Process]:
+    """Return the child processes of this process that Ray's work depends on, in the order of ``_PROCESSES``."""
+    found = {child.name(): child for child in psutil.Process().children()}
+    return [found[name] for name in _PROCESSES]
+
+
+def _is_running(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _start_error(error: Exception) -> InputError:
+    return InputError(
+        f"Ray does not start: {' '.join(str(error).split())}",
+        where="this machine",
+        fix="free memory and space in /tmp (or set RAY_TMPDIR), or set RAY_ADDRESS to a running cluster",
+    )
 
 
 @contextmanager

@@ -8,7 +8,8 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run`, Ray would start every worker through uv
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # jobs without a GPU keep CUDA_VISIBLE_DEVICES as it is
-    "RAY_DEDUP_LOGS": "0",
+    # Printed among the progress, with the end of a log; what follows from them is reported as failures of jobs.
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "Raylet is terminated|has been marked dead",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's new reporter prints boxes even when verbosity is 0
 }
 

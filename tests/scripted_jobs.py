@@ -52,15 +52,18 @@ def scripted(fates: Mapping[str, str], marks: Path) -> Callable[..., dict[str, A
     It is defined inside a function so that Ray pickles it by value: workers cannot import this file.
 
     Args:
-        fates: ``fail``, ``die`` (the process), or ``once`` (die at the first attempt) by task. Other tasks succeed.
-        marks: Folder with a file for each task whose process died.
+        fates: By task: ``fail``, ``die`` (the process), ``once`` (die at the first attempt), or ``raylet`` and
+            ``gcs_server`` (that process of Ray dies at the first attempt). Other tasks succeed.
+        marks: Folder with a file for each task whose process, or Ray's, died.
     """
     extra, steps = EXTRA, STEPS
 
     def run_experts(jobs: Sequence[Any], report: Callable[[Any], None]) -> dict[str, Any]:
         import os
+        import time
         from pathlib import Path
 
+        import psutil
         import torch
 
         from ttmoe.expert_files import save_expert
@@ -76,6 +79,11 @@ def scripted(fates: Mapping[str, str], marks: Path) -> Callable[..., dict[str, A
             if fate == "die" or (fate == "once" and not mark.exists()):
                 mark.touch()
                 os._exit(7)
+            if fate in ("raylet", "gcs_server") and not mark.exists():
+                mark.touch()
+                driver = psutil.Process(os.getppid()).parent()  # the worker's parent is the raylet
+                next(child for child in driver.children() if child.name() == fate).kill()
+                time.sleep(120)
             if fate == "fail":
                 outcomes[job.task] = Failure("code", "ValueError", f"{job.task} cannot be learned")
                 continue

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from cluster.local import require_alive
 from orchestrator.pool.capacity import JobResources, max_parallel_jobs, require_fits
 from orchestrator.pool.device_record import DeviceRecord, WorkerDevice, name_devices
 from orchestrator.pool.failure_policy import RetryLimits
@@ -106,6 +107,7 @@ class WorkerPool:
             worker.changed = time.monotonic()  # the time between two calls is no waiting
         try:
             while queue or any(worker.unit for worker in self.workers):
+                require_alive()
                 self._start_workers(queue)
                 self._require_device()
                 self._assign_units(queue)
@@ -128,6 +130,7 @@ class WorkerPool:
                 self._count_time(worker)
                 if worker.unit:
                     self._stop_worker(worker)
+            require_alive()
             drain_progress(self._channel)  # the next call must not receive reports of stopped units
 
     def _start_workers(self, queue: Sequence[QueuedUnit]) -> None:

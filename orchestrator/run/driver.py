@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
+import time
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -11,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cluster.local import ray_session
+from cluster.local import ClusterEndedError, ray_session
 from orchestrator.config.loading import LoadedConfig, resolved_yaml
 from orchestrator.plan.folders import LibraryFolders
 from orchestrator.plan.forecast import Forecast, check_feasible, check_router_fits, check_search_fits, make_forecast
@@ -25,10 +27,12 @@ from orchestrator.registry import Registry, Version
 from orchestrator.registry.driver_lock import driver_lock
 from orchestrator.registry.expert_models import select_versions
 from orchestrator.registry.versions import CHAMPION
+from orchestrator.report.incidents import Incident
 from orchestrator.run.node_checks import check_nodes
 from orchestrator.run.outcome import experts_failed_error, log_report
 from orchestrator.run.requirement import unmet_requirement
 from orchestrator.run.stage1 import train_experts
+from workers.failure import Failure
 
 _MOST_LISTED = 20  # tasks that a line of the terminal lists
 
@@ -129,8 +133,7 @@ def _execute(
     stage_result, status = Stage1Result(), "KILLED"
     with registry.end_run_on_exit(run_id):
         try:
-            with ray_session(), LiveView(console) as view:
-                served = _run_stages(RunContext(plan, state, forecast, registry, run_id, view), stage_result)
+            served = _run_on_ray(plan, state, forecast, registry, run_id, stage_result, console)
             experts = registry.find_experts(served.folders.library, served.lock)
             _show_summary(served, experts, registry, loaded, console, stage_result.usage.time.describe())
             _log_plots(served, registry, run_id)
@@ -144,6 +147,33 @@ def _execute(
         finally:
             if status != "KILLED":  # an interrupted command must end without delay
                 log_report(plan, stage_result, registry.without_retries, run_id, status, console)
+
+
+def _run_on_ray(
+    plan: Plan,
+    state: LibraryState,
+    forecast: Forecast,
+    registry: Registry,
+    run_id: str,
+    stage_result: Stage1Result,
+    console: Console,
+) -> Plan:
+    """Run the stages on Ray, see ``_run_stages``. If an embedded Ray ends by itself, start another and continue."""
+    for attempt in itertools.count(1):
+        try:
+            with ray_session(), LiveView(console) as view:
+                return _run_stages(RunContext(plan, state, forecast, registry, run_id, view), stage_result)
+        except ClusterEndedError as error:
+            gives_up = attempt > plan.config.failures.retries
+            action = "the run ended" if gives_up else "Ray is started again, and the run goes on"
+            failure = Failure("died", type(error).__name__, error.what)
+            stage_result.incidents.append(Incident(time.time(), "Ray", "", attempt, failure, action))
+            if gives_up:
+                raise
+            console.print(f"{error.what}; {action}", highlight=False, markup=False, soft_wrap=True)
+        stage_result.failed.clear()  # they are tried again, as by a repeated command
+        state = read_library_state(plan, registry)
+    raise AssertionError("unreachable")
 
 
 def _run_stages(context: RunContext, stage_result: Stage1Result) -> Plan:
@@ -176,8 +206,9 @@ def _run_stages(context: RunContext, stage_result: Stage1Result) -> Plan:
                 stage_result,
                 state.gone,
             )
-        stage_result.workers = pool.started
-        stage_result.busy_seconds, stage_result.waiting_seconds = pool.busy_seconds, pool.waiting_seconds
+        stage_result.workers += pool.started
+        stage_result.busy_seconds += pool.busy_seconds
+        stage_result.waiting_seconds += pool.waiting_seconds
         served = plan.only(plan.experts.keys() - stage_result.failed.keys())
         unmet = unmet_requirement(plan.config.router.require, list(plan.experts), served.experts)
         if stage_result.stopped or unmet:

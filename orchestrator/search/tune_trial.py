@@ -11,6 +11,7 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
+from cluster.local import require_alive
 from orchestrator.plan.planning import Plan, trial_expert_job
 from orchestrator.plan.search_space import adapter_changes
 from orchestrator.progress.live_view import LiveView
@@ -109,6 +110,10 @@ class TrialCallback(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Pickle nothing: Tune saves its callbacks with the experiment, and a live view cannot be pickled."""
         return {}
+
+    def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
+        """End the search if the embedded Ray has ended; Tune would wait for it."""
+        require_alive()
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """Show a trial as training."""

@@ -1,0 +1,71 @@
+"""The embedded Ray ends by itself in the middle of a run: it is started again, and the run goes on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import contextmanager
+
+import commands
+import pytest
+import scripted_jobs
+from scripted_jobs import in_place_of_training
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.mark.parametrize("process", ["raylet", pytest.param("gcs_server", marks=pytest.mark.thorough)])
+def test_a_run_survives_the_end_of_ray(process, base_folder, fresh_store, tmp_path):
+    config = scripted_jobs.write_library(tmp_path, base_folder, 3)
+    (tmp_path / "runs").mkdir()
+    shutil.copy(fresh_store, tmp_path / "runs")
+    with in_place_of_training({"t0001": process}, tmp_path / "marks"):
+        done = commands.succeeded(commands.here(tmp_path, "run", config.name))
+    assert (tmp_path / "marks" / "t0001").exists()
+    assert f"Ray's process {process} ended; Ray is started again, and the run goes on" in done.out
+    assert "Traceback" not in done.out + done.err
+    assert "state-dump" not in done.out + done.err  # Ray prints the end of its log
+    assert commands.versions(tmp_path / "runs") == {"many.t0000": 1, "many.t0001": 1, "many.t0002": 1, "many.router": 1}
+    (incidents,) = (tmp_path / "runs").rglob("incidents.json")
+    (incident,) = json.loads(incidents.read_text())
+    assert (incident["stage"], incident["failure"]["error"]) == ("Ray", "ClusterEndedError")
+
+
+def test_a_ray_that_ends_each_time_ends_the_command_with_one_sentence(base_folder, fresh_store, tmp_path, monkeypatch):
+    import orchestrator.run.driver
+    from cluster.local import ClusterEndedError
+
+    starts = []
+
+    @contextmanager
+    def session():
+        starts.append(1)
+        raise ClusterEndedError("Ray's process raylet ended", where="this machine", fix="see its memory")
+        yield
+
+    config = scripted_jobs.write_library(tmp_path, base_folder, 1)
+    (tmp_path / "runs").mkdir()
+    shutil.copy(fresh_store, tmp_path / "runs")
+    monkeypatch.setattr(orchestrator.run.driver, "ray_session", session)
+    done = commands.here(tmp_path, "run", config.name)
+    assert done.code == 1
+    assert len(starts) == 2  # failures.retries is 1
+    assert done.err == "error: this machine\n  Ray's process raylet ended\n  see its memory\n"
+
+
+def test_a_ray_that_cannot_start_is_one_sentence(monkeypatch):
+    import ray
+
+    from cluster.local import ray_session
+    from ttmoe.errors import InputError
+
+    def refuse(**_):
+        raise RuntimeError("The current node timed out\n  during startup.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with (
+        pytest.raises(InputError, match="Ray does not start: The current node timed out"),
+        ray_session(),
+    ):
+        pass
