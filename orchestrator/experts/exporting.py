@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
@@ -53,14 +54,26 @@ def export_expert(
         fix = "choose another folder, or write into it with --force"
         raise InputError("the folder is not empty", where=str(folder), fix=fix)
     write = _write_lora if form == "peft" else _write_expert
-    write(registry, version, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(
+            prefix=".export-", dir=folder
+        ) as scratch:  # an export that fails leaves the earlier one
+            write(registry, version, Path(scratch))
+            # Two formats in one folder would be ambiguous.
+            for name in {name for names in WRITTEN.values() for name in names}.difference(WRITTEN[form]):
+                (folder / name).unlink(missing_ok=True)
+            for name in WRITTEN[form]:
+                Path(scratch, name).replace(folder / name)
+    except OSError as error:
+        what = f"the files cannot be written ({error.strerror or error})"
+        raise InputError(what, where=str(folder), fix="free space, or choose another folder") from error
     console.print(f"wrote {version_label(version)} to {folder}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _write_lora(registry: Registry, version: Version, folder: Path) -> None:
     probes = ProbeBank.open(base_of_version(registry, version))
     manifest = load_expert(probes.bank, registry.fetch(version), probes.base.digest, name=version.task)
-    _clear(folder)
     # PEFT loads a generating expert with the base's language head; the others bring their own head.
     task_type = "CAUSAL_LM" if manifest.kind == "generate" else "FEATURE_EXTRACTION"
     export_lora(probes.bank, version.task, folder, manifest=manifest, task_type=task_type)
@@ -68,13 +81,5 @@ def _write_lora(registry: Registry, version: Version, folder: Path) -> None:
 
 def _write_expert(registry: Registry, version: Version, folder: Path) -> None:
     source = registry.fetch(version)
-    _clear(folder)
     for name in WRITTEN["ttmoe"]:
         shutil.copyfile(source / name, folder / name)
-
-
-def _clear(folder: Path) -> None:
-    """Create the folder, and remove the files of an earlier export: two formats in one folder would be ambiguous."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in {name for names in WRITTEN.values() for name in names}:
-        (folder / name).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from dataclasses import dataclass, replace
@@ -435,6 +436,19 @@ class TestExport:
         assert (out / "mine.txt").read_text() == "kept"
         assert "there is no format 'onnx'" in home.refused("export", "animals", str(out), "--format", "onnx")
         assert "it is a file" in home.refused("export", "animals", str(out / "mine.txt"))
+
+    def test_an_export_that_fails_leaves_the_earlier_one(self, home, tmp_path, monkeypatch):
+        out = tmp_path / "out"
+        home.done("export", "colours", str(out))
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+        def full(source, target):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("orchestrator.experts.exporting.shutil.copyfile", full)
+        output = home.refused("export", "animals", str(out), "--format", "ttmoe", "--force")
+        assert "the files cannot be written (No space left on device)" in output
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 class TestImport:
