@@ -58,7 +58,7 @@ def export_expert(
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(
             prefix=".export-", dir=folder
-        ) as scratch:  # an export that fails leaves the earlier one
+        ) as scratch:  # a failed export leaves the earlier one
             write(registry, version, Path(scratch))
             # Two formats in one folder would be ambiguous.
             for name in {name for names in WRITTEN.values() for name in names}.difference(WRITTEN[form]):
