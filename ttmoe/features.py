@@ -50,26 +50,31 @@ class FeatureSpec:
 
 
 @torch.no_grad()
-def pool_states(states: Sequence[Tensor], mask: Tensor, poolings: Sequence[str] = POOLINGS) -> Tensor:
-    """Pool hidden states over their tokens and scale each pooled vector to unit length.
+def pool_state(states: Tensor, mask: Tensor, poolings: Sequence[str] = POOLINGS) -> Tensor:
+    """Pool one hidden state over its tokens and scale each pooled vector to unit length.
 
     Args:
-        states: Hidden states (rows, tokens, width), one tensor per layer.
+        states: The hidden state (rows, tokens, width).
         mask: Attention mask (rows, tokens), padded on the right.
         poolings: ``mean`` or ``last``, or both.
 
     Returns:
+        Pooled states (rows, poolings, width), fp32.
+    """
+
+    def pooled(pooling: str) -> Tensor:
+        if pooling == "last":
+            rows = torch.arange(len(mask), device=mask.device)
+            return states[rows, mask.sum(1) - 1].float()
+        return torch.bmm(mask.unsqueeze(1).float(), states.float()).squeeze(1)  # the sum: the scale makes it the mean
+
+    return F.normalize(torch.stack([pooled(pooling) for pooling in poolings], dim=1), dim=-1)
+
+
+def pool_states(states: Sequence[Tensor], mask: Tensor, poolings: Sequence[str] = POOLINGS) -> Tensor:
+    """Pool several hidden states as ``pool_state`` does, one at a time: all in fp32 exceed the memory of large bases.
+
+    Returns:
         Pooled states (rows, layers, poolings, width), fp32. Flattened from dimension 1 they are the router's features.
     """
-    ends = mask.sum(1) - 1
-    rows = torch.arange(len(mask), device=mask.device)
-    weights = mask.unsqueeze(1).float()
-
-    def pooled(layer: Tensor, pooling: str) -> Tensor:
-        if pooling == "last":
-            return layer[rows, ends].float()
-        return torch.bmm(weights, layer.float()).squeeze(1)  # the sum: the scale to unit length makes it the mean
-
-    # One layer at a time: all layers in fp32 exceed the CPU caches, and on large bases the memory.
-    layers = [torch.stack([pooled(layer, pooling) for pooling in poolings], dim=1) for layer in states]
-    return F.normalize(torch.stack(layers, dim=1), dim=-1)
+    return torch.stack([pool_state(layer, mask, poolings) for layer in states], dim=1)

@@ -16,13 +16,15 @@ from torch import Tensor
 
 from ttmoe.bank import Bank
 from ttmoe.base import Base, load_body, load_tokenizer
+from ttmoe.batching import BATCH_ROWS, batch_tokens, split_by_tokens
 from ttmoe.encoding import Input, Item, collate, encode_inputs, pad_id_of
 from ttmoe.errors import InputError
 from ttmoe.expert_files import Manifest, load_expert
-from ttmoe.features import pool_states
+from ttmoe.features import pool_state
 from ttmoe.generation import DEFAULT_MAX_NEW_TOKENS, GeneratedText, generate, prompt_of
 from ttmoe.router import Router, load_router
 from ttmoe.scoring import score
+from ttmoe.trunk import use_hidden_states
 
 UNKNOWN = "unknown"
 """The task of an input that resembles none of the library's tasks. No task may have this name."""
@@ -102,12 +104,14 @@ class RoutedModel:
         lowest_layers = (self.bank.expert(task).adapter.lowest_layer for task in self.router.tasks)
         return max(self._feature_indexes) <= min(lowest_layers)
 
-    def predict(self, inputs: Sequence[Input], batch_size: int = 64, *, unknown: bool = True) -> list[Prediction]:
+    def predict(
+        self, inputs: Sequence[Input], batch_size: int = BATCH_ROWS, *, unknown: bool = True
+    ) -> list[Prediction]:
         """Route and answer inputs of any kind. Rows of different tasks share a batch.
 
         Args:
             inputs: The rows.
-            batch_size: Rows in a batch, at most.
+            batch_size: Rows in a batch, at most; batches of long rows have fewer, see ``ttmoe.batching``.
             unknown: Answer ``unknown`` for a row that resembles none of the tasks. If False, the likeliest expert
                 answers it.
 
@@ -120,10 +124,11 @@ class RoutedModel:
         if any(not prompt_of(row).strip() for row in inputs):
             raise InputError("an empty text cannot be answered", where="predict", fix="leave empty inputs out")
         items = encode_inputs(self.tokenizer, inputs, self.max_length)
-        by_length = sorted(range(len(items)), key=lambda i: items[i].length)
+        lengths = [max(len(item.whole["input_ids"]), item.length) for item in items]
+        counts = [max(1, len(item.options)) for item in items]
+        longest_first = sorted(range(len(items)), key=lambda i: -lengths[i])
         predictions: dict[int, Prediction] = {}
-        for start in range(0, len(items), batch_size):
-            rows = by_length[start : start + batch_size]
+        for rows in split_by_tokens(longest_first, lengths, counts, batch_tokens(self.bank.device.type), batch_size):
             batch = self._predict_batch([inputs[i] for i in rows], [items[i] for i in rows], unknown)
             predictions.update(zip(rows, batch, strict=True))
         return [predictions[i] for i in range(len(inputs))]
@@ -131,10 +136,8 @@ class RoutedModel:
     @torch.no_grad()
     def _predict_batch(self, inputs: list[Input], items: list[Item], unknown: bool) -> list[Prediction]:
         wholes = collate([item.whole for item in items], self.pad_id, self.bank.device)
-        hidden = self._hidden_states(wholes)
-        states = [hidden[i] for i in self._feature_indexes]
-        features = pool_states(states, wholes["attention_mask"], self.router.features.poolings)
-        routes = self.router.route(features.flatten(1))
+        features, hidden = self._read_base(wholes)
+        routes = self.router.route(features)
         predictions = [Prediction(UNKNOWN, "", 0.0, probability) for probability in routes.probabilities]
         answered = {i: name for i, name in enumerate(routes.names) if routes.familiar[i] or not unknown}
         generating = {i: name for i, name in answered.items() if self.manifests[name].kind == "generate"}
@@ -145,14 +148,32 @@ class RoutedModel:
             predictions[i] = Prediction(generating[i], generated.text, generated.probability, routes.probabilities[i])
         return predictions
 
-    def _hidden_states(self, wholes: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Compute the base's hidden states without experts, up to the highest that the router reads."""
-        top = max(self._feature_indexes)
-        if top < self._layer_count:
-            return self.bank.trunk(top).hidden_states(wholes)
-        return self.bank.model(**wholes, output_hidden_states=True).hidden_states
+    def _read_base(self, wholes: dict[str, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
+        """Compute the router's features (rows, width) in a pass without experts, up to the highest state it reads.
 
-    def _score(self, items: list[Item], wholes: dict[str, Tensor], hidden: tuple[Tensor, ...],
+        Returns:
+            The features, and by their index the hidden states from which experts continue.
+        """
+        top, hidden, pooled = max(self._feature_indexes), dict[int, Tensor](), dict[int, Tensor]()
+        continued = {self._depth_of(task) for task in self.router.tasks}
+
+        def use(index: int, states: Tensor) -> None:
+            if index in self._feature_indexes:
+                pooled[index] = pool_state(states, wholes["attention_mask"], self.router.features.poolings)
+            if index in continued:
+                hidden[index] = states
+
+        if top < self._layer_count:
+            self.bank.trunk(top).hidden_states(wholes, use)
+        else:
+            use_hidden_states(self.bank.model, wholes, use)
+        return torch.stack([pooled[i] for i in self._feature_indexes], dim=1).flatten(1), hidden
+
+    def _depth_of(self, task: str) -> int:
+        """Return the highest hidden state of the router's pass from which the task's expert can continue."""
+        return min(self.bank.expert(task).adapter.lowest_layer, max(self._feature_indexes))
+
+    def _score(self, items: list[Item], wholes: dict[str, Tensor], hidden: dict[int, Tensor],
                names: dict[int, str]) -> Iterator[tuple[int, Tensor]]:  # fmt: skip
         """Yield the index and the scores of each row of ``names``.
 
@@ -161,8 +182,7 @@ class RoutedModel:
         by_option = [i for i, name in names.items() if self.manifests[name].kind == "choice" and items[i].options]
         whole = [i for i in names if i not in by_option]
         if whole:
-            lowest_layer = min(self.bank.expert(names[i]).adapter.lowest_layer for i in whole)
-            depth = min(lowest_layer, len(hidden) - 1)
+            depth = min(self._depth_of(names[i]) for i in whole)
             inputs, states = wholes, hidden[depth]
             if len(whole) < len(items):
                 index = torch.tensor(whole, device=self.bank.device)

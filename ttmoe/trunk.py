@@ -7,15 +7,19 @@ together give the same bits as one whole pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ttmoe.architectures import layer_list
+from ttmoe.architectures import ARCHITECTURES, architecture_of, layer_list
 from ttmoe.errors import InputError
+
+Use = Callable[[int, Tensor], Any]
+"""What to do with a hidden state: called with its index and its states (rows, tokens, width) as soon as the pass
+reaches it. Only what it returns is kept, so that a pass holds one or two hidden states at a time."""
 
 
 class Trunk:
@@ -48,16 +52,16 @@ class Trunk:
 
         At the full depth they are the output of the last layer, before the final norm.
         """
-        return _layer_inputs(self.model, self.layers, self.depth, inputs)[-1]
+        return self.hidden_states(inputs, lambda index, states: states if index == self.depth else None)[-1]
 
     @torch.no_grad()
-    def hidden_states(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Return hidden states 0 (the embeddings) to ``depth``, each (rows, tokens, width), without dropout.
+    def hidden_states(self, inputs: dict[str, Tensor], use: Use = lambda index, states: states) -> tuple[Any, ...]:
+        """Return ``use`` of hidden states 0 (the embeddings) to ``depth``, without dropout; by default the states.
 
-        The last element equals ``states(inputs)``. They equal transformers' ``hidden_states``, except that the output
+        The last states equal ``states(inputs)``. They equal transformers' ``hidden_states``, except that the output
         of the model's last layer is taken before the final norm.
         """
-        return tuple(_layer_inputs(self.model, self.layers, self.depth, inputs))
+        return tuple(_layer_inputs(self.model, self.layers, self.depth, inputs, use))
 
     def run_above(self, states: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """Run the layers above the split, with the active adapters. Gradients flow through these layers.
@@ -83,18 +87,18 @@ class Trunk:
             return self.model(**inputs).last_hidden_state
 
     @torch.no_grad()
-    def hidden_states_above(self, states: Tensor, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Return hidden states ``depth`` to the last, as transformers does, computed from the trunk's states."""
-        hidden: list[Tensor] = [] if self.depth == len(self.layers) else [states]
+    def hidden_states_above(
+        self, states: Tensor, inputs: dict[str, Tensor], use: Use = lambda index, states: states
+    ) -> tuple[Any, ...]:
+        """Return ``use`` of hidden states ``depth`` to the last, as transformers defines them; by default the states.
 
-        def record(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            hidden.append(args[0] if args else kwargs["hidden_states"])
-
-        with ExitStack() as stack:
-            for layer in self.layers[self.depth + 1 :]:
-                stack.callback(layer.register_forward_pre_hook(record, with_kwargs=True).remove)
+        They are computed from the trunk's states.
+        """
+        above = self.depth + 1
+        used = [] if self.depth == len(self.layers) else [use(self.depth, states)]
+        with _inputs_used(self.layers[above:], lambda index, inner: used.append(use(above + index, inner))):
             last = self.run_above(states, inputs)
-        return (*hidden, last)
+        return (*used, use(len(self.layers), last))
 
     @torch.no_grad()
     def _count_outputs(self, inputs: dict[str, Tensor]) -> int:
@@ -108,40 +112,73 @@ class Trunk:
             lambda module, args, output: counts.append(len(output) if isinstance(output, tuple) else 0)
         )
         try:
-            _layer_inputs(self.model, self.layers, 1, inputs)
+            _layer_inputs(self.model, self.layers, 1, inputs, lambda index, states: None)
         finally:
             hook.remove()
         return counts[0]
+
+
+@torch.no_grad()
+def use_hidden_states(model: nn.Module, inputs: dict[str, Tensor], use: Use) -> list[Any]:
+    """Return ``use`` of every hidden state of a whole pass, as transformers defines them: the last has the final norm.
+
+    With ``output_hidden_states`` all of them would be in memory at a time.
+
+    Args:
+        model: Transformers body.
+        inputs: The tokenised batch.
+        use: What to return of each hidden state.
+    """
+    if architecture_of(model) not in ARCHITECTURES:  # what its layers receive may have another layout (XLNet)
+        return [use(index, states) for index, states in enumerate(model(**inputs, output_hidden_states=True)[-1])]
+    used: list[Any] = []
+    with _inputs_used(layer_list(model), lambda index, states: used.append(use(index, states))):
+        last = model(**inputs).last_hidden_state
+    return [*used, use(len(used), last)]
 
 
 class _StopForward(Exception):
     """Raised in a hook to stop the model's forward at the split."""
 
 
-def _layer_inputs(model: nn.Module, layers: Sequence[nn.Module], depth: int, inputs: dict[str, Tensor]) -> list[Tensor]:
-    """Return the inputs of layers 0 to ``depth``; the last layer's output takes the place of one more layer's input."""
-    hidden: list[Tensor] = []
+def _layer_inputs(
+    model: nn.Module, layers: Sequence[nn.Module], depth: int, inputs: dict[str, Tensor], use: Use
+) -> list[Any]:
+    """Return ``use`` of the inputs of layers 0 to ``depth``; the output of the last layer counts as one more input."""
+    used: list[Any] = []
 
-    def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        hidden.append(args[0] if args else kwargs["hidden_states"])
-        if len(hidden) > depth:
+    def before(index: int, states: Tensor) -> None:
+        used.append(use(index, states))
+        if index == depth:
             raise _StopForward
 
     def after(module: nn.Module, args: tuple, output: Any) -> None:
-        hidden.append(output[0] if isinstance(output, tuple) else output)
+        used.append(use(depth, output[0] if isinstance(output, tuple) else output))
         raise _StopForward
 
     with ExitStack() as stack:
         stack.enter_context(_eval_mode(model))
-        for layer in layers[: depth + 1]:
-            stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
+        stack.enter_context(_inputs_used(layers[: depth + 1], before))
         if depth == len(layers):
             stack.callback(layers[-1].register_forward_hook(after).remove)
         try:
             model(**inputs)
         except _StopForward:
-            return hidden
+            return used
     raise RuntimeError(f"the model's forward did not reach layer {depth}")
+
+
+@contextmanager
+def _inputs_used(layers: Sequence[nn.Module], use: Use) -> Iterator[None]:
+    """Call ``use`` with the number and the input of each of ``layers`` before it runs."""
+    with ExitStack() as stack:
+        for index, layer in enumerate(layers):
+
+            def before(module: nn.Module, args: tuple, kwargs: dict[str, Any], index: int = index) -> None:
+                use(index, args[0] if args else kwargs["hidden_states"])
+
+            stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
+        yield
 
 
 @contextmanager

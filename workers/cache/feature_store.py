@@ -12,7 +12,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ from torch import Tensor
 
 from ttmoe.bank import Bank
 from ttmoe.base import Base
+from ttmoe.batching import BATCH_ROWS, batch_tokens, split_by_tokens
 from ttmoe.encoding import collate
-from ttmoe.features import POOLINGS, FeatureSpec, pool_states
+from ttmoe.features import POOLINGS, FeatureSpec, pool_state
+from ttmoe.trunk import use_hidden_states
 from workers.base.resident import ResidentBase, load_resident_base
 from workers.cache.tokens import load_tokenized_rows
 from workers.cache.trunk_states import TrunkStates, find_trunk_states
@@ -33,7 +35,7 @@ from workers.data.prepared import PreparedTask, load_split
 from workers.data.text_forms import strip_case_and_punctuation, strip_formatting
 from workers.progress import Progress, ProgressCallback
 from workers.recipes import RECIPES
-from workers.training.batches import TokenizedRows, evaluation_batches, tokenize
+from workers.training.batches import TokenizedRows, tokenize
 from workers.training.checksummed_files import CorruptFileError
 
 STRIPPED, LOOSE = "stripped", "loose"
@@ -76,8 +78,11 @@ def compute_features(
     device: str,
     report: ProgressCallback,
     depth: int = 0,
+    batch_rows: int = BATCH_ROWS,
 ) -> Path:
     """Compute and cache the missing features of all splits of a task.
+
+    A batch has as many tokens as one of an evaluation in training, and at most ``batch_rows`` rows.
 
     Args:
         base: The base.
@@ -89,6 +94,7 @@ def compute_features(
         report: Receives the progress.
         depth: Number of layers in the trunk. If trunk states of this depth are cached, the base starts from them; they
             are not computed for this.
+        batch_rows: Maximum rows in a batch.
 
     Returns:
         The task's feature folder.
@@ -98,9 +104,10 @@ def compute_features(
     if not missing:
         return folder
     torch.set_num_threads(threads)
+    done, total = 0, sum(missing.values())
+    report(Progress("loading", 0, total))
     resident = load_resident_base(base, device)
     bank = resident.bank
-    done, total = 0, sum(missing.values())
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in missing.items():
         tokenized = _load_rows(base, resident, data, split, cache)
@@ -109,17 +116,16 @@ def compute_features(
         cached = _load_largest(folder, split)
         start = len(cached) if cached is not None else 0
         done += start
-        computed: list[Tensor] = [torch.empty(0)] * (count - start)
-        for batch in evaluation_batches(tokenized.items[start:count], 64):
-            numbers = [start + i for i in batch]
+        features = torch.empty(count, len(bank.trunk(0).layers) + 1, len(POOLINGS), bank.width, dtype=torch.half)
+        if cached is not None:
+            features[:start] = cached
+            del cached
+        for numbers in _batches(tokenized, range(start, count), batch_tokens(bank.device.type), batch_rows):
             inputs = collate([tokenized.items[i].whole for i in numbers], resident.pad_id, bank.device)
-            pooled = _pooled_states(bank, inputs, numbers, states).half().cpu()
-            for i, row in zip(batch, pooled, strict=True):
-                computed[i] = row
-            done += len(batch)
+            features[numbers] = _pooled_states(bank, inputs, numbers, states).half().cpu()
+            done += len(numbers)
             report(Progress("features", done, total))
-        new = torch.stack(computed)
-        write_features(folder, split, new if cached is None else torch.cat([cached, new]))
+        write_features(folder, split, features)
     return folder
 
 
@@ -189,12 +195,23 @@ def _load_rows(base: Base, resident: ResidentBase, data: PreparedTask, split: st
     return tokenize(resident.tokenizer, examples, base.max_length)
 
 
+def _batches(rows: TokenizedRows, numbers: Sequence[int], tokens: int, most: int) -> Iterator[list[int]]:
+    """Split these rows into batches of at most so many padded ``tokens`` and ``most`` rows, the longest row first."""
+    lengths = [len(item.whole["input_ids"]) for item in rows.items]
+    order = sorted(numbers, key=lambda row: -lengths[row])
+    return split_by_tokens(order, lengths, [1] * len(lengths), tokens, most)
+
+
 def _pooled_states(bank: Bank, inputs: dict[str, Tensor], rows: Sequence[int], states: TrunkStates | None) -> Tensor:
     """Return pooled hidden states (rows, layers, poolings, width), starting from cached trunk states if possible."""
+
+    def use(index: int, layer: Tensor) -> Tensor:
+        return pool_state(layer, inputs["attention_mask"])
+
     if not states or not states.has_pooled:  # nothing is cached, or only the options of a choice
-        return pool_states(bank.model(**inputs, output_hidden_states=True).hidden_states, inputs["attention_mask"])
-    above = bank.trunk(states.depth).hidden_states_above(states.gather(rows, bank.device), inputs)
-    return torch.cat([states.gather_pooled(rows, bank.device), pool_states(above, inputs["attention_mask"])], dim=1)
+        return torch.stack(use_hidden_states(bank.model, inputs, use), dim=1)
+    above = bank.trunk(states.depth).hidden_states_above(states.gather(rows, bank.device), inputs, use)
+    return torch.cat([states.gather_pooled(rows, bank.device), torch.stack(above, dim=1)], dim=1)
 
 
 def _find_file(folder: Path, split: str, count: int) -> Path | None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ttmoe.bank import Bank
 from ttmoe.base import Base
 from ttmoe.encoding import collate
-from ttmoe.features import POOLINGS, pool_states
+from ttmoe.features import POOLINGS, pool_state
 from workers.cache.trunk_folder import (
     UNUSABLE_ERRNOS,
     creation_lock,
@@ -214,8 +214,12 @@ def _batches(layout: TrunkLayout, shard: list[int], max_tokens: int) -> Iterator
 def _compute_batch(bank: Bank, layout: TrunkLayout, batch: list[int], pad_id: int) -> dict[str, Tensor]:
     """Return ``states`` (real tokens of all sequences, width) and ``pooled`` (sequences, depth, poolings, width)."""
     inputs = collate([layout.sequences[i] for i in batch], pad_id, bank.device)
-    *below, states = bank.trunk(layout.depth).hidden_states(inputs)
-    values = {"states": states[inputs["attention_mask"].bool()].to(layout.dtype)}
-    if layout.has_pooled:
-        values["pooled"] = pool_states(below, inputs["attention_mask"]).half()
-    return values
+    mask = inputs["attention_mask"]
+
+    def use(index: int, states: Tensor) -> Tensor | None:
+        if index == layout.depth:
+            return states[mask.bool()].to(layout.dtype)
+        return pool_state(states, mask).half() if layout.has_pooled else None
+
+    *below, states = bank.trunk(layout.depth).hidden_states(inputs, use)
+    return {"states": states} | ({"pooled": torch.stack(below, dim=1)} if layout.has_pooled else {})

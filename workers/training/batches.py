@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ttmoe.batching import split_by_tokens
 from ttmoe.encoding import Choice, Completion, Input, Item, Tokens, encode_inputs
 from workers.data.examples import Example
 
@@ -62,9 +63,14 @@ class TokenizedRows:
         return [sum(len(tokens["input_ids"]) for tokens in item_sequences(item)) for item in self.items]
 
     @cached_property
+    def sequence_counts(self) -> list[int]:
+        """Number of sequences of each row."""
+        return [len(item_sequences(item)) for item in self.items]
+
+    @cached_property
     def sequence_offsets(self) -> list[int]:
         """Number of the first sequence of each row, and as the last element the number of all sequences."""
-        return list(accumulate((len(item_sequences(item)) for item in self.items), initial=0))
+        return list(accumulate(self.sequence_counts, initial=0))
 
     def first(self, count: int) -> TokenizedRows:
         """Return the first ``count`` rows; the numbers of their sequences stay valid for ``states``."""
@@ -139,25 +145,9 @@ def token_batches(rows: TokenizedRows, order: Sequence[int], max_tokens: int) ->
 
     A longer row forms a batch of its own.
     """
-    batch: list[int] = []
-    longest = sequences = 0
-    for row in order:
-        count = rows.sequence_offsets[row + 1] - rows.sequence_offsets[row]
-        if batch and (sequences + count) * max(longest, rows.lengths[row]) > max_tokens:
-            yield batch
-            batch, longest, sequences = [], 0, 0
-        batch.append(row)
-        longest, sequences = max(longest, rows.lengths[row]), sequences + count
-    if batch:
-        yield batch
+    return split_by_tokens(order, rows.lengths, rows.sequence_counts, max_tokens)
 
 
 def longest_first(rows: TokenizedRows) -> list[int]:
     """Return all row numbers, longest row first: a batch too large for the memory then fails at once."""
     return sorted(range(len(rows)), key=lambda row: -rows.lengths[row])
-
-
-def evaluation_batches(items: Sequence[Item], size: int) -> Iterator[list[int]]:
-    """Yield every row number once, longest row first, in batches of ``size`` rows."""
-    order = sorted(range(len(items)), key=lambda i: -items[i].length)
-    yield from (order[i : i + size] for i in range(0, len(order), size))

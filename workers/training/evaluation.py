@@ -9,13 +9,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ttmoe.bank import Bank
+from ttmoe.batching import batch_tokens
 from ttmoe.scoring import score
 from workers.training.batches import TokenizedRows, longest_first, token_batches
-
-# Padded tokens in a batch. On one core, MiniLM in bf16 reads 13,800 tokens of QNLI a second with 2,048 of them, 14,700
-# with 3,072, 11,000 with 8,192 and 9,100 in batches of 128 rows; of TREC 13,500, 13,100, 9,100 and 12,600.
-BATCH_TOKENS_CPU = 2048
-BATCH_TOKENS_GPU = 32768  # a smaller batch leaves the GPU idle
 
 
 @torch.no_grad()
@@ -62,8 +58,7 @@ def last_batch_scores(bank: Bank, name: str, rows: TokenizedRows, pad_id: int) -
 
 
 def _batches(bank: Bank, rows: TokenizedRows, max_tokens: int | None = None) -> list[list[int]]:
-    max_tokens = max_tokens or (BATCH_TOKENS_CPU if bank.device.type == "cpu" else BATCH_TOKENS_GPU)
-    return list(token_batches(rows, longest_first(rows), max_tokens))
+    return list(token_batches(rows, longest_first(rows), max_tokens or batch_tokens(bank.device.type)))
 
 
 def _batch_scores(bank: Bank, name: str, rows: TokenizedRows, batch: list[int], pad_id: int) -> dict[int, Tensor]:

@@ -15,9 +15,9 @@ from torch import nn
 
 from ttmoe.adapter import AdapterSpec, Group, count_parameters, plan_groups
 from ttmoe.base import Base
+from ttmoe.batching import batch_tokens
 from ttmoe.language_head import MAX_POSITIONS, is_tied
 from workers.training.base_sizes import FP32_BYTES, BaseSizes
-from workers.training.evaluation import BATCH_TOKENS_CPU, BATCH_TOKENS_GPU
 from workers.training.settings import TrainSettings
 
 MB = 10**6
@@ -104,8 +104,7 @@ def estimate_job_memory(
     saved = layer + rows * tokens * sizes.hidden * sizes.dtype_bytes * depth if train.checkpointing else layer * depth
     # The low-rank factors of the adapters: built in fp32, cast, and their gradients.
     factors = 3 * FP32_BYTES * sum(_factor_numbers(group) for group in groups)
-    evaluation_tokens = BATCH_TOKENS_CPU if sizes.device == "cpu" else BATCH_TOKENS_GPU
-    transient = sizes.transient_bytes(max(max(rows, HEAD_SCALE_BATCH) * tokens, evaluation_tokens))
+    transient = sizes.transient_bytes(max(max(rows, HEAD_SCALE_BATCH) * tokens, batch_tokens(sizes.device)))
     trained = count_parameters(groups) + classes * (sizes.hidden + 1)
     head, logits = (0, 0) if classes else _language_head_bytes(model, sizes)
     return MemoryEstimate(
