@@ -132,7 +132,7 @@ def use_hidden_states(model: nn.Module, inputs: dict[str, Tensor], use: Use) -> 
     if architecture_of(model) not in ARCHITECTURES:  # what its layers receive may have another layout (XLNet)
         return [use(index, states) for index, states in enumerate(model(**inputs, output_hidden_states=True)[-1])]
     used: list[Any] = []
-    with _inputs_used(layer_list(model), lambda index, states: used.append(use(index, states))):
+    with _inputs_used(list(layer_list(model)), lambda index, states: used.append(use(index, states))):
         last = model(**inputs).last_hidden_state
     return [*used, use(len(used), last)]
 

@@ -13,7 +13,7 @@ from orchestrator.plan.library_state import LibraryState
 from orchestrator.plan.packing import pack_jobs
 from orchestrator.plan.planning import Plan
 from orchestrator.plan.quantities import format_bytes
-from orchestrator.plan.router_forecast import LESS_FEATURES, RouterForecast, forecast_router
+from orchestrator.plan.router_forecast import LESS_FEATURES, LESS_SPLIT, RouterForecast, forecast_router
 from orchestrator.plan.trunk_forecast import TrunkForecast, forecast_trunk
 from orchestrator.pool.capacity import JobResources, Node, limiting_resource, max_parallel_jobs, require_fits
 from ttmoe.base import empty_body
@@ -133,8 +133,11 @@ def check_router_fits(plan: Plan, state: LibraryState, nodes: Sequence[Node]) ->
     With autoscaling the check is skipped, because nodes may be added.
     """
     if state.router.state != "cached" and not plan.config.resources.autoscaling:
-        memory = forecast_router(plan, empty_body(plan.base)).memory
-        require_fits(nodes, JobResources(0, 0, memory), "the router", LESS_FEATURES)
+        forecast = forecast_router(plan, empty_body(plan.base))
+        require_fits(nodes, JobResources(0, 0, forecast.training.memory), "the router", LESS_FEATURES)
+        require_fits(nodes, forecast.features, "a job of the router's features", LESS_SPLIT)
+        fix = f"{LESS_FEATURES}, or set router.compare_depths to false"
+        require_fits(nodes, forecast.testing, "the test of the router", fix)
 
 
 def check_search_fits(plan: Plan, state: LibraryState, nodes: Sequence[Node]) -> None:

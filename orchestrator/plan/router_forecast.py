@@ -1,15 +1,17 @@
-"""Forecast of the disk space of router features, and of the memory of the router's training."""
+"""Forecast of stage 2: the disk space of router features, and what each of its jobs reserves."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.plan.planning import Plan
+from orchestrator.pool.capacity import JobResources, Node
 from ttmoe.features import POOLINGS
 from ttmoe.subspace import MAX_SAMPLE_VALUES, SAMPLE_ROWS, max_directions
-from workers.cache.feature_store import row_counts
+from workers.cache.feature_store import LOOSE, STRIPPED, row_counts
 from workers.routing.router_training import FEATURE_CHUNK
+from workers.training.memory import estimate_pass_memory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 HALF, SINGLE = 2, 4  # bytes of a number in half and in single precision
 ROUTER_PROCESS_BYTES = 5 * 10**8  # memory of a process that has imported torch
 MAX_COMPARISON_BYTES = 4 * 10**9  # `compare_depths: auto` compares if the features of all layers take no more
-LESS_FEATURES = "lower router.rows_per_task, or set router.pooling to mean or last"
+LESS_FEATURES = "set router.layers to fewer layers, router.pooling to mean or last, or lower router.rows_per_task"
+LESS_SPLIT = "lower router.rows_per_task or base.max_length, or add a node with more memory"
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,16 @@ class RouterForecast:
 
     Attributes:
         disk: Approximate bytes on disk of the features of all tasks.
-        memory: Approximate peak memory in bytes, with the comparison of depths if it is made.
+        features: What a job reserves that computes the features of a task.
+        training: What the job reserves that trains the router: one job, with the cores of a node.
+        testing: What a job reserves that answers test rows, or compares depths, through the router.
         compares_depths: Whether routers on fewer layers are trained and compared (``router.compare_depths``).
     """
 
     disk: int
-    memory: int
+    features: JobResources
+    training: JobResources
+    testing: JobResources
     compares_depths: bool
 
 
@@ -45,18 +52,58 @@ def forecast_router(plan: Plan, model: nn.Module) -> RouterForecast:
     config: Any = model.config
     depth, hidden = config.num_hidden_layers, config.hidden_size
     counts = [row_counts(expert.job.data, plan.config.router.rows_per_task) for expert in plan.experts.values()]
-    rows = {split: sum(count[split] for count in counts) for split in counts[0]}
     layer = len(plan.features.poolings) * hidden
     width, full_width = len(plan.features.indexes(depth)) * layer, (depth + 1) * layer
-    # Rows in memory: those of each task, and the same rows as one tensor.
-    loaded = 2 * max(rows["train"], rows["test"]) + rows["validation"]
     setting = plan.config.router.compare_depths
-    compares = HALF * loaded * full_width <= MAX_COMPARISON_BYTES if setting == "auto" else setting
+    compares = HALF * _loaded_rows(counts) * full_width <= MAX_COMPARISON_BYTES if setting == "auto" else setting
+    base = estimate_pass_memory(model, plan.base, next(iter(plan.experts.values())).job.device).host
+    states = HALF * (depth + 1) * len(POOLINGS) * hidden
+    largest = max(max(count.values()) for count in counts)
+    training = _training_bytes(counts, width)
+    compared = _training_bytes(counts, full_width) if compares else 0
+    return RouterForecast(
+        disk=sum(sum(count.values()) for count in counts) * states,
+        # A split's features, and a copy while they are written.
+        features=replace(plan.resources, memory=base + 2 * largest * states),
+        training=_with_cores_of_a_node(plan, ROUTER_PROCESS_BYTES + training),
+        testing=replace(plan.resources, memory=base + _router_bytes(len(counts), width) + compared),
+        compares_depths=compares,
+    )
+
+
+def _loaded_rows(counts: list[dict[str, int]]) -> int:
+    """Return the most rows of features in memory at a time: two splits and validation, those of one task twice."""
+    rows = {split: sum(count[split] for count in counts) for split in counts[0]}
+    largest = max(max(count.values()) for count in counts)
+    return max(rows["train"] + rows[LOOSE], rows["test"] + rows[STRIPPED]) + rows["validation"] + largest
+
+
+def _training_bytes(counts: list[dict[str, int]], width: int) -> int:
+    """Return the bytes that the training of a router on features of this width takes beside its process."""
     tasks, directions = len(counts), max_directions(width, len(counts))
-    sampled = min(SAMPLE_ROWS, MAX_SAMPLE_VALUES // width, rows["train"])
+    sampled = min(SAMPLE_ROWS, MAX_SAMPLE_VALUES // width, sum(count["train"] for count in counts))
     # Values per feature: sampled rows, chunks in single precision, the gates during training, and directions.
     values = 2 * sampled + 2 * FEATURE_CHUNK + 6 * tasks + 2 * directions
-    features = HALF * loaded * (full_width if compares else width)
-    memory = ROUTER_PROCESS_BYTES + features + SINGLE * (values * width + 4 * tasks * directions**2)
-    states = (depth + 1) * len(POOLINGS) * hidden
-    return RouterForecast(HALF * sum(rows.values()) * states, memory, compares)
+    return HALF * _loaded_rows(counts) * width + SINGLE * (values * width + 4 * tasks * directions**2)
+
+
+def _router_bytes(tasks: int, width: int) -> int:
+    """Return the bytes of a loaded router: its gate, and the directions and whitenings of its thresholds."""
+    directions = max_directions(width, tasks)
+    return SINGLE * width * (tasks + directions) + HALF * tasks * directions**2
+
+
+def _with_cores_of_a_node(plan: Plan, memory: int) -> JobResources:
+    """Return what a job reserves that needs this memory and no GPU, and runs when no other job of the run does.
+
+    Its cores are those of the largest node with this memory, and at most those of ``resources.max_parallel`` jobs.
+    """
+    job = replace(plan.resources, gpus=0.0, accelerator_type=None, memory=memory)
+    most = max((node.cpus for node in plan.nodes if _has_room(node, job)), default=job.cpus)
+    if limit := plan.config.resources.max_parallel:
+        most = min(most, limit * job.cpus)
+    return replace(job, cpus=max(job.cpus, most))
+
+
+def _has_room(node: Node, job: JobResources) -> bool:
+    return node.suits(job) and node.memory >= job.memory

@@ -20,6 +20,7 @@ from orchestrator.plan.library_state import LibraryState, read_library_state
 from orchestrator.plan.plan_json import plan_as_dict
 from orchestrator.plan.planning import Plan, make_plan
 from orchestrator.plan.quantities import format_bytes, format_duration, format_names
+from orchestrator.plan.router_forecast import RouterForecast
 from orchestrator.plan.search_space import check_search_space
 from orchestrator.pool.capacity import Node
 from ttmoe.errors import InfeasibleError
@@ -177,14 +178,24 @@ def _resources(plan: Plan, state: LibraryState, forecast: Forecast) -> list[tupl
         size, share = format_bytes(forecast.trunk.bytes), f"{forecast.trunk.share:.0%}"
         lines.append(("trunk", f"about {size} on disk{limit}; training steps skip {share} of the base's layers"))
     if state.router.state != "cached":
-        disk, memory = format_bytes(forecast.router.disk), format_bytes(forecast.router.memory)
-        lines.append(("router", f"about {disk} of features on disk and {memory} of memory"))
-        if not forecast.router.compares_depths:
-            lines.append(("", "no comparison with routers on fewer layers (router.compare_depths)"))
+        lines += _router(forecast.router)
     if state.todo:
         seconds = forecast.total_seconds
         unknown = "unknown: no finished training on this base"
         lines.append(("time", unknown if seconds is None else f"about {format_duration(seconds)} for the experts"))
+    return lines
+
+
+def _router(router: RouterForecast) -> list[tuple[str, str]]:
+    features, training, testing = router.features, router.training, router.testing
+    each, tests = format_bytes(features.memory), format_bytes(testing.memory)
+    lines = [
+        ("router", f"about {format_bytes(router.disk)} of features on disk"),
+        ("", f"features: {each} of memory in each job; test: {tests}"),
+        ("", f"training: {training.cpus:g} CPUs, {format_bytes(training.memory)} of memory"),
+    ]
+    if not router.compares_depths:
+        lines.append(("", "no comparison with routers on fewer layers (router.compare_depths)"))
     return lines
 
 

@@ -67,6 +67,16 @@ class Node:
         return accelerator and set(job.labels) <= set(self.labels)
 
 
+def serves(reserved: JobResources, required: JobResources, *, alone: bool) -> bool:
+    """Return whether a worker with these reserved resources may run jobs that require others.
+
+    A job that runs alone may run in any worker with enough memory and GPUs: the cores of the others are idle. Otherwise
+    each worker has exactly the cores of a job: with more of them it would take those of a second worker.
+    """
+    enough = reserved.memory >= required.memory and reserved.gpus >= required.gpus
+    return enough and (alone or reserved.cpus == required.cpus)
+
+
 def jobs_on_node(node: Node, job: JobResources) -> int:
     """Return how many such jobs run on the node at the same time."""
     return int(min(sys.maxsize, *_jobs_by_resource(node, job).values())) if node.suits(job) else 0

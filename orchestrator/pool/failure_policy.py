@@ -44,7 +44,7 @@ class Retry:
 
     Attributes:
         delay: Seconds to wait before the retry.
-        reduce_memory: Whether the retry must use less memory.
+        reduce_memory: Whether the retry is to use less memory.
     """
 
     delay: float = 0.0
@@ -71,7 +71,9 @@ def decide(failures: Sequence[Failure], limits: RetryLimits) -> Retry | GiveUp:
     group = _SYSTEM if kind in _SYSTEM else (kind,)
     allowed = {"code": limits.code_retries, "lost": limits.lost_retries}.get(kind, limits.retries)
     count = sum(failure.kind in group and not failure.preempted for failure in failures)
-    return Retry(_BACKOFF[min(count, len(_BACKOFF)) - 1]) if count <= allowed else GiveUp()
+    # The system kills a process that takes too much memory without an error; one death may be a chance.
+    reduce_memory = kind == "died" and sum(failure.kind == "died" for failure in failures) > 1
+    return Retry(_BACKOFF[min(count, len(_BACKOFF)) - 1], reduce_memory) if count <= allowed else GiveUp()
 
 
 def common_failure(outcomes: Sequence[Failure | None], limits: RetryLimits) -> Failure | None:
@@ -101,7 +103,7 @@ def describe_decision(failure: Failure, decision: Retry | GiveUp) -> str:
     reason = _REASONS[failure.kind]
     if isinstance(decision, GiveUp):
         return f"not retried: {reason}"
-    how = " in smaller micro-batches" if decision.reduce_memory else ""
+    how = " in smaller batches" if decision.reduce_memory else ""
     when = f" in {decision.delay:g} s" if decision.delay else ""
     return f"retried{how}{when}: {reason}"
 

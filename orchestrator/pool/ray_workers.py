@@ -127,6 +127,7 @@ class WorkerHandle:
         unit: Unit that the process runs; None when idle.
         last_heartbeat: Monotonic time in seconds of the unit's start or of its last progress report.
         changed: Monotonic time in seconds at which the worker was requested, or got or ended its last unit.
+        resources: What it reserves.
     """
 
     actor: Any
@@ -135,6 +136,7 @@ class WorkerHandle:
     unit: WorkUnit | None = None
     last_heartbeat: float = 0.0
     changed: float = field(default_factory=time.monotonic)
+    resources: JobResources = field(default_factory=JobResources)
 
     def assign_unit(self, unit: WorkUnit, channel: Any) -> None:
         """Start a unit on the worker."""
@@ -160,7 +162,7 @@ def start_worker(resources: JobResources) -> WorkerHandle:
     if resources.labels:
         more["label_selector"] = dict(resources.labels)
     actor = _Worker.options(num_cpus=resources.cpus, num_gpus=resources.gpus, **more).remote()  # type: ignore[attr-defined]
-    return WorkerHandle(actor, actor.device.remote())
+    return WorkerHandle(actor, actor.device.remote(), resources=resources)
 
 
 def wait_for_events(workers: Sequence[WorkerHandle], timeout: float) -> Iterator[tuple[WorkerHandle, Any]]:

@@ -51,8 +51,11 @@ def finish_job(
     failures.append(outcome)
     decision = decide(failures, limits)
     if isinstance(decision, Retry) and decision.reduce_memory:
-        job = reduce_memory(job) if reduce_memory else None
-        decision = decision if job is not None else GiveUp()
+        smaller = reduce_memory(job) if reduce_memory else None
+        if smaller is not None:
+            job = smaller
+        else:  # out of memory, it would fail again; a process may have died of something else
+            decision = GiveUp() if outcome.kind == "memory" else replace(decision, reduce_memory=False)
     action = describe_decision(outcome, decision)
     if isinstance(decision, GiveUp):
         return JobEvent(key, failure=outcome, attempt=attempt, action=action, done=True), None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from orchestrator.pool.capacity import JobResources
 from orchestrator.pool.failure_policy import Retry
 from workers.failure import Failure
 from workers.progress import Progress
@@ -23,16 +24,27 @@ class WorkUnit:
         run: Called as ``run(jobs, report=...)`` in the worker; returns for each key a result or a Failure.
         jobs: Arguments of the jobs by key.
         log: File that receives everything the process prints while the unit runs.
+        all_cores: Whether the option ``threads`` of its job becomes the number of cores that the pool has reserved on
+            the worker's node. Only for a unit that runs alone, made by ``of``.
     """
 
     run: Callable[..., dict[str, Any]]
     jobs: Mapping[str, Any]
     log: Path
+    all_cores: bool = False
 
     @classmethod
     def of(cls, key: str, run: Callable[..., Any], args: tuple, folder: Path, **options: Any) -> WorkUnit:
-        """Create a unit with one job, which calls ``run(*args, report=..., **options)`` and logs to ``folder``."""
+        """Create a unit with one job, which calls ``run(*args, report=..., **options)`` and logs to ``folder``.
+
+        The pair of ``args`` and ``options`` is what ``reduce_memory`` of ``JobRunner.run`` gets and returns.
+        """
         return cls(partial(_call, run), {key: (args, options)}, folder / LOG_FILE)
+
+    def with_threads(self, threads: int) -> WorkUnit:
+        """Return the unit with another value of the option ``threads``."""
+        jobs = {key: (args, {**options, "threads": threads}) for key, (args, options) in self.jobs.items()}
+        return replace(self, jobs=jobs)
 
 
 @dataclass(frozen=True)
@@ -64,14 +76,19 @@ class JobRunner(Protocol):
     """Anything that runs work units, such as the worker pool."""
 
     def run(
-        self, units: Sequence[WorkUnit], reduce_memory: Callable[[Any], Any] | None = None
+        self,
+        units: Sequence[WorkUnit],
+        reduce_memory: Callable[[Any], Any] | None = None,
+        resources: JobResources | None = None,
     ) -> Generator[JobEvent | None, None, None]:
         """Run all units and yield their events.
 
         Args:
             units: Units to run.
             reduce_memory: Returns a version of a job that uses less memory, or None if there is none. It is applied
-                once to a job that ran out of memory.
+                once to a job that ran out of memory, and to one whose process dies again: the system may have killed
+                it for its memory.
+            resources: What a worker of these units reserves, at least; by default what the runner's workers do.
 
         Yields:
             Job events as they arrive, and None after a poll without a finished unit. Closing the generator stops the

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.local import require_alive
-from orchestrator.pool.capacity import JobResources, max_parallel_jobs, require_fits
+from orchestrator.pool.capacity import JobResources, max_parallel_jobs, require_fits, serves
 from orchestrator.pool.device_record import DeviceRecord, WorkerDevice, name_devices
 from orchestrator.pool.failure_policy import RetryLimits
 from orchestrator.pool.ray_workers import (
@@ -47,7 +47,7 @@ class WorkerPool:
     Workers stay alive between units and between calls of ``run``, and keep what they have loaded, such as the base.
 
     Attributes:
-        resources: Resources that each worker reserves.
+        resources: Resources that each worker reserves, where a call of ``run`` gives no others.
         limits: Limits of retries.
         max_workers: Largest number of workers; None for as many as the cluster can run.
         autoscaling: Request ``max_workers`` workers even if the cluster cannot run them yet, so that it adds nodes.
@@ -74,10 +74,14 @@ class WorkerPool:
     busy_seconds: float = 0.0
     waiting_seconds: float = 0.0
     _channel: Any = None
+    _wanted: JobResources = field(init=False)  # what workers reserve that are started now
     _places: int = 1  # jobs that the cluster runs at the same time
     _nodes_counted_at: float = float("-inf")
     _node_names: set[str] = field(default_factory=set)
     _failed_starts: Counter[str] = field(default_factory=Counter)  # by node, since the last worker that started
+
+    def __post_init__(self) -> None:
+        self._wanted = self.resources
 
     def __enter__(self) -> WorkerPool:
         """Open the pool; raise InfeasibleError if no node of the cluster can run a job and none will be added."""
@@ -93,15 +97,21 @@ class WorkerPool:
         kill_actor(self._channel)
 
     def run(
-        self, units: Sequence[WorkUnit], reduce_memory: Callable[[Any], Any] | None = None
+        self,
+        units: Sequence[WorkUnit],
+        reduce_memory: Callable[[Any], Any] | None = None,
+        resources: JobResources | None = None,
     ) -> Generator[JobEvent | None, None, None]:
         """Run all units and yield their events, see ``JobRunner.run``.
 
-        A failed job does not affect other jobs. Its retry runs in a unit of its own.
+        A failed job does not affect other jobs. Its retry runs in a unit of its own. Workers that reserve less than
+        ``resources`` are ended; the others keep what they have loaded.
 
         Raises:
             WorkFailedError: If workers end before they start, several times in a row, or if all devices are left out.
+            InfeasibleError: If no node has ``resources``, and none will be added.
         """
+        self._reserve(resources or self.resources, alone=len(units) == 1)
         queue, failures = [QueuedUnit(unit) for unit in units], defaultdict[str, list[Failure]](list)
         for worker in self.workers:
             worker.changed = time.monotonic()  # the time between two calls is no waiting
@@ -133,24 +143,50 @@ class WorkerPool:
             require_alive()
             drain_progress(self._channel)  # the next call must not receive reports of stopped units
 
+    def _reserve(self, resources: JobResources, alone: bool) -> None:
+        """Set what new workers reserve, and end those that do not serve a call with these resources."""
+        for worker in list(self.workers):
+            useless = worker.device in self.devices.left_out and worker.resources != resources
+            if useless or not serves(worker.resources, resources, alone=alone):
+                self._stop_worker(worker)
+        if resources != self.resources and not self.autoscaling:
+            require_fits(cluster_nodes(), replace(resources, cpus=min(resources.cpus, self.resources.cpus)), "a job")
+        self._wanted, self._nodes_counted_at = resources, float("-inf")
+
+    def _lower_request(self) -> None:
+        """Ask for half the cores if no node had them free: on a shared cluster other work may keep some of each node.
+
+        Never for fewer than those of other jobs.
+        """
+        least, waiting = self.resources.cpus, [worker for worker in self.workers if worker.device is None]
+        if self._wanted.cpus <= least or len(waiting) < len(self.workers):
+            return
+        if any(time.monotonic() - worker.changed > _START_SECONDS for worker in waiting):
+            for worker in waiting:
+                self._stop_worker(worker)
+            cpus = max(least, self._wanted.cpus // 2)
+            self.notify(f"no node has {self._wanted.cpus:g} free CPUs: the next job asks for {cpus:g}")
+            self._wanted = replace(self._wanted, cpus=cpus)
+
     def _start_workers(self, queue: Sequence[QueuedUnit]) -> None:
         """Start workers until there is one for each unit, or the cluster is full."""
         if time.monotonic() - self._nodes_counted_at > NODE_COUNT_INTERVAL:
             nodes, before = cluster_nodes(), self._node_names
             # If all nodes are gone for the moment, one worker waits for the first node that comes back.
-            self._places, self._nodes_counted_at = max(1, max_parallel_jobs(nodes, self.resources)), time.monotonic()
+            self._places, self._nodes_counted_at = max(1, max_parallel_jobs(nodes, self._wanted)), time.monotonic()
             self._node_names = {node.name for node in nodes}
             if self._node_names - before:
                 self._failed_starts.clear()  # a node joined, on which workers may start
         if self._failed_starts.total() >= _MAX_FAILED_STARTS and self._running:
             return
+        self._lower_request()
         useful = sum(
             worker.device is None or worker.unit is not None or self._next_unit(worker, queue) is not None
             for worker in self.workers
         )
         wanted = min(len(queue) + self._busy, self._most_busy) - useful
         for _ in range(wanted if self.autoscaling else min(wanted, self._places - len(self.workers))):
-            self.workers.append(start_worker(self.resources))
+            self.workers.append(start_worker(self._wanted))
 
     @property
     def _busy(self) -> int:
@@ -206,7 +242,14 @@ class WorkerPool:
                 if ready is not None:
                     queue.remove(ready)
                     self._count_time(worker)
-                    worker.assign_unit(ready.unit, self._channel)
+                    unit = ready.unit.with_threads(self._cores_beside(worker)) if ready.unit.all_cores else ready.unit
+                    worker.assign_unit(unit, self._channel)
+
+    def _cores_beside(self, worker: WorkerHandle) -> int:
+        """Return the number of cores that this worker and the others on its node have reserved."""
+        node = worker.device.node if worker.device else ""
+        reserved = [other.resources.cpus for other in self.workers if other.device and other.device.node == node]
+        return max(1, int(sum(reserved)))
 
     def _poll_results(self) -> Iterator[tuple[WorkUnit, UnitEnded]]:
         """Yield finished units with their outcomes; register started and dead workers."""

@@ -218,8 +218,7 @@ def _run_stages(context: RunContext, stage_result: Stage1Result) -> Plan:
         if router is None or not registry.has_files(router):
             from orchestrator.run.stage2 import train_router
 
-            compare = forecast.router.compares_depths
-            router = train_router(served, registry, context.run_id, pool, context.view, compare=compare)
+            router = train_router(served, registry, context.run_id, pool, context.view, forecast.router)
         _promote(registry, registry.find_experts(library, served.lock), router)
     if state.search_is_missing:
         from orchestrator.search.tuning import run_search

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Generator, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from orchestrator.recording.expert_operations import ExpertOperations
 from orchestrator.recording.recorder import Recorder
 from orchestrator.recording.registrar import STAGE, Registrar, Stage1Result
 from orchestrator.registry import Registry
+from orchestrator.run.less_memory import with_half_micro_batch
 from workers.expert_job import ExpertJob
 from workers.expert_result import finished_result
 from workers.expert_runner import run_experts
@@ -83,19 +82,6 @@ def make_work_units(jobs: dict[str, ExpertJob], experts_per_unit: int) -> list[W
     packs = pack_jobs(jobs, experts_per_unit)
     logs = [Path(next(iter(pack.values())).folder, LOG_FILE) for pack in packs]
     return [WorkUnit(partial(run_jointly, run_experts), pack, log) for pack, log in zip(packs, logs, strict=True)]
-
-
-def with_half_micro_batch(job: ExpertJob) -> ExpertJob | None:
-    """Return the job with half the rows in the model at once, or None if that is one row already.
-
-    Of a step with ``batch_tokens``, the rows of maximal length count: they are what fills the memory.
-    """
-    train = job.train
-    rows = max(1, train.batch_tokens // job.base.max_length) if train.batch_tokens else train.batch_size
-    rows = min(rows, train.micro_batch or rows)
-    if rows == 1:
-        return None
-    return replace(job, train=job.train.model_copy(update={"micro_batch": math.ceil(rows / 2)}))
 
 
 def _run_units(runner: JobRunner, units: list[WorkUnit]) -> Generator[JobEvent | None, None, None]:

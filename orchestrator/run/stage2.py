@@ -6,12 +6,15 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from orchestrator.plan.planning import Plan
 from orchestrator.plan.quantities import format_names
+from orchestrator.plan.router_forecast import RouterForecast
+from orchestrator.pool.capacity import JobResources
 from orchestrator.pool.work_units import JobRunner, WorkUnit
 from orchestrator.progress.live_view import LiveView
 from orchestrator.recording.descriptions import describe_router, describe_router_model
@@ -21,6 +24,8 @@ from orchestrator.registry.artifacts import CONFUSION_PLOT, EVALUATION
 from orchestrator.report.charts import draw_confusion
 from orchestrator.report.figures import save_png
 from orchestrator.report.routed_evaluation import summarize_routing
+from orchestrator.run.less_memory import Call, with_half_batch, with_half_chunk
+from ttmoe.batching import BATCH_ROWS
 from ttmoe.errors import WorkFailedError
 from workers.cache.feature_store import compute_features, feature_folder, features_complete
 from workers.routing.depths import compare_depths
@@ -31,7 +36,7 @@ MODEL = "model"  # subfolder with the files to register; logs are outside it
 
 
 def train_router(
-    plan: Plan, registry: Registry, parent: str, runner: JobRunner, view: LiveView, *, compare: bool = False
+    plan: Plan, registry: Registry, parent: str, runner: JobRunner, view: LiveView, forecast: RouterForecast
 ) -> Version:
     """Train the router for the experts of the plan's lock, test it on their test splits, and register it.
 
@@ -43,7 +48,8 @@ def train_router(
         parent: Id of the MLflow run of the ``ttmoe run``, below which the router's run is created.
         runner: Runs the work units, such as a ``WorkerPool``.
         view: Shows the progress.
-        compare: Whether to train routers on fewer layers as well; their accuracy and time go to ``evaluation.json``.
+        forecast: What its jobs reserve, and whether to train routers on fewer layers as well; their accuracy and time
+            go to ``evaluation.json``.
 
     Returns:
         The registered version of the router.
@@ -61,23 +67,24 @@ def train_router(
         {f"router.{key}": value for key, value in plan.config.router.model_dump().items()},
     )
     with registry.end_run_on_exit(run_id):
-        features = _compute_features(plan, folder, runner, view)
+        features = _compute_features(plan, folder, runner, view, forecast.features)
         data = {task: expert.job.data for task, expert in plan.experts.items()}
         job = RouterJob(plan.base, plan.features, data, features, plan.lock, plan.config.router, plan.config.seed,
                         plan.router_hash, str(folder / MODEL))  # fmt: skip
         try:
-            result = _train(job, folder, runner, view)
+            result = _train(job, folder, runner, view, forecast.training)
         except WorkFailedError:
             if all(features_complete(Path(features[task]), data[task], job.settings.rows_per_task) for task in data):
                 raise
             # The router's job removed features that were damaged.
-            _compute_features(plan, folder, runner, view)
-            result = _train(job, folder, runner, view)
+            _compute_features(plan, folder, runner, view, forecast.features)
+            result = _train(job, folder, runner, view, forecast.training)
         model = Path(result.folder)
         for task, expert in experts.items():
             shutil.copytree(registry.fetch(expert), model / "experts" / task, dirs_exist_ok=True)
-        routed = _test(plan, folder, runner, view)
-        depths = _compare_depths(plan, job, folder, runner, view) if compare else []
+        routed = _test(plan, folder, runner, view, forecast.testing)
+        compare = forecast.compares_depths
+        depths = _compare_depths(plan, job, folder, runner, view, forecast.testing) if compare else []
         alone = {task: expert.metrics["test.accuracy"] for task, expert in experts.items()}
         evaluation = summarize_routing(result, routed, alone, depths)
         (model / EVALUATION).write_text(json.dumps(evaluation, indent=1))
@@ -92,7 +99,9 @@ def _registered_experts(plan: Plan, registry: Registry) -> dict[str, Version]:
     return {task: found[task] for task in plan.lock}
 
 
-def _compute_features(plan: Plan, folder: Path, runner: JobRunner, view: LiveView) -> dict[str, str]:
+def _compute_features(
+    plan: Plan, folder: Path, runner: JobRunner, view: LiveView, resources: JobResources
+) -> dict[str, str]:
     """Compute the missing router features and return each task's folder of features."""
     rows, cache = plan.config.router.rows_per_task, plan.folders.cache
     jobs = {task: expert.job for task, expert in plan.experts.items()}
@@ -109,34 +118,48 @@ def _compute_features(plan: Plan, folder: Path, runner: JobRunner, view: LiveVie
             (plan.base, jobs[task].data, rows, cache),
             folder / "features" / task,
             depth=jobs[task].adapter.first_layer,
+            batch_rows=BATCH_ROWS,
         )
         for task in folders
         if task not in cached
     ]
-    _run_units(runner, units, view)
+    _run_units(runner, units, view, _half_batch(plan), resources)
     return {task: str(path) for task, path in folders.items()}
 
 
-def _train(job: RouterJob, folder: Path, runner: JobRunner, view: LiveView) -> RouterResult:
+def _train(job: RouterJob, folder: Path, runner: JobRunner, view: LiveView, resources: JobResources) -> RouterResult:
+    """Train the router, with all cores that the runner has on a node: no other unit is running."""
     view.start_stage("Stage 2: router", "router", {"router": job.settings.epochs})
-    return _run_units(runner, [WorkUnit.of("router", run_router, (job,), folder)], view)["router"]
+    unit = WorkUnit.of("router", run_router, (job,), folder, threads=max(1, int(resources.cpus)))
+    return _run_units(runner, [replace(unit, all_cores=True)], view, with_half_chunk, resources)["router"]
 
 
-def _test(plan: Plan, folder: Path, runner: JobRunner, view: LiveView) -> dict[str, RoutedAccuracy]:
+def _test(
+    plan: Plan, folder: Path, runner: JobRunner, view: LiveView, resources: JobResources
+) -> dict[str, RoutedAccuracy]:
     """Answer every test row of every task through the router."""
     view.start_stage("Stage 2: test of the routed model", "task", {task: 0 for task in plan.experts})
     units = [
-        _work_unit(plan, task, answer_test_split, (folder / MODEL, plan.base, expert.job.data), folder / "test" / task)
+        _work_unit(
+            plan,
+            task,
+            answer_test_split,
+            (folder / MODEL, plan.base, expert.job.data),
+            folder / "test" / task,
+            batch_rows=BATCH_ROWS,
+        )
         for task, expert in plan.experts.items()
     ]
-    return _run_units(runner, units, view)
+    return _run_units(runner, units, view, _half_batch(plan), resources)
 
 
-def _compare_depths(plan: Plan, job: RouterJob, folder: Path, runner: JobRunner, view: LiveView) -> list[dict]:
+def _compare_depths(
+    plan: Plan, job: RouterJob, folder: Path, runner: JobRunner, view: LiveView, resources: JobResources
+) -> list[dict]:
     """Train routers on fewer layers. They measure times, so no other unit of the run may be running."""
     view.start_stage("Stage 2: routers on fewer layers", "depths", {"depths": 0})
     unit = _work_unit(plan, "depths", compare_depths, (job, folder / MODEL, plan.trunk_depth), folder / "depths")
-    return [asdict(depth) for depth in _run_units(runner, [unit], view)["depths"]]
+    return [asdict(depth) for depth in _run_units(runner, [unit], view, with_half_chunk, resources)["depths"]]
 
 
 def _register(plan: Plan, evaluation: dict[str, Any], folder: Path, registry: Registry, run_id: str) -> Version:
@@ -175,11 +198,21 @@ def _work_unit(plan: Plan, key: str, run: Callable[..., Any], args: tuple, folde
     return WorkUnit.of(key, run, args, folder, threads=job.threads, device=job.device, **options)
 
 
-def _run_units(runner: JobRunner, units: list[WorkUnit], view: LiveView) -> dict[str, Any]:
+def _half_batch(plan: Plan) -> Callable[[Call], Call | None]:
+    return partial(with_half_batch, max_length=plan.base.max_length)
+
+
+def _run_units(
+    runner: JobRunner,
+    units: list[WorkUnit],
+    view: LiveView,
+    reduce_memory: Callable[[Call], Call | None],
+    resources: JobResources,
+) -> dict[str, Any]:
     """Run units and return their results by key. Raise WorkFailedError for the first unit that fails."""
     results: dict[str, Any] = {}
     logs = {key: unit.log for unit in units for key in unit.jobs}
-    with closing(runner.run(units)) as events:
+    with closing(runner.run(units, reduce_memory, resources)) as events:
         for event in events:
             if event is None:
                 continue

@@ -170,7 +170,7 @@ def _outcome(plan: Plan, layers: str, seed: int, right: dict[str, Tensor], model
     job = RouterJob(plan.base, spec, data, files, plan.lock, settings, seed, "", "")
     router = build_router(job, spec, job.load("validation"), lambda progress: None)
     test, stripped = job.load("test"), job.load(STRIPPED)
-    shares, chosen, known = route_rows(router, test, lambda: None)
+    shares, chosen, known = route_rows(router, test)
     own = chosen == test.labels
     tasks, counts = list(data), torch.bincount(test.labels).tolist()
     entails = torch.tensor([task in SAME for task in tasks])

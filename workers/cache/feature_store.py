@@ -156,9 +156,11 @@ def load_features(folder: Path, split: str, count: int, spec: FeatureSpec) -> Te
         states = file.get_slice(_STATES)
         _require_digest(path, file, states)
         indexes = spec.indexes(states.get_shape()[1] - 1)
-        first = POOLINGS.index(spec.poolings[0])
-        part = states[:count, min(indexes) : max(indexes) + 1, first : first + len(spec.poolings)]
-    return part[:, [i - min(indexes) for i in indexes]].flatten(1)
+        first, lowest, highest = POOLINGS.index(spec.poolings[0]), min(indexes), max(indexes)
+        part = states[:count, lowest : highest + 1, first : first + len(spec.poolings)]
+    if indexes != tuple(range(lowest, highest + 1)):  # otherwise this would be a second copy
+        part = part[:, [i - lowest for i in indexes]]
+    return part.flatten(1)
 
 
 def write_features(folder: Path, split: str, states: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -71,14 +72,11 @@ def compare_depths(job: RouterJob, folder: Path, trunk: int, *, threads: int, de
     results = []
     for index, depth in enumerate(depths):
         spec = FeatureSpec(tuple(range(depth + 1)), job.features.pooling)
-
-        def heartbeat(progress: Progress, index: int = index) -> None:
-            report(Progress("depths", index, len(depths)))
-
-        validation = job.load("validation", spec)
-        router = build_router(job, spec, validation, heartbeat)
+        beat = partial(report, Progress("depths", index, len(depths)))
+        validation = job.load("validation", beat, spec)
+        router = build_router(job, spec, validation, lambda progress: None, beat)
         validation_accuracy = routing_accuracy(router, validation)
-        test_accuracy = routing_accuracy(router, job.load("test", spec))
+        test_accuracy = routing_accuracy(router, job.load("test", beat, spec))
         routed = RoutedModel(model.bank, router, model.manifests, model.tokenizer, model.max_length)
         seconds = [_median_seconds(routed, inputs[:count]) for count in (1, TIMED_BATCH)]
         results.append(DepthResult(depth, test_accuracy, validation_accuracy, routed.one_pass, *seconds))

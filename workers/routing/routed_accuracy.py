@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ttmoe.base import Base
+from ttmoe.batching import BATCH_ROWS
 from ttmoe.routed import RoutedModel
 from ttmoe.router import ROUTER_MANIFEST
 from workers.base.base_sources import base_on_this_node
@@ -19,6 +20,7 @@ from workers.progress import Progress, ProgressCallback
 from workers.training.batches import to_input
 
 _MOST_EXAMPLES = 50
+_REPORTED_ROWS = 256  # rows between two reports
 
 
 @functools.lru_cache(maxsize=1)
@@ -57,7 +59,14 @@ class RoutedAccuracy:
 
 
 def answer_test_split(
-    folder: Path, base: Base, data: PreparedTask, *, threads: int, device: str, report: ProgressCallback
+    folder: Path,
+    base: Base,
+    data: PreparedTask,
+    *,
+    threads: int,
+    device: str,
+    report: ProgressCallback,
+    batch_rows: int = BATCH_ROWS,
 ) -> RoutedAccuracy:
     """Predict a task's test split with the routed model and count right routes and answers.
 
@@ -70,14 +79,17 @@ def answer_test_split(
         threads: Number of CPU threads.
         device: Device of the model.
         report: Receives the progress.
+        batch_rows: Maximum rows in a batch.
     """
     torch.set_num_threads(threads)
-    model = load_routed_model(folder, (folder / ROUTER_MANIFEST).read_text(), base, device)
     examples = load_split(data, "test")
+    report(Progress("loading", 0, len(examples)))
+    model = load_routed_model(folder, (folder / ROUTER_MANIFEST).read_text(), base, device)
     routed, answered = [], []
-    for start in range(0, len(examples), 256):
-        part = examples[start : start + 256]
-        for prediction, example in zip(model.predict([to_input(e) for e in part], unknown=False), part, strict=True):
+    for start in range(0, len(examples), _REPORTED_ROWS):
+        part = examples[start : start + _REPORTED_ROWS]
+        predictions = model.predict([to_input(e) for e in part], batch_rows, unknown=False)
+        for prediction, example in zip(predictions, part, strict=True):
             routed.append(prediction.task == data.name)
             answered.append(prediction.label == _right_label(data, example))
         report(Progress("routed test", len(routed), len(examples)))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from ttmoe.router import Router, save_router
 from workers.cache.feature_store import LOOSE, STRIPPED, load_features, row_counts
 from workers.data.prepared import PreparedTask
 from workers.progress import Progress, ProgressCallback
-from workers.routing.router_training import FEATURE_CHUNK, Mixture, calibration_error, fit_router
+from workers.routing.router_training import FEATURE_CHUNK, Mixture, calibration_error, fit_router, no_beat
 from workers.training.settings import RouterSettings
 
 ROUTER_RESULT_FILE = "result.json"
@@ -37,7 +38,7 @@ class RouterJob:
         seed: Random seed.
         spec_hash: Hash of the router's spec.
         folder: Folder for the router's files.
-        threads: Number of CPU threads.
+        chunk_rows: Rows of features that are converted to full precision at a time.
     """
 
     base: Base
@@ -49,15 +50,22 @@ class RouterJob:
     seed: int
     spec_hash: str
     folder: str
-    threads: int = 1
+    chunk_rows: int = FEATURE_CHUNK
 
-    def load(self, split: str, features: FeatureSpec | None = None) -> Mixture:
-        """Load the features of a split of all tasks; ``features`` replaces the router's own."""
-        return Mixture.from_tasks([
-            load_features(Path(self.feature_folders[task]), split,
-                          row_counts(data, self.settings.rows_per_task)[split], features or self.features)
-            for task, data in self.data.items()
-        ])  # fmt: skip
+    def load(self, split: str, beat: Callable[[], Any] = no_beat, features: FeatureSpec | None = None) -> Mixture:
+        """Load the features of a split of all tasks.
+
+        Args:
+            split: Name of the split.
+            beat: Called for each task, and whenever a chunk of the rows is read.
+            features: Replaces the router's own features.
+        """
+        counts = {task: row_counts(data, self.settings.rows_per_task)[split] for task, data in self.data.items()}
+        loaded = (
+            load_features(Path(self.feature_folders[task]), split, count, features or self.features)
+            for task, count in counts.items()
+        )
+        return Mixture.from_tasks(loaded, list(counts.values()), self.chunk_rows, beat)
 
 
 @dataclass(frozen=True)
@@ -79,19 +87,24 @@ class RouterResult:
     folder: str
 
 
-def run_router(job: RouterJob, report: ProgressCallback) -> RouterResult:
-    """Train the router, measure it on the test splits and write it to the job's folder."""
-    torch.set_num_threads(job.threads)
+def run_router(job: RouterJob, *, threads: int, report: ProgressCallback) -> RouterResult:
+    """Train the router, measure it on the test splits and write it to the job's folder.
+
+    Args:
+        job: The job.
+        threads: Number of CPU threads.
+        report: Receives the progress: from the start, and within an epoch too.
+    """
+    torch.set_num_threads(threads)
     started, tasks = time.monotonic(), tuple(job.data)
-    validation = job.load("validation")
-    router = build_router(job, job.features, validation, report)
+    report = Heartbeat(report)
+    report(Progress("loading", 0, job.settings.epochs))
+    validation = job.load("validation", report.beat)
+    router = build_router(job, job.features, validation, report, report.beat)
     seconds = time.monotonic() - started
-
-    def heartbeat() -> None:
-        report(Progress("testing", job.settings.epochs, job.settings.epochs))
-
-    test, stripped = job.load("test"), job.load(STRIPPED)
-    probabilities, chosen, familiar = route_rows(router, test, heartbeat)
+    report(Progress("testing", job.settings.epochs, job.settings.epochs))
+    test, stripped = job.load("test", report.beat), job.load(STRIPPED, report.beat)
+    probabilities, chosen, familiar = route_rows(router, test)
     correct = chosen == test.labels
     confusion = torch.zeros(len(tasks), len(tasks), dtype=torch.long)
     confusion.index_put_((test.labels, chosen), torch.ones_like(chosen), accumulate=True)
@@ -110,32 +123,55 @@ def run_router(job: RouterJob, report: ProgressCallback) -> RouterResult:
     return result
 
 
-def build_router(job: RouterJob, features: FeatureSpec, validation: Mixture, report: ProgressCallback) -> Router:
-    """Train a router of the job on these features, with the job's seed."""
+@dataclass
+class Heartbeat:
+    """A progress callback that can repeat its last report.
+
+    Attributes:
+        report: Receives the progress.
+        last: The last report.
+    """
+
+    report: ProgressCallback
+    last: Progress = field(default_factory=lambda: Progress("loading"))
+
+    def __call__(self, progress: Progress) -> None:
+        """Send a report."""
+        self.last = replace(progress, metrics={})
+        self.report(progress)
+
+    def beat(self) -> None:
+        """Repeat the last report, without its metrics: the job is alive."""
+        self.report(self.last)
+
+
+def build_router(
+    job: RouterJob,
+    features: FeatureSpec,
+    validation: Mixture,
+    report: ProgressCallback,
+    beat: Callable[[], Any] = no_beat,
+) -> Router:
+    """Train a router of the job on these features, with the job's seed; call ``beat`` between the reports."""
     torch.manual_seed(job.seed)
-    loose = job.load(LOOSE, features) if job.settings.unknown and job.settings.loose else None
-    return fit_router(tuple(job.data), job.load("train", features), validation, features, job.settings, report, loose)
+    loose = job.load(LOOSE, beat, features) if job.settings.unknown and job.settings.loose else None
+    train = job.load("train", beat, features)
+    return fit_router(tuple(job.data), train, validation, features, job.settings, report, loose)
 
 
-def route_rows(router: Router, rows: Mixture, on_chunk: Callable[[], None]) -> tuple[Tensor, Tensor, Tensor]:
+def route_rows(router: Router, rows: Mixture) -> tuple[Tensor, Tensor, Tensor]:
     """Route all rows.
-
-    Args:
-        router: The router.
-        rows: Rows to route.
-        on_chunk: Called after each chunk of rows, for example to report a heartbeat.
 
     Returns:
         For each row the probability of the chosen expert, the expert's index, and whether the row is familiar.
     """
     probabilities, chosen, familiar = [], [], []
     index_of_task = {task: i for i, task in enumerate(router.tasks)}
-    for part in rows.features.split(FEATURE_CHUNK):
+    for part in rows.chunks():
         routes = router.route(part)
         probabilities += routes.probabilities
         chosen += [index_of_task[name] for name in routes.names]
         familiar += routes.familiar
-        on_chunk()
     return torch.tensor(probabilities), torch.tensor(chosen), torch.tensor(familiar)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,12 @@ from workers.progress import Progress, ProgressCallback
 from workers.training.settings import RouterSettings
 
 FEATURE_CHUNK = 4096  # rows that are converted to full precision at a time
+BEAT_STEPS = 10  # steps of an epoch between two heartbeats; on the widest features a step takes a second
 LOOSE_UNKNOWN = 0.05  # maximum fraction of reformatted rows classified as unknown
+
+
+def no_beat() -> None:
+    """Report nothing."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +34,44 @@ class Mixture:
     Attributes:
         features: Features (rows, width), fp16.
         labels: Index of each row's task (rows,); ``by_task`` requires ascending order.
+        chunk_rows: Rows that are converted to full precision at a time; None for ``FEATURE_CHUNK``.
+        beat: Called for each chunk of rows that is read, for example to report a heartbeat.
     """
 
     features: Tensor
     labels: Tensor
+    chunk_rows: int | None = None
+    beat: Callable[[], Any] = no_beat
 
     @classmethod
-    def from_tasks(cls, tasks: Sequence[Tensor]) -> Mixture:
-        """Concatenate the features (rows, width) of each task."""
-        labels = [torch.full((len(rows),), i) for i, rows in enumerate(tasks)]
-        return cls(torch.cat(list(tasks)), torch.cat(labels))
+    def from_tasks(
+        cls,
+        tasks: Iterable[Tensor],
+        counts: Sequence[int],
+        chunk_rows: int | None = None,
+        beat: Callable[[], Any] = no_beat,
+    ) -> Mixture:
+        """Put the features (rows, width) of all tasks together; only those of one task are in memory twice.
+
+        Args:
+            tasks: Features of each task, made one after another.
+            counts: Rows of each task.
+            chunk_rows: See the class.
+            beat: See the class; also called for each task.
+        """
+        features = torch.empty(0)
+        for i, rows in enumerate(tasks):
+            if i == 0:
+                features = rows.new_empty(sum(counts), rows.shape[1])
+            features.split(list(counts))[i].copy_(rows)
+            beat()
+        return cls(features, torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), chunk_rows, beat)
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Yield the features chunk by chunk, in order."""
+        for part in self.features.split(self.chunk_rows or FEATURE_CHUNK):
+            self.beat()
+            yield part
 
     def by_task(self) -> list[Tensor]:
         """Return the features (rows, width) of each task."""
@@ -46,7 +80,7 @@ class Mixture:
     def scores(self, score: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the scores (rows, tasks) of all rows, computed by ``score`` without gradients."""
         with torch.no_grad():
-            return torch.cat([score(part) for part in self.features.split(FEATURE_CHUNK)])
+            return torch.cat([score(part) for part in self.chunks()])
 
 
 def fit_router(tasks: Sequence[str], train: Mixture, validation: Mixture, features: FeatureSpec,
@@ -69,7 +103,7 @@ def fit_router(tasks: Sequence[str], train: Mixture, validation: Mixture, featur
     router = Router(tasks, train.features.shape[1], features, settings.noise)
     fit_scale(router, train)
     needs_subspace = settings.kind != "linear" or settings.unknown
-    subspace = Subspace.fit(train.by_task(), router.standardise) if needs_subspace else None
+    subspace = _fit_subspace(router, train) if needs_subspace else None
     if settings.kind == "centroid":
         assert subspace
         _set_gate(router, *subspace.nearest_mean())
@@ -98,7 +132,7 @@ def fit_scale(router: Router, mixture: Mixture) -> None:
     """
     count, width = mixture.features.shape
     total, square = torch.zeros(width, dtype=torch.double), torch.zeros(width, dtype=torch.double)
-    for part in mixture.features.split(FEATURE_CHUNK):
+    for part in mixture.chunks():
         rows = part.double()
         total += rows.sum(0)
         square += rows.square().sum(0)
@@ -127,7 +161,10 @@ def fit_linear(
     best_quality, best_weights = (-1.0, 0.0), {}
     for epoch in range(1, settings.epochs + 1):
         router.train()
-        for batch in torch.multinomial(weights, len(labels), replacement=True).split(settings.batch_size):
+        order = torch.multinomial(weights, len(labels), replacement=True)
+        for step, batch in enumerate(order.split(settings.batch_size)):
+            if step % BEAT_STEPS == 0:
+                train.beat()
             loss = F.cross_entropy(router(train.features[batch]), labels[batch])
             optimizer.zero_grad()
             loss.backward()
@@ -170,8 +207,18 @@ def calibration_error(probabilities: Tensor, correct: Tensor, bins: int = 15) ->
 def _row_familiarity(router: Router, familiarity: Familiarity, rows: Mixture) -> tuple[Tensor, Tensor]:
     """Return each row's familiarity with its highest-scoring expert (rows,), and this expert's index (rows,)."""
     experts = rows.scores(router).argmax(-1)
-    parts = zip(rows.features.split(FEATURE_CHUNK), experts.split(FEATURE_CHUNK), strict=True)
-    return torch.cat([familiarity(router.standardise(part), chosen) for part, chosen in parts]), experts
+    chosen = iter(experts.split(rows.chunk_rows or FEATURE_CHUNK))
+    return torch.cat([familiarity(router.standardise(part), next(chosen)) for part in rows.chunks()]), experts
+
+
+def _fit_subspace(router: Router, train: Mixture) -> Subspace:
+    """Compute the subspace of the training rows, with heartbeats."""
+
+    def standardise(rows: Tensor) -> Tensor:
+        train.beat()
+        return router.standardise(rows)
+
+    return Subspace.fit(train.by_task(), standardise, train.chunk_rows or FEATURE_CHUNK)
 
 
 def _blend_with_nearest_mean(router: Router, subspace: Subspace, validation: Mixture) -> None:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from ttmoe.adapter import AdapterSpec, Group, count_parameters, plan_groups
+from ttmoe.architectures import ARCHITECTURES, architecture_of
 from ttmoe.base import Base
-from ttmoe.batching import batch_tokens
+from ttmoe.batching import BATCH_ROWS, batch_tokens
 from ttmoe.language_head import MAX_POSITIONS, is_tied
 from workers.training.base_sizes import FP32_BYTES, BaseSizes
 from workers.training.settings import TrainSettings
@@ -111,9 +112,34 @@ def estimate_job_memory(
         base=_model_bytes(model, sizes.dtype_bytes) + head,
         activations=math.ceil(ALLOCATOR_FACTORS[sizes.device] * saved) + experts * factors + transient + logits,
         optimizer=experts * trained * FP32_BYTES * 5,  # weights, gradients, two moments of Adam, best weights
-        process=PROCESS_BYTES if sizes.device == "cpu" else PROCESS_BYTES_CUDA,
+        process=_process_bytes(sizes.device),
         device=sizes.device,
     )
+
+
+def estimate_pass_memory(model: nn.Module, base: Base, device: str) -> MemoryEstimate:
+    """Estimate the peak memory of passes without gradients through the base, in batches as ``ttmoe.batching`` says.
+
+    Args:
+        model: The base model without a head; may be on the meta device.
+        base: The base.
+        device: Device of the base.
+    """
+    sizes = BaseSizes.of(model, base, device)
+    tokens = max(sizes.tokens, min(BATCH_ROWS * sizes.tokens, batch_tokens(sizes.device)))
+    # Hidden states are pooled one at a time, in fp32; of other architectures all are in memory, see ``ttmoe.trunk``.
+    kept = 0 if architecture_of(model) in ARCHITECTURES else (sizes.layers + 1) * sizes.dtype_bytes
+    return MemoryEstimate(
+        base=_model_bytes(model, sizes.dtype_bytes),
+        activations=sizes.transient_bytes(tokens) + tokens * sizes.hidden * (FP32_BYTES + kept),
+        optimizer=0,
+        process=_process_bytes(sizes.device),
+        device=sizes.device,
+    )
+
+
+def _process_bytes(device: str) -> int:
+    return PROCESS_BYTES if device == "cpu" else PROCESS_BYTES_CUDA
 
 
 def _language_head_bytes(model: nn.Module, sizes: BaseSizes) -> tuple[int, int]:

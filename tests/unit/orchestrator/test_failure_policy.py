@@ -20,12 +20,19 @@ def failures(*kinds):
     return [fail(kind) for kind in kinds]
 
 
-@pytest.mark.parametrize("kind", ["system", "died", "stalled"])
+@pytest.mark.parametrize("kind", ["system", "stalled"])
 def test_system_failures_are_retried_with_growing_delays_up_to_the_limit(kind):
     limits = FailureSettings(retries=3)
     decisions = [decide(failures(*[kind] * n), limits) for n in range(1, 5)]
     assert decisions[:3] == [Retry(1.0), Retry(5.0), Retry(20.0)]
     assert decisions[3] == GiveUp()
+
+
+def test_d18_a_process_that_dies_again_is_retried_with_less_memory_up_to_the_limit():
+    """The system kills without an error what takes too much memory; one death may be a chance."""
+    decisions = [decide(failures(*["died"] * n), FailureSettings(retries=3)) for n in range(1, 5)]
+    assert decisions == [Retry(1.0), Retry(5.0, True), Retry(20.0, True), GiveUp()]
+    assert decide(failures("died", "stalled"), FailureSettings()) == Retry(5.0)
 
 
 def test_all_kinds_of_system_failures_share_one_limit():
@@ -89,10 +96,7 @@ def test_failures_of_devices_are_no_common_failure_and_hide_none():
 
 def test_a_decision_is_described_with_its_reason():
     assert describe_decision(fail("died"), Retry(5.0)) == "retried in 5 s: worker process died"
-    assert (
-        describe_decision(fail("memory"), Retry(reduce_memory=True))
-        == "retried in smaller micro-batches: out of memory"
-    )
+    assert describe_decision(fail("memory"), Retry(reduce_memory=True)) == "retried in smaller batches: out of memory"
     assert describe_decision(fail("device"), Retry(1.0)) == "retried in 1 s: device failed"
     assert describe_decision(fail("code"), GiveUp()) == "not retried: error in the code or the data"
 

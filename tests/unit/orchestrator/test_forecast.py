@@ -100,16 +100,18 @@ def test_a_router_that_fits_no_node_is_refused(planned, monkeypatch):
     plan = planned(router={"layers": "all"})
     monkeypatch.setattr(router_forecast, "HALF", 10**8)  # bytes of a number: as if the features were wide
     forecast = forecast_of(plan, [CPU]).router
-    assert forecast_of(planned(router={"layers": "last"}), [CPU]).router.memory < forecast.memory > CPU.memory
+    last = forecast_of(planned(router={"layers": "last"}), [CPU]).router
+    assert last.training.memory < forecast.training.memory > CPU.memory
     with pytest.raises(InfeasibleError, match=r"the router requires .*B of memory, and the largest node") as caught:
         check_router_fits(plan, read_library_state(plan, FakeRegistry([])), [CPU])
     assert "CPUs" not in caught.value.what.split(",")[0]
+    assert "router.layers" in caught.value.fix
     assert "router.rows_per_task" in caught.value.fix
     fewer, growing = (
         planned(router={"rows_per_task": 1}),
         planned(resources={"gpus_per_expert": 0, "autoscaling": True, "max_parallel": 1}),
     )
-    assert forecast_of(fewer, [CPU]).router.memory < forecast.memory  # the suggested fix helps
+    assert forecast_of(fewer, [CPU]).router.training.memory < forecast.training.memory  # the suggested fix helps
     check_router_fits(growing, read_library_state(growing, FakeRegistry([])), [CPU])
     cached = replace(read_library_state(plan, FakeRegistry([])), router=StageState("cached", None, ""))
     check_router_fits(plan, cached, [CPU])  # the router exists
@@ -122,9 +124,10 @@ def test_depths_are_compared_if_it_is_cheap_or_requested(planned, monkeypatch):
     monkeypatch.setattr(router_forecast, "MAX_COMPARISON_BYTES", 1)
     expensive = forecast_of(planned(router=last_layer), [CPU]).router
     assert not expensive.compares_depths
-    assert expensive.memory < cheap.memory
+    assert expensive.testing.memory < cheap.testing.memory
+    assert expensive.training == cheap.training
     requested = forecast_of(planned(router=last_layer | {"compare_depths": True}), [CPU]).router
-    assert (requested.compares_depths, requested.memory) == (True, cheap.memory)
+    assert (requested.compares_depths, requested.testing) == (True, cheap.testing)
     assert not forecast_of(planned(router=last_layer | {"compare_depths": False}), [CPU]).router.compares_depths
 
 

@@ -287,7 +287,7 @@ def test_a_run_without_git_has_no_commit(monkeypatch):
     ],
 )
 def test_what_is_in_the_model_at_once_is_halved_whatever_sets_it(planned, train, halves):
-    from orchestrator.run.stage1 import with_half_micro_batch
+    from orchestrator.run.less_memory import with_half_micro_batch
 
     job = planned(train=train).experts["colours"].job
     for half in halves:

@@ -39,7 +39,7 @@ def answered(monkeypatch, base, tmp_path):
     def run(data, examples, answers):
         found, asked = iter(answers), []
 
-        def predict(inputs, *, unknown):
+        def predict(inputs, batch_size, *, unknown):
             assert not unknown
             asked.extend(inputs)
             return [Prediction(*next(found), 0.5, 0.5) for _ in inputs]
@@ -109,7 +109,7 @@ def library(base, colours, animals, tmp_path_factory):
     lock = {task: f"{task}-hash" for task in data}
     settings = RouterSettings(kind="centroid", rows_per_task=100)
     job = RouterJob(base, FeatureSpec("all"), data, files, lock, settings, 0, "ef", str(folder / "model"))
-    return job, run_router(job, nothing)
+    return job, run_router(job, threads=1, report=nothing)
 
 
 def test_the_routed_model_routes_as_the_routers_own_test_said(library):

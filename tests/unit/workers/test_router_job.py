@@ -61,7 +61,7 @@ def nothing(progress):
 @pytest.mark.parametrize("kind", ["linear", "centroid", "blend"])
 def test_it_learns_what_can_be_told_apart_and_says_how_well(job, tmp_path, kind):
     reports = []
-    result = run_router(replace(job, settings=RouterSettings(kind=kind, **QUICK)), reports.append)
+    result = run_router(replace(job, settings=RouterSettings(kind=kind, **QUICK)), threads=1, report=reports.append)
     metrics = result.metrics
     assert result.tasks == ("a", "b", "c")
     assert metrics["test.routing_accuracy"] > 0.95
@@ -74,7 +74,7 @@ def test_it_learns_what_can_be_told_apart_and_says_how_well(job, tmp_path, kind)
     assert [sum(row) for row in result.confusion] == [50, 50, 50]
     diagonal = sum(result.confusion[i][i] for i in range(3))
     assert diagonal / 150 == pytest.approx(metrics["test.routing_accuracy"])
-    assert [r.step for r in reports if r.state == "training"] == ([] if kind == "centroid" else [1, 2, 3, 4, 5])
+    assert [r.step for r in reports if r.metrics] == ([] if kind == "centroid" else [1, 2, 3, 4, 5])
     assert (reports[-1].state, reports[-1].step, reports[-1].steps) == ("testing", 5, 5)
 
     router, manifest = load_router(tmp_path / "router")
@@ -91,11 +91,11 @@ def test_it_learns_what_can_be_told_apart_and_says_how_well(job, tmp_path, kind)
 def test_the_router_reads_the_features_it_names(job):
     """Tasks lie apart in one layer's mean; a router that reads anything else is at a loss."""
     for spec, expected in ((FeatureSpec("last", "mean"), WIDTH), (FeatureSpec("all", "both"), 6 * WIDTH)):
-        result = run_router(replace(job, features=spec), nothing)
+        result = run_router(replace(job, features=spec), threads=1, report=nothing)
         assert result.metrics["parameters"] == 3 * expected + 3
         assert result.metrics["test.routing_accuracy"] > 0.9
     for spec in (FeatureSpec("last", "last"), FeatureSpec((0, 1), "mean")):
-        assert run_router(replace(job, features=spec), nothing).metrics["test.routing_accuracy"] < 0.5
+        assert run_router(replace(job, features=spec), threads=1, report=nothing).metrics["test.routing_accuracy"] < 0.5
 
 
 def test_rows_of_the_confusion_are_the_true_tasks(job, tmp_path):
@@ -103,7 +103,7 @@ def test_rows_of_the_confusion_are_the_true_tasks(job, tmp_path):
     draw = torch.Generator().manual_seed(3)
     write_task(tmp_path / "a", 0, {"test": 50}, draw, test=2)
     write_task(tmp_path / "b", 1, {"stripped": 50}, draw, stripped=0)
-    result = run_router(job, nothing)
+    result = run_router(job, threads=1, report=nothing)
     assert result.confusion[0][2] > 35
     assert result.confusion[2][0] < 5
     assert result.metrics["test.routing_accuracy"] == pytest.approx(2 / 3, abs=0.05)
@@ -115,9 +115,9 @@ def test_rows_that_are_like_nothing_count_as_unknown(job, tmp_path):
     far = states(0, 50, torch.Generator().manual_seed(3))
     far[:, -1, 0, 7] = 5
     write_features(tmp_path / "a", "test", far)
-    assert run_router(job, nothing).metrics["test.unknown"] == pytest.approx(1 / 3, abs=0.05)
+    assert run_router(job, threads=1, report=nothing).metrics["test.unknown"] == pytest.approx(1 / 3, abs=0.05)
     settings = RouterSettings(**QUICK, unknown=0)
-    assert run_router(replace(job, settings=settings), nothing).metrics["test.unknown"] == 0
+    assert run_router(replace(job, settings=settings), threads=1, report=nothing).metrics["test.unknown"] == 0
 
 
 def test_rows_in_another_form_are_known_unless_form_counts(job, tmp_path):
@@ -126,9 +126,9 @@ def test_rows_in_another_form_are_known_unless_form_counts(job, tmp_path):
     beside[:, -1, 0, 7] += 2
     for split, rows in {"test": beside, "loose": beside[:40]}.items():
         write_features(tmp_path / "a", split, rows)
-    assert run_router(job, nothing).metrics["test.unknown"] < 0.1
+    assert run_router(job, threads=1, report=nothing).metrics["test.unknown"] < 0.1
     strict = replace(job, settings=RouterSettings(**QUICK, loose=False))
-    assert run_router(strict, nothing).metrics["test.unknown"] == pytest.approx(1 / 3, abs=0.05)
+    assert run_router(strict, threads=1, report=nothing).metrics["test.unknown"] == pytest.approx(1 / 3, abs=0.05)
 
 
 def test_the_same_seed_gives_the_same_router(job, tmp_path):
@@ -136,7 +136,7 @@ def test_the_same_seed_gives_the_same_router(job, tmp_path):
     for i, seed in enumerate((0, 0, 1)):
         torch.rand(5)
         folder = tmp_path / str(i)
-        run_router(replace(job, seed=seed, folder=str(folder)), nothing)
+        run_router(replace(job, seed=seed, folder=str(folder)), threads=1, report=nothing)
         digests.append(load_router(folder)[1]["weights_digest"])
     assert digests[0] == digests[1] != digests[2]
 
@@ -151,7 +151,7 @@ def test_fewer_rows_are_the_first_of_those_that_are_kept(job, monkeypatch):
     monkeypatch.setattr(router_job, "fit_router", fit)
     whole = job.load("train").by_task()
     few = replace(job, settings=RouterSettings(**QUICK, rows_per_task=100))
-    run_router(few, nothing)
+    run_router(few, threads=1, report=nothing)
     assert seen == [[100, 100, 60]]
     assert all(torch.equal(rows, all_[:100]) for rows, all_ in zip(few.load("train").by_task(), whole, strict=True))
     assert len(few.load("test").labels) == 150  # of the other splits all
@@ -170,10 +170,10 @@ def test_another_task_leaves_the_experts_alone(job, tmp_path, monkeypatch):
         monkeypatch.setattr(module, None)
     without = replace(job, **{key: {k: v for k, v in getattr(job, key).items() if k != "c"}
                               for key in ("data", "feature_folders", "lock")})  # fmt: skip
-    run_router(without, nothing)
+    run_router(without, threads=1, report=nothing)
     inputs = {p: p.read_bytes() for p in tmp_path.rglob("*.safetensors") if p.parent.name != "router"}
     before = load_router(tmp_path / "router")[0]
-    run_router(job, nothing)
+    run_router(job, threads=1, report=nothing)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*.safetensors") if p.parent.name != "router"} == inputs
     after = load_router(tmp_path / "router")[0]
     assert (before.tasks, after.tasks) == (("a", "b"), ("a", "b", "c"))

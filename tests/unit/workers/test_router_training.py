@@ -26,7 +26,7 @@ def clouds(rows=(300, 120, 60), seed=0, apart=1.5, spread=0.3):
         points = spread * torch.randn(count, WIDTH, generator=draw)
         points[:, i] += apart
         tasks.append(points.half())
-    return Mixture.from_tasks(tasks)
+    return Mixture.from_tasks(tasks, rows)
 
 
 def nothing(progress):
@@ -48,7 +48,7 @@ def loss(router, rows):
 
 def test_a_mixture_is_all_tasks_rows_and_can_be_taken_apart(monkeypatch):
     tasks = [torch.randn(n, 4) for n in (3, 1, 5)]
-    mixture = Mixture.from_tasks(tasks)
+    mixture = Mixture.from_tasks(iter(tasks), (3, 1, 5))
     assert mixture.labels.tolist() == [0] * 3 + [1] + [2] * 5
     assert all(map(torch.equal, mixture.by_task(), tasks))
     monkeypatch.setattr(router_training, "FEATURE_CHUNK", 2)
@@ -208,7 +208,10 @@ def test_every_task_has_the_same_weight_whatever_its_size():
 def test_the_large_task_does_not_win_what_could_be_either(kind):
     rows = torch.randn(660, WIDTH, generator=torch.Generator().manual_seed(3)).half()
     validation = torch.randn(80, WIDTH, generator=torch.Generator().manual_seed(4)).half()
-    mixtures = [Mixture.from_tasks([part[:count], part[count:]]) for part, count in ((rows, 600), (validation, 40))]
+    mixtures = [
+        Mixture.from_tasks([part[:count], part[count:]], [count, len(part) - count])
+        for part, count in ((rows, 600), (validation, 40))
+    ]
     router = train_router(*mixtures, tasks=("large", "small"), kind=kind, unknown=0)
     fresh = torch.randn(2000, WIDTH, generator=torch.Generator().manual_seed(5))
     assert 0.3 < (router(fresh).argmax(-1) == 0).float().mean() < 0.7
