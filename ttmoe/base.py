@@ -123,6 +123,7 @@ def load_body(base: Base, device: str | torch.device = "cpu") -> nn.Module:
     disable_progress_bar()  # a bar for every loaded base would flood the log
     model = AutoModel.from_pretrained(base.folder, dtype=getattr(torch, base.dtype), local_files_only=True,
                                       attn_implementation=choose_attention(torch.device(device).type))  # fmt: skip
+    model.config.use_cache = False  # a pass would end with the keys and values of all layers; generation asks for them
     return model.requires_grad_(False).eval().to(device)
 
 

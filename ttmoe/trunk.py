@@ -129,12 +129,20 @@ def use_hidden_states(model: nn.Module, inputs: dict[str, Tensor], use: Use) -> 
         inputs: The tokenised batch.
         use: What to return of each hidden state.
     """
-    if architecture_of(model) not in ARCHITECTURES:  # what its layers receive may have another layout (XLNet)
+    if architecture_of(model) not in ARCHITECTURES:  # what its layers receive may have another layout, as in XLNet
         return [use(index, states) for index, states in enumerate(model(**inputs, output_hidden_states=True)[-1])]
     used: list[Any] = []
     with _inputs_used(list(layer_list(model)), lambda index, states: used.append(use(index, states))):
         last = model(**inputs).last_hidden_state
     return [*used, use(len(used), last)]
+
+
+def keeps_hidden_states(model: nn.Module) -> bool:
+    """Return whether all hidden states of a whole pass are in memory at a time all the same.
+
+    DeBERTa's forward keeps them, and an architecture without an entry in ``ARCHITECTURES`` is asked for them.
+    """
+    return architecture_of(model) not in ARCHITECTURES or architecture_of(model).startswith("deberta")
 
 
 class _StopForward(Exception):

@@ -59,11 +59,13 @@ class Mixture:
             chunk_rows: See the class.
             beat: See the class; also called for each task.
         """
-        features = torch.empty(0)
-        for i, rows in enumerate(tasks):
-            if i == 0:
+        features, end = torch.empty(0), 0
+        for rows in tasks:  # `enumerate` and `zip` would keep them until the next task's are made
+            if not end:
                 features = rows.new_empty(sum(counts), rows.shape[1])
-            features.split(list(counts))[i].copy_(rows)
+            features[end : end + len(rows)] = rows
+            end += len(rows)
+            del rows
             beat()
         return cls(features, torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), chunk_rows, beat)
 

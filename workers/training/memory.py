@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from ttmoe.adapter import AdapterSpec, Group, count_parameters, plan_groups
-from ttmoe.architectures import ARCHITECTURES, architecture_of
 from ttmoe.base import Base
 from ttmoe.batching import BATCH_ROWS, batch_tokens
 from ttmoe.language_head import MAX_POSITIONS, is_tied
+from ttmoe.trunk import keeps_hidden_states
 from workers.training.base_sizes import FP32_BYTES, BaseSizes
 from workers.training.settings import TrainSettings
 
@@ -127,8 +127,8 @@ def estimate_pass_memory(model: nn.Module, base: Base, device: str) -> MemoryEst
     """
     sizes = BaseSizes.of(model, base, device)
     tokens = max(sizes.tokens, min(BATCH_ROWS * sizes.tokens, batch_tokens(sizes.device)))
-    # Hidden states are pooled one at a time, in fp32; of other architectures all are in memory, see ``ttmoe.trunk``.
-    kept = 0 if architecture_of(model) in ARCHITECTURES else (sizes.layers + 1) * sizes.dtype_bytes
+    # Hidden states are pooled one at a time, in fp32.
+    kept = (sizes.layers + 1) * sizes.dtype_bytes if keeps_hidden_states(model) else 0
     return MemoryEstimate(
         base=_model_bytes(model, sizes.dtype_bytes),
         activations=sizes.transient_bytes(tokens) + tokens * sizes.hidden * (FP32_BYTES + kept),

@@ -7,10 +7,13 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import tiny_causal
 import torch
 from library import KINDS, base_of, save_library
 
-from ttmoe.encoding import Choice
+from ttmoe import routed as routed_module
+from ttmoe.base import load_body
+from ttmoe.encoding import Choice, collate
 from ttmoe.errors import InputError
 from ttmoe.routed import RoutedModel
 
@@ -146,3 +149,39 @@ def test_an_expert_that_is_missing_or_of_another_base(copy, base):
     shutil.rmtree(copy / "experts" / "which")
     with pytest.raises(InputError, match="cannot read the expert manifest"):
         RoutedModel.load(copy, base)
+
+
+def test_d18_batches_of_predictions_are_sized_by_tokens_too(routed, monkeypatch):
+    """Of a choice every option counts; answers do not depend on it."""
+    answers, shapes = routed.predict(ROWS), []
+    monkeypatch.setattr(routed_module, "batch_tokens", lambda device: {"cpu": 12}[device])
+
+    def record(rows, *args, **options):
+        shapes.append((len(rows), max(len(row["input_ids"]) for row in rows)))
+        return collate(rows, *args, **options)
+
+    monkeypatch.setattr(routed_module, "collate", record)
+    same(routed.predict(ROWS), answers)
+    assert max(rows * tokens for rows, tokens in shapes if rows > 1) <= 12
+    assert any(rows > 1 for rows, _ in shapes)
+    shapes.clear()
+    same(routed.predict(ROWS, 1), answers)
+    assert {rows for rows, _ in shapes} == {1}
+
+
+def test_d18_of_the_routers_pass_only_the_states_are_kept_from_which_experts_continue(routed):
+    inputs = collate([{"input_ids": [2, 5, 3]}, {"input_ids": [2, 6]}], 0)
+    features, hidden = routed._read_base(inputs)
+    assert features.shape == (2, routed.router.mean.numel())
+    assert sorted(hidden) == [0, 1]  # of three; experts adapt layers 0 and 1
+    routed.bank.remove("colours")
+    routed.bank.remove("animals")
+    routed.router.tasks = ("which",)
+    assert sorted(routed._read_base(inputs)[1]) == [1]
+
+
+def test_d18_a_pass_of_a_loaded_base_keeps_no_keys_and_values(tmp_path):
+    """Those of all layers would take as much as many hidden states."""
+    tiny_causal.save_causal_base(tmp_path)
+    model = load_body(base_of(tmp_path))
+    assert model(**collate([{"input_ids": [2, 5, 3]}], 0)).past_key_values is None

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
-from architectures import LAYERS, NAMES, REPEATED, batch, stir, tiny_bank, tiny_model, with_each
+from architectures import LAYERS, NAMES, OTHERS, REPEATED, batch, stir, tiny_bank, tiny_model, with_each
 from reference_features import router_features
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ttmoe.adapter import AdapterSpec
 from ttmoe.errors import InputError
-from ttmoe.features import FeatureSpec, pool_states
-from ttmoe.trunk import Trunk
+from ttmoe.features import POOLINGS, FeatureSpec, pool_state, pool_states
+from ttmoe.trunk import Trunk, keeps_hidden_states, use_hidden_states
 
 NAMED = ["one", "two", "one", "two", "two", "one"]
 
@@ -66,6 +68,55 @@ def test_hidden_states_above_the_trunk_equal_the_whole_passs(name):
         assert len(above) == LAYERS + 1 - depth
         assert all(map(torch.equal, above, whole[depth:]))
         assert state_of(model) == before
+
+
+@pytest.mark.parametrize("name", [*NAMES, *OTHERS])
+@torch.no_grad()
+def test_d18_states_pooled_as_the_layers_run_are_those_of_the_whole_pass(name):
+    """Bit for bit; the last one has the final norm where the architecture has one."""
+    model, inputs = tiny_model(name), batch()
+    whole, mask = model(**inputs, output_hidden_states=True).hidden_states, inputs["attention_mask"]
+    before = state_of(model)
+    seen = use_hidden_states(model, inputs, lambda index, states: (index, states.clone()))
+    assert [index for index, _ in seen] == list(range(LAYERS + 1))
+    assert all(torch.equal(states, expected) for (_, states), expected in zip(seen, whole, strict=True))
+    pooled = torch.stack(use_hidden_states(model, inputs, lambda index, states: pool_state(states, mask)), dim=1)
+    assert torch.equal(pooled, pool_states(whole, mask))
+    sums = torch.stack([torch.stack([(mask.unsqueeze(2) * layer).sum(1), layer[range(6), mask.sum(1) - 1]], dim=1)
+                        for layer in whole], dim=1)  # fmt: skip
+    assert pooled.shape == (6, LAYERS + 1, len(POOLINGS), whole[0].shape[2])
+    torch.testing.assert_close(pooled, F.normalize(sums, dim=-1), rtol=1e-5, atol=1e-6)
+    assert state_of(model) == before
+
+
+PASSES = {
+    "whole": lambda model, inputs: use_hidden_states(model, inputs, lambda index, states: None),
+    "trunk": lambda model, inputs: Trunk(model, 8).hidden_states(inputs, lambda index, states: None),
+    "states": lambda model, inputs: Trunk(model, 8).states(inputs),
+    "above": lambda model, inputs: Trunk(model, 0).hidden_states_above(
+        torch.randn(6, 7, 32), inputs, lambda index, states: None
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+@pytest.mark.parametrize("way", PASSES)
+@torch.no_grad()
+def test_d18_one_hidden_state_is_in_memory_at_a_time(name, way):
+    """Besides the embeddings, which the model's forward keeps. DeBERTa's keeps all of them."""
+    count = "n_layer" if name == "gpt2" else "num_hidden_layers"
+    model, inputs, seen, alive = tiny_model(name, **{count: 8}), batch(), [], []
+    model.config.use_cache = False  # as ``load_body`` sets it
+
+    def watch(module, args, kwargs):
+        seen.append(weakref.ref(args[0] if args else kwargs["hidden_states"]))
+        alive.append(sum(states() is not None for states in seen[1:]))
+
+    for layer in Trunk(model, 0).layers:
+        layer.register_forward_pre_hook(watch, with_kwargs=True)
+    PASSES[way](model, inputs)
+    assert len(alive) == 8
+    assert max(alive) == (7 if keeps_hidden_states(model) else 1)
 
 
 @pytest.mark.parametrize(("training", "name"), with_each(True, False))

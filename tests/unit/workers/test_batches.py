@@ -6,7 +6,6 @@ from ttmoe.encoding import Choice, Item
 from workers.data.examples import Example
 from workers.training.batches import (
     TokenizedRows,
-    evaluation_batches,
     longest_first,
     to_input,
     token_batches,
@@ -59,18 +58,6 @@ def test_short_and_long_batches_are_mixed(rows):
     longest = [max(rows.items[i].length for i in b) for b in epoch(training_batches(rows, 16, 0), rows, 16)]
     rises = sum(one < other for one, other in pairwise(longest))
     assert 20 < rises < 43  # of 62; about 50 within sorted chunks
-
-
-def test_evaluation_takes_every_row_once_the_longest_first(rows):
-    batches = list(evaluation_batches(rows.items, 64))
-    lengths = [rows.items[i].length for batch in batches for i in batch]
-    assert lengths == sorted(lengths, reverse=True)
-    assert sorted(i for batch in batches for i in batch) == list(range(len(rows)))
-    assert {len(batch) for batch in batches[:-1]} == {64}
-
-
-def test_no_rows_no_batches():
-    assert list(evaluation_batches([], 64)) == []
 
 
 def test_skipping_batches_keeps_the_order(rows):

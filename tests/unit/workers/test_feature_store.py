@@ -297,6 +297,58 @@ def test_what_a_killed_process_left_is_cleared_up_and_what_is_being_written_is_n
     assert (left.exists(), written.exists()) == (False, True)
 
 
+@pytest.fixture
+def batches(base, monkeypatch):
+    """The shapes (rows, tokens) of the batches of which features are computed."""
+    shapes, collate_rows = [], feature_store.collate
+
+    def record(*args):
+        inputs = collate_rows(*args)
+        shapes.append(tuple(inputs["input_ids"].shape))
+        return inputs
+
+    monkeypatch.setattr(feature_store, "collate", record)
+    return shapes
+
+
+def test_d18_a_batch_of_features_has_as_many_tokens_as_one_of_an_evaluation(
+    base, colours, tmp_path, batches, monkeypatch
+):
+    """And at most 64 rows, or so many as a retry after out of memory leaves; the longest rows come first."""
+    whole = found_in(compute(base, colours, tmp_path / "whole"), colours)
+    assert max(rows for rows, _ in batches) == 60  # of the 60 test rows: a limit of tokens alone would not show here
+    monkeypatch.setattr(feature_store, "batch_tokens", lambda device: {"cpu": 30}[device])
+    batches.clear()
+    small = found_in(compute(base, colours, tmp_path / "small"), colours)
+    assert max(rows * tokens for rows, tokens in batches) <= 30
+    assert batches[0][1] == max(tokens for _, tokens in batches)
+    batches.clear()
+    compute_features(base, colours, 50, tmp_path / "few", threads=1, device="cpu", report=print, batch_rows=2)
+    assert max(rows for rows, _ in batches) == 2
+    for split in SPLITS:
+        torch.testing.assert_close(small[split], whole[split], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_d18_features_never_ask_for_all_hidden_states(base, colours, tmp_path, depth):
+    if depth:
+        keep_trunk(base, colours, tmp_path, depth)
+    asked, model = [], load_resident_base(base, "cpu").bank.model
+    hook = model.register_forward_pre_hook(lambda module, args, kwargs: asked.append(kwargs), with_kwargs=True)
+    compute(base, colours, tmp_path, depth=depth)
+    hook.remove()
+    assert asked
+    assert not any("output_hidden_states" in kwargs for kwargs in asked)
+
+
+def test_d19_features_are_reported_from_the_start(base, colours, tmp_path, monkeypatch):
+    """The base of a large model takes minutes to load."""
+    reports, load = [], feature_store.load_resident_base
+    monkeypatch.setattr(feature_store, "load_resident_base", lambda *args: reports.append("load") or load(*args))
+    compute(base, colours, tmp_path, report=reports.append)
+    assert (reports[0].state, reports[1]) == ("loading", "load")
+
+
 def test_what_is_kept_of_a_row_is_its_pooled_states(base, colours, tmp_path):
     (path,) = compute(base, colours, tmp_path).glob("train-*")
     kept = load_file(path)["states"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ttmoe.features import FeatureSpec
 from ttmoe.router import load_router
 from workers.cache.feature_store import write_features
 from workers.data.prepared import PreparedTask
-from workers.routing import router_job
+from workers.routing import router_job, router_training
 from workers.routing.router_job import ROUTER_RESULT_FILE, RouterJob, run_router
 from workers.training.settings import RouterSettings
 
@@ -86,6 +87,56 @@ def test_it_learns_what_can_be_told_apart_and_says_how_well(job, tmp_path, kind)
     assert routes.names.count("b") > 45
     assert sum(routes.familiar) > 40
     assert not any(router.route(torch.full((3, WIDTH), 2.0)).familiar)
+
+
+@pytest.mark.parametrize("kind", ["linear", "centroid", "blend"])
+def test_d19_the_router_reports_from_the_start_and_within_an_epoch(job, monkeypatch, kind):
+    """At size the first epoch takes longer than a job may be silent, and so does the loading of its features."""
+    reports, load = [], router_job.load_features
+    monkeypatch.setattr(router_job, "load_features", lambda *args: reports.append("load") or load(*args))
+    settings = RouterSettings(**QUICK | {"kind": kind, "epochs": 2, "batch_size": 1})
+    run_router(replace(job, settings=settings, chunk_rows=100), threads=1, report=reports.append)
+    assert reports[0].state == "loading"
+    assert "load, load" not in ", ".join(map(str, reports))  # a report between the tasks
+    training = [report.step for report in reports if report != "load" and report.state == "training"]
+    if kind != "centroid":
+        assert training == sorted(training)
+        assert training.count(1) > 480 / router_training.BEAT_STEPS  # the second epoch of 480 steps
+        assert [r.step for r in reports if r != "load" and r.metrics] == [1, 2]
+    before_training = [report for report in reports[: reports.index("load", 1)] if report != "load"]
+    assert before_training
+    last_load = len(reports) - reports[::-1].index("load")
+    assert sum(report.state == "testing" for report in reports[last_load:]) > 1  # and while it is tested
+
+
+def test_d19_the_router_takes_the_threads_that_it_is_given(job, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    run_router(job, threads=3, report=nothing)
+    assert seen == [3]
+
+
+def test_d18_the_rows_that_are_converted_at_a_time_change_nothing_but_rounding(job, tmp_path):
+    few = replace(job, chunk_rows=7, folder=str(tmp_path / "few"))
+    whole, small = (run_router(each, threads=1, report=nothing).metrics for each in (job, few))
+    for key in ("validation.routing_accuracy", "test.routing_accuracy", "test.unknown"):
+        assert small[key] == pytest.approx(whole[key], abs=0.02)
+    assert job.load("train").chunk_rows == router_training.FEATURE_CHUNK
+    assert max(map(len, few.load("train").chunks())) == 7
+
+
+def test_d18_only_one_tasks_features_at_a_time_are_in_memory_twice(job, monkeypatch):
+    loaded, alive, load = [], [], router_job.load_features
+
+    def watch(*args):
+        alive.append(sum(each() is not None for each in loaded))
+        rows = load(*args)
+        loaded.append(weakref.ref(rows))
+        return rows
+
+    monkeypatch.setattr(router_job, "load_features", watch)
+    assert len(job.load("train").labels) == sum(ROWS.values())
+    assert alive == [0, 0, 0]
 
 
 def test_the_router_reads_the_features_it_names(job):
