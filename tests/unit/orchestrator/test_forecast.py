@@ -5,18 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import tiny
 from library_plan import FakeRegistry, plan_of, version_of
 
 from orchestrator.plan import forecast as module
 from orchestrator.plan import router_forecast
 from orchestrator.plan.forecast import check_feasible, check_router_fits, make_forecast
 from orchestrator.plan.library_state import ExpertState, StageState, read_library_state
+from orchestrator.plan.router_forecast import forecast_router
 from orchestrator.plan.trunk_forecast import count_tokens
 from orchestrator.pool.capacity import GB, Node
+from ttmoe.base import empty_body
 from ttmoe.errors import InfeasibleError
 from workers.cache.feature_store import compute_features
 from workers.data.prepared import load_split
 from workers.training.batches import tokenize
+from workers.training.memory import estimate_pass_memory
 
 CPU = Node("cpu", 4, 0, 64 * GB)
 GPU = Node("gpu", 16, 2, 64 * GB, 80 * GB)
@@ -129,6 +133,45 @@ def test_depths_are_compared_if_it_is_cheap_or_requested(planned, monkeypatch):
     requested = forecast_of(planned(router=last_layer | {"compare_depths": True}), [CPU]).router
     assert (requested.compares_depths, requested.testing) == (True, cheap.testing)
     assert not forecast_of(planned(router=last_layer | {"compare_depths": False}), [CPU]).router.compares_depths
+
+
+def test_d18_the_memory_of_a_feature_job_is_that_of_a_pass_and_of_the_rows_of_a_split(planned, on_gpu):
+    router = forecast_of(planned(), [CPU]).router
+    a_pass = estimate_pass_memory(empty_body(planned().base), planned().base, "cpu").host
+    row = 2 * 3 * 2 * tiny.WIDTH  # half precision, three hidden states, two poolings
+    assert router.features.memory == a_pass + 2 * 144 * row  # of the training split, while the file is written
+    assert a_pass < router.testing.memory
+    few = planned(router={"rows_per_task": 1})
+    assert forecast_of(few, [CPU]).router.features.memory == a_pass + 2 * 48 * row  # of the test split
+    assert (router.features.cpus, router.features.gpus) == (1, 0)
+    gpu = forecast_of(on_gpu(), [GPU]).router
+    assert (gpu.features.gpus, gpu.testing.gpus, gpu.training.gpus) == (1, 1, 0)
+
+
+def test_d19_the_routers_job_gets_the_cores_of_a_node_that_has_its_memory(planned):
+    def cores(*nodes, **sections):
+        return forecast_router(replace(planned(**sections), nodes=nodes), model).training.cpus
+
+    model, small = empty_body(planned().base), Node("small", 32, 0, GB // 10)
+    assert cores(CPU, GPU) == 16
+    assert cores(CPU, small) == 4  # the other one has not its memory
+    assert cores() == 1
+    assert cores(GPU, resources={"max_parallel": 3, "cpus_per_expert": 2}) == 6
+    assert cores(GPU, resources={"gpus_per_expert": 1, "accelerator_type": "H100"}) == 16
+
+
+def test_d18_a_job_of_stage_2_that_fits_no_node_is_refused(planned, monkeypatch):
+    plan = planned()
+    state, room = read_library_state(plan, FakeRegistry([])), Node("cpu", 4, 0, 64 * GB)
+    check_router_fits(plan, state, [room])
+    huge = replace(forecast_router(plan, empty_body(plan.base)).features, memory=65 * GB)
+    for field, what in (("features", "a job of the router's features"), ("testing", "the test of the router")):
+        forecast = replace(forecast_router(plan, empty_body(plan.base)), **{field: huge})
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "forecast_router", lambda plan, model, forecast=forecast: forecast)
+            with pytest.raises(InfeasibleError, match=rf"{what} requires .*65\.0 GB of memory") as caught:
+                check_router_fits(plan, state, [room])
+        assert "router.rows_per_task" in caught.value.fix
 
 
 def test_the_disk_space_of_router_features_is_the_size_of_their_files(planned, base, tmp_path):
