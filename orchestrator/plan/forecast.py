@@ -136,8 +136,10 @@ def check_router_fits(plan: Plan, state: LibraryState, nodes: Sequence[Node]) ->
         forecast = forecast_router(plan, empty_body(plan.base))
         require_fits(nodes, JobResources(0, 0, forecast.training.memory), "the router", LESS_FEATURES)
         require_fits(nodes, forecast.features, "a job of the router's features", LESS_SPLIT)
-        fix = f"{LESS_FEATURES}, or set router.compare_depths to false"
-        require_fits(nodes, forecast.testing, "the test of the router", fix)
+        require_fits(nodes, forecast.testing, "the test of the router", LESS_FEATURES)
+        if forecast.compares_depths:
+            fix = f"set router.compare_depths to false, or {LESS_SPLIT}"
+            require_fits(nodes, forecast.comparing, "the comparison of routers on fewer layers", fix)
 
 
 def check_search_fits(plan: Plan, state: LibraryState, nodes: Sequence[Node]) -> None:

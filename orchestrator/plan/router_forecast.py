@@ -31,7 +31,8 @@ class RouterForecast:
         disk: Approximate bytes on disk of the features of all tasks.
         features: What a job reserves that computes the features of a task.
         training: What the job reserves that trains the router: one job, with the cores of a node.
-        testing: What a job reserves that answers test rows, or compares depths, through the router.
+        testing: What a job reserves that answers the test rows of a task through the router.
+        comparing: What the job reserves that trains and measures routers on fewer layers.
         compares_depths: Whether routers on fewer layers are trained and compared (``router.compare_depths``).
     """
 
@@ -39,6 +40,7 @@ class RouterForecast:
     features: JobResources
     training: JobResources
     testing: JobResources
+    comparing: JobResources
     compares_depths: bool
 
 
@@ -59,14 +61,14 @@ def forecast_router(plan: Plan, model: nn.Module) -> RouterForecast:
     base = estimate_pass_memory(model, plan.base, next(iter(plan.experts.values())).job.device).host
     states = HALF * (depth + 1) * len(POOLINGS) * hidden
     largest = max(max(count.values()) for count in counts)
-    training = _training_bytes(counts, width)
-    compared = _training_bytes(counts, full_width) if compares else 0
+    loaded = base + _router_bytes(len(counts), width)
     return RouterForecast(
         disk=sum(sum(count.values()) for count in counts) * states,
         # A split's features, and a copy while they are written.
         features=replace(plan.resources, memory=base + 2 * largest * states),
-        training=_with_cores_of_a_node(plan, ROUTER_PROCESS_BYTES + training),
-        testing=replace(plan.resources, memory=base + _router_bytes(len(counts), width) + compared),
+        training=_with_cores_of_a_node(plan, ROUTER_PROCESS_BYTES + _training_bytes(counts, width)),
+        testing=replace(plan.resources, memory=loaded),
+        comparing=replace(plan.resources, memory=loaded + _training_bytes(counts, full_width)),
         compares_depths=compares,
     )
 
@@ -81,9 +83,10 @@ def _loaded_rows(counts: list[dict[str, int]]) -> int:
 def _training_bytes(counts: list[dict[str, int]], width: int) -> int:
     """Return the bytes that the training of a router on features of this width takes beside its process."""
     tasks, directions = len(counts), max_directions(width, len(counts))
-    sampled = min(SAMPLE_ROWS, MAX_SAMPLE_VALUES // width, sum(count["train"] for count in counts))
+    rows = max(sum(count[split] for count in counts) for split in counts[0])
+    sampled, chunk = min(SAMPLE_ROWS, MAX_SAMPLE_VALUES // width, rows), min(FEATURE_CHUNK, rows)
     # Values per feature: sampled rows, chunks in single precision, the gates during training, and directions.
-    values = 2 * sampled + 2 * FEATURE_CHUNK + 6 * tasks + 2 * directions
+    values = 2 * sampled + 2 * chunk + 6 * tasks + 2 * directions
     return HALF * _loaded_rows(counts) * width + SINGLE * (values * width + 4 * tasks * directions**2)
 
 

@@ -187,16 +187,16 @@ def _resources(plan: Plan, state: LibraryState, forecast: Forecast) -> list[tupl
 
 
 def _router(router: RouterForecast) -> list[tuple[str, str]]:
-    features, training, testing = router.features, router.training, router.testing
-    each, tests = format_bytes(features.memory), format_bytes(testing.memory)
-    lines = [
-        ("router", f"about {format_bytes(router.disk)} of features on disk"),
-        ("", f"features: {each} of memory in each job; test: {tests}"),
-        ("", f"training: {training.cpus:g} CPUs, {format_bytes(training.memory)} of memory"),
-    ]
+    """Return lines about stage 2: each kind of job with what it reserves."""
+    training = f"{router.training.cpus:g} CPUs, {format_bytes(router.training.memory)} of memory"
+    comparing = f"comparison with routers on fewer layers: {format_bytes(router.comparing.memory)}"
     if not router.compares_depths:
-        lines.append(("", "no comparison with routers on fewer layers (router.compare_depths)"))
-    return lines
+        comparing = "no comparison with routers on fewer layers (router.compare_depths)"
+    return [
+        ("router", f"about {format_bytes(router.disk)} of features on disk; {training}"),
+        ("", f"features: {format_bytes(router.features.memory)} of memory in each job"),
+        ("", f"test: {format_bytes(router.testing.memory)} in each job; {comparing}"),
+    ]
 
 
 def _parallel_jobs(forecast: Forecast) -> str:

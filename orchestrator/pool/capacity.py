@@ -70,10 +70,12 @@ class Node:
 def serves(reserved: JobResources, required: JobResources, *, alone: bool) -> bool:
     """Return whether a worker with these reserved resources may run jobs that require others.
 
+    Forecasts of memory are not exact: a tenth less is no reason to start another process.
+
     A job that runs alone may run in any worker with enough memory and GPUs: the cores of the others are idle. Otherwise
     each worker has exactly the cores of a job: with more of them it would take those of a second worker.
     """
-    enough = reserved.memory >= required.memory and reserved.gpus >= required.gpus
+    enough = reserved.memory >= 0.9 * required.memory and reserved.gpus >= required.gpus
     return enough and (alone or reserved.cpus == required.cpus)
 
 

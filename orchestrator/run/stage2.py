@@ -84,7 +84,7 @@ def train_router(
             shutil.copytree(registry.fetch(expert), model / "experts" / task, dirs_exist_ok=True)
         routed = _test(plan, folder, runner, view, forecast.testing)
         compare = forecast.compares_depths
-        depths = _compare_depths(plan, job, folder, runner, view, forecast.testing) if compare else []
+        depths = _compare_depths(plan, job, folder, runner, view, forecast.comparing) if compare else []
         alone = {task: expert.metrics["test.accuracy"] for task, expert in experts.items()}
         evaluation = summarize_routing(result, routed, alone, depths)
         (model / EVALUATION).write_text(json.dumps(evaluation, indent=1))

@@ -144,7 +144,7 @@ def test_d18_d19_jobs_reserve_what_the_plan_says_and_are_tried_again_with_half(f
     forecast = forecast_router(plan, empty_body(plan.base))
     reserved = {call.function: call.resources for call in calls}
     assert reserved == {"compute_features": forecast.features, "run_router": forecast.training,
-                        "answer_test_split": forecast.testing, "compare_depths": forecast.testing}  # fmt: skip
+                        "answer_test_split": forecast.testing, "compare_depths": forecast.comparing}  # fmt: skip
     router = called(calls, "run_router", "router")[0]
     assert router.alone  # with all cores of its node
     assert forecast.training.cpus == router.options["threads"] == plan.nodes[0].cpus

@@ -128,10 +128,11 @@ def test_depths_are_compared_if_it_is_cheap_or_requested(planned, monkeypatch):
     monkeypatch.setattr(router_forecast, "MAX_COMPARISON_BYTES", 1)
     expensive = forecast_of(planned(router=last_layer), [CPU]).router
     assert not expensive.compares_depths
-    assert expensive.testing.memory < cheap.testing.memory
-    assert expensive.training == cheap.training
+    # only the comparison itself takes more with all layers than with the last
+    assert (expensive.training, expensive.comparing) == (cheap.training, cheap.comparing)
+    assert cheap.testing.memory < cheap.comparing.memory
     requested = forecast_of(planned(router=last_layer | {"compare_depths": True}), [CPU]).router
-    assert (requested.compares_depths, requested.testing) == (True, cheap.testing)
+    assert (requested.compares_depths, requested.comparing) == (True, cheap.comparing)
     assert not forecast_of(planned(router=last_layer | {"compare_depths": False}), [CPU]).router.compares_depths
 
 
@@ -165,7 +166,8 @@ def test_d18_a_job_of_stage_2_that_fits_no_node_is_refused(planned, monkeypatch)
     state, room = read_library_state(plan, FakeRegistry([])), Node("cpu", 4, 0, 64 * GB)
     check_router_fits(plan, state, [room])
     huge = replace(forecast_router(plan, empty_body(plan.base)).features, memory=65 * GB)
-    for field, what in (("features", "a job of the router's features"), ("testing", "the test of the router")):
+    for field, what in (("features", "a job of the router's features"), ("testing", "the test of the router"),
+                        ("comparing", "the comparison of routers on fewer layers")):  # fmt: skip
         forecast = replace(forecast_router(plan, empty_body(plan.base)), **{field: huge})
         with monkeypatch.context() as patch:
             patch.setattr(module, "forecast_router", lambda plan, model, forecast=forecast: forecast)

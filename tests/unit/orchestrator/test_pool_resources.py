@@ -148,6 +148,7 @@ def test_d19_a_worker_that_keeps_a_broken_device_does_not_keep_the_cores_of_a_jo
 @pytest.mark.parametrize(
     ("has", "needs", "alone", "expected"),
     [(EXPERT, EXPERT, False, True), (EXPERT, SMALL, False, False), (EXPERT, SMALL, True, True),
+     (EXPERT, JobResources(1, 0, int(2.1 * GB)), True, True),
      (EXPERT, LARGE, True, False), (LARGE, EXPERT, False, False), (LARGE, EXPERT, True, True),
      (EXPERT, JobResources(1, 1, GB), True, False), (JobResources(1, 1, GB), JobResources(1, 0, GB), True, True)],
 )  # fmt: skip

@@ -89,11 +89,11 @@ def test_work_that_fits_no_node_is_an_error_with_exit_code_3(ttmoe_plan, overrid
 @pytest.mark.integration
 def test_d18_the_plan_says_what_the_jobs_of_stage_2_take(ttmoe_plan):
     out = " ".join(ttmoe_plan().output.split())
-    assert re.search(r"router about [\d.]+ kB of features on disk", out)
-    assert re.search(r"features: [\d.]+ MB of memory in each job; test: [\d.]+ MB", out)
-    assert re.search(r"training: \d+ CPUs, [\d.]+ MB of memory", out)
+    assert re.search(r"router about [\d.]+ kB of features on disk; \d+ CPUs, [\d.]+ MB of memory", out)
+    assert re.search(r"features: [\d.]+ MB of memory in each job test: [\d.]+ MB in each job; comparison ", out)
+    assert re.search(r"comparison with routers on fewer layers: [\d.]+ MB", out)
     forecast = json.loads(ttmoe_plan("--json").output)["resources"]["router"]
-    assert all(forecast[job]["memory"] > 0 for job in ("features", "training", "testing"))
+    assert all(forecast[job]["memory"] > 0 for job in ("features", "training", "testing", "comparing"))
 
 
 def test_a_router_that_fits_no_node_is_an_error_of_plan_and_run(ttmoe_plan, monkeypatch):
