@@ -41,9 +41,9 @@ class ResourceSettings(BaseModel):
 class FailureSettings(BaseModel):
     """Retries after failures.
 
-    A job that ran out of memory is retried once with half the micro-batch. A job that failed because of its GPU is
-    retried on another one; a GPU on which two jobs in a row fail gets no more work. Jobs of a preempted node are always
-    retried.
+    A job that ran out of memory is retried once with half of what is in the model at once; one whose process dies again
+    gets half too. A job that failed because of its GPU is retried on another one; a GPU on which two jobs in a row fail
+    gets no more work. Jobs of a preempted node are always retried.
     """
 
     model_config = STRICT_CONFIG

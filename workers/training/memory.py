@@ -129,9 +129,10 @@ def estimate_pass_memory(model: nn.Module, base: Base, device: str) -> MemoryEst
     tokens = max(sizes.tokens, min(BATCH_ROWS * sizes.tokens, batch_tokens(sizes.device)))
     # Hidden states are pooled one at a time, in fp32.
     kept = (sizes.layers + 1) * sizes.dtype_bytes if keeps_hidden_states(model) else 0
+    activations = sizes.transient_bytes(tokens) + tokens * sizes.hidden * (FP32_BYTES + kept)
     return MemoryEstimate(
         base=_model_bytes(model, sizes.dtype_bytes),
-        activations=sizes.transient_bytes(tokens) + tokens * sizes.hidden * (FP32_BYTES + kept),
+        activations=math.ceil(ALLOCATOR_FACTORS[sizes.device] * activations),
         optimizer=0,
         process=_process_bytes(sizes.device),
         device=sizes.device,
