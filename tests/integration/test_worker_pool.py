@@ -310,3 +310,24 @@ def test_closing_the_generator_stops_its_units(ray, tmp_path):
         units = [WorkUnit.of("b", pow, (2, 3), tmp_path / "b", mod=None)]
         last = {event.key: event for event in pool.run(units) if event}
         assert last["b"].failure.kind == "code"  # pow takes no report
+
+
+def test_d19_a_job_that_needs_more_than_the_workers_reserved_gets_one_that_reserves_it(ray, tmp_path):
+    """And afterwards others run with what they need: the cores that it had are free."""
+
+    def reserved(report, threads=0):
+        import ray
+
+        return os.getpid(), threads, ray.get_runtime_context().get_assigned_resources()
+
+    units = [WorkUnit.of(name, reserved, (), tmp_path / name) for name in ("a", "b")]
+    alone = WorkUnit(units[0].run, units[0].jobs, units[0].log, all_cores=True)
+    with make_pool(cpus=0.5, max_workers=2) as pool:
+        first, large, again = (
+            [event.result for event in pool.run(work, None, resources) if event and event.done]
+            for work, resources in ((units, None), ([alone], JobResources(1, 0, 10**8)), (units, None))
+        )
+    assert {found["CPU"] for _, _, found in first + again} == {0.5}
+    ((pid, threads, found),) = large
+    assert (threads, found["CPU"], found["memory"]) == (1, 1.0, 10**8)
+    assert pid not in {pid for pid, *_ in first + again}
