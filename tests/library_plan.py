@@ -16,7 +16,9 @@ from orchestrator.registry import Version
 from ttmoe.errors import InputError
 
 
-def plan_of(base_folder: Path, folder: Path, **sections: Any) -> Plan:
+def plan_of(
+    base_folder: Path, folder: Path, *, nodes: Any = None, registry: FakeRegistry | None = None, **sections: Any
+) -> Plan:
     """Return the plan of the tasks colours and animals.
 
     ``sections`` replace sections of the config; the entries of ``tasks`` are merged into the tasks.
@@ -31,13 +33,15 @@ def plan_of(base_folder: Path, folder: Path, **sections: Any) -> Plan:
     config = {"library": "tiny", "base": {"folder": str(base_folder), "dtype": "float32", "max_length": 32},
              "adapter": {"rank": 4}, "tasks": tasks, "train": {"steps": 40},
              "storage": {"root": str(folder / "runs")}}  # fmt: skip
-    return make_plan(Config.model_validate(config | sections))
+    return make_plan(Config.model_validate(config | sections), nodes, registry)  # type: ignore[arg-type]
 
 
 def version_of(plan: Plan, task: str, number: int = 1, *, spec_tag: bool = True, **metrics: float) -> Version:
     """Return the version that a run of the plan would register."""
     expert = plan.experts[task]
-    tags = {"base_digest": plan.base.digest, "data_fingerprint": expert.job.data.fingerprint,
+    base = plan.base
+    tags = {"base": f"{base.source}:{base.id}", "base_revision": base.revision, "base_digest": base.digest,
+            "data_fingerprint": expert.job.data.fingerprint,
             "method": expert.job.adapter.method, "rank": str(expert.job.adapter.rank),
             "shape": "; ".join(f"{k}={v}" for k, v in expert.shapes.items())}  # fmt: skip
     if spec_tag:

@@ -93,7 +93,7 @@ def scripted(fates: Mapping[str, str], marks: Path) -> Callable[..., dict[str, A
                 metrics = {"test.accuracy": 0.5, "validation.accuracy": 0.5, "seconds.job": 0.1}
                 folder = Path(job.folder)
                 manifest = save_expert(expert, folder, task=job.task, kind=job.data.kind, labels=job.data.label_names,
-                                       base=job.base.identity(), spec_hash=job.spec_hash, metrics=metrics)  # fmt: skip
+                                       base=job.base.record(), spec_hash=job.spec_hash, metrics=metrics)  # fmt: skip
             (folder / "extra.bin").write_bytes(os.urandom(extra))
             for step in range(2, steps + 1):
                 report(Progress("training", step, steps, {"train.loss": 1 / step}, key=job.task))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,16 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-# The files that decide the model's outputs: weights, architecture and tokenizer, but not model cards.
-_DIGESTED = ("*.safetensors", "*.bin", "config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
-             "*.model")  # fmt: skip
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "*.model",
+                   "*.spm", "*.tiktoken", "tekken.json", "bpe.codes", "dict.txt", "emoji.json", "byte_maps.json",
+                   "word_*.json")  # fmt: skip
+"""Patterns of the files from which transformers makes a tokenizer."""
+_MODEL_FILES = ("config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json")
+_SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
+_PICKLES = ("*.bin", "*.bin.index.json")  # read only where there are no _SAFETENSORS
+# What earlier versions digested. Their experts and routers record such digests.
+_DIGESTED_EARLIER = ("*.safetensors", "*.bin", "config.json", "tokenizer*", "vocab*", "merges.txt",
+                     "special_tokens_map.json", "*.model")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class Base:
     Attributes:
         source: ``package``, ``folder`` or ``hub``.
         id: Name of the base in the source.
-        revision: Revision of the base in the source.
+        revision: Version of the package, or commit on the hub; empty for a folder.
         digest: ``digest_folder`` of the folder; two folders with the same model are the same base.
         folder: Path of the local folder.
         dtype: Name of the torch dtype of the weights.
@@ -48,8 +55,12 @@ class Base:
     asked: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
 
     def identity(self) -> dict[str, Any]:
-        """Return all fields except ``folder`` and ``asked``, as recorded in an expert's spec and files."""
-        return {key: value for key, value in asdict(self).items() if key not in ("folder", "asked")}
+        """Return the fields that decide results, as hashed in specs: what the base is, not where it lies."""
+        return {key: getattr(self, key) for key in ("digest", "dtype", "max_length", "pooling")}
+
+    def record(self) -> dict[str, Any]:
+        """Return the identity, and the source as information, as kept in the files of experts and routers."""
+        return {"source": self.source, "id": self.id, "revision": self.revision, **self.identity()}
 
 
 def sha256_of_file(path: Path) -> str:
@@ -61,6 +72,17 @@ def sha256_of_file(path: Path) -> str:
 def digest_folder(folder: Path, file_sha256: Callable[[Path], str] = sha256_of_file) -> str:
     """Return the sha256 hex digest of the names and contents of the files that decide the model's outputs.
 
+    These are the files that transformers reads:
+
+    - ``config.json``, and ``adapter_config.json``, by which transformers changes the weights where PEFT is installed;
+    - ``*.safetensors``, and the index that says which of them are loaded; if there are none, ``*.bin`` with their
+      index. Beside safetensors, ``*.bin`` is not read;
+    - the tokenizer: ``TOKENIZER_FILES``, with the vocabularies of all its forms (sentencepiece, tiktoken, BPE) and
+      ``added_tokens.json``, which adds tokens to those that have no ``tokenizer.json``.
+
+    Other files decide nothing here: ``generation_config.json`` (generation has settings of its own), chat templates
+    (they are not applied), model cards, and the files of other libraries.
+
     Args:
         folder: The base's folder.
         file_sha256: Returns the sha256 hex digest of a file, such as one that was computed before.
@@ -68,7 +90,26 @@ def digest_folder(folder: Path, file_sha256: Callable[[Path], str] = sha256_of_f
     Raises:
         InputError: If the folder has no ``config.json`` or no weights.
     """
-    files = sorted({path for pattern in _DIGESTED for path in folder.glob(pattern) if path.is_file()})
+    pickles = () if any((folder / name).is_file() for name in _SAFETENSORS) else _PICKLES
+    return _digest_files(folder, (*_MODEL_FILES, *pickles, *TOKENIZER_FILES), file_sha256)
+
+
+def contains_base(folder: Path, digest: str, file_sha256: Callable[[Path], str] = sha256_of_file) -> bool:
+    """Return whether the base in a folder has this digest, which an earlier version may have computed.
+
+    Args:
+        folder: The folder.
+        digest: Digest of a base.
+        file_sha256: As in ``digest_folder``.
+
+    Raises:
+        InputError: If the folder contains no model.
+    """
+    return digest in (digest_folder(folder, file_sha256), _digest_files(folder, _DIGESTED_EARLIER, file_sha256))
+
+
+def _digest_files(folder: Path, patterns: Iterable[str], file_sha256: Callable[[Path], str]) -> str:
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     if not (folder / "config.json").is_file() or not any(f.suffix in (".safetensors", ".bin") for f in files):
         raise InputError(f"{folder} contains no model: config.json and *.safetensors are required", where="base",
                          fix="use a folder that from_pretrained can load")  # fmt: skip

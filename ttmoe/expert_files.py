@@ -35,7 +35,7 @@ class Manifest:
         task: Name of the task.
         kind: Kind of the task: ``text`` (``classify`` in files of ``TextBank``), ``pair``, ``choice`` or ``generate``.
         labels: Label names in the order of the head's outputs.
-        base: Identity of the base: ``Base.identity()``.
+        base: The base: ``Base.record()``.
         adapter: Spec of the adapter.
         cores: For each group of sites its method, its layers by path, and the ordered shapes of its cores.
         parameters: Trainable parameters of the adapter, without the head.

@@ -107,7 +107,7 @@ class TextBank:
         """Write the files of an expert. Raise InputError if it is not loaded."""
         expert, labels = self.bank.expert(name), self.labels[name]
         kind = "generate" if name in self.longest_answer else "classify" if labels else "choice"
-        save_expert(expert, Path(folder), task=name, kind=kind, labels=labels, base=self.base.identity(), spec_hash="",
+        save_expert(expert, Path(folder), task=name, kind=kind, labels=labels, base=self.base.record(), spec_hash="",
                     metrics={}, answer_tokens=self.longest_answer.get(name, 0))  # fmt: skip
 
     def fit(self, name: str, inputs: Sequence[Input], answers: Sequence[str | int], *, epochs: int = 3,

@@ -167,7 +167,7 @@ def _save_and_verify(
         task=job.task,
         kind=job.data.kind,
         labels=job.data.label_names,
-        base=job.base.identity(),
+        base=job.base.record(),
         spec_hash=job.spec_hash,
         metrics=metrics,
         answer_tokens=answer_tokens,

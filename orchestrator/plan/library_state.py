@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from orchestrator.plan.library_base import name_with_revision
 from orchestrator.plan.planning import ExpertPlan, Plan
 from orchestrator.plan.quantities import format_names
 from ttmoe.errors import InputError
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from orchestrator.registry import Registry, Version
 
 ABSENT = "not set"
+NO_LONGER_HASHED = frozenset({"base.source", "base.id", "base.revision"})  # in specs of earlier versions
+OTHER_IDENTITY = "its identity no longer contains where the base lies"
 
 
 @dataclass(frozen=True)
@@ -148,10 +151,19 @@ def describe_changes(version: Version, expert: ExpertPlan) -> str:
         old = flatten(json.loads(version.tags["spec"]))
     except (KeyError, ValueError, AttributeError):  # an imported version, or one of an older release
         return _describe_tag_changes(version, expert)
-    changes = [
-        _describe_change(key, old.get(key, ABSENT), new.get(key, ABSENT)) for key in [*new, *(old.keys() - new.keys())]
-    ]
-    return "; ".join(filter(None, changes)) or "settings changed"
+    keys = [*new, *(old.keys() - new.keys() - NO_LONGER_HASHED)]
+    changes = [_describe_change(key, old.get(key, ABSENT), new.get(key, ABSENT)) for key in keys]
+    text = "; ".join(filter(None, [*changes, _describe_places(version, expert)]))
+    return text or (OTHER_IDENTITY if NO_LONGER_HASHED & old.keys() else "settings changed")
+
+
+def _describe_places(version: Version, expert: ExpertPlan) -> str:
+    """Return where a version's base came from and where the planned one comes from, if they are not the same base."""
+    base, tags = expert.job.base, version.tags
+    if tags.get("base_digest", base.digest) == base.digest:
+        return ""
+    recorded = name_with_revision(tags.get("base", ""), tags.get("base_revision", ""))
+    return _describe_change("base", recorded, name_with_revision(f"{base.source}:{base.id}", base.revision))
 
 
 def flatten(spec: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -189,7 +201,7 @@ def _describe_tag_changes(version: Version, expert: ExpertPlan) -> str:
     changes = [
         _describe_change(key, version.tags[tag], new) for tag, (key, new) in planned.items() if tag in version.tags
     ]
-    return "; ".join(filter(None, changes)) or "settings changed"
+    return "; ".join(filter(None, [*changes, _describe_places(version, expert)])) or "settings changed"
 
 
 def _router_state(plan: Plan, registry: Registry | None) -> StageState:

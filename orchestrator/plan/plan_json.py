@@ -28,7 +28,7 @@ def plan_as_dict(
     """
     return {
         "library": plan.folders.library,
-        "base": {**plan.base.identity(), "folder": plan.base.folder},
+        "base": {**plan.base.record(), "folder": plan.base.folder},
         "experts": {
             task: {
                 "state": state.experts[task].state,

@@ -5,24 +5,27 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.config.schema import Config
 from orchestrator.config.sections import AdapterSettings
 from orchestrator.plan.adapter_fits import AdapterFits
 from orchestrator.plan.folders import LibraryFolders
 from orchestrator.plan.identity import hashed_settings, spec_hash
-from orchestrator.plan.nodes import available_nodes, choose_base_dtype, expert_resources
+from orchestrator.plan.library_base import resolve_library_base
+from orchestrator.plan.nodes import available_nodes, expert_resources
 from orchestrator.pool.capacity import GB, JobResources, Node
 from ttmoe.adapter import AdapterSpec, Group, count_parameters
 from ttmoe.base import Base
 from ttmoe.errors import InputError
 from ttmoe.features import FeatureSpec
-from workers.base.base_sources import resolve_base
 from workers.data.prepared import PreparedTask, prepare_task
 from workers.expert_job import ExpertJob
 from workers.recipes import RECIPES
 from workers.training.settings import MEMORY_ONLY, ROUTER_UNHASHED, TrainSettings
+
+if TYPE_CHECKING:
+    from orchestrator.registry import Registry
 
 REPLACED_BY_TRIALS = frozenset({"method", "rank", "shape"})
 """Fields of ``AdapterSpec`` that each trial of a search chooses for itself."""
@@ -53,6 +56,7 @@ class Plan:
         config: The config.
         folders: Folders of the library.
         base: Resolved base.
+        base_text: The base as text: id, commit, number format and digest.
         features: Features that the router reads.
         experts: Plan of each expert by task.
         search_hash: Spec hash of the search; None without a search.
@@ -63,6 +67,7 @@ class Plan:
     config: Config
     folders: LibraryFolders
     base: Base
+    base_text: str
     features: FeatureSpec
     experts: dict[str, ExpertPlan]
     search_hash: str | None
@@ -102,12 +107,13 @@ class Plan:
         return self.folders.work_folder(kind, name, hash_)
 
 
-def make_plan(config: Config, nodes: Sequence[Node] | None = None) -> Plan:
+def make_plan(config: Config, nodes: Sequence[Node] | None = None, registry: Registry | None = None) -> Plan:
     """Resolve the base, prepare the data of all tasks, and fit every adapter to the base. No training starts.
 
     Args:
         config: The config.
         nodes: Nodes on which the work will run; by default those that ``available_nodes`` finds.
+        registry: The registry, in which ``base.dtype: auto`` finds what the library has; None if it does not exist yet.
 
     Raises:
         InputError: If the base or a file is missing, data cannot be used, an adapter does not fit the base, or the
@@ -117,10 +123,7 @@ def make_plan(config: Config, nodes: Sequence[Node] | None = None) -> Plan:
     nodes = available_nodes() if nodes is None else nodes
     resources = expert_resources(config.resources, nodes)
     device = "cuda" if resources.gpus else "cpu"
-    settings = config.base.model_dump()
-    if settings["dtype"] == "auto":
-        settings["dtype"] = choose_base_dtype(resources, nodes)
-    base = resolve_base(**settings, cache=folders.cache)
+    base, base_text = resolve_library_base(config, resources, nodes, registry, folders.cache)
     fits = AdapterFits(base, folders.cache)
     if generate_tasks := [name for name, task in config.tasks.items() if task.kind == "generate"]:
         fits.require_language_head(f"tasks.{generate_tasks[0]}.kind")
@@ -129,7 +132,7 @@ def make_plan(config: Config, nodes: Sequence[Node] | None = None) -> Plan:
     features.indexes(fits.layers)
     fits.save()
     search_hash = _search_hash(config, experts)
-    return Plan(config, folders, base, features, experts, search_hash, tuple(nodes), resources)
+    return Plan(config, folders, base, base_text, features, experts, search_hash, tuple(nodes), resources)
 
 
 def plan_expert(

@@ -51,7 +51,7 @@ def show_plan(loaded: LoadedConfig, console: Console, as_json: bool) -> None:
     with nullcontext() if as_json else console.status("planning: base, data, adapters"):
         LibraryFolders.of(loaded.config).check_cache()
         registry = _open_registry(loaded.config.store)
-        plan = make_plan(loaded.config)
+        plan = make_plan(loaded.config, registry=registry)
         state = read_library_state(plan, registry)
         check_search_space(plan, state)
         forecast, problem = make_forecast(plan, state, plan.nodes), _find_problem(plan, state)
@@ -85,8 +85,7 @@ def _find_problem(plan: Plan, state: LibraryState) -> InfeasibleError | None:
 
 
 def _print_plan(plan: Plan, state: LibraryState, forecast: Forecast, console: Console) -> None:
-    base = f"{plan.base.id} ({plan.base.dtype}, sha256 {plan.base.digest[:12]})"
-    console.print(f"Library {plan.folders.library} on {base}", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"Library {plan.folders.library} on {plan.base_text}", soft_wrap=True, highlight=False, markup=False)
     console.print(_table(plan, state, forecast))
     lines = [*_other_experts(plan, state), *_stages(state), *_nodes(plan), *_resources(plan, state, forecast)]
     for label, text in lines:

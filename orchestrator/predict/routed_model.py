@@ -60,4 +60,4 @@ def open_router(request: PredictRequest, messages: Console) -> RegisteredRouter:
     if routing.stale:
         print_line(messages, f"warning: router v{routing.router.version} of {name} is {routing.describe()}")
     folder = registry.fetch(routing.router)
-    return RegisteredRouter(folder, registered_base(folder, request.store.root.resolve() / "cache"))
+    return RegisteredRouter(folder, registered_base(routing.router, folder, request.store.root.resolve() / "cache"))

@@ -65,7 +65,7 @@ with warnings.catch_warnings():
     from orchestrator.registry.store import Library, libraries, open_store
     from orchestrator.registry.uploads import log_file
     from orchestrator.registry.version_files import check_files, fetch, read_file, version_has_files
-    from orchestrator.registry.versions import Version, find_version, promote
+    from orchestrator.registry.versions import Version, find_version, promote, tag_version
 
 __all__ = [
     "Library",
@@ -143,6 +143,7 @@ class Registry(RetryingStore):
     search_artifacts = retried(search_artifacts)
 
     promote = retried(promote)
+    tag_version = retried(tag_version)
     remove_versions = retried(remove_versions)
     has_files = version_has_files
     check_files = retried(check_files)

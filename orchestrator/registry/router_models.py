@@ -15,6 +15,7 @@ from orchestrator.registry.store import Store
 from orchestrator.registry.uploads import upload_model
 from orchestrator.registry.version_files import read_file
 from orchestrator.registry.versions import (
+    BASE_FOLDER,
     CHAMPION,
     Version,
     VersionMetadata,
@@ -76,6 +77,7 @@ def register_router(
             write_model(folder, model, lock, base_folder)
             return upload_model(store, run_id, model, ROUTER, {LOCK: None}, model_name(library, ROUTER))
 
+    tags = tags | ({BASE_FOLDER: base_folder} if base_folder else {})
     metadata = VersionMetadata(ROUTER, run_id, tags, metrics or {}, description, about)
     return register(store, library, ROUTER, spec_hash, upload, metadata, promote=promote)
 

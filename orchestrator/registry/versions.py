@@ -24,6 +24,8 @@ from orchestrator.registry.store import (
 )
 
 CANDIDATE, CHAMPION = "candidate", "champion"
+BASE_FOLDER = "base_folder"
+"""Tag of a router: the folder in which its base was last seen."""
 _METRIC = "metric."
 
 
@@ -167,6 +169,12 @@ def list_versions(store: Store, library: str, kind: str) -> list[Version]:
 def promote(store: Store, version: Version, alias: str = CHAMPION) -> None:
     """Point the alias, by default ``champion``, to the version."""
     store.client.set_registered_model_alias(version.name, alias, str(version.version))
+
+
+def tag_version(store: Store, version: Version, tags: dict[str, Any]) -> None:
+    """Set tags of a version; the prefix ``ttmoe.`` is added to their names."""
+    for key, value in to_mlflow_tags(tags).items():
+        store.client.set_model_version_tag(version.name, str(version.version), key, value)
 
 
 def find_by_alias(store: Store, library: str, task: str, alias: str) -> Version | None:

@@ -26,7 +26,7 @@ from orchestrator.recording.registrar import Stage1Result
 from orchestrator.registry import Registry, Version
 from orchestrator.registry.driver_lock import driver_lock
 from orchestrator.registry.expert_models import select_versions
-from orchestrator.registry.versions import CHAMPION
+from orchestrator.registry.versions import BASE_FOLDER, CHAMPION
 from orchestrator.report.incidents import Incident
 from orchestrator.run.node_checks import check_nodes
 from orchestrator.run.outcome import experts_failed_error, log_report
@@ -66,7 +66,7 @@ def run_library(loaded: LoadedConfig, console: Console) -> None:
         store = loaded.config.store
         # A server is asked before the planning, which takes longer; a plan that fails creates no file.
         opened = None if store.is_missing else Registry.open(store.uri, store.artifacts, store.source)
-        plan = make_plan(loaded.config)
+        plan = make_plan(loaded.config, registry=opened)
         registry = (opened or Registry.open(store.uri, store.artifacts, store.source)).with_retries(
             loaded.config.failures.tracking_minutes * 60, partial(console.print, soft_wrap=True)
         )
@@ -77,7 +77,7 @@ def run_library(loaded: LoadedConfig, console: Console) -> None:
         _print_todo(plan, state, console)
         experts = select_versions(state.versions, plan.lock)
         if state.router.state == "cached":
-            _promote(registry, experts, state.router.version)
+            _promote(plan, registry, experts, state.router.version)
         if not state.has_work:
             _show_summary(plan, experts, registry, loaded, console)
             return
@@ -100,18 +100,22 @@ def _print_todo(plan: Plan, state: LibraryState, console: Console) -> None:
         todo.append("the router")
     if plan.config.search and state.search_is_missing:
         todo.append(f"a search of {plan.config.search.trials} trials")
-    base = f"{plan.base.id} ({plan.base.dtype}, sha256 {plan.base.digest[:12]})"
-    lines = [f"Library {plan.folders.library} on {base}"]
+    lines = [f"Library {plan.folders.library} on {plan.base_text}"]
     lines += [f"Cached: {format_names(cached, _MOST_LISTED)}"] if cached else []
     for line in [*lines, f"To do: {', '.join(todo) or 'nothing'}"]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _promote(registry: Registry, experts: dict[str, Version], router: Version | None) -> None:
-    """Set the alias ``champion`` on a router and its experts. A config that was changed back has earlier versions."""
+def _promote(plan: Plan, registry: Registry, experts: dict[str, Version], router: Version | None) -> None:
+    """Set the alias ``champion`` on a router and its experts. A config that was changed back has earlier versions.
+
+    The router records where the base is now, because it may have been moved, and commands without a config look there.
+    """
     for version in [*experts.values(), router]:
         if version is not None and CHAMPION not in version.aliases:
             registry.promote(version)
+    if router is not None and router.tags.get(BASE_FOLDER) != plan.base.folder:
+        registry.tag_version(router, {BASE_FOLDER: plan.base.folder})
 
 
 def _execute(
@@ -219,7 +223,7 @@ def _run_stages(context: RunContext, stage_result: Stage1Result) -> Plan:
             from orchestrator.run.stage2 import train_router
 
             router = train_router(served, registry, context.run_id, pool, context.view, forecast.router)
-        _promote(registry, registry.find_experts(library, served.lock), router)
+        _promote(plan, registry, registry.find_experts(library, served.lock), router)
     if state.search_is_missing:
         from orchestrator.search.tuning import run_search
 

@@ -40,7 +40,7 @@ def run() -> Iterator[Finding]:
 
 def _ours(folder: Path) -> list[float]:
     bank = models.bank()
-    base = models.smollm2().identity()
+    base = models.smollm2().record()
     _save_all(bank, folder, base)
     bank, seconds = models.bank(), []
     for i in range(COUNT):

@@ -73,5 +73,5 @@ def _routed(first: int, features: FeatureSpec, count: int) -> RoutedModel:
     router.familiarity = Familiarity(width, count, max_directions(width, count))
     for name in ("basis", "means", "whitenings", "centre", "around"):
         getattr(router.familiarity, name).normal_(std=0.05, generator=draw)
-    manifests = {task: Manifest(task, "classify", LABELS, base.identity(), spec, {}, 0, "", "") for task in tasks}
+    manifests = {task: Manifest(task, "classify", LABELS, base.record(), spec, {}, 0, "", "") for task in tasks}
     return RoutedModel(bank, router, manifests, load_tokenizer(base), base.max_length)

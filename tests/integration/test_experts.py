@@ -47,7 +47,7 @@ def make(base: Any, task: str, folder: Path, spec_hash: str, seed: int) -> dict[
     kind, labels = KINDS[task]
     bank = Bank(load_body(base), base.pooling)
     expert = randomize(bank.add(task, SPECS[task], len(labels) or 1, torch.Generator()), seed)
-    saved = save_expert(expert, folder, task=task, kind=kind, labels=labels, base=base.identity(), spec_hash=spec_hash,
+    saved = save_expert(expert, folder, task=task, kind=kind, labels=labels, base=base.record(), spec_hash=spec_hash,
                         metrics={"test.accuracy": 0.5 + seed / 10})  # fmt: skip
     groups = expert.adapter.groups
     return {
@@ -78,7 +78,7 @@ def made(base, fresh_store, tmp_path_factory) -> Made:
         shutil.copytree(folder / task, folder / "router" / "experts" / task)
     features = FeatureSpec((0, 1))
     router = Router(tuple(KINDS), 64 * len(features.indexes(2)) * len(features.poolings), features)
-    save_router(router, folder / "router", base.identity(), HASHES, {})
+    save_router(router, folder / "router", base.record(), HASHES, {})
     return Made(folder, tags, base)
 
 

@@ -650,7 +650,7 @@ def test_the_registered_router_loads_as_a_pyfunc_model(registry, router_folder, 
 
     monkeypatch.setattr(ttmoe.routed, "RoutedModel", Fake)
     monkeypatch.setattr(
-        orchestrator.experts.base_folder, "find_base", lambda identity, place, cache: {"/b": "the base"}[place]
+        orchestrator.experts.base_folder, "find_base", lambda recorded, folders, cache: {"/b": "the base"}[folders[0]]
     )
     run_id = registry.start_run("lib", "run", {}, "", {})
     lock = {"trec": "aa11"}
@@ -681,12 +681,14 @@ def test_a_base_that_is_missing_or_another_is_named(tmp_path):
     from orchestrator.experts.base_folder import find_base
 
     identity = {"id": "tiny", "digest": "0" * 64}
+    with pytest.raises(InputError, match="nothing records where base 'tiny' is"):
+        find_base(identity, [])
     with pytest.raises(InputError, match="'tiny' is not in folder"):
-        find_base(identity, str(tmp_path / "none"))
+        find_base(identity, [str(tmp_path / "none")])
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"1")
     with pytest.raises(InputError, match="not 'tiny'"):
-        find_base(identity, str(tmp_path))
+        find_base(identity, [str(tmp_path)])
 
 
 def open_and_register(root, number, barrier, results):

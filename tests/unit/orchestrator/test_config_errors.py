@@ -73,7 +73,6 @@ CASES = [
     ("task: trec", "task: trec\n  trials: 0", 19, "search.trials", "not 0", ""),
     ("folder: m", "folder: m\n  hub: a/b", 2, "base", "given: folder and hub", "keep one"),
     ("folder: m", "dtype: auto", 2, "base", "given: none", "keep one"),
-    ("folder: m", "hub: a/b", 2, "base.revision", "a branch can change", "commit id"),
     ("folder: m", "package: gt-all", 3, "base.package", "not pinned", "name==version"),
     (
         "folder: m",

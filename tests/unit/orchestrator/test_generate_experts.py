@@ -33,7 +33,7 @@ def folders(probes, tmp_path):
         for core in expert.parameters():
             core.normal_(std=0.2, generator=torch.Generator().manual_seed(2))
     save_expert(expert.requires_grad_(False), tmp_path / "own", task="one", kind="generate", labels=(), metrics={},
-                base=probes.base.identity(), spec_hash="", answer_tokens=5)  # fmt: skip
+                base=probes.base.record(), spec_hash="", answer_tokens=5)  # fmt: skip
     export_lora(probes.bank, "one", tmp_path / "peft", task_type="CAUSAL_LM")
     (tmp_path / "peft" / "head.safetensors").unlink()
     probes.bank.remove("one")
@@ -71,7 +71,7 @@ def test_a_generating_expert_has_no_labels(probes, folders):
 def test_a_head_is_not_dropped_silently(probes, tmp_path):
     expert = probes.bank.add("two", AdapterSpec(), 2, torch.Generator().manual_seed(1))
     save_expert(expert, tmp_path / "two", task="two", kind="classify", labels=("a", "b"), metrics={},
-                base=probes.base.identity(), spec_hash="")  # fmt: skip
+                base=probes.base.record(), spec_hash="")  # fmt: skip
     assert json.loads(Path(tmp_path / "two" / "expert.json").read_text())["answer_tokens"] == 0
     manifest = read_manifest(tmp_path / "two")
     with pytest.raises(InputError, match="has labels and generates no text"):

@@ -102,7 +102,8 @@ def test_a_new_setting_has_a_neutral_value(model):
     assert hashed == HASHED_AT_ANY_VALUE[model].split()
 
 
-def test_the_folder_of_a_base_is_not_hashed():
-    """Nor how another node finds it. A field more would change every hash."""
+def test_where_a_base_lies_is_recorded_and_not_hashed():
+    """Its folder, and how another node finds it, are not recorded. A field more would change every hash."""
     base = Base("hub", "id", "main", "ab", "/here", "float32", 32, "mean", (("hub", "id"),))
-    assert " ".join(base.identity()) == "source id revision digest dtype max_length pooling"
+    assert base.identity() == {"digest": "ab", "dtype": "float32", "max_length": 32, "pooling": "mean"}
+    assert base.record() == base.identity() | {"source": "hub", "id": "id", "revision": "main"}

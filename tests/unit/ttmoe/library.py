@@ -41,7 +41,7 @@ def save_library(folder: Path, base: Base) -> Path:
     bank = Bank(load_body(base), base.pooling)
     for i, (task, (kind, labels)) in enumerate(KINDS.items()):
         expert = stir(bank.add(task, SPECS[task], len(labels) or 1, torch.Generator()), seed=i)
-        save_expert(expert, folder / "experts" / task, task=task, kind=kind, labels=labels, base=base.identity(),
+        save_expert(expert, folder / "experts" / task, task=task, kind=kind, labels=labels, base=base.record(),
                     spec_hash=f"{task}-hash", metrics={})  # fmt: skip
-    save_router(router_of(), folder, base.identity(), {task: f"{task}-hash" for task in KINDS}, {})
+    save_router(router_of(), folder, base.record(), {task: f"{task}-hash" for task in KINDS}, {})
     return folder

@@ -199,7 +199,7 @@ def test_any_input_is_a_prompt():
 
 def test_files_and_adapters_of_an_expert_that_generates(llama, tmp_path):
     bank, tokenizer = writers(llama), load_tokenizer(llama)
-    save_expert(bank.expert("one"), tmp_path / "one", task="one", kind="generate", labels=(), base=llama.identity(),
+    save_expert(bank.expert("one"), tmp_path / "one", task="one", kind="generate", labels=(), base=llama.record(),
                 spec_hash="", metrics={}, answer_tokens=4)  # fmt: skip
     manifest = read_manifest(tmp_path / "one")
     assert (manifest.classes, manifest.answer_tokens, manifest.labels) == (0, 4, ())

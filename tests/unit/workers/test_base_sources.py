@@ -10,7 +10,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+import tiny
+from hub_cache import COMMITS, MODEL, write_hub_cache
 
+from orchestrator.experts.base_folder import find_base
 from ttmoe.base import load_body, load_tokenizer
 from ttmoe.errors import InputError
 from workers.base import base_sources
@@ -69,6 +72,53 @@ def test_the_same_model_elsewhere_is_the_same_base(base_folder, tmp_path):
     assert resolve_base(folder=str(tmp_path / "copy"), cache=tmp_path).digest != here.digest
 
 
+@pytest.mark.parametrize("name", [
+    "added_tokens.json", "model.safetensors.index.json", "model-00002-of-00002.safetensors", "adapter_config.json",
+    "vocab.json", "merges.txt", "spiece.model", "tiktoken.model", "qwen.tiktoken", "source.spm", "tekken.json",
+    "bpe.codes", "chat_template.jinja", "generation_config.json", "training_args.bin", "pytorch_model.bin.index.json",
+])  # fmt: skip
+def test_a_file_belongs_to_the_digest_if_it_decides_weights_or_tokens(base_folder, tmp_path, name):
+    decides_nothing = name.startswith(("chat", "generation", "training", "pytorch"))
+    before = resolve_base(folder=str(base_folder), cache=tmp_path).digest
+    folder = shutil.copytree(base_folder, tmp_path / "copy")
+    (folder / name).write_text("{}")
+    assert (resolve_base(folder=str(folder), cache=tmp_path).digest == before) == decides_nothing
+
+
+def test_without_safetensors_the_other_weights_and_their_index_belong_to_the_digest(base_folder, tmp_path):
+    folder = shutil.copytree(base_folder, tmp_path / "copy")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    digests = {resolve_base(folder=str(folder), cache=tmp_path).digest}
+    for name in ("pytorch_model.bin.index.json", "pytorch_model.bin"):
+        (folder / name).write_text("{}")
+        digests.add(resolve_base(folder=str(folder), cache=tmp_path).digest)
+    assert len(digests) == 3
+
+
+def test_what_earlier_versions_recorded_about_a_base_is_still_true(base_folder, tmp_path):
+    """They digested fewer files. Bases without the others keep their digest."""
+    names = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(name.encode() + b"\0" + hashlib.sha256((base_folder / name).read_bytes()).digest())
+    base = resolve_base(folder=str(base_folder), cache=tmp_path, dtype="float32")
+    assert base.digest == digest.hexdigest()
+    folder = shutil.copytree(base_folder, tmp_path / "copy")
+    (folder / "added_tokens.json").write_text("{}")
+    assert resolve_base(folder=str(folder), cache=tmp_path).digest != base.digest
+    assert find_base(base.record(), [str(folder)]).digest == base.digest
+
+
+def test_a_base_is_found_in_the_first_folder_that_contains_it(base_folder, tmp_path):
+    recorded = resolve_base(folder=str(base_folder), cache=tmp_path, dtype="float32").record()
+    other, gone = tiny.save_base(tmp_path / "other", seed=1), tmp_path / "gone"
+    assert find_base(recorded, [str(gone), str(tmp_path), str(other), str(base_folder)]).folder == str(base_folder)
+    with pytest.raises(InputError) as caught:
+        find_base(recorded, [str(gone), str(tmp_path), str(other)])
+    for what in (f"is not in folder '{gone}'", f"{tmp_path} contains no model", f"{other} contains base "):
+        assert what in caught.value.what
+
+
 def test_a_folder_that_is_not_there_or_holds_no_model(tmp_path):
     error = refused(tmp_path, folder=str(tmp_path / "gone"))
     assert (error.where, str(tmp_path / "gone") in error.what) == ("base.folder", True)
@@ -90,7 +140,7 @@ def test_another_node_finds_the_package_where_it_has_it(site, tmp_path):
     assert (found.folder, found.digest) == (str(site / "tiny_model" / "model"), here.digest)
     check_base_on_node(here, tmp_path)
     assert base_on_this_node(found) is found
-    assert "asked" not in here.identity()
+    assert "asked" not in here.record()
 
 
 def test_another_base_under_the_same_name_is_refused_on_a_node(site, base_folder, tmp_path):
@@ -141,29 +191,38 @@ def test_a_hub_that_cannot_be_reached(tmp_path, monkeypatch):
     assert "base.folder" in error.fix
 
 
-def test_a_hub_base_is_taken_at_its_revision(base_folder, tmp_path, monkeypatch):
-    import huggingface_hub
+@pytest.mark.parametrize("revision", [None, "main", "v1", COMMITS[0]])
+def test_a_hub_base_is_the_commit_that_its_revision_names(base_folder, tmp_path, monkeypatch, revision):
+    hub = write_hub_cache(tmp_path, base_folder, monkeypatch)
+    hub.move("v1", COMMITS[0])
+    base = resolve_base(hub=MODEL, revision=revision, cache=tmp_path)
+    assert (base.source, base.id, base.revision) == ("hub", MODEL, COMMITS[0])
+    assert base.folder == str(hub.snapshot(COMMITS[0]))
+    assert base.digest == resolve_base(folder=str(base_folder), cache=tmp_path).digest
 
-    asked = []
 
-    def download(repo, *, revision, **more):
-        asked.append((repo, revision))
-        return str(base_folder)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    base = resolve_base(hub="some/model", revision="abc", cache=tmp_path)
-    assert asked == [("some/model", "abc")]
-    assert (base.source, base.id, base.revision) == ("hub", "some/model", "abc")
+def test_a_node_takes_the_commit_of_the_driver_although_the_branch_moved(base_folder, tmp_path, monkeypatch):
+    hub = write_hub_cache(tmp_path, base_folder, monkeypatch)
+    base = replace(resolve_base(hub=MODEL, revision="main", cache=tmp_path), folder="/driver/hub")
+    hub.move("main", COMMITS[1])
+    assert base_on_this_node(base).folder == str(hub.snapshot(COMMITS[0]))
+    check_base_on_node(base, tmp_path)
+    moved = resolve_base(hub=MODEL, revision="main", cache=tmp_path)
+    assert (moved.revision, moved.digest == base.digest) == (COMMITS[1], False)
 
 
 @pytest.mark.parametrize(
     ("gguf", "downloaded"),
-    [(None, {"config.json", "model.safetensors"}), ("model-Q4.gguf", {"config.json", "model-Q4.gguf"})],
+    [(None, {"model.safetensors"}), ("model-Q4.gguf", {"model-Q4.gguf"})],
 )
-def test_of_a_hub_repository_only_the_weights_that_are_used_are_downloaded(tmp_path, monkeypatch, gguf, downloaded):
+def test_of_a_hub_repository_the_tokenizer_and_the_weights_that_are_used_are_downloaded(
+    tmp_path, monkeypatch, gguf, downloaded
+):
     import huggingface_hub
 
-    files = ["config.json", "model.safetensors", "model-Q4.gguf", "model-Q8.gguf", "model-F16.gguf"]
+    always = {"config.json", "model.safetensors.index.json", "added_tokens.json", "vocab.bpe", "spiece.model",
+              "source.spm", "qwen.tiktoken", "bpe.codes", "tokenizer.model.v3"}  # fmt: skip
+    files = [*always, "model.safetensors", "model-Q4.gguf", "model-Q8.gguf", "model-F16.gguf", "pytorch_model.bin"]
     found = set()
 
     def download(repo, *, revision, allow_patterns):
@@ -172,7 +231,7 @@ def test_of_a_hub_repository_only_the_weights_that_are_used_are_downloaded(tmp_p
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     base_sources._from_hub("some/model", "abc", gguf)
-    assert found == downloaded
+    assert found == downloaded | always
 
 
 def test_a_gguf_that_is_not_there(base_folder, tmp_path):

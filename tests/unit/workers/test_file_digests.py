@@ -157,11 +157,11 @@ def test_the_files_of_a_base_and_of_sources_share_the_cache(base_folder, tmp_pat
 
 def test_a_base_is_read_whole_without_a_cache(base, tmp_path, read):
     folder = Path(base.folder)
-    find_base(base.identity(), base.folder, tmp_path)
+    find_base(base.record(), [base.folder], tmp_path)
     assert "model.safetensors" in read
     read.clear()
-    find_base(base.identity(), base.folder, tmp_path)
+    find_base(base.record(), [base.folder], tmp_path)
     assert read == []
     for memo in (tmp_path / "digests").iterdir():
         memo.write_text(json.dumps(json.loads(memo.read_text()) | {"digest": "0" * 64}))
-    assert find_base(base.identity(), base.folder).folder == str(folder)  # the forged memos are not asked
+    assert find_base(base.record(), [base.folder]).folder == str(folder)  # the forged memos are not asked

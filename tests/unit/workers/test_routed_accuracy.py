@@ -103,7 +103,7 @@ def library(base, colours, animals, tmp_path_factory):
         expert = bank.add(task, AdapterSpec(rank=2, first_layer=1), classes, torch.Generator().manual_seed(i),
                           random_head=True)  # fmt: skip
         save_expert(expert, folder / "model" / "experts" / task, task=task, kind="classify", labels=each.label_names,
-                    base=base.identity(), spec_hash=f"{task}-hash", metrics={})  # fmt: skip
+                    base=base.record(), spec_hash=f"{task}-hash", metrics={})  # fmt: skip
     files = {task: str(compute_features(base, each, 100, folder / "cache", threads=1, device="cpu", report=nothing))
              for task, each in data.items()}  # fmt: skip
     lock = {task: f"{task}-hash" for task in data}

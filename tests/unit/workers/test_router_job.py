@@ -79,7 +79,7 @@ def test_it_learns_what_can_be_told_apart_and_says_how_well(job, tmp_path, kind)
     assert (reports[-1].state, reports[-1].step, reports[-1].steps) == ("testing", 5, 5)
 
     router, manifest = load_router(tmp_path / "router")
-    assert (manifest["kind"], manifest["lock"], manifest["base"]) == (kind, job.lock, job.base.identity())
+    assert (manifest["kind"], manifest["lock"], manifest["base"]) == (kind, job.lock, job.base.record())
     assert manifest["metrics"] == metrics
     assert json.loads((tmp_path / "router" / ROUTER_RESULT_FILE).read_text())["confusion"] == result.confusion
     points = states(1, 50, torch.Generator().manual_seed(1))[:, -1, 0]
