@@ -40,14 +40,16 @@ def verify_experts(
     versions = _select(registry, library, names, every)
     if not versions:
         raise InputError("there are no experts to verify", where=f"library {library}", fix="train one with `ttmoe run`")
-    failed = []
-    for version, failure in _verify(registry, library, versions):
+    failed, fixes = [], dict[str, None]()
+    for version, failure, fix in _verify(registry, library, versions):
         label = version_label(version)
         console.print(f"{label}: {failure or 'ok'}", highlight=False, markup=False, soft_wrap=True)
-        failed += [label] if failure else []
+        if failure:
+            failed.append(label)
+            fixes[fix] = None
     if failed:
         what = f"{len(failed)} of {len(versions)} experts failed: {', '.join(failed)}"
-        raise WorkFailedError(what, where=f"library {library}", fix=FIX)
+        raise WorkFailedError(what, where=f"library {library}", fix="; ".join(fixes))
 
 
 def _select(registry: Registry, library: str, names: Sequence[str], every: bool) -> list[Version]:
@@ -58,8 +60,11 @@ def _select(registry: Registry, library: str, names: Sequence[str], every: bool)
     return [choose_version(registry, library, name) for name in names]
 
 
-def _verify(registry: Registry, library: str, versions: list[Version]) -> Iterator[tuple[Version, str]]:
-    """Yield each version and its failure, empty if there is none. Each base is loaded once for all its experts."""
+def _verify(registry: Registry, library: str, versions: list[Version]) -> Iterator[tuple[Version, str, str]]:
+    """Yield each version, its failure, empty if there is none, and what to do about it.
+
+    Each base is loaded once for all its experts.
+    """
     current = registry.experts(library)
     for digest in dict.fromkeys(version.tags.get("base_digest", "") for version in versions):
         same_base = [version for version in versions if version.tags.get("base_digest", "") == digest]
@@ -67,10 +72,12 @@ def _verify(registry: Registry, library: str, versions: list[Version]) -> Iterat
         try:
             probes = ProbeBank.open(base_of_version(registry, (with_files or same_base)[0]))
         except (InputError, OSError, ValueError, KeyError) as error:  # no base, or an unreadable manifest
-            yield from ((version, _failure(error)) for version in same_base)
+            fix = getattr(error, "fix", "") or FIX
+            yield from ((version, _failure(error), fix) for version in same_base)
             continue
         for start in range(0, len(same_base), GROUP_SIZE):
-            yield from _verify_group(registry, probes, same_base[start : start + GROUP_SIZE], current)
+            for version, failure in _verify_group(registry, probes, same_base[start : start + GROUP_SIZE], current):
+                yield version, failure, FIX
 
 
 def _verify_group(

@@ -128,6 +128,7 @@ def test_requests_do_not_grow_with_the_number_of_experts(store, monkeypatch, com
         calls[count] = sum((client.calls for client in clients), Counter())
     assert calls[FEW].total() > 0
     assert calls[FEW] == calls[MANY]
+    assert not calls[FEW]["set_model_version_tag"]  # the base is where it was
 
 
 def test_a_run_with_nothing_to_do_builds_no_model(store, monkeypatch):

@@ -225,6 +225,28 @@ class TestThen:
         assert {v.task: v.version for v in registry.experts("tiny")} == {"colours": 1, "animals": 1}
         assert registry.router("tiny").version == 1
 
+    def test_a_base_that_was_moved_and_renamed_trains_nothing_and_is_found_after_a_run(self, home, root):
+        commands = (("predict", "north3 red north7"), ("experts", "verify"), ("experts", "export", "colours", "out"))
+        moved = ("--set", "base.folder=elsewhere/renamed")
+        (home / "elsewhere").mkdir()
+        (home / "base").rename(home / "elsewhere" / "renamed")
+        planned = json.loads(succeeded(here(home, "plan", "tiny.yaml", "--json", *moved)).out)
+        work = [*planned["experts"].values(), planned["router"], planned["search"]]
+        assert {part["state"] for part in work} == {"cached"}
+        for command in commands:
+            done = here(home, *command)
+            assert done.code != 0
+            assert f"base 'base' is not in folder '{home / 'base'}'" in done.out + done.err
+            assert "repeat `ttmoe run CONFIG` with its new place" in done.err
+            assert "backup" not in done.err  # the files are well
+        before = versions(root), statuses(root)
+        assert "To do: nothing" in succeeded(here(home, "run", "tiny.yaml", *moved)).out
+        assert (versions(root), statuses(root)) == before
+        for command in commands:
+            succeeded(here(home, *command))
+        (home / "elsewhere" / "renamed").rename(home / "base")  # where it was when the router was trained
+        succeeded(here(home, *commands[0]))
+
 
 class TestSearchThatIsInterrupted:
     """A search with one choice that fails, stopped by Ctrl-C when its first trial has been recorded, and repeated."""

@@ -1,4 +1,4 @@
-"""A library that an earlier version trained: the current code retrains nothing of it and predicts the same.
+"""A library that an earlier version trained: the current code retrains only what is listed, and predicts the same.
 
 ``tests/upgrade/library-<version>.tar.xz`` holds what `ttmoe run library.yaml` of that version left in ``/srv/library``:
 base, rows, config and ``runs/`` (without caches of tokens, trunk states and features, and without Ray Tune's own
@@ -19,6 +19,9 @@ from typing import Any
 
 import pytest
 from commands import here, open_registry, succeeded, versions
+from killed_driver import units_inline
+
+from orchestrator.plan.library_state import OTHER_IDENTITY
 
 pytestmark = pytest.mark.integration
 
@@ -26,7 +29,12 @@ ARCHIVES = sorted((Path(__file__).parents[1] / "upgrade").glob("library-*.tar.xz
 RECORDED_IN = "/srv/library"
 # By archive: what the current code trains again, as `task, router or search: why`.
 RETRAINED: dict[str, list[str]] = {
-    "library-0.1.0.tar.xz": ["search: no finished search"]  # its identity left out what its trials replace
+    # The identity of a base no longer contains where it lies, that of a search no longer what its trials replace.
+    "library-0.1.0.tar.xz": [
+        *(f"{task}: {OTHER_IDENTITY}" for task in ("colours", "animals", "warmth")),
+        "router: v1 was trained for other experts (animals, colours, warmth)",
+        "search: no finished search",
+    ]
 }
 ADDRESSES = (
     ("experiments", "artifact_location"),
@@ -58,6 +66,12 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return folder
 
 
+def listed(library: Path) -> dict[str, str]:
+    """Return what is trained again of this library, and why."""
+    lines = RETRAINED[(library / "archive.txt").read_text()]
+    return {name: why for name, _, why in (line.partition(": ") for line in lines)}
+
+
 def plan(library: Path, *settings: str) -> dict[str, Any]:
     return json.loads(succeeded(here(library, "plan", "library.yaml", "--json", *settings)).out)
 
@@ -69,24 +83,19 @@ def test_there_is_an_archive() -> None:
 def test_nothing_is_retrained_but_what_is_listed(library: Path) -> None:
     found = plan(library)
     work = {**found["experts"], "router": found["router"], "search": found["search"]}
-    retrained = [f"{name}: {part['why']}" for name, part in work.items() if part["state"] != "cached"]
-    assert retrained == RETRAINED[(library / "archive.txt").read_text()]
+    retrained = {name: part["why"] for name, part in work.items() if part["state"] != "cached"}
+    assert retrained == listed(library)
 
 
 def test_a_changed_setting_retrains_that_expert_and_the_router(library: Path) -> None:
     """The test above can fail: identities are compared, not just names."""
-    found = plan(library, "--set", "tasks.animals.train.steps=31")
-    states = {name: part["state"] for name, part in found["experts"].items()}
-    assert states == {"colours": "cached", "animals": "changed", "warmth": "cached"}
-    assert found["experts"]["animals"]["why"] == "train.steps 30 -> 31"
+    before, found = (plan(library, *more) for more in ((), ("--set", "tasks.animals.train.steps=31")))
+    changed = {name for name in found["experts"] if found["experts"][name] != before["experts"][name]}
+    assert changed == {"animals"}
+    assert found["experts"]["animals"]["state"] == "changed"
+    assert "train.steps 30 -> 31" in found["experts"]["animals"]["why"]
     assert found["router"]["state"] == "stale"
-
-
-def test_a_run_does_nothing(library: Path) -> None:
-    before = versions(library / "runs")
-    done = succeeded(here(library, "run", "library.yaml", "--set", "search=null"))
-    assert "To do: nothing" in done.out
-    assert versions(library / "runs") == before
+    assert found["router"]["spec_hash"] != before["router"]["spec_hash"]
 
 
 def test_every_expert_is_verified(library: Path) -> None:
@@ -113,6 +122,20 @@ def test_mlflow_loads_the_router_and_answers_the_same(library: Path) -> None:
     answers = model.predict(pd.DataFrame(rows)).to_dict("records")
     found = [{**row, **answer} for row, answer in zip(rows, answers, strict=True)]
     assert_same_answers(found, read_lines(library / "answers.jsonl"))
+
+
+def test_a_run_trains_what_is_listed_once_and_keeps_the_earlier_versions(library: Path) -> None:
+    """The last test: it changes the library."""
+    again, root, run = listed(library), library / "runs", ("run", "library.yaml", "--set", "search=null")
+    before = versions(root)
+    with units_inline():
+        succeeded(here(library, *run))
+    after = versions(root)
+    assert after == {name: count + (name.removeprefix("tiny.") in again) for name, count in before.items()}
+    assert "To do: nothing" in succeeded(here(library, *run)).out
+    assert versions(root) == after
+    verified = succeeded(here(library, "experts", "verify", "--all")).out
+    assert verified.count(": ok") == sum(after.values()) - after["tiny.router"]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
