@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import commands
 import pytest
@@ -77,6 +78,11 @@ def home(base_folder, tmp_path_factory) -> Path:
     done = succeeded(ttmoe(folder, "run", "tiny.yaml"))
     (folder / "first.txt").write_text(done.out)
     return folder
+
+
+def specs(root: Path) -> list[dict[str, Any]]:
+    """The specs of the current experts."""
+    return [json.loads(version.tags["spec"]) for version in open_registry(root).experts("tiny")]
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +192,15 @@ class TestThen:
         assert "To do: nothing" in done.out
         assert "Library tiny on base" in done.out
         assert (versions(root), statuses(root)) == before
+
+    def test_where_auto_would_be_another_dtype_the_library_keeps_its_own(self, home, monkeypatch):
+        (base,) = {expert["base"]["dtype"] for expert in specs(home / "runs")}
+        other = {"float32": "bfloat16", "bfloat16": "float32"}[base]
+        monkeypatch.setattr("orchestrator.plan.library_base.choose_base_dtype", lambda resources, nodes: other)
+        assert "To do: nothing" in succeeded(here(home, "run", "tiny.yaml")).out
+        out = succeeded(here(home, "plan", "tiny.yaml")).out
+        assert "2 experts: 2 cached" in out
+        assert f"{base}, kept as the library's experts have it" in out
 
     def test_experts_ls(self, home):
         done = succeeded(ttmoe(home, "experts", "ls"))
