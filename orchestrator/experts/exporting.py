@@ -56,9 +56,7 @@ def export_expert(
     write = _write_lora if form == "peft" else _write_expert
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(
-            prefix=".export-", dir=folder
-        ) as scratch:  # a failed export leaves the earlier one
+        with TemporaryDirectory(prefix=".export-", dir=folder) as scratch:  # a failed export leaves the earlier one
             write(registry, version, Path(scratch))
             # Two formats in one folder would be ambiguous.
             for name in {name for names in WRITTEN.values() for name in names}.difference(WRITTEN[form]):

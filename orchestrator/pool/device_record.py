@@ -45,6 +45,7 @@ class DeviceRecord:
     last_failure: Failure | None = None
     _failed: dict[WorkerDevice, list[frozenset[str]]] = field(default_factory=dict)  # since the last success
     _failed_on: dict[str, set[WorkerDevice]] = field(default_factory=lambda: defaultdict(set))  # by job
+    _failed_nodes: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # by job: errors of the code
 
     def add(self, device: WorkerDevice, outcomes: Mapping[str, Any]) -> dict[str, Any]:
         """Record how a unit ended on a device, and return its outcomes, with the device named in its failures.
@@ -55,7 +56,10 @@ class DeviceRecord:
         """
         if any(not isinstance(outcome, Failure) for outcome in outcomes.values()):
             self._failed.pop(device, None)
-        keys = frozenset(key for key, each in outcomes.items() if isinstance(each, Failure) and each.kind == "device")
+        kinds = {key: each.kind for key, each in outcomes.items() if isinstance(each, Failure)}
+        for key in (key for key, kind in kinds.items() if kind == "code"):
+            self._failed_nodes[key].add(device.node)
+        keys = frozenset(key for key, kind in kinds.items() if kind == "device")
         if not keys:
             return dict(outcomes)
         earlier = self._failed.setdefault(device, [])
@@ -69,9 +73,15 @@ class DeviceRecord:
             self.last_failure = named[key]
         return {**outcomes, **named}
 
-    def failed_on(self, keys: Iterable[str]) -> set[WorkerDevice]:
-        """Return the devices on which any of these jobs failed."""
-        return set().union(*(self._failed_on[key] for key in keys if key in self._failed_on))
+    def rules_out(self, device: WorkerDevice | None, keys: Iterable[str]) -> bool:
+        """Return whether a unit of these jobs should run elsewhere, if it can.
+
+        The device is left out, or one of the jobs failed on it, or one had an error of the code on its node.
+        """
+        return device in self.left_out or any(
+            device in self._failed_on.get(key, ()) or (device and device.node in self._failed_nodes.get(key, ()))
+            for key in keys
+        )
 
 
 def name_devices(devices: Iterable[WorkerDevice]) -> str:

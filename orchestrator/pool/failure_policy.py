@@ -49,6 +49,7 @@ class Retry:
 
     delay: float = 0.0
     reduce_memory: bool = False
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,16 @@ class GiveUp:
     """Decision not to retry the job."""
 
 
-def decide(failures: Sequence[Failure], limits: RetryLimits) -> Retry | GiveUp:
+def decide(failures: Sequence[Failure], limits: RetryLimits, *, other_nodes: bool = False) -> Retry | GiveUp:
     """Decide whether a failed job is retried.
+
+    An error of the code or the data may be an error of its node, such as a package that is missing there: it is the
+    job's own only if it happens on a second node.
 
     Args:
         failures: All failures of the job so far, the newest last; at least one.
         limits: Limits of retries.
+        other_nodes: Whether the job can run on more than one node.
     """
     kind = failures[-1].kind
     if failures[-1].preempted:  # not the job's fault: it may hit a job any number of times
@@ -73,7 +78,10 @@ def decide(failures: Sequence[Failure], limits: RetryLimits) -> Retry | GiveUp:
     count = sum(failure.kind in group and not failure.preempted for failure in failures)
     # The system kills a process that takes too much memory without an error; one death may be a chance.
     reduce_memory = kind == "died" and sum(failure.kind == "died" for failure in failures) > 1
-    return Retry(_BACKOFF[min(count, len(_BACKOFF)) - 1], reduce_memory) if count <= allowed else GiveUp()
+    elsewhere = kind == "code" and other_nodes and count == 1
+    if count > allowed and not elsewhere:
+        return GiveUp()
+    return Retry(_BACKOFF[min(count, len(_BACKOFF)) - 1], reduce_memory, elsewhere)
 
 
 def common_failure(outcomes: Sequence[Failure | None], limits: RetryLimits) -> Failure | None:
@@ -103,7 +111,7 @@ def describe_decision(failure: Failure, decision: Retry | GiveUp) -> str:
     reason = _REASONS[failure.kind]
     if isinstance(decision, GiveUp):
         return f"not retried: {reason}"
-    how = " in smaller batches" if decision.reduce_memory else ""
+    how = " in smaller batches" if decision.reduce_memory else " on another node" if decision.elsewhere else ""
     when = f" in {decision.delay:g} s" if decision.delay else ""
     return f"retried{how}{when}: {reason}"
 

@@ -33,6 +33,8 @@ def finish_job(
     failures: list[Failure],
     limits: RetryLimits,
     reduce_memory: Callable[[Any], Any] | None,
+    *,
+    other_nodes: bool = False,
 ) -> tuple[JobEvent, QueuedUnit | None]:
     """Return the event of a job's attempt that has ended, and the queued retry, if there is one.
 
@@ -44,12 +46,13 @@ def finish_job(
         failures: The job's earlier failures; a new one is appended.
         limits: Limits of retries.
         reduce_memory: See ``JobRunner.run``.
+        other_nodes: Whether the job can run on more than one node.
     """
     attempt = len(failures) + 1
     if not isinstance(outcome, Failure):
         return JobEvent(key, result=outcome, attempt=attempt, done=True), None
     failures.append(outcome)
-    decision = decide(failures, limits)
+    decision = decide(failures, limits, other_nodes=other_nodes)
     if isinstance(decision, Retry) and decision.reduce_memory:
         smaller = reduce_memory(job) if reduce_memory else None
         if smaller is not None:

@@ -6,13 +6,13 @@ import math
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Generator, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.local import require_alive
-from orchestrator.pool.capacity import JobResources, max_parallel_jobs, require_fits, serves
-from orchestrator.pool.device_record import DeviceRecord, WorkerDevice, name_devices
+from orchestrator.pool.capacity import JobResources, jobs_on_node, max_parallel_jobs, require_fits, serves
+from orchestrator.pool.device_record import DeviceRecord, name_devices
 from orchestrator.pool.failure_policy import RetryLimits
 from orchestrator.pool.ray_workers import (
     UnitEnded,
@@ -76,6 +76,7 @@ class WorkerPool:
     _channel: Any = None
     _wanted: JobResources = field(init=False)  # what workers reserve that are started now
     _places: int = 1  # jobs that the cluster runs at the same time
+    _job_nodes: int = 1  # nodes that can run a job
     _nodes_counted_at: float = float("-inf")
     _node_names: set[str] = field(default_factory=set)
     _failed_starts: Counter[str] = field(default_factory=Counter)  # by node, since the last worker that started
@@ -128,7 +129,14 @@ class WorkerPool:
                 for unit, ended in finished + list(self._stop_stalled()):
                     for key, job in unit.jobs.items():
                         event, retry = finish_job(
-                            unit, key, job, ended.outcomes[key], failures[key], self.limits, reduce_memory
+                            unit,
+                            key,
+                            job,
+                            ended.outcomes[key],
+                            failures[key],
+                            self.limits,
+                            reduce_memory,
+                            other_nodes=self._job_nodes > 1,
                         )
                         if retry:
                             queue.insert(0, retry)  # before units that have not started
@@ -174,6 +182,7 @@ class WorkerPool:
             nodes, before = cluster_nodes(), self._node_names
             # If all nodes are gone for the moment, one worker waits for the first node that comes back.
             self._places, self._nodes_counted_at = max(1, max_parallel_jobs(nodes, self._wanted)), time.monotonic()
+            self._job_nodes = sum(jobs_on_node(node, self._wanted) > 0 for node in nodes)
             self._node_names = {node.name for node in nodes}
             if self._node_names - before:
                 self._failed_starts.clear()  # a node joined, on which workers may start
@@ -214,21 +223,21 @@ class WorkerPool:
     def _next_unit(self, worker: WorkerHandle, queue: Sequence[QueuedUnit], now: float = math.inf) -> QueuedUnit | None:
         """Return the first unit whose delay has passed and that this worker may run.
 
-        No unit runs on a device that is left out. A job that failed on a device runs there again only if there is no
-        other device for it.
+        No unit runs on a device that is left out. A job that failed on a device, or by an error of the code on a node,
+        runs there again only if there is no other one for it.
         """
         if worker.device in self.devices.left_out:
             return None
         for queued in queue:
             if queued.not_before <= now:
-                failed_on = self.devices.failed_on(queued.unit.jobs)
-                if worker.device not in failed_on or not self._others_exist(failed_on | self.devices.left_out):
+                keys = queued.unit.jobs
+                if not self.devices.rules_out(worker.device, keys) or not self._others_exist(keys):
                     return queued
         return None
 
-    def _others_exist(self, excluded: Set[WorkerDevice]) -> bool:
-        """Return whether there are devices other than these that have a worker, or soon will have."""
-        if any(worker.device not in excluded for worker in self.workers if worker.device):
+    def _others_exist(self, keys: Collection[str]) -> bool:
+        """Return whether a device that is not ruled out for these jobs has a worker, or soon will have."""
+        if any(not self.devices.rules_out(worker.device, keys) for worker in self.workers if worker.device):
             return True
         ages = [time.monotonic() - worker.changed for worker in self.workers if worker.device is None]
         return max(ages) < _START_SECONDS if ages else self.autoscaling or len(self.workers) < self._places

@@ -13,6 +13,7 @@ from orchestrator.config.runtime_sections import FailureSettings
 from orchestrator.pool import unit_queue, worker_pool
 from orchestrator.pool.capacity import JobResources, Node
 from orchestrator.pool.device_record import DeviceRecord, WorkerDevice
+from orchestrator.pool.failure_policy import common_failure
 from orchestrator.pool.ray_workers import UnitEnded, WorkerHandle, WorkerStarted, failure_from_ray
 from orchestrator.pool.work_units import WorkUnit
 from orchestrator.pool.worker_pool import WorkerPool
@@ -34,9 +35,11 @@ class ScriptedCluster:
         taken: GPUs that another driver has.
         share: Workers on one GPU.
         slow: Seconds that a job takes longer, by key.
+        apart: Each GPU is in a node of its own.
     """
 
-    def __init__(self, gpus, outcome, *, taken=(), share=1, slow=None):
+    def __init__(self, gpus, outcome, *, taken=(), share=1, slow=None, apart=False):
+        self.apart = apart
         self.gpus, self.share, self.outcome, self.slow, self.now = gpus, share, outcome, Counter(slow), 0.0
         self.holders = dict.fromkeys(taken, "another driver")  # by place: the GPU if it is not shared
         self.log, self.most_busy = [], 0  # pairs of GPU and job; units at the same time
@@ -57,7 +60,9 @@ class ScriptedCluster:
             free = [place for place in range(self.gpus * self.share) if place not in self.holders]
             if worker.device is None and free:
                 self.holders[free[0]], worker.ref = worker.actor, None
-                yield worker, WorkerStarted(WorkerDevice("id", "10.0.0.1", (str(free[0] // self.share),)))
+                gpu = free[0] // self.share
+                node = ("id", "10.0.0.1") if not self.apart else (f"id{gpu}", f"10.0.0.{gpu + 1}")
+                yield worker, WorkerStarted(WorkerDevice(*node, (str(gpu),)))
             elif worker.unit:
                 gpu, (key,) = int(worker.device.gpus[0]), worker.unit.jobs
                 self.slow[key] -= 1
@@ -75,6 +80,8 @@ def run(monkeypatch):
     def run(cluster, jobs, **settings):
         clock = SimpleNamespace(monotonic=lambda: cluster.now)
         nodes = [Node("10.0.0.1", 8, cluster.gpus, 10**9)]
+        if cluster.apart:
+            nodes = [Node(f"10.0.0.{gpu + 1}", 8, 1, 10**9) for gpu in range(cluster.gpus)]
         monkeypatch.setattr(unit_queue, "time", clock)
         for name, value in (("time", clock), ("start_worker", cluster.start_worker), ("kill_actor", cluster.kill),
                             ("wait_for_events", cluster.events), ("cluster_nodes", lambda: nodes),
@@ -227,6 +234,26 @@ def test_a_job_that_loses_its_node_again_and_again_is_given_up_while_others_go_o
     assert cluster.now > sum(delays)
 
 
+def test_errors_of_the_code_on_one_node_are_not_failures_of_the_jobs(run):
+    """A package is missing on one node: its jobs run on another one, and the stage is not stopped."""
+    cluster, jobs = ScriptedCluster(2, lambda gpu, key: CODE if gpu == 0 else "fine", apart=True), "abcdefgh"
+    events, _ = run(cluster, jobs)
+    assert results(events) == dict.fromkeys(jobs, "fine")
+    failures = [event for event in events if event.failure]
+    assert {event.action for event in failures} == {"retried on another node in 1 s: error in the code or the data"}
+    assert len(failures) >= 3
+    assert common_failure([event.failure for event in events if event.done], FailureSettings()) is None
+
+
+@pytest.mark.parametrize(("apart", "attempts"), [(True, 2), (False, 1)])
+def test_an_error_of_the_code_on_every_node_is_the_jobs_own(run, apart, attempts):
+    cluster = ScriptedCluster(2, lambda gpu, key: CODE if key == "a" else "fine", apart=apart)
+    last = {event.key: event for event in run(cluster, "abc")[0] if event.done}
+    assert (last["a"].failure, last["a"].attempt) == (CODE, attempts)
+    assert len({gpu for gpu, key in cluster.log if key == "a"}) == attempts
+    assert {key: last[key].result for key in "bc"} == dict.fromkeys("bc", "fine")
+
+
 def test_preemption_is_told_from_other_losses_of_a_node():
     errors = RayActorError(None, "drained", False, True), NodeDiedError("gone")
     found = [failure_from_ray(error, "id") for error in errors]
@@ -247,7 +274,8 @@ def test_jobs_of_one_unit_count_once():
     record.add(device, {"a": BROKEN, "b": BROKEN})
     record.add(device, {"a": BROKEN})
     assert record.left_out == set()
-    assert record.failed_on(["b", "x"]) == {device}
+    assert record.rules_out(device, ["b", "x"])
+    assert not record.rules_out(device, ["x"])
     record.add(device, {"c": BROKEN})
     assert record.left_out == {device}
 
