@@ -41,6 +41,8 @@ class Bank(nn.Module):
     - ``names``: The expert of each row, or one name for all rows.
     - ``states``: States of ``trunk(depth)`` for ``inputs``. With them, only the layers above the trunk are computed;
       the named experts must not adapt a layer below ``depth``.
+    - ``dropout_keys``: Keys of the rows (rows, 2), on the CPU, as ``ttmoe.row_dropout.dropout_keys`` returns them. In
+      training they decide what dropout drops; without them it draws from torch's global generator.
 
     They raise InputError if an expert is not loaded or adapts a layer below ``depth``, if the number of names is not
     the number of rows, or if another expert is merged into the base.
@@ -176,36 +178,38 @@ class Bank(nn.Module):
         return self._trunks[depth]
 
     def last_hidden_state(self, inputs: dict[str, Tensor], names: Sequence[str] | str, *, states: Tensor | None = None,
-                          depth: int = 0) -> Tensor:  # fmt: skip
+                          depth: int = 0, dropout_keys: Tensor | None = None) -> Tensor:  # fmt: skip
         """Return the base's last hidden state through the named experts, (rows, tokens, width) in the base's dtype."""
         rows = len(inputs["attention_mask"])
         if not isinstance(names, str) and len(names) != rows:
             raise InputError(f"{len(names)} names for {rows} rows", where="bank", fix="name one expert for each row")
         if states is not None:
             self._require_above(depth, names)
-        with self.active(names):
+        with self.active(names, dropout_keys):
             if states is None:
                 return self.model(**inputs).last_hidden_state
             return self.trunk(depth).run_above(states, inputs)
 
     def features(self, inputs: dict[str, Tensor], names: Sequence[str] | str, *, states: Tensor | None = None,
-                 depth: int = 0) -> Tensor:  # fmt: skip
+                 depth: int = 0, dropout_keys: Tensor | None = None) -> Tensor:  # fmt: skip
         """Return the last hidden state pooled over tokens, (rows, width) in fp32: the input of the heads."""
-        hidden = self.last_hidden_state(inputs, names, states=states, depth=depth)
+        hidden = self.last_hidden_state(inputs, names, states=states, depth=depth, dropout_keys=dropout_keys)
         return pool(hidden, inputs["attention_mask"], self.pooling)
 
     def forward(self, inputs: dict[str, Tensor], names: Sequence[str] | str, *, states: Tensor | None = None,
-                depth: int = 0) -> Tensor:  # fmt: skip
+                depth: int = 0, dropout_keys: Tensor | None = None) -> Tensor:  # fmt: skip
         """Return scores (rows, largest number of classes) in fp32, -inf in columns that a row's expert lacks."""
-        return self.head_scores(self.features(inputs, names, states=states, depth=depth), names)
+        features = self.features(inputs, names, states=states, depth=depth, dropout_keys=dropout_keys)
+        return self.head_scores(features, names, dropout_keys)
 
-    def head_scores(self, features: Tensor, names: Sequence[str] | str) -> Tensor:
+    def head_scores(self, features: Tensor, names: Sequence[str] | str, dropout_keys: Tensor | None = None) -> Tensor:
         """Return the scores of ``forward`` for given ``features`` (rows, width)."""
         with torch.autocast(features.device.type, enabled=False):
             if isinstance(names, str):
-                return self.expert(names).head(features)
+                return self.expert(names).head(features, dropout_keys)
             distinct, index = _distinct(names)
-            return score_rows(features, [self.expert(name).head for name in distinct], index.to(features.device))
+            heads = [self.expert(name).head for name in distinct]
+            return score_rows(features, heads, index.to(features.device), dropout_keys)
 
     def _require_above(self, depth: int, names: Sequence[str] | str) -> None:
         for name in {names} if isinstance(names, str) else set(names):
@@ -215,7 +219,7 @@ class Bank(nn.Module):
                                  where="bank", fix=f"use trunk states of depth {lowest} or less")  # fmt: skip
 
     @contextmanager
-    def active(self, names: Sequence[str] | str) -> Iterator[None]:
+    def active(self, names: Sequence[str] | str, dropout_keys: Tensor | None = None) -> Iterator[None]:
         """Apply the named experts to every forward of the base within this context. Gradients flow to their cores.
 
         With activation checkpointing, the backward pass may run after the context.
@@ -228,7 +232,7 @@ class Bank(nn.Module):
         updates: Updates = {}
         if not self._merge:
             expert_index = index.to(self.device) if index is not None and len(distinct) > 1 else None
-            updates = stack_updates(adapters, expert_index, self._layers.by_path)
+            updates = stack_updates(adapters, expert_index, self._layers.by_path, dropout_keys)
         if torch.is_grad_enabled() and self.model.training:
             restore_on_recompute(self.model, self._layers.snapshot)
         with self._layers.applying(updates):

@@ -156,13 +156,14 @@ def choose_attention(device_type: str) -> str | None:
 
 
 def load_body(base: Base, device: str | torch.device = "cpu") -> nn.Module:
-    """Load the transformer without a head, in the base's dtype, frozen and in eval mode."""
+    """Load the transformer without a head and without dropout, in the base's dtype, frozen and in eval mode."""
     import torch
     from transformers import AutoModel
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # a bar for every loaded base would flood the log
-    model = AutoModel.from_pretrained(base.folder, dtype=getattr(torch, base.dtype), local_files_only=True,
+    model = AutoModel.from_pretrained(base.folder, config=_load_config(base), dtype=getattr(torch, base.dtype),
+                                      local_files_only=True,
                                       attn_implementation=choose_attention(torch.device(device).type))  # fmt: skip
     model.config.use_cache = False  # a pass would end with the keys and values of all layers; generation asks for them
     return model.requires_grad_(False).eval().to(device)
@@ -171,10 +172,24 @@ def load_body(base: Base, device: str | torch.device = "cpu") -> nn.Module:
 def empty_body(base: Base) -> nn.Module:
     """Return the modules of ``load_body`` on the meta device, without weights, for planning."""
     import torch
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
 
     with torch.device("meta"):
-        return AutoModel.from_config(AutoConfig.from_pretrained(base.folder, local_files_only=True))
+        return AutoModel.from_config(_load_config(base))
+
+
+def _load_config(base: Base) -> Any:
+    """Load the base's config with all rates of dropout and of noise set to 0.
+
+    The base would draw over whole batches, so that an expert's training would depend on the experts beside it.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(base.folder, local_files_only=True)
+    for name, value in list(vars(config).items()):
+        if ("drop" in name or "jitter" in name) and isinstance(value, float):
+            setattr(config, name, 0.0)
+    return config
 
 
 def load_tokenizer(base: Base) -> Any:

@@ -33,7 +33,8 @@ def _by_expert(attention: nn.Module, bias: Callable[..., Tensor]) -> Callable[..
         indexes = (update.expert_index for layer in layers for update in layer.updates.values())
         expert_index = next((index for index in indexes if index is not None), None)
         if expert_index is None:
-            return bias(query, key, *args)
+            with _single_expert(layers, 0):
+                return bias(query, key, *args)
         expert_of_head = expert_index.repeat_interleave(len(query) // len(expert_index))
         positions = [(expert_of_head == e).nonzero().flatten() for e in range(int(expert_index.max()) + 1)]
         parts = []
@@ -47,7 +48,7 @@ def _by_expert(attention: nn.Module, bias: Callable[..., Tensor]) -> Callable[..
 
 @contextmanager
 def _single_expert(layers: Sequence[AdaptedLinear], expert: int) -> Iterator[None]:
-    """Apply only the updates of one expert within this context."""
+    """Apply the updates of one expert, to the input that its rows share, within this context."""
     before: list[dict[str, Update]] = [layer.updates for layer in layers]
     try:
         for layer in layers:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ttmoe.row_dropout import dropout_by_row
+from ttmoe.row_dropout import dropout_by_row, keys_at
 
 
 class Head(nn.Module):
@@ -47,22 +47,22 @@ class Head(nn.Module):
         self.centre.copy_(states.mean(0))
         self.scale.copy_((states - self.centre).std().clamp(min=1e-6))
 
-    def forward(self, states: Tensor) -> Tensor:
-        """Map pooled states (rows, width) to scores (rows, classes)."""
-        return F.linear(self.standardise(states), self.weight, self.bias)
+    def forward(self, states: Tensor, dropout_keys: Tensor | None = None) -> Tensor:
+        """Map pooled states (rows, width) to scores (rows, classes). ``dropout_keys``: as in ``score_rows``."""
+        standardised = (states - self.centre) / self.scale
+        if self.training and self.dropout:
+            standardised = _drop(standardised, self.dropout, dropout_keys)
+        return F.linear(standardised, self.weight, self.bias)
 
-    def standardise(self, states: Tensor) -> Tensor:
-        """Return the input of the linear map: standardised states (rows, width), with dropout in training."""
-        return F.dropout((states - self.centre) / self.scale, self.dropout, self.training)
 
-
-def score_rows(states: Tensor, heads: Sequence[Head], index: Tensor) -> Tensor:
+def score_rows(states: Tensor, heads: Sequence[Head], index: Tensor, dropout_keys: Tensor | None = None) -> Tensor:
     """Score each row with its own head; the batched form of ``Head.forward``.
 
     Args:
         states: Pooled states (rows, width).
         heads: The heads in the batch.
         index: Index into ``heads`` for each row, (rows,).
+        dropout_keys: Key of each row, (rows, 2), on the CPU; None draws at random.
 
     Returns:
         (rows, largest number of classes), -inf in the columns that a row's head does not have.
@@ -70,15 +70,20 @@ def score_rows(states: Tensor, heads: Sequence[Head], index: Tensor) -> Tensor:
     most = max(head.out_features for head in heads)
     weight = torch.stack([F.pad(h.weight, (0, 0, 0, most - h.out_features)) for h in heads])
     bias = torch.stack([F.pad(h.bias, (0, most - h.out_features), value=float("-inf")) for h in heads])
-    standardised = _standardise_rows(states, heads, index)
+    standardised = _standardise_rows(states, heads, index, dropout_keys)
     return torch.bmm(weight[index], standardised.unsqueeze(-1)).squeeze(-1) + bias[index]
 
 
-def _standardise_rows(states: Tensor, heads: Sequence[Head], index: Tensor) -> Tensor:
-    """Standardise each row with its own head; the batched form of ``Head.standardise``."""
+def _standardise_rows(states: Tensor, heads: Sequence[Head], index: Tensor, dropout_keys: Tensor | None) -> Tensor:
+    """Standardise each row with its own head, with dropout in training."""
     centre, scale = (torch.stack([getattr(head, name) for head in heads])[index] for name in ("centre", "scale"))
     standardised = (states - centre) / scale.unsqueeze(-1)
     rates = [head.dropout if head.training else 0.0 for head in heads]
     if not any(rates):
         return standardised
-    return dropout_by_row(standardised, torch.tensor(rates, device=states.device)[index])
+    return _drop(standardised, torch.tensor(rates, device=states.device)[index], dropout_keys)
+
+
+def _drop(states: Tensor, rates: Tensor | float, dropout_keys: Tensor | None) -> Tensor:
+    keys = None if dropout_keys is None else keys_at(["head"], dropout_keys)[0].to(states.device)
+    return dropout_by_row(states, rates, keys)

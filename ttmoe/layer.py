@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ttmoe.fused import is_fusible, linear_and_update
-from ttmoe.row_dropout import dropout_by_row
+from ttmoe.row_dropout import dropout_by_row, shared_key
 
 
 @dataclass
@@ -22,12 +22,14 @@ class Update:
         expert_index: Index into ``a`` and ``b`` for each row, (batch,), numbered in order of first appearance; None if
             the batch has a single expert.
         dropout: Dropout rate on the layer's input in training, or a tensor (experts,) if the experts' rates differ.
+        dropout_keys: Key of each row for the dropout of this role and layer, (batch, 2); None draws at random.
     """
 
     a: Tensor
     b: Tensor
     expert_index: Tensor | None
     dropout: float | Tensor = 0.0
+    dropout_keys: Tensor | None = None
 
     @property
     def has_dropout(self) -> bool:
@@ -35,10 +37,13 @@ class Update:
         return not isinstance(self.dropout, float) or self.dropout > 0
 
     def select(self, expert: int) -> Update:
-        """Return the update of a single expert, for all rows."""
+        """Return the update of a single expert, for an input that all its rows share."""
         index = slice(expert, expert + 1)
         rate = self.dropout if isinstance(self.dropout, float) else float(self.dropout[expert])
-        return Update(self.a[index], self.b[index], None, rate)
+        keys = self.dropout_keys
+        if keys is not None:
+            keys = shared_key(keys if self.expert_index is None else keys[self.expert_index == expert])
+        return Update(self.a[index], self.b[index], None, rate, keys)
 
 
 class AdaptedLinear(nn.Module):
@@ -100,13 +105,13 @@ def apply_update(x: Tensor, update: Update, training: bool) -> Tensor:
         ValueError: If the batch has several experts and the first dimension of ``x`` is not a multiple of its rows.
     """
     if update.expert_index is None:
-        if training and update.dropout:
-            x = F.dropout(x, float(update.dropout))
+        if training and update.has_dropout:
+            x = _dropout(x, update)
         return F.linear(F.linear(x, update.a[0]), update.b[0])
     a, bt = _factors_for(x, update)
     # Some architectures flatten (batch, tokens) before a projection; the rows of the batch stay in order.
     rows = x.reshape(len(a), -1, x.shape[-1])
-    if training:
+    if training and update.has_dropout:
         rows = _dropout(rows, update)
     return torch.bmm(torch.bmm(rows, a.mT), bt).reshape(*x.shape[:-1], bt.shape[-1])
 
@@ -125,10 +130,14 @@ def _factors_for(x: Tensor, update: Update) -> tuple[Tensor, Tensor]:
 
 
 def _dropout(x: Tensor, update: Update) -> Tensor:
-    """Apply dropout to x (batch, tokens, in), each row at its expert's rate."""
-    if isinstance(update.dropout, float):
-        return F.dropout(x, update.dropout) if update.dropout else x
-    return dropout_by_row(x, update.dropout[update.expert_index])
+    """Apply dropout to x (batch, ..., in), each row at its expert's rate."""
+    rates, keys = update.dropout, update.dropout_keys
+    if not isinstance(rates, float):
+        rates = rates[update.expert_index]
+    if keys is not None and len(x) % len(keys):  # of a single expert, which rows of the batch share
+        keys = shared_key(keys)
+    rows = x.reshape(len(x) if keys is None else len(keys), -1, x.shape[-1])
+    return dropout_by_row(rows, rates, keys).reshape(x.shape)
 
 
 def _add(y: Tensor, delta: Tensor, part: slice | Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from ttmoe.language_head import answer_scores
 
 
 def score(bank: Bank, items: Sequence[Item], names: Sequence[str] | str, pad_id: int, *, states: Tensor | None = None,
-          depth: int = 0) -> list[Tensor]:  # fmt: skip
+          depth: int = 0, dropout_keys: Tensor | None = None) -> list[Tensor]:  # fmt: skip
     """Score each row through its expert. Rows of different kinds and experts share one batch.
 
     An expert with one output reads the sequence of each option; an expert with more outputs reads the whole row; an
@@ -27,6 +27,7 @@ def score(bank: Bank, items: Sequence[Item], names: Sequence[str] | str, pad_id:
         states: Trunk states (sequences, tokens, width) of the sequences that the experts read, row after row. If None
             and ``depth`` is above 0, they are computed here, without gradients and without dropout.
         depth: Depth of the trunk that gave ``states``.
+        dropout_keys: Keys of the sequences (sequences, 2), as ``Bank`` takes them.
 
     Returns:
         For each row fp32 scores: (classes,) from an expert with classes; (options,) from an expert with one output;
@@ -48,14 +49,14 @@ def score(bank: Bank, items: Sequence[Item], names: Sequence[str] | str, pad_id:
         states = bank.trunk(depth).states(inputs)
     sequence_names = names if isinstance(names, str) else [
         name for name, count in zip(row_names, counts, strict=True) for _ in range(count)]  # fmt: skip
-    hidden = bank.last_hidden_state(inputs, sequence_names, states=states, depth=depth)
+    hidden = bank.last_hidden_state(inputs, sequence_names, states=states, depth=depth, dropout_keys=dropout_keys)
     answers: list[Tensor] = []
     if not all(outputs.values()):
         rows = zip(items, row_names, counts, strict=True)
         lengths = [0 if outputs[name] else item.answer_length for item, name, count in rows for _ in range(count)]
         answers = answer_scores(bank.language_head, hidden, inputs, lengths)
     features = pool(hidden, inputs["attention_mask"], bank.pooling)
-    parts = bank.head_scores(features, sequence_names).split(counts)
+    parts = bank.head_scores(features, sequence_names, dropout_keys).split(counts)
     firsts = accumulate(counts, initial=0)
     return [_row_scores(part, outputs[name]) if outputs[name] else answers[first]
             for part, name, first in zip(parts, row_names, firsts, strict=False)]  # fmt: skip

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ttmoe.adapter import Adapter, Group
 from ttmoe.layer import AdaptedLinear, Update
+from ttmoe.row_dropout import keys_at
 from ttmoe.targets import Site
 
 Updates = dict[str, dict[str, Update]]
@@ -20,7 +21,10 @@ StackEntry = tuple[int, Group, Tensor, Tensor, float]
 
 
 def stack_updates(
-    adapters: Sequence[Adapter], expert_index: Tensor | None, layers: Mapping[str, AdaptedLinear]
+    adapters: Sequence[Adapter],
+    expert_index: Tensor | None,
+    layers: Mapping[str, AdaptedLinear],
+    dropout_keys: Tensor | None = None,
 ) -> Updates:
     """Return the updates that the layers apply for a batch of ``adapters``.
 
@@ -30,6 +34,7 @@ def stack_updates(
         adapters: One adapter for each expert in the batch.
         expert_index: Index into ``adapters`` for each row, (batch,); None for a single adapter.
         layers: The adapted layers by path.
+        dropout_keys: Key of each row, (batch, 2), on the CPU; None draws at random.
     """
     entries_of: dict[tuple[str, int, int], list[StackEntry]] = {}
     for expert, adapter in enumerate(adapters):
@@ -47,8 +52,9 @@ def stack_updates(
         dropout = _dropout_rates(entries, len(adapters), a.device)
         # B is kept as the transposed view of a contiguous (r, out), with which products are faster. Unbinding, unlike
         # indexing, has a single backward operation for all layers.
-        for site, site_a, site_bt in zip(sites, a.unbind(), bt.unbind(), strict=True):
-            updates.setdefault(site.path, {})[role] = Update(site_a, site_bt.mT, expert_index, dropout)
+        keys = _dropout_keys(sites, dropout, dropout_keys, a.device)
+        for site, site_a, site_bt, site_keys in zip(sites, a.unbind(), bt.unbind(), keys, strict=True):
+            updates.setdefault(site.path, {})[role] = Update(site_a, site_bt.mT, expert_index, dropout, site_keys)
     return updates
 
 
@@ -85,3 +91,12 @@ def _dropout_rates(entries: Sequence[StackEntry], experts: int, device: torch.de
     if set(rates.values()) == {first}:
         return float(first)
     return torch.tensor([rates.get(expert, 0.0) for expert in range(experts)], device=device)
+
+
+def _dropout_keys(
+    sites: Sequence[Site], dropout: float | Tensor, keys: Tensor | None, device: torch.device
+) -> Sequence[Tensor | None]:
+    """Return the keys of the rows at each site, None for sites without dropout or keys."""
+    if keys is None or (isinstance(dropout, float) and not dropout):
+        return [None] * len(sites)
+    return keys_at([f"{site.path} {site.role}" for site in sites], keys).to(device).unbind()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 RECIPES = {
     # Part of a spec, and so of the identity of a registered version (see orchestrator/plan/identity.py).
-    "expert": 2,
+    "expert": 3,
     "router": 3,
     "search": 2,
     "import": 1,

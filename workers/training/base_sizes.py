@@ -27,8 +27,6 @@ class BaseSizes:
         dtype_bytes: Bytes of one number.
         gated: Whether the feed-forward layer is gated.
         upcasts: Whether norms and softmax compute in fp32 (models with RMS norms do).
-        hidden_dropout: Whether hidden states have dropout.
-        attention_dropout: Whether attention weights have dropout.
         device: Type of the device, ``cpu`` or ``cuda``.
     """
 
@@ -40,8 +38,6 @@ class BaseSizes:
     dtype_bytes: int
     gated: bool
     upcasts: bool
-    hidden_dropout: bool
-    attention_dropout: bool
     device: str
 
     @classmethod
@@ -62,8 +58,6 @@ class BaseSizes:
             dtype_bytes=getattr(torch, base.dtype).itemsize,
             gated="gate" in paths or any("gate" in name for name, _ in layers[0].named_modules()),
             upcasts=not any(isinstance(module, nn.LayerNorm) for module in layers[0].modules()),
-            hidden_dropout=_any_set(config, "hidden_dropout_prob", "hidden_dropout", "resid_pdrop", "dropout"),
-            attention_dropout=_any_set(config, "attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"),
             device="cpu" if device == "cpu" else "cuda",
         )
 
@@ -71,15 +65,14 @@ class BaseSizes:
         """Return the bytes that one layer saves for the backward pass, per token.
 
         Saved are q, k and v, the inputs of both norms, the input of the activation and, if the layer is gated, both
-        factors of the product; after a dropout its mask, which takes one byte a number on a GPU and a whole number on
-        a CPU. Frozen linear maps save nothing.
+        factors of the product. Frozen linear maps save nothing.
 
         Args:
             adapted_width: Width of the inputs of the layer's adapted linear maps, together.
         """
-        size, mask = self.dtype_bytes, self._mask_bytes
+        size = self.dtype_bytes
         norms = 2 * (FP32_BYTES if self.upcasts else size)
-        hidden = self.hidden * (3 * size + norms + 2 * mask * self.hidden_dropout)
+        hidden = self.hidden * (3 * size + norms)
         feed_forward = self.intermediate * size * (3 if self.gated else 1)
         return hidden + feed_forward + adapted_width * size + self._saved_attention_bytes()
 
@@ -88,8 +81,7 @@ class BaseSizes:
         if self.device != "cpu":
             return self.hidden * self.dtype_bytes
         weights = self.dtype_bytes + (FP32_BYTES if self.upcasts and self.dtype_bytes < FP32_BYTES else 0)
-        dropout = (self._mask_bytes + self.dtype_bytes) * self.attention_dropout
-        return self.heads * self.tokens * (weights + dropout)
+        return self.heads * self.tokens * weights
 
     def transient_bytes(self, tokens: int) -> int:
         """Return the bytes that one layer holds at a time in a pass of ``tokens`` tokens, besides what it saves.
@@ -104,11 +96,3 @@ class BaseSizes:
         if self.device == "cpu":
             per_token += self.heads * self.tokens * (3 * self.dtype_bytes + copies)
         return tokens * per_token
-
-    @property
-    def _mask_bytes(self) -> int:
-        return self.dtype_bytes if self.device == "cpu" else 1
-
-
-def _any_set(config: Any, *names: str) -> bool:
-    return any(bool(getattr(config, name, 0)) for name in names)

@@ -16,7 +16,7 @@ from torch import Tensor
 from workers.training.checksummed_files import CorruptFileError, read_checksummed, write_checksummed
 
 # Raise it when older code would misread a checkpoint of this code, or this code a checkpoint of older code.
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 CHECKPOINTS_KEPT = 2
 SUFFIX = ".checkpoint"
 _LOG = logging.getLogger("ttmoe")
@@ -24,7 +24,7 @@ _LOG = logging.getLogger("ttmoe")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of one expert's training after ``step`` steps. Batches and learning rates follow from the step.
+    """The state of one expert's training after ``step`` steps. Its draws and learning rates follow from the step.
 
     Attributes:
         spec_hash: Hash of the expert's spec.
@@ -32,7 +32,6 @@ class Checkpoint:
         done: Whether the training has finished.
         expert: State dict of adapter and head.
         optimizer: State dict of the optimizer.
-        random: States of the random generators after the step, by device type.
         best: Best validation metrics.
         best_step: Step of the best validation metrics.
         best_expert: State dict of adapter and head at ``best_step``.
@@ -48,7 +47,6 @@ class Checkpoint:
     done: bool
     expert: dict[str, Tensor]
     optimizer: dict[str, Any]
-    random: dict[str, Tensor]
     best: dict[str, float]
     best_step: int
     best_expert: dict[str, Tensor]
@@ -109,8 +107,7 @@ class CheckpointFolder:
         except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
             raise CorruptFileError(f"{path} cannot be read ({error})") from error
         names = {f.name for f in fields(Checkpoint)}
-        # Older versions saved no activities.
-        if not isinstance(values, dict) or values.keys() not in (names, names - {"activities"}):
+        if not isinstance(values, dict) or values.keys() != names:
             raise CorruptFileError(f"{path} is not a checkpoint of this format")
         if (values["format"], values["spec_hash"]) != (CHECKPOINT_FORMAT, self.spec_hash):
             raise CorruptFileError(f"{path} has format {values['format']} and spec {values['spec_hash'][:12]}, "
@@ -124,6 +121,9 @@ def common_checkpoints(histories: list[list[Checkpoint]]) -> list[Checkpoint | N
     Experts that train together save together, but a crash may fall between two saves. The newest step is chosen at
     which every training has a checkpoint or had finished before. If there is none, the trainings did not run together
     before, and each resumes from its newest checkpoint.
+
+    An expert draws the same alone and beside any other, but the last bits of its results depend on the padding of the
+    batch: only experts that are at the same steps again give the same bits.
 
     Args:
         histories: Checkpoints of each training, newest first.

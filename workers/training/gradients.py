@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ttmoe.bank import Bank
+from ttmoe.row_dropout import dropout_keys
 from ttmoe.scoring import score
 from workers.training.batches import TokenizedRows
 
@@ -27,12 +28,16 @@ class ExpertBatch:
         rows: The expert's training split.
         row_numbers: Rows of the split in this batch.
         label_smoothing: Share of a label spread over the other classes.
+        seed: Seed of the expert's dropout.
+        step: Number of the step.
     """
 
     name: str
     rows: TokenizedRows
     row_numbers: list[int]
     label_smoothing: float
+    seed: int
+    step: int
 
 
 @dataclass
@@ -92,7 +97,9 @@ def _losses(
     items = [batches[index].rows.items[row] for index, rows in micro.items() for row in rows]
     names = [batches[index].name for index, rows in micro.items() for _ in rows]
     states = _concatenate([batches[index].rows.gather_states(rows, bank.device) for index, rows in micro.items()])
-    remaining = iter(score(bank, items, names if len(micro) > 1 else names[0], pad_id, states=states, depth=depth))
+    keys = torch.cat([_dropout_keys(batches[index], rows) for index, rows in micro.items()])
+    sole_or_each = names if len(micro) > 1 else names[0]
+    remaining = iter(score(bank, items, sole_or_each, pad_id, states=states, depth=depth, dropout_keys=keys))
     losses = {}
     for index, rows in micro.items():
         batch = batches[index]
@@ -100,6 +107,10 @@ def _losses(
         loss = answer_loss(scores) if scores[0].ndim == 2 else expert_loss(scores, labels, batch.label_smoothing)
         losses[index] = loss if len(rows) == len(batch.row_numbers) else loss * (len(rows) / len(batch.row_numbers))
     return losses
+
+
+def _dropout_keys(batch: ExpertBatch, rows: Sequence[int]) -> Tensor:
+    return dropout_keys(batch.seed, batch.step, batch.rows.sequence_numbers(rows))
 
 
 def _concatenate(parts: Sequence[Tensor | None]) -> Tensor | None:

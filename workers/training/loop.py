@@ -9,9 +9,6 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 
-import torch
-from torch import Tensor
-
 from ttmoe.bank import Bank
 from workers.failure import Failure, to_failure
 from workers.progress import Progress, ProgressCallback
@@ -98,17 +95,13 @@ class _Session:
 
     def start(self, trainings: Sequence[ExpertTraining]) -> None:
         """Start every training, or resume all of them from checkpoints they have in common."""
-        torch.manual_seed(trainings[0].settings.seed or 0)  # dropout draws from the global generator
         checkpoints = common_checkpoints([_matching_checkpoints(self.bank, training) for training in trainings])
         for training, checkpoint in zip(trainings, checkpoints, strict=True):
             try:
                 self.active.append(TrainingState(self.bank, training, self.pad_id, checkpoint))
             except Exception as error:
                 self.outcomes[training.name] = to_failure(error)
-        resumed = [checkpoint for checkpoint in checkpoints if checkpoint and not checkpoint.done]
-        if resumed:
-            _set_random_states(resumed[0].random, self.bank.device)
-        elif len(trainings) > 1 and not any(checkpoints):
+        if len(trainings) > 1 and not any(checkpoints):
             self._save()  # a crash during the first real save then finds these common checkpoints
         self._finish_trainings()
 
@@ -179,11 +172,10 @@ class _Session:
 
     def _save(self) -> None:
         """Save all trainings at the same step, so that all can resume from it together."""
-        random = _random_states(self.bank.device)
         for state in self.active:
             state.update_seconds()
             with activity_timer("saving", state.training.name):
-                state.save(random)
+                state.save()
         self.last_save = time.monotonic()
 
     def _finish_trainings(self) -> None:
@@ -233,14 +225,3 @@ def _matching_checkpoints(bank: Bank, training: ExpertTraining) -> list[Checkpoi
         count = len(checkpoints) - len(matching)
         _LOG.warning("Ignored %d checkpoint(s) of %s: their tensors do not fit the expert", count, training.name)
     return matching
-
-
-def _random_states(device: torch.device) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
-
-
-def _set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)

@@ -90,6 +90,8 @@ class TrainingState:
         self.expert: Expert = bank.expert(training.name)
         trains_head = training.head == "trained" and self.expert.head.out_features > 0  # 0: the expert generates text
         self.expert.head.requires_grad_(trains_head)
+        if self.expert.head.out_features == 1:  # all options share the bias: its gradient is nothing but rounding
+            self.expert.head.bias.requires_grad_(False)
         self.expert.head.dropout = self.settings.head_dropout if trains_head else 0.0
         self.optimizer = make_optimizer(self.expert, self.settings)
         self.result, self.evaluations_since_best = FitResult({}, 0, 0, 0.0, [0, 0]), 0
@@ -108,8 +110,7 @@ class TrainingState:
     def depth(self) -> int:
         """Number of base layers in the trunk.
 
-        Layers below the adapter belong to the trunk whether its states are stored or not: they run without gradients
-        and without the base's dropout.
+        Layers below the adapter belong to the trunk whether its states are stored or not: they run without gradients.
         """
         states = self.training.train.states
         return states.depth if states else self.expert.adapter.lowest_layer
@@ -133,8 +134,9 @@ class TrainingState:
     def next_batch(self) -> ExpertBatch:
         """Reset the gradients and return the next batch."""
         self.optimizer.zero_grad()
-        training = self.training
-        return ExpertBatch(training.name, training.train, next(self.batches), self.settings.label_smoothing)
+        training, settings, step = self.training, self.settings, self.result.steps
+        rows = next(self.batches)
+        return ExpertBatch(training.name, training.train, rows, settings.label_smoothing, settings.seed or 0, step)
 
     def step(self, stats: PassStats) -> None:
         """Take one optimizer step with the gradients already accumulated.
@@ -180,8 +182,8 @@ class TrainingState:
         self.optimizer.zero_grad()
         return self.result
 
-    def save(self, random: dict[str, Tensor]) -> None:
-        """Save a checkpoint with these random states, if the training has a checkpoint folder."""
+    def save(self) -> None:
+        """Save a checkpoint, if the training has a checkpoint folder."""
         folder, result = self.training.checkpoints, self.result
         if folder:
             folder.save(
@@ -191,7 +193,6 @@ class TrainingState:
                     done=self.is_finished,
                     expert=dict(self.expert.state_dict()),
                     optimizer=self.optimizer.state_dict(),
-                    random=random,
                     best=result.best,
                     best_step=result.best_step,
                     best_expert=self.best_weights,

@@ -148,7 +148,9 @@ def test_the_loss_is_that_of_the_answers_tokens(base):
     loss = torch.stack(expected).mean()
     for at_once in (None, 1):
         expert.zero_grad()
-        passed = add_gradients(bank, [ExpertBatch("e", rows, [0, 1], 0.1)], 0, depth=0, micro_batch=at_once)[0]
+        passed = add_gradients(
+            bank, [ExpertBatch("e", rows, [0, 1], 0.1, seed=0, step=0)], 0, depth=0, micro_batch=at_once
+        )[0]
         assert passed.loss == pytest.approx(loss.item(), rel=1e-5)
         wanted = torch.autograd.grad(loss, list(expert.adapter.parameters()), retain_graph=True)
         for parameter, grad in zip(expert.adapter.parameters(), wanted, strict=True):

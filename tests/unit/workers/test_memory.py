@@ -81,11 +81,9 @@ def test_on_a_gpu_the_attention_weights_are_not_kept_and_the_process_stays_in_th
     assert gpu.gpu > gpu.base + gpu.activations + gpu.optimizer
 
 
-BERT = {"dropout": BertConfig(hidden_size=96, num_hidden_layers=3, num_attention_heads=4, intermediate_size=400,
-                              vocab_size=60, max_position_embeddings=48),
-        "no-dropout": BertConfig(hidden_size=96, num_hidden_layers=3, num_attention_heads=4, intermediate_size=400,
-                                 vocab_size=60, max_position_embeddings=48, hidden_dropout_prob=0.0,
-                                 attention_probs_dropout_prob=0.0)}  # fmt: skip
+BERT = {"bert": BertConfig(hidden_size=96, num_hidden_layers=3, num_attention_heads=4, intermediate_size=400,
+                           vocab_size=60, max_position_embeddings=48, hidden_dropout_prob=0.0,
+                           attention_probs_dropout_prob=0.0)}  # fmt: skip
 LLAMA = {"llama": LlamaConfig(hidden_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
                               intermediate_size=256, vocab_size=60, max_position_embeddings=48)}  # fmt: skip
 

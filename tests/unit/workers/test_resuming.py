@@ -135,11 +135,11 @@ def test_stopped_between_the_saves_of_two(job_of, undisturbed, monkeypatch, step
     expected, expected_record = undisturbed("several", jobs)
     record, honest, saves = Record(), loop.TrainingState.save, []
 
-    def save(state, random):
+    def save(state):
         saves.append(state.result.steps)
         if saves.count(step) == 2:
             raise Stop
-        honest(state, random)
+        honest(state)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.TrainingState, "save", save)
@@ -185,8 +185,8 @@ def test_a_training_that_ends_is_saved_if_that_took_long(job_of, monkeypatch, se
     """The time counts from the save before. What is lost otherwise, between the last step and the result, is short."""
     saves, honest = {}, loop.TrainingState.save
     monkeypatch.setattr(loop, "CHECKPOINT_AT_END_SECONDS", seconds)
-    monkeypatch.setattr(loop.TrainingState, "save", lambda state, random: (
-        saves.setdefault(state.training.name, []).append(state.result.steps), honest(state, random)))  # fmt: skip
+    monkeypatch.setattr(loop.TrainingState, "save", lambda state: (
+        saves.setdefault(state.training.name, []).append(state.result.steps), honest(state)))  # fmt: skip
     run_experts([job_of(*each) for each in CASES[case]], Record())
     assert saves["colours"] == saved
 
