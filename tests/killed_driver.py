@@ -161,6 +161,8 @@ def registry_content(root: Path) -> dict[str, Any]:
     versions = {}
     for version in registry.client.search_model_versions(max_results=1000):
         tags = {key: value for key, value in version.tags.items() if not re.search("second|base_loads", key)}
+        if base_folder := tags.get("ttmoe.base_folder"):  # each test has a folder of its own
+            tags["ttmoe.base_folder"] = str(Path(base_folder).relative_to(root.parent.resolve()))
         folder = registry.artifact_root / Path(version.source.removeprefix("file://")).relative_to(
             registry.artifact_root
         )
