@@ -35,6 +35,7 @@ class Forecast:
     Attributes:
         memory: Memory of a job with this expert alone, by task.
         job_resources: Resources that each job reserves; the largest job decides.
+        worker_resources: What a worker reserves: more memory than a job, for those of stage 2, where as many still fit.
         experts_per_job: Maximum number of experts that a job trains together.
         jobs: Number of jobs.
         parallel_jobs: Number of jobs that run at the same time.
@@ -48,6 +49,7 @@ class Forecast:
 
     memory: dict[str, MemoryEstimate]
     job_resources: JobResources
+    worker_resources: JobResources
     experts_per_job: int
     jobs: int
     parallel_jobs: int
@@ -82,21 +84,30 @@ def make_forecast(plan: Plan, state: LibraryState, nodes: Sequence[Node]) -> For
         parallel_jobs = resources.max_parallel or 0  # the schema requires it
     else:
         parallel_jobs = max_parallel_jobs(nodes, job_resources, resources.max_parallel)
+    router = forecast_router(plan, model)
     packs = pack_jobs({task: plan.experts[task].job for task in todo}, experts_per_job)
     seconds = estimate_expert_seconds(plan, state)
     return Forecast(
         memory=estimate_memory(plan, model, plan.experts, 1),
         job_resources=job_resources,
+        worker_resources=_with_room_for_stage2(job_resources, router, nodes),
         experts_per_job=experts_per_job,
         jobs=len(packs),
         parallel_jobs=parallel_jobs,
         limiting_resource=_find_limit(nodes, job_resources, parallel_jobs),
         trunk=forecast_trunk(plan, model, todo),
-        router=forecast_router(plan, model),
+        router=router,
         expert_seconds=seconds,
         total_seconds=_total_seconds([[seconds[task] for task in pack] for pack in packs], parallel_jobs),
         waits_for_nodes=resources.autoscaling and not max_parallel_jobs(nodes, job_resources),
     )
+
+
+def _with_room_for_stage2(job: JobResources, router: RouterForecast, nodes: Sequence[Node]) -> JobResources:
+    """Return what a worker reserves so that it need not be replaced by a larger one for the router."""
+    stage2 = [router.features, router.training, router.testing, *([router.comparing] if router.compares_depths else [])]
+    roomy = replace(job, memory=max(job.memory, *(each.memory for each in stage2)))
+    return roomy if max_parallel_jobs(nodes, roomy) == max_parallel_jobs(nodes, job) else job
 
 
 def check_feasible(plan: Plan, nodes: Sequence[Node], tasks: Collection[str] | None = None) -> None:

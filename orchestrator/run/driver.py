@@ -191,7 +191,7 @@ def _run_stages(context: RunContext, stage_result: Stage1Result) -> Plan:
     plan, state, forecast, registry = context.plan, context.state, context.forecast, context.registry
     resources, failures = plan.config.resources, plan.config.failures
     with WorkerPool(
-        forecast.job_resources,
+        forecast.worker_resources,
         failures,
         resources.max_parallel,
         resources.autoscaling,

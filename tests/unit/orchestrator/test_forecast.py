@@ -191,6 +191,18 @@ def test_a_job_that_does_not_fit_a_gpu_is_refused(on_gpu):
         check_feasible(on_gpu(), [replace(GPU, gpu_memory=10**8)])
 
 
+def test_workers_reserve_the_memory_of_stage_2_where_as_many_of_them_fit(planned):
+    """Otherwise each stage would start processes of its own, which takes seconds."""
+    plan = planned()
+    forecast = forecast_of(plan, [CPU])
+    router = forecast.router
+    most = max(each.memory for each in (router.features, router.training, router.testing, router.comparing))
+    assert most > forecast.job_resources.memory
+    assert forecast.worker_resources == replace(forecast.job_resources, memory=most)
+    small = replace(CPU, memory=4 * forecast.job_resources.memory)
+    assert forecast_of(plan, [small]).worker_resources == forecast.job_resources
+
+
 def test_with_autoscaling_the_run_waits_for_nodes(planned):
     plan = planned(resources={"cpus_per_expert": 64, "gpus_per_expert": 0, "autoscaling": True, "max_parallel": 3})
     check_feasible(plan, [CPU])
