@@ -81,7 +81,7 @@ def _standardise_rows(states: Tensor, heads: Sequence[Head], index: Tensor, drop
     rates = [head.dropout if head.training else 0.0 for head in heads]
     if not any(rates):
         return standardised
-    return _drop(standardised, torch.tensor(rates, device=states.device)[index], dropout_keys)
+    return _drop(standardised, torch.tensor(rates, dtype=torch.float64, device=states.device)[index], dropout_keys)
 
 
 def _drop(states: Tensor, rates: Tensor | float, dropout_keys: Tensor | None) -> Tensor:

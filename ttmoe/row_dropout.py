@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _LEVELS = 2**16  # a rate is rounded to one of so many: each hash gives two numbers of the mask
+# Odd factors, with which no two rows, tokens or columns share a product; their sums are spread by ``_mix``.
+_ROW, _TOKEN, _COLUMN = 0x9E3779B1 - 2**32, 0x85EBCA77 - 2**32, 0xC2B2AE3D - 2**32
 
 
 def dropout_keys(seed: int, step: int, rows: Sequence[int]) -> Tensor:
@@ -31,14 +33,14 @@ def dropout_keys(seed: int, step: int, rows: Sequence[int]) -> Tensor:
         (rows, 2), int32, on the CPU. Column 0 is the same for all rows of the step.
     """
     words = torch.frombuffer(bytearray(random.Random(f"dropout {seed} {step}").randbytes(8)), dtype=torch.int32)
-    own = _mix(torch.tensor(rows, dtype=torch.int32) ^ words[1])
+    own = torch.tensor(rows, dtype=torch.int32) * _ROW ^ words[1]
     return torch.stack([words[0].expand_as(own), own], dim=1)
 
 
 def keys_at(sites: Sequence[str], keys: Tensor) -> Tensor:
     """Return the keys (sites, rows, 2) that rows with these ``keys`` have at each of the ``sites`` that drop."""
     codes = torch.tensor([zlib.crc32(site.encode()) - 2**31 for site in sites], dtype=torch.int32)
-    return _mix(keys ^ codes.reshape(-1, 1, 1))
+    return keys ^ codes.reshape(-1, 1, 1)
 
 
 def shared_key(keys: Tensor) -> Tensor:
@@ -51,28 +53,33 @@ def dropout_by_row(x: Tensor, rates: Tensor | float, keys: Tensor | None) -> Ten
 
     Args:
         x: The rows, (rows, width) or (rows, tokens, width).
-        rates: Dropout rate from 0 to below 1 of each row, (rows,), or of all rows.
+        rates: Dropout rate from 0 to below 1 of each row, (rows,), fp64, or of all rows.
         keys: Key of each row, (rows, 2), int32. None draws keys from torch's global generator.
 
     Returns:
         As ``x``. A row with rate 0 stays as it is.
     """
-    if isinstance(rates, float):
-        rates = torch.full((1,), rates, device=x.device)
     if keys is None:
         keys = torch.randint(-(2**31), 2**31, (len(x), 2), dtype=torch.int32, device=x.device)
     rows = x.reshape(len(x), -1, x.shape[-1])
-    lowest_kept = (rates * _LEVELS).round().clamp(max=_LEVELS - 1) - _LEVELS // 2
-    dropped = _uniform(keys, rows.shape[1], rows.shape[2]) < lowest_kept.to(torch.int16).reshape(-1, 1, 1)
-    scale = (1 / (1 - rates)).to(x.dtype).reshape(-1, 1, 1)
+    lowest_kept: Tensor | int
+    scale: Tensor | float
+    if isinstance(rates, float):
+        lowest_kept, scale = min(round(rates * _LEVELS), _LEVELS - 1) - _LEVELS // 2, 1 / (1 - rates)
+    else:
+        rates = rates.reshape(-1, 1, 1)
+        lowest_kept = ((rates * _LEVELS).round().clamp(max=_LEVELS - 1) - _LEVELS // 2).to(torch.int16)
+        scale = (1 / (1 - rates)).to(x.dtype)
+    dropped = _uniform(keys, rows.shape[1], rows.shape[2]) < lowest_kept
     return (rows.masked_fill(dropped, 0) * scale).reshape(x.shape)
 
 
 def _uniform(keys: Tensor, tokens: int, width: int) -> Tensor:
     """Return numbers that are uniform over int16, (rows, tokens, width)."""
-    positions, columns = (torch.arange(n, dtype=torch.int32, device=keys.device) for n in (tokens, (width + 1) // 2))
-    of_token = _mix(_mix(positions ^ keys[:, :1]) + keys[:, 1:])
-    return _mix(of_token.unsqueeze(-1) + _mix(columns)).view(torch.int16)[..., :width]
+    positions = torch.arange(tokens, dtype=torch.int32, device=keys.device) * _TOKEN
+    columns = torch.arange((width + 1) // 2, dtype=torch.int32, device=keys.device) * _COLUMN
+    of_token = _mix((positions ^ keys[:, :1]) + keys[:, 1:])
+    return _mix(of_token.unsqueeze(-1) + columns).view(torch.int16)[..., :width]
 
 
 def _mix(x: Tensor) -> Tensor:

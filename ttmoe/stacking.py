@@ -90,7 +90,8 @@ def _dropout_rates(entries: Sequence[StackEntry], experts: int, device: torch.de
     first = entries[0][4]
     if set(rates.values()) == {first}:
         return float(first)
-    return torch.tensor([rates.get(expert, 0.0) for expert in range(experts)], device=device)
+    rates_in_order = [rates.get(expert, 0.0) for expert in range(experts)]
+    return torch.tensor(rates_in_order, dtype=torch.float64, device=device)
 
 
 def _dropout_keys(

@@ -72,12 +72,15 @@ def settings(**changes):
     return COMMON.model_copy(update=changes)
 
 
+# Seeds at which no gradient of the first steps is as small as AdamW's eps, where its steps magnify rounding.
 MEMBERS = {
-    "text": Member(texts(), 3, AdapterSpec(rank=4, dropout=0.1), COMMON),
+    "text": Member(texts(), 3, AdapterSpec(rank=4, dropout=0.1), settings(seed=7)),
     "pair": Member(pairs(), 2, AdapterSpec(method="lora", rank=2, targets=("q", "v", "o"), dropout=0.3),
-                   settings(batch_size=5, head_dropout=0.4, seed=3)),
-    "choice": Member(choices(), 1, AdapterSpec(rank=2, targets=("v", "down"), dropout=0.1), settings(batch_size=6)),
-    "generate": Member(completions(), 0, AdapterSpec(rank=3, targets=("q", "v"), dropout=0.1), settings(batch_size=4)),
+                   settings(batch_size=5, head_dropout=0.4, seed=4)),
+    "choice": Member(choices(), 1, AdapterSpec(rank=2, targets=("v", "down"), dropout=0.1),
+                     settings(batch_size=6, seed=5)),
+    "generate": Member(completions(), 0, AdapterSpec(rank=3, targets=("q", "v"), dropout=0.1),
+                       settings(batch_size=4, seed=5)),
     "long": Member(texts(50, "south", longer=25), 3, AdapterSpec(rank=5), settings(steps=12, head_dropout=0.0)),
 }  # fmt: skip
 
@@ -182,3 +185,28 @@ def test_keys_change_nothing_outside_training(dropping_base):
     plain = score(pack.bank, items, names, pack.pad_id)
     keyed = score(pack.bank, items, names, pack.pad_id, dropout_keys=torch.arange(8, dtype=torch.int32).reshape(4, 2))
     assert all(torch.equal(one, other) for one, other in zip(plain, keyed, strict=True))
+
+
+NEW_ROWS = 500
+
+
+def accuracy(base, names, name, threads, **changes):
+    """The accuracy on new rows of an expert that was trained in a pack."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        pack = Pack(base, {each: MEMBERS[each].with_settings(**changes) for each in names})
+        pack.fit()
+        rows = tokenize(load_tokenizer(base), texts(80 + NEW_ROWS)[80:], base.max_length)
+        return evaluate(pack.bank, name, rows, pack.pad_id)["accuracy"]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_whole_training_ends_at_the_accuracy_of_one_alone(dropping_base):
+    """Within the spread of trainings alone on one thread and on two, or one row."""
+    changes = {"steps": 60, "eval_every": 20}
+    one, two = (accuracy(dropping_base, ["text"], "text", threads, **changes) for threads in (1, 2))
+    packed = accuracy(dropping_base, ["text", "long"], "text", 1, **changes)
+    assert 0.4 < one < 0.98  # an accuracy that another training would not have
+    assert min(one, two) - 1.5 / NEW_ROWS < packed < max(one, two) + 1.5 / NEW_ROWS
