@@ -46,8 +46,8 @@ def compute(base, data, cache, rows=50, report=lambda progress: None, depth=0):
 
 
 def found_in(folder, data, spec=ALL, rows=50):
-    """Every split's features, as a router of these rows reads them."""
-    return {split: load_features(folder, split, count, spec) for split, count in row_counts(data, rows).items()}
+    """Copies of every split's features, as a router of these rows reads them: those of a whole file are its pages."""
+    return {split: load_features(folder, split, count, spec).clone() for split, count in row_counts(data, rows).items()}
 
 
 def keep_trunk(base, data, cache, depth, splits=("train", "validation", "test")):
