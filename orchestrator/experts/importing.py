@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,6 @@ from orchestrator.experts.router_state import read_router_state
 from orchestrator.experts.version_selection import version_label
 from orchestrator.plan.identity import spec_hash
 from orchestrator.registry import Registry, Version
-from orchestrator.registry.driver_lock import driver_lock
 from orchestrator.registry.library import open_library
 from ttmoe.adapter import count_lora_parameters
 from ttmoe.errors import InputError
@@ -78,9 +78,10 @@ def import_expert(
     manifest = read_manifest(folder) if (folder / EXPERT_MANIFEST).is_file() else None
     description = _describe(task, labels, kind, manifest, folder)
     _load(probes, folder, description)
-    with tempfile.TemporaryDirectory() as files, driver_lock(store.root.resolve() / library):
+    holding = registry.hold_lease(library, "ttmoe experts import", partial(console.print, soft_wrap=True))
+    with tempfile.TemporaryDirectory() as files, holding as held:
         saved = _save(probes, description, manifest, Path(files))
-        version = _register(registry, library, probes, saved, Path(files), folder)
+        version = _register(held, library, probes, saved, Path(files), folder)
     headless = bool(description.labels) and not _has_head(folder)
     _report(registry, version, folder, headless=headless, console=console)
 

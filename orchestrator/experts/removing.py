@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from functools import partial
 
 from rich.console import Console
 from rich.prompt import Confirm
@@ -13,7 +14,6 @@ from orchestrator.experts.router_state import read_router_state
 from orchestrator.experts.version_selection import choose_version, task_versions, version_label
 from orchestrator.plan.folders import LibraryFolders
 from orchestrator.registry import Registry, Version
-from orchestrator.registry.driver_lock import driver_lock
 from orchestrator.registry.library import open_library
 from ttmoe.errors import InputError
 
@@ -43,11 +43,12 @@ def remove_expert(
         console.print("nothing was removed")
         return
     folders = LibraryFolders(store.root.resolve(), library, store.root.resolve())
-    with driver_lock(folders.home):
+    notify = partial(console.print, soft_wrap=True)
+    with registry.hold_lease(library, "ttmoe experts rm", notify) as held:
         # The folders first: after an interruption the versions are still listed, and can be removed again.
         for version in versions:
             shutil.rmtree(folders.work_folder("experts", version.task, version.spec_hash), ignore_errors=True)
-        registry.remove_versions(library, versions[0].task, [version.version for version in versions])
+        held.remove_versions(library, versions[0].task, [version.version for version in versions])
     console.print(f"removed {labels}; the next `ttmoe run` of a config with this task trains it again", soft_wrap=True)
 
 

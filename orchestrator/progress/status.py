@@ -1,4 +1,4 @@
-"""The status of a library's newest run, read from MLflow and from the driver's lock file."""
+"""The status of a library's newest run, read from MLflow."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from orchestrator.registry import Registry, RunRecord
-from orchestrator.registry.driver_lock import local_driver
 from orchestrator.registry.expert_models import ROUTER
+from orchestrator.registry.process_identity import presence
 from ttmoe.errors import InputError
 
 _STATES = {"FINISHED": "registered", "FAILED": "failed", "KILLED": "stopped"}
@@ -40,6 +39,27 @@ class ExpertStatus:
 
 
 @dataclass(frozen=True)
+class DriverStatus:
+    """The command that works on a library.
+
+    Attributes:
+        command: The command.
+        host: Name of its host.
+        process: Its process id.
+        since: When it began.
+        seen: Its last sign of life.
+        is_here: Whether it runs on this machine, outside other containers; otherwise it may have been lost.
+    """
+
+    command: str
+    host: str
+    process: int
+    since: datetime
+    seen: datetime
+    is_here: bool
+
+
+@dataclass(frozen=True)
 class RunStatus:
     """The status of a run.
 
@@ -55,7 +75,7 @@ class RunStatus:
         cached: Number of experts that were registered before.
         router: ``under way``, ``registered``, ``failed`` or ``stopped``; empty before stage 2.
         search: Whether the run includes a search.
-        driver: Process id of the driver on this machine; None if it does not run here.
+        driver: The holder of the library's lease; None if there is none or it is gone, or the run has ended.
         left: Estimated seconds until all experts are registered; None if unknown.
         run_id: Id of the MLflow run.
     """
@@ -71,7 +91,7 @@ class RunStatus:
     cached: int
     router: str
     search: bool
-    driver: int | None
+    driver: DriverStatus | None
     left: float | None
     run_id: str
 
@@ -81,13 +101,12 @@ class RunStatus:
         return dict(Counter(expert.state for expert in self.experts))
 
 
-def read_status(registry: Registry, library: str, home: Path) -> RunStatus:
-    """Read the status of a library's newest run, in three queries.
+def read_status(registry: Registry, library: str) -> RunStatus:
+    """Read the status of a library's newest run. Nothing is locked or written.
 
     Args:
         registry: The registry.
         library: The library.
-        home: Folder of the library, which contains the driver's lock file.
 
     Raises:
         InputError: If the library has no run.
@@ -113,7 +132,7 @@ def read_status(registry: Registry, library: str, home: Path) -> RunStatus:
         cached=len(set(plan.get("lock", {})) - set(trained)),
         router=_STATES.get(router.status, "under way") if router else "",
         search=bool(plan.get("search")),
-        driver=local_driver(home) if running else None,
+        driver=_driver(registry, library) if running else None,
         left=estimate_seconds_left(experts, (datetime.now(UTC) - run.began).total_seconds()) if running else None,
         run_id=run.run_id,
     )
@@ -137,6 +156,14 @@ def estimate_seconds_left(experts: tuple[ExpertStatus, ...], elapsed: float) -> 
     ]
     done = sum(shares) / len(shares)
     return elapsed * (1 - done) / done if done else None
+
+
+def _driver(registry: Registry, library: str) -> DriverStatus | None:
+    claim = registry.lease_holder(library)
+    if claim is None or (found := presence(claim.holder)) == "gone":
+        return None
+    since, seen = (datetime.fromtimestamp(each, UTC) for each in (claim.since, claim.seen))
+    return DriverStatus(claim.command, claim.holder.host, claim.holder.process, since, seen, is_here=found == "running")
 
 
 def _expert(task: str, child: RunRecord | None, parent: RunRecord) -> ExpertStatus:

@@ -13,7 +13,7 @@ from orchestrator.plan.json_output import to_json
 from orchestrator.plan.quantities import format_duration
 from orchestrator.progress.item_table import MAX_ROWS, append_table
 from orchestrator.progress.stage_progress import ItemProgress, first_line
-from orchestrator.progress.status import ExpertStatus, RunStatus, read_status
+from orchestrator.progress.status import DriverStatus, ExpertStatus, RunStatus, read_status
 from orchestrator.registry.library import open_library
 
 STATES = ("registered", "training", "waiting", "failed", "stopped")
@@ -33,7 +33,7 @@ def show_status(store: StoreAddress, library: str | None, console: Console, *, a
         InputError: If there is no such library, or it has no run.
     """
     registry, name = open_library(store, library)
-    status = read_status(registry, name, store.root.resolve() / name)
+    status = read_status(registry, name)
     if as_json:
         content = asdict(status) | {"counts": status.counts}
         console.out(to_json(content), highlight=False)
@@ -47,7 +47,7 @@ def render_status(status: RunStatus, now: datetime) -> Text:
     text.append(f"{status.library}: {status.run}, {status.status}\n", style="bold")
     text.append(f"  {_format_times(status, now)}\n")
     if status.status == "RUNNING":
-        text.append(f"  {_format_driver(status)}\n", style="" if status.driver is not None else "yellow")
+        text.append(f"  {_format_driver(status.driver, now)}\n", style="" if status.driver else "yellow")
     code = f"ttmoe {status.version}" + (f", commit {status.commit[:12]}" if status.commit else "")
     text.append(f"  {code}; run {status.run_id}\n", style="dim")
     text.append(f"\n{_format_work(status)}\n")
@@ -68,13 +68,15 @@ def _format_times(status: RunStatus, now: datetime) -> str:
     return f"{start}, {format_duration((now - status.began).total_seconds())} ago{left}"
 
 
-def _format_driver(status: RunStatus) -> str:
-    if status.driver is not None:
-        return f"its driver runs on this machine (process {status.driver})"
-    return (
-        "MLflow reports RUNNING, but no driver runs on this machine:\n"
-        "  it runs elsewhere, or it died and the same `ttmoe run` continues it"
-    )
+def _format_driver(driver: DriverStatus | None, now: datetime) -> str:
+    if driver is None:
+        return "MLflow reports RUNNING, but its driver has ended: the same `ttmoe run` continues it"
+    name = "its driver" if driver.command == "ttmoe run" else f"`{driver.command}`"
+    where = "this machine" if driver.is_here else driver.host
+    text = f"{name} runs on {where} (process {driver.process}), since {driver.since.astimezone():%Y-%m-%d %H:%M:%S}"
+    if driver.is_here:
+        return text
+    return f"{text},\n  last sign of life {format_duration((now - driver.seen).total_seconds())} ago"
 
 
 def _format_work(status: RunStatus) -> str:

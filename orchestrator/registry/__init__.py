@@ -28,7 +28,9 @@ with warnings.catch_warnings():
     # MLflow 3.17 declares its tables with a loader that SQLAlchemy 2.1 deprecates; only its import warns.
     warnings.simplefilter("ignore", DeprecationWarning)
     from orchestrator.registry.availability import is_unavailable
+    from orchestrator.registry.claim_tags import lease_holder
     from orchestrator.registry.expert_models import find_experts, list_experts, register_expert
+    from orchestrator.registry.lease import hold_lease
     from orchestrator.registry.recovery import close_stale, unfinished_specs
     from orchestrator.registry.removal import remove_versions
     from orchestrator.registry.retrying import (
@@ -111,6 +113,8 @@ class Registry(RetryingStore):
         return replace(self, patience=0.0)
 
     libraries = retried(libraries)
+    hold_lease = hold_lease
+    lease_holder = retried(lease_holder)
 
     start_run = retried(start_run)
     expert_run = retried(expert_run)

@@ -139,7 +139,7 @@ def open_store(uri: str, artifact_root: Path, where: str) -> Store:
         if is_server:
             uri = _move_credentials(uri)
         client = MlflowClient(uri, uri)
-        with _single_requests():
+        with single_requests():
             client.search_experiments(max_results=1)
     except Exception as error:  # database drivers, servers and MLflow raise different types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -249,7 +249,7 @@ def _move_credentials(uri: str) -> str:
 
 
 @contextmanager
-def _single_requests() -> Iterator[None]:
+def single_requests() -> Iterator[None]:
     """Let MLflow's client send each request once within the context, because a wrong address must not take minutes."""
     before = {name: os.environ.get(name) for name in _SINGLE_REQUESTS}
     os.environ.update(_SINGLE_REQUESTS)

@@ -24,7 +24,6 @@ from orchestrator.plan.search_space import check_search_space
 from orchestrator.progress.live_view import LiveView
 from orchestrator.recording.registrar import Stage1Result
 from orchestrator.registry import Registry, Version
-from orchestrator.registry.driver_lock import driver_lock
 from orchestrator.registry.expert_models import select_versions
 from orchestrator.registry.versions import BASE_FOLDER, CHAMPION
 from orchestrator.report.incidents import Incident
@@ -70,7 +69,7 @@ def run_library(loaded: LoadedConfig, console: Console) -> None:
         registry = (opened or Registry.open(store.uri, store.artifacts, store.source)).with_retries(
             loaded.config.failures.tracking_minutes * 60, partial(console.print, soft_wrap=True)
         )
-    with driver_lock(plan.folders.home):
+    with registry.hold_lease(plan.folders.library, "ttmoe run", registry.notify) as registry:
         registry.close_stale(plan.folders.library)
         state = read_library_state(plan, registry)
         check_search_space(plan, state)

@@ -379,9 +379,7 @@ class TestRm:
         assert len(home.versions()) == len(before) - 1
 
     def test_it_fails_while_a_run_is_active(self, home):
-        from orchestrator.registry.driver_lock import driver_lock
-
-        with driver_lock(home.root / "lib"):
+        with home.registry.hold_lease("lib", "ttmoe run", print):
             assert "another run" in home.refused("rm", "colours", "--yes", "--force")
         assert ("colours", 1, ("candidate", "champion")) in home.versions()
 

@@ -35,7 +35,12 @@ PLACES = {
     "yaml": ("orchestrator/",),
     "pydantic": ("orchestrator/", "workers/"),
     "humanize": ("orchestrator/plan/quantities.py", "orchestrator/pool/capacity.py"),
-    "psutil": ("cluster/", "workers/system_metrics.py", "workers/training/memory_limit.py"),
+    "psutil": (
+        "cluster/",
+        "orchestrator/registry/process_identity.py",
+        "workers/system_metrics.py",
+        "workers/training/memory_limit.py",
+    ),
     "pip": (),
 }
 # The type variables of decorators; a suite and the module of the same name in another package.

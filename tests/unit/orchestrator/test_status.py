@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,22 +17,24 @@ from typer.testing import CliRunner
 from orchestrator.cli import app
 from orchestrator.config.store_address import find_store
 from orchestrator.progress.status import (
+    DriverStatus,
     ExpertStatus,
     RunStatus,
     estimate_seconds_left,
     read_status,
 )
 from orchestrator.progress.status_screen import render_status, show_status
-from orchestrator.registry.driver_lock import driver_lock, local_driver
 from ttmoe.errors import InputError
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
+BEGAN = NOW - timedelta(minutes=10)
+HERE = DriverStatus("ttmoe run", "here", 77, BEGAN, NOW - timedelta(seconds=20), is_here=True)
 
 
 def made(experts: tuple[ExpertStatus, ...], **more) -> RunStatus:
     values = dict(
-        library="lib", run="run 1", status="RUNNING", began=NOW - timedelta(minutes=10), ended=None, version="0.1",
-        commit="", experts=experts, cached=0, router="", search=False, driver=77, left=300.0, run_id="abc",
+        library="lib", run="run 1", status="RUNNING", began=BEGAN, ended=None, version="0.1",
+        commit="", experts=experts, cached=0, router="", search=False, driver=HERE, left=300.0, run_id="abc",
     )  # fmt: skip
     return RunStatus(**(values | more))
 
@@ -75,21 +79,19 @@ def test_a_thousand_fit_a_screen():
     assert len(text.splitlines()) < 55
 
 
-def test_no_driver_here_is_said_in_words_and_only_while_it_matters():
-    assert "no driver runs on this machine:\n  it runs elsewhere, or it died" in shown(made((), driver=None))
+def test_a_driver_that_ended_is_said_in_words_and_only_while_it_matters():
+    assert "its driver has ended: the same `ttmoe run` continues it" in shown(made((), driver=None))
     ended = shown(made((), driver=None, status="FINISHED", ended=NOW, left=None))
     assert "driver" not in ended
     assert "took 10 minutes" in ended
 
 
-def test_the_driver_is_found_by_its_lock(tmp_path):
-    home = tmp_path / "lib"
-    assert local_driver(home) is None
-    with driver_lock(home):
-        assert local_driver(home) == int((home / "driver.lock").read_text())
-    assert local_driver(home) is None
-    with driver_lock(home):  # looking took nothing away
-        pass
+def test_where_the_driver_runs_and_since_when():
+    began = f"since {BEGAN.astimezone():%Y-%m-%d %H:%M:%S}"
+    assert f"its driver runs on this machine (process 77), {began}\n" in shown(made(()))
+    there = replace(HERE, command="ttmoe experts rm", host="node7", is_here=False)
+    text = f"`ttmoe experts rm` runs on node7 (process 77), {began},\n  last sign of life 20 seconds ago"
+    assert text in shown(made((), driver=there))
 
 
 def test_time_left_follows_the_share_that_is_done():
@@ -148,8 +150,8 @@ def recorded(fresh_store, tmp_path_factory):
 
 @pytest.mark.integration
 def test_the_record_tells_each_experts_state(recorded):
-    root, registry, new = recorded
-    status = read_status(registry, "lib", root / "lib")
+    _, registry, new = recorded
+    status = read_status(registry, "lib")
     assert (status.run, status.run_id, status.status, status.cached) == ("new", new, "RUNNING", 1)
     assert (status.driver, status.router, status.search) == (None, "stopped", False)
     states = {expert.task: expert.state for expert in status.experts}
@@ -161,6 +163,36 @@ def test_the_record_tells_each_experts_state(recorded):
     assert by_task["bad"].error == "DivergedError: the loss is nan"
     assert by_task["bad"].loss is None
     assert registry.metric_history(status.run_id, "none") == []
+
+
+@pytest.mark.integration
+def test_the_driver_is_the_holder_of_the_lease_and_looking_changes_nothing(recorded, monkeypatch):
+    _, registry, _ = recorded
+    writes = []
+
+    def counted(name):
+        write = getattr(registry.client, name)
+        monkeypatch.setattr(registry.client, name, lambda *args: writes.append(name) or write(*args))
+
+    with registry.hold_lease("lib", "ttmoe run", print):
+        for name in dir(registry.client):
+            if name.startswith(("set_", "delete_", "create_", "log_", "update_", "restore_")):
+                counted(name)
+        driver = read_status(registry, "lib").driver
+        assert (driver.command, driver.process, driver.is_here) == ("ttmoe run", os.getpid(), True)
+        monkeypatch.setattr("orchestrator.registry.process_identity.machine_id", lambda: "another")
+        assert not read_status(registry, "lib").driver.is_here
+        monkeypatch.setattr("orchestrator.registry.process_identity.psutil.pid_exists", lambda process: False)
+        assert read_status(registry, "lib").driver is not None
+        monkeypatch.setattr("orchestrator.registry.process_identity.machine_id", lambda: driver_machine(registry))
+        assert read_status(registry, "lib").driver is None
+        assert writes == []
+    assert writes == ["delete_experiment_tag"]
+    assert read_status(registry, "lib").driver is None
+
+
+def driver_machine(registry):
+    return registry.lease_holder("lib").holder.machine
 
 
 @pytest.mark.integration
@@ -178,7 +210,7 @@ def test_json_is_for_programs(recorded):
 
 
 @pytest.mark.integration
-def test_a_library_without_a_run(recorded, tmp_path: Path):
+def test_a_library_without_a_run(recorded):
     _, registry, _ = recorded
     with pytest.raises(InputError, match="no run"):
-        read_status(registry, "never", tmp_path)
+        read_status(registry, "never")
