@@ -2,7 +2,7 @@
 
 The holder renews its claim in a thread. A command on another host takes the lease over when it saw no renewal for the
 claim's time to live; one on this host when the holder's process is gone. A holder that was cut off from the store, or
-suspended, asks before its next operation whether it still holds the lease, and ends if not.
+suspended, asks before its next request whether it still holds the lease, and ends if not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+from mlflow.tracking import MlflowClient
 
 from orchestrator.config.store_address import mask_secrets
 from orchestrator.registry.claim_tags import ClaimBoard, TagBoard
@@ -112,6 +115,25 @@ class Lease:
                 signal.pthread_kill(self._owner, number)
 
 
+class GuardedClient:
+    """MLflow's client, with a function that is called before each request; it may raise an error."""
+
+    def __init__(self, client: MlflowClient, guard: Callable[[], Any]) -> None:
+        self._client, self._guard = client, guard
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._client, name)
+        if not callable(value):
+            return value
+
+        @wraps(value)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._guard()
+            return value(*args, **kwargs)
+
+        return call
+
+
 @contextmanager
 def hold_lease(store: S, library: str, command: str, notify: Callable[[str], Any]) -> Iterator[S]:
     """Hold the lease of a library within the context.
@@ -123,7 +145,7 @@ def hold_lease(store: S, library: str, command: str, notify: Callable[[str], Any
         notify: Receives a message when this command waits to see whether another one still runs.
 
     Yields:
-        The store, with operations that fail after another command took the lease over.
+        The store, with requests that fail after another command took the lease over.
 
     Raises:
         InputError: Another command holds the lease.
@@ -136,7 +158,7 @@ def hold_lease(store: S, library: str, command: str, notify: Callable[[str], Any
             claim, at = Claiming(TagBoard(store, library), command, where, notify).prevail()
             lease = Lease(TagBoard(replace(store, patience=0.0), library), claim, at, where)
             lease.keep()
-            yield replace(store, guard=lease.confirm)
+            yield replace(store, client=cast(MlflowClient, GuardedClient(store.client, lease.confirm)))
         finally:
             if lease:
                 lease.release()

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from tenacity import (
@@ -35,10 +35,6 @@ def _ignore(message: str) -> None:
     pass
 
 
-def _allow() -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class RetryingStore(Store):
     """An open store whose operations are retried while it is unavailable.
@@ -46,12 +42,10 @@ class RetryingStore(Store):
     Attributes:
         patience: Seconds to retry an operation, counted from its first failure. With 0 it is not retried.
         notify: Function that receives a message for the user when an operation fails for the first time.
-        guard: Called before each attempt of an operation. It raises an error if the operation must not be done.
     """
 
     patience: float = 0.0
     notify: Callable[[str], Any] = _ignore
-    guard: Callable[[], Any] = field(default=_allow, compare=False, repr=False)
 
 
 def retry_while_unavailable(
@@ -92,18 +86,14 @@ def retried(operation: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate
     The decorated operation raises WorkFailedError if the store stays unavailable for longer.
     """
 
-    def attempt(store: RetryingStore, *args: P.args, **kwargs: P.kwargs) -> R:
-        store.guard()
-        return operation(store, *args, **kwargs)
-
     @functools.wraps(operation)
     def call(store: RetryingStore, *args: P.args, **kwargs: P.kwargs) -> R:
         if not store.patience:
-            return attempt(store, *args, **kwargs)
+            return operation(store, *args, **kwargs)
         message = f"the MLflow store does not respond; retrying for up to {store.patience / 60:g} minutes"
         retrying = retry_while_unavailable(store.patience, functools.partial(store.notify, message))
         try:
-            return retrying(attempt, store, *args, **kwargs)
+            return retrying(operation, store, *args, **kwargs)
         except Exception as error:
             if not is_unavailable(error):
                 raise
@@ -133,7 +123,7 @@ def end_run_on_exit(store: RetryingStore, run_id: str) -> Iterator[None]:
     except BaseException as error:
         status: FinalStatus = "FAILED" if isinstance(error, Exception) else "KILLED"
         try:
-            retried(finish_run)(replace(store, patience=0.0), run_id, status)
+            finish_run(store, run_id, status)
         except Exception as finish_error:
             if not is_unavailable(finish_error):
                 raise

@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -593,6 +594,60 @@ def test_stale_runs_are_closed(registry):
     assert [run.info.run_id for run in all_runs(registry, "RUNNING")] == [other]
     assert registry.close_stale("never-run") == 0
     assert {each.name for each in registry.libraries()} == {"lib", "other"}
+
+
+def twice(registry, made, task="trec", spec_hash="aa11"):
+    """Register a spec in two runs, as two drivers do that know nothing of each other, and return both versions."""
+    versions = []
+    for _ in range(2):
+        run = registry.expert_run("lib", "none", task, spec_hash, {}, is_new=True)
+        version = registry.register_expert("lib", task, spec_hash, made / "expert", run, {}, is_new=True, promote=True)
+        versions.append(version)
+    return versions
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["", "the files of the first are gone"])
+@pytest.mark.parametrize("crashed", [0, 1], ids=["the first crashed", "the second crashed"])
+def test_of_versions_with_one_spec_one_remains_with_its_run(registry, made, crashed, gone):
+    """Whichever driver died before it looked for another version; both were promoted."""
+    first, second = versions = twice(registry, made)
+    other = add_expert(registry, made / "expert", spec_hash="cc33")
+    registry.finish_run(versions[1 - crashed].run_id, "FINISHED")
+    if gone:
+        shutil.rmtree(registry.fetch(first))
+    kept, deleted = (second, first) if gone else (first, second)
+    assert registry.close_stale("lib") == 1
+    assert [version.version for version in registry.experts("lib", every=True)] == [kept.version, other.version]
+    assert registry.find_expert("lib", "trec", "aa11").aliases == ("champion",)
+    assert {run.info.run_id: run.info.status for run in all_runs(registry)} == {
+        kept.run_id: "FINISHED",
+        other.run_id: "FINISHED",
+    }
+    assert deleted.run_id != kept.run_id
+    assert registry.close_stale("lib") == 0
+
+
+def test_of_runs_with_one_spec_or_one_request_one_remains(registry, made):
+    """A server got a request twice, and the driver died before it looked; or its run was overtaken by another's."""
+    version = add_expert(registry, made / "expert", spec_hash="bb22")
+    tags = {"ttmoe.kind": "expert", "ttmoe.task": "trec"}
+    create = partial(registry.client.create_run, registry.experiment_id("lib"))
+    trial = partial(registry.client.create_run, registry.experiment_id("lib", search=True))
+    for at in (1, 2):
+        create(at, tags | {"ttmoe.spec_hash": "aa11"}, f"expert {at}")
+        create(at, tags | {"ttmoe.spec_hash": "bb22"}, f"registered by another run {at}")
+        create(at, {"ttmoe.kind": "run", "ttmoe.token": "5ec7"}, f"run {at}")
+        trial(at, tags | {"ttmoe.kind": "trial", "ttmoe.spec_hash": "aa11"}, f"trial {at}")
+        create(at, {"ttmoe.kind": "run"}, f"run of an older version {at}")
+    assert registry.close_stale("lib") == 10
+    left = {run.info.run_name: run.info.status for run in all_runs(registry)}
+    assert left == {
+        "trec": "FINISHED",
+        **dict.fromkeys(["expert 1", "run 1", "trial 1"], "KILLED"),
+        **dict.fromkeys(["run of an older version 1", "run of an older version 2"], "KILLED"),
+    }
+    assert registry.find_expert("lib", "trec", "bb22") == version
+    assert registry.close_stale("lib") == 0
 
 
 def test_libraries_are_listed_latest_first_without_their_searches(registry):

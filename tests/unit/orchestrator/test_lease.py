@@ -193,6 +193,24 @@ class TestTakenOver:
         found = registry.run_record(run)
         assert (found.status, "a" in found.tags, "b" in found.tags) == ("RUNNING", True, False)
 
+    def test_an_operation_ends_between_two_of_its_requests(self, registry, monkeypatch):
+        """As when the process is suspended within it."""
+        monkeypatch.setattr(Lease, "keep", lambda self: None)
+        run = registry.expert_run("lib", None, "trec", "aa11", {})
+        registry.finish_run(run, "FINISHED")  # as the taker did
+        search = registry.client.search_runs
+
+        def suspended(*arguments, **more):
+            later = elapsed() + claiming.TTL
+            monkeypatch.setattr("orchestrator.registry.lease.elapsed", lambda: later)
+            take_over(registry)
+            return search(*arguments, **more)
+
+        monkeypatch.setattr(registry.client, "search_runs", suspended)
+        with pytest.raises(WorkFailedError), registry.hold_lease("lib", "ttmoe run", pytest.fail) as held:
+            held.expert_run("lib", None, "trec", "aa11", {})
+        assert registry.run_record(run).status == "FINISHED"
+
     def test_a_renewal_at_the_same_moment_is_undone(self, registry):
         """The holder read its claim before the taker removed it, and wrote it after."""
         with registry.hold_lease("lib", "ttmoe run", pytest.fail):
