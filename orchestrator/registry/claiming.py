@@ -19,12 +19,14 @@ from typing import Any
 
 from orchestrator.registry.claim_tags import ClaimBoard
 from orchestrator.registry.claims import Claim, Judgement, Sighting, judge, observe
-from orchestrator.registry.process_identity import ProcessIdentity, presence, this_process
+from orchestrator.registry.process_identity import Presence, ProcessIdentity, presence, this_process
 from ttmoe.errors import InputError
 
 TTL = 90.0
 """Seconds without a sign of life after which the claim of another host lapses. A request that hangs ends after 60."""
 PAUSE = 0.5  # seconds between two looks at the claims of others
+own_tokens: set[str] = set()
+"""Tokens that this process makes a claim with or holds. Its other claims could not be removed when they ended."""
 _PATIENCE = 10.0  # seconds for another command to withdraw a claim that lost; then this one withdraws its own
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -81,14 +83,17 @@ class Claiming:
             self._wait_for_others()
             now = time.time()
             claim = Claim(self.new_token(), self.holder, self.command, False, now, now, self.ttl)
+            own_tokens.add(claim.token)
             try:
                 self.board.put(claim)
                 if (alone := self._contend(claim)) is not None:
                     return self._take(claim, alone[1]), alone[0]
             except BaseException:
+                own_tokens.discard(claim.token)
                 with suppress(Exception):  # it lapses
                     self.board.remove(claim.token)
                 raise
+            own_tokens.discard(claim.token)
             self.board.remove(claim.token)
 
     def _wait_for_others(self) -> None:
@@ -129,10 +134,13 @@ class Claiming:
         """Return the claims that have not lapsed, each with its judgement."""
         now = self.clock()
         self._sightings = observe(self._sightings, claims, now)
-        judged = [
-            (claim, judge(self._sightings[token], presence(claim.holder), now)) for token, claim in claims.items()
-        ]
+        judged = [(claim, judge(self._sightings[token], self._presence(claim), now)) for token, claim in claims.items()]
         return [(claim, judgement) for claim, judgement in judged if judgement != "lapsed"]
+
+    def _presence(self, claim: Claim) -> Presence:
+        if claim.holder == self.holder:
+            return "running" if claim.token in own_tokens else "gone"
+        return presence(claim.holder)
 
 
 def _held_error(claim: Claim, where: str) -> InputError:

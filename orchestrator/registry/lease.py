@@ -21,7 +21,7 @@ from mlflow.tracking import MlflowClient
 
 from orchestrator.config.store_address import mask_secrets
 from orchestrator.registry.claim_tags import ClaimBoard, TagBoard
-from orchestrator.registry.claiming import Claiming, describe_claim, elapsed
+from orchestrator.registry.claiming import Claiming, describe_claim, elapsed, own_tokens
 from orchestrator.registry.claims import Claim
 from orchestrator.registry.retrying import RetryingStore
 from orchestrator.registry.store import single_requests
@@ -89,6 +89,7 @@ class Lease:
         """Stop the renewal and remove the claim. If the store does not respond, the claim lapses."""
         with self._ending:
             self._released.set()
+        own_tokens.discard(self._claim.token)
         is_fork = os.getpid() != self._claim.holder.process  # the holder goes on
         if is_fork or self.lost or not self._renewing.acquire(timeout=_LONGEST_RENEWAL):
             return

@@ -132,6 +132,20 @@ def test_a_claim_that_cannot_be_compared_is_withdrawn(registry, monkeypatch):
     assert claims(registry) == {}
 
 
+def test_a_claim_that_could_not_be_removed_does_not_refuse_the_same_process(registry, monkeypatch):
+    """A notebook runs one command after another, and the server did not respond at the end of the first."""
+
+    def refuse(*_):
+        raise requests.ConnectionError
+
+    with monkeypatch.context() as patch, registry.hold_lease("lib", "ttmoe run", pytest.fail):
+        patch.setattr(TagBoard, "remove", refuse)
+    assert len(claims(registry)) == 1
+    with registry.hold_lease("lib", "ttmoe run", pytest.fail):
+        assert len(claims(registry)) == 1
+    assert claims(registry) == {}
+
+
 def test_a_forked_process_does_not_release_it(registry):
     with registry.hold_lease("lib", "ttmoe run", pytest.fail):
         before = claims(registry)
