@@ -44,6 +44,8 @@ class InlinePool:
         for unit in units:
             reports: list[Any] = []
             unit.log.parent.mkdir(parents=True, exist_ok=True)
+            if unit.all_cores:  # this process may be a fork, in which torch waits for the threads of its parent
+                unit = unit.with_threads(1)
             for key, value in unit.run(unit.jobs, reports.append).items():
                 yield JobEvent(key, tuple((0.0, report) for report in reports if report.key in ("", key)))
                 failed = isinstance(value, Failure)
