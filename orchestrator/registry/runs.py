@@ -52,6 +52,7 @@ def start_run(
     plan: dict[str, Any],
     *,
     search: bool = False,
+    token: str = "",
 ) -> str:
     """Start the parent run of a ``ttmoe run``, or of a search.
 
@@ -63,6 +64,7 @@ def start_run(
         config_text: Content of the artifact ``config.yaml``.
         plan: Content of the artifact ``plan.json``.
         search: Start a search in the experiment of the library's searches.
+        token: Unique text, the same in all repetitions of the call: of several runs with it only the last remains.
 
     Returns:
         The run id.
@@ -71,12 +73,12 @@ def start_run(
     prepare_pages(store, pages, library, search=search)
     experiment = pages.experiment_id
     kind = "search" if search else "run"
-    # MLflow's client repeats a request if the response was lost. The token identifies a duplicate run.
-    token = {"token": uuid.uuid4().hex} if store.is_remote else {}
+    # MLflow's client repeats a request if the response was lost, and so do the retries of this call.
+    unique = {"token": token or uuid.uuid4().hex} if store.is_remote else {}
     run_id = store.client.create_run(
-        experiment, run_name=name, tags=_run_tags(kind, library, {**tags, **token})
+        experiment, run_name=name, tags=_run_tags(kind, library, {**tags, **unique})
     ).info.run_id
-    for key, value in token.items():
+    for key, value in unique.items():
         for duplicate in store.client.search_runs([experiment], f"tags.`{TAG}{key}` = '{value}'"):
             if duplicate.info.run_id != run_id:
                 store.client.delete_run(duplicate.info.run_id)

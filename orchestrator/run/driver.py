@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import time
+import uuid
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -132,6 +133,7 @@ def _execute(
             "experts": state.todo,
             "search": state.search_is_missing,
         },
+        token=uuid.uuid4().hex,
     )
     stage_result, status = Stage1Result(), "KILLED"
     with registry.end_run_on_exit(run_id):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import uuid
 from dataclasses import replace
 
 from orchestrator.plan.forecast import trial_resources
@@ -42,6 +43,7 @@ def run_search(plan: Plan, registry: Registry, view: LiveView) -> None:
         json.dumps(search.model_dump(), indent=1),
         {"space": space},
         search=True,
+        token=uuid.uuid4().hex,
     )
     with registry.end_run_on_exit(run):
         view.start_stage(f"Search: ranks and shapes for {search.task}", "trial", {})

@@ -93,7 +93,7 @@ class Race:
         turns = dict.fromkeys(range(len(self.threads)), 0)
         for thread in self.threads:
             thread.start()
-            self.over.acquire()
+            self._wait()
         for i in schedule:
             if len(self.ends) == len(self.threads):
                 return
@@ -105,7 +105,7 @@ class Race:
                 self.dead.add(i)
             self.now += claiming.PAUSE
             self.turns[i].release()
-            self.over.acquire()
+            self._wait()
             ended = {LOST, *self.dead}
             held = [claim for claim in self.claims.values() if claim.is_held and claim.holder.process not in ended]
             assert len(held) <= 1
@@ -144,6 +144,9 @@ class Race:
             self.step()
             self.claims.pop(token, None)
 
+    def _wait(self) -> None:
+        assert self.over.acquire(timeout=20)
+
     def _run(self, i: int) -> None:
         threading.current_thread().name = str(i)
         tokens = iter(TOKENS[i])
@@ -156,6 +159,8 @@ class Race:
         except InputError as error:
             self.ends[i] = error
         except Killed:
+            self.ends[i] = None
+        except StopIteration:  # it made many claims, and none prevailed
             self.ends[i] = None
         self.over.release()
 
