@@ -34,7 +34,7 @@ def authentication_of(address: str) -> str:
     _require_answer(address)
     if mode := os.environ.get(AUTH_MODE):
         return mode
-    return "token" if _has_token() and _reason(address, "disabled") else "disabled"
+    return "token" if has_token() and _reason(address, "disabled") else "disabled"
 
 
 def connection_error(address: str, mode: str, error: Exception) -> InputError:
@@ -47,14 +47,17 @@ def connection_error(address: str, mode: str, error: Exception) -> InputError:
     """
     where, reason = f"RAY_ADDRESS={address}", _reason(address, mode) or str(error)
     if "AuthenticationError" in reason:
-        fix = (
-            f"copy ~/.ray/auth_token of the cluster's head to this machine or set RAY_AUTH_TOKEN, and unset {AUTH_MODE}"
-        )
-        return InputError("the Ray cluster asks for a token; this machine has none or another", where=where, fix=fix)
+        return token_error(where)
     if "ersion mismatch" in reason:
         fix = "install the same versions of Ray and Python here as on the cluster"
         return InputError(" ".join(reason.split()), where=where, fix=fix)
     return _no_answer(address, reason)
+
+
+def token_error(where: str) -> InputError:
+    """Return the error for a cluster that asks for another token than this machine has, if it has one."""
+    fix = f"copy ~/.ray/auth_token of the cluster's head to this machine or set RAY_AUTH_TOKEN, and unset {AUTH_MODE}"
+    return InputError("the Ray cluster asks for a token; this machine has none or another", where=where, fix=fix)
 
 
 def _no_answer(address: str, reason: str) -> InputError:
@@ -98,6 +101,7 @@ def _message(error: str) -> str:
     return "\n".join(lines).strip() or "no reason given"
 
 
-def _has_token() -> bool:
+def has_token() -> bool:
+    """Return whether Ray finds a token on this machine."""
     found = Path("~/.ray/auth_token").expanduser()
     return bool(os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH") or found.is_file())

@@ -50,7 +50,7 @@ def ray_session() -> Iterator[None]:
     else:
         own = {"address": "local", "num_cpus": available_cpus(), "include_dashboard": False}
     mode = authentication_of(address) if address else "token"
-    with _authentication(mode):
+    with authentication(mode):
         try:
             with _kept_sigterm():
                 ray.init(**own, log_to_driver=False, logging_level=logging.WARNING, configure_logging=False)
@@ -116,7 +116,7 @@ def _kept_sigterm() -> Iterator[None]:
 
 
 @contextmanager
-def _authentication(mode: str) -> Iterator[None]:
+def authentication(mode: str) -> Iterator[None]:
     """Set Ray's mode of authentication within the context, unless the user's environment sets it."""
     from ray._raylet import Config  # type: ignore[attr-defined]
 

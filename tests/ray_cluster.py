@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -14,24 +15,29 @@ from commands import SCRIPT, environment
 
 
 @contextmanager
-def running_cluster(*nodes: list[str], **env: str) -> Iterator[tuple[str, list[str]]]:
+def running_cluster(*nodes: list[str], dashboard_port: int = 0, **env: str) -> Iterator[tuple[str, list[str]]]:
     """Start a cluster with ``ray start``, each node on a loopback address of its own.
 
     Args:
         nodes: Further arguments of ``ray start`` for each node; the first is the head.
+        dashboard_port: Port of the dashboard, which takes jobs, on 127.0.0.2; 0 for none.
         env: Environment variables of its processes.
 
     Yields:
         Its address, and the mark in the environment of each node's processes.
     """
-    with socket.socket() as found:
-        found.bind(("127.0.0.2", 0))
-        port = found.getsockname()[1]
+    port = free_port()
     address, marks = f"127.0.0.2:{port}", [f"node-{secrets.token_hex(8)}" for _ in nodes]
+    dashboard = ["--include-dashboard=false"]
+    if dashboard_port:
+        dashboard = ["--dashboard-host=127.0.0.2", f"--dashboard-port={dashboard_port}"]
     common = ["--object-store-memory=100000000", "--disable-usage-stats"]
     try:
         for i, (mark, arguments) in enumerate(zip(marks, nodes, strict=True)):
-            place = [f"--address={address}"] if i else ["--head", f"--port={port}", "--include-dashboard=false"]
+            # Nodes with one folder would unpack a job's files over each other.
+            place = (
+                [f"--address={address}", f"--temp-dir=/tmp/{mark}"] if i else ["--head", f"--port={port}", *dashboard]
+            )
             own = [f"--node-ip-address=127.0.0.{i + 2}", *arguments, *common]
             done = subprocess.run([SCRIPT.parent / "ray", "start", *place, *own], capture_output=True, text=True,
                                   env=environment(TTMOE_TEST=mark, **env), timeout=90, check=False)  # fmt: skip
@@ -40,6 +46,15 @@ def running_cluster(*nodes: list[str], **env: str) -> Iterator[tuple[str, list[s
     finally:
         for process in itertools.chain.from_iterable(map(marked, marks)):
             process.kill()
+        for mark in marks:
+            shutil.rmtree(f"/tmp/{mark}", ignore_errors=True)
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.2 that nothing uses."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.2", 0))
+        return int(found.getsockname()[1])
 
 
 def marked(mark: str, name: str = "") -> list[psutil.Process]:

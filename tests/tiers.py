@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
-TIERS = ("e2e", "integration", "unit")  # in this order, so that no long test is left at the end for one process alone
+TIERS = (
+    "cluster",
+    "e2e",
+    "integration",
+    "unit",
+)  # in this order, so no long test is left at the end for one process
 
 # Groups of several files: e2e follows one library from test to test, and SmolLM2 is downloaded once.
 TOGETHER = {"tests/e2e/test_quickstart.py": "e2e", "tests/e2e/test_readme.py": "e2e",

@@ -9,7 +9,9 @@ import typer
 
 from orchestrator.cli.config_commands import config_commands
 from orchestrator.cli.expert_commands import experts
+from orchestrator.cli.job_commands import jobs
 from orchestrator.cli.options import (
+    ClusterOption,
     ConfigArgument,
     JsonOption,
     LibraryOption,
@@ -26,6 +28,7 @@ from ttmoe.errors import InputError
 
 app = command_group("Train, register and route libraries of TT-LoRA experts over one frozen language model.")
 app.add_typer(experts, name="experts")
+app.add_typer(jobs, name="jobs")
 app.add_typer(config_commands, name="config")
 
 
@@ -103,6 +106,28 @@ def plan(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOptio
     from orchestrator.plan.show import show_plan
 
     show_plan(loaded, console(), as_json)
+
+
+@command(app)
+def submit(
+    config: ConfigArgument,
+    cluster: ClusterOption,
+    overrides: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job, and submit nothing.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print its output until the job ends.")] = False,
+) -> None:
+    """Run a config on a cluster, as a job that does not need this machine.
+
+    Plans on the cluster first. Repeat the command to find the job, or to continue after one that failed.
+    """
+    from orchestrator.config.clusters import find_cluster
+    from orchestrator.config.loading import load_config
+
+    loaded = load_config(config, overrides or [])
+    profile = find_cluster(cluster, loaded.config.clusters)
+    from orchestrator.submit.submission import submit_config
+
+    submit_config(loaded, cluster, profile, console(), dry_run=dry_run, follow=follow)
 
 
 @command(app)

@@ -29,6 +29,10 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a config key: train.steps=100. Can be repeated."),
 ]
+ClusterOption = Annotated[
+    str,
+    typer.Option(metavar="CLUSTER", help="Cluster: a name in the config or in clusters.yaml, or http://HOST:8265."),
+]
 RootOption = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="Folder that contains the runs (storage.root); by default runs."),

@@ -36,7 +36,11 @@ class Problem:
 
 
 def to_input_error(
-    error: ValidationError, document: YamlDocument, data: Any, overrides: Mapping[KeyPath, str]
+    error: ValidationError,
+    document: YamlDocument,
+    data: Any,
+    overrides: Mapping[KeyPath, str],
+    model: type[BaseModel] = Config,
 ) -> InputError:
     """Convert a validation error to an InputError that lists all problems in the order of the file.
 
@@ -46,8 +50,9 @@ def to_input_error(
         data: Validated data: that of the document after the overrides.
         overrides: Text of each ``--set`` by the path of its key. A problem that an override caused names the override
             instead of a line.
+        model: The model that refused the data.
     """
-    ordered = sorted(find_problems(error, Config, data), key=lambda problem: document.line(problem.path))
+    ordered = sorted(find_problems(error, model, data), key=lambda problem: document.line(problem.path))
     problems = [_locate(problem, document, overrides) for problem in ordered]
     if len(problems) == 1:
         where, what, fix = problems[0]

@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, Field, PlainSerializer, field_validator, model_validator
 
+from cluster.profiles import ClusterProfile
 from orchestrator.config.runtime_sections import (
     FailureSettings,
     ResourceSettings,
@@ -134,6 +135,9 @@ class Config(BaseModel):
     failures: FailureSettings = Field(default_factory=FailureSettings, description="Retries after failures.")
     storage: StorageSettings = Field(default_factory=StorageSettings, description="Folders for output and cache.")
     tracking: TrackingSettings = Field(default_factory=TrackingSettings, description="The MLflow store.")
+    clusters: dict[Slug, ClusterProfile] = Field(
+        default_factory=dict, description="Clusters for `ttmoe submit`, by name."
+    )
 
     @field_validator("tasks")
     @classmethod

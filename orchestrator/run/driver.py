@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cluster.local import ClusterEndedError, ray_session
+from cluster.ray_jobs import own_job
 from orchestrator.config.loading import LoadedConfig, resolved_yaml
 from orchestrator.plan.folders import LibraryFolders
 from orchestrator.plan.forecast import Forecast, check_feasible, check_router_fits, check_search_fits, make_forecast
@@ -125,7 +126,7 @@ def _execute(
     run_id = registry.start_run(
         plan.folders.library,
         f"run {datetime.now():%Y-%m-%d %H:%M:%S}",
-        _code_version(),
+        _code_version() | ({"job": job} if (job := own_job()) else {}),
         resolved_yaml(plan.config),
         {
             "lock": plan.lock,

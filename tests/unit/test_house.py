@@ -33,7 +33,7 @@ PLACES = {
     "requests": ("orchestrator/registry/",),
     "sqlalchemy": ("orchestrator/registry/",),
     "yaml": ("orchestrator/",),
-    "pydantic": ("orchestrator/", "workers/"),
+    "pydantic": ("orchestrator/", "workers/", "cluster/"),
     "humanize": ("orchestrator/plan/quantities.py", "orchestrator/pool/capacity.py"),
     "psutil": (
         "cluster/",
