@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import distribution
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +21,7 @@ from orchestrator.config.store_address import TRACKING_VARIABLE
 from orchestrator.config.yaml_document import dump_yaml
 from ttmoe.errors import InputError
 
-PACKAGES = ("orchestrator", "workers", "ttmoe", "cluster")
+_CODE = ("orchestrator", "workers", "ttmoe", "cluster")
 CONFIG_FILE = "config.yaml"
 PLAN_FITS = "The plan fits the cluster; the run starts."
 """Line that a job prints between its plan and its run."""
@@ -48,7 +49,7 @@ class JobPackage:
     storage: str
     tracking: str | None
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Id of the job: the same files, command and store have the same."""
         key = f"{self.files.digest()} {self.command} {self.tracking}"
@@ -84,7 +85,7 @@ def pack_job(loaded: LoadedConfig, profile: ClusterProfile, command: str = "run"
     for where, section, key in _local_paths(data):
         if not profile.is_on_cluster(section[key]):
             section[key] = _take(Path(section[key]), where, paths)
-    code: dict[str, Path] = {name: Path(str(find_spec(name).origin)).parent for name in PACKAGES}  # type: ignore[union-attr]
+    code: dict[str, Path] = {name: Path(str(find_spec(name).origin)).parent for name in _CODE}  # type: ignore[union-attr]
     own = distribution("ttmoe")
     texts = {CONFIG_FILE: dump_yaml(data), f"ttmoe-{own.version}.dist-info/METADATA": own.read_text("METADATA") or ""}
     files = JobFiles(paths, texts, code)
