@@ -34,7 +34,7 @@ def authentication_of(address: str) -> str:
     _require_answer(address)
     if mode := os.environ.get(AUTH_MODE):
         return mode
-    return "token" if has_token() and _reason(address, "disabled") else "disabled"
+    return "token" if has_token() and health_error(address, "disabled") else "disabled"
 
 
 def connection_error(address: str, mode: str, error: Exception) -> InputError:
@@ -45,7 +45,7 @@ def connection_error(address: str, mode: str, error: Exception) -> InputError:
         mode: The driver's mode of authentication.
         error: Ray's error.
     """
-    where, reason = f"RAY_ADDRESS={address}", _reason(address, mode) or str(error)
+    where, reason = f"RAY_ADDRESS={address}", health_error(address, mode) or str(error)
     if "AuthenticationError" in reason:
         return token_error(where)
     if "ersion mismatch" in reason:
@@ -77,7 +77,7 @@ def _require_answer(address: str) -> None:
         raise _no_answer(address, str(error)) from None
 
 
-def _reason(address: str, mode: str) -> str | None:
+def health_error(address: str, mode: str) -> str | None:
     """Return why a client in this mode is refused; None if it is not. Ray reads the mode once in a process."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:

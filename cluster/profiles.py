@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -9,14 +10,14 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Line = Annotated[str, StringConstraints(pattern=r"^[^\n\r]*$")]
+Count = Annotated[int, Field(ge=1)]
 
 
-class ClusterProfile(BaseModel):
-    """A running Ray cluster that takes jobs over HTTP."""
+class CommonProfile(BaseModel):
+    """What the profiles of all kinds of clusters have."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    kind: Literal["ray"] = Field(default="ray", description="How jobs reach the cluster; ray: over its Jobs API.")
-    address: str = Field(description="Address of the cluster's dashboard, such as http://head:8265.")
     storage: str | None = Field(
         default=None, description="Folder that all nodes share: the default of storage.root. Data in it is not copied."
     )
@@ -28,13 +29,6 @@ class ClusterProfile(BaseModel):
         default=(), description="Names of environment variables that jobs get from here, such as tokens."
     )
 
-    @field_validator("address")
-    @classmethod
-    def _check_address(cls, address: str) -> str:
-        if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname:
-            raise ValueError("this is not the address of a dashboard; write http://HOST:8265")
-        return address.rstrip("/")
-
     @field_validator("storage")
     @classmethod
     def _check_storage(cls, storage: str | None) -> str | None:
@@ -45,3 +39,50 @@ class ClusterProfile(BaseModel):
     def is_on_cluster(self, path: str) -> bool:
         """Return whether a path lies in the shared storage, where the nodes read it themselves."""
         return self.storage is not None and PurePosixPath(path).is_relative_to(self.storage)
+
+
+class RayProfile(CommonProfile):
+    """A running Ray cluster that takes jobs over HTTP."""
+
+    kind: Literal["ray"] = Field(description="A running Ray cluster.")
+    address: str = Field(description="Address of the cluster's dashboard, such as http://head:8265.")
+
+    @field_validator("address")
+    @classmethod
+    def _check_address(cls, address: str) -> str:
+        if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname:
+            raise ValueError("this is not the address of a dashboard; write http://HOST:8265")
+        return address.rstrip("/")
+
+
+class SlurmProfile(CommonProfile):
+    """A Slurm cluster, on whose login node jobs are submitted. Each job starts a Ray cluster of its own."""
+
+    kind: Literal["slurm"] = Field(description="A Slurm cluster; submit on its login node.")
+    storage: str = Field(description="Folder that login node and nodes share: the default of storage.root.")
+    nodes: Count = Field(default=1, description="Number of nodes.")
+    cpus_per_node: Count = Field(description="CPU cores of each node.")
+    gpus_per_node: int = Field(default=0, ge=0, description="GPUs of each node.")
+    memory: str | None = Field(
+        default=None, pattern=r"^\d+[KMGT]?$", description="Memory of each node, such as 200G; by default Slurm's."
+    )
+    time: str = Field(description="Time limit, such as 04:00:00. A job that reaches it is queued again and continues.")
+    partition: Line | None = Field(default=None, description="Partition; by default Slurm's.")
+    account: Line | None = Field(default=None, description="Account; by default the user's.")
+    grace: Annotated[int, Field(ge=10)] = Field(
+        default=120, description="Seconds before the time limit at which the run saves its work and ends."
+    )
+    options: tuple[Line, ...] = Field(default=(), description="Further options of sbatch, such as --qos=high.")
+    setup: tuple[Line, ...] = Field(
+        default=(), description="Shell commands before anything else on the first node, such as module load cuda."
+    )
+
+    @field_validator("time")
+    @classmethod
+    def _check_time(cls, time: str) -> str:
+        if not re.fullmatch(r"(\d+-)?\d+(:\d\d){0,2}", time):
+            raise ValueError("this is not a time limit of Slurm; write 04:00:00 or 1-12:00:00")
+        return time
+
+
+ClusterProfile = Annotated[RayProfile | SlurmProfile, Field(discriminator="kind")]

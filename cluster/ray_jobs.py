@@ -7,18 +7,16 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from cluster.attaching import AUTH_MODE, has_token, token_error
 from cluster.job_files import JobFiles
+from cluster.jobs import JOB_VARIABLE, SubmittedJob, require_job
 from cluster.local import authentication
 from ttmoe.errors import InputError
 
-JOB_VARIABLE = "TTMOE_JOB"  # environment variable of a job: its id
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _STOP_SECONDS = 60  # in which a driver that is stopped ends its MLflow runs; Ray's own limit is 3 seconds
 _POLL_SECONDS = 1.0
 _START_SECONDS = 60  # in which a cluster that has just started must take a job
@@ -29,41 +27,8 @@ _TALKATIVE = (  # loggers of Ray that print each upload and connection
 )
 
 
-@dataclass(frozen=True)
-class SubmittedJob:
-    """A job of the cluster.
-
-    Attributes:
-        id: The id under which it was submitted.
-        status: ``PENDING``, ``RUNNING``, ``SUCCEEDED``, ``FAILED`` or ``STOPPED``.
-        message: What Ray says about the status.
-        metadata: Texts that were submitted with the job.
-        started: Unix time in seconds; None before it starts.
-        ended: Unix time in seconds; None before it ends.
-        exit_code: Exit code of its command; None before it ends, or if it was lost.
-    """
-
-    id: str
-    status: str
-    message: str
-    metadata: Mapping[str, str]
-    started: float | None
-    ended: float | None
-    exit_code: int | None
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether the job has ended in any way."""
-        return self.status in ENDED
-
-
-def own_job() -> str | None:
-    """Return the id of the job in which this process runs, or None."""
-    return os.environ.get(JOB_VARIABLE)
-
-
 class RayJobs:
-    """The jobs of one cluster.
+    """The jobs of a running Ray cluster; see ``ClusterJobs``.
 
     Args:
         address: Address of its dashboard.
@@ -73,24 +38,13 @@ class RayJobs:
     """
 
     def __init__(self, address: str) -> None:
-        self.address = address
+        self.place = address
         self._client, self._mode = _connect(address)
 
     def submit(
         self, job_id: str, command: str, files: JobFiles, env: Mapping[str, str], metadata: Mapping[str, str]
     ) -> None:
-        """Submit a job.
-
-        Args:
-            job_id: The id of the job; the cluster has no other with this id.
-            command: Shell command, run in the working directory.
-            files: Files of the working directory.
-            env: Environment variables of the job.
-            metadata: Texts to keep with the job.
-
-        Raises:
-            InputError: If the cluster refuses the job.
-        """
+        """Submit a job."""
         with TemporaryDirectory(prefix="ttmoe-job-") as folder, authentication(self._mode):
             files.write(Path(folder))
             environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS), JOB_VARIABLE: job_id, **env}
@@ -108,17 +62,13 @@ class RayJobs:
                     # A cluster that has just started answers before it takes jobs.
                     if "No available agent" not in str(error) or time.monotonic() > ends:
                         what = f"the cluster refuses the job: {' '.join(str(error).split())}"
-                        raise InputError(what, where=self.address, fix="see the cluster's dashboard") from None
+                        raise InputError(what, where=self.place, fix="see the cluster's dashboard") from None
                 time.sleep(_POLL_SECONDS)
 
     def all(self) -> list[SubmittedJob]:
         """Return the jobs that were submitted, the newest first."""
         found = [_submitted(details) for details in self._client.list_jobs() if details.submission_id]
         return sorted(found, key=lambda job: job.started or 0.0, reverse=True)
-
-    def find(self, job_id: str) -> SubmittedJob | None:
-        """Return a job, or None if the cluster has none with this id."""
-        return next((job for job in self.all() if job.id == job_id), None)
 
     def log(self, job_id: str) -> str:
         """Return what the job has printed so far."""
@@ -129,7 +79,7 @@ class RayJobs:
         seen, rest = 0, ""
         with authentication(self._mode), asyncio.Runner() as runner:
             while True:
-                ended, chunks = self.require(job_id).has_ended, self._client.tail_job_logs(job_id)
+                ended, chunks = require_job(self, job_id).has_ended, self._client.tail_job_logs(job_id)
                 position = 0
                 try:
                     while (chunk := runner.run(_next(chunks))) is not None:
@@ -143,7 +93,7 @@ class RayJobs:
                                 return
                 except (RuntimeError, OSError):  # the connection was lost
                     ended = False
-                if ended or self.require(job_id).has_ended:
+                if ended or require_job(self, job_id).has_ended:
                     if rest:
                         yield rest
                     return
@@ -152,16 +102,13 @@ class RayJobs:
     def stop(self, job_id: str) -> SubmittedJob:
         """Stop a job as SIGTERM does, and return it when it has ended."""
         self._client.stop_job(job_id)
-        while not (job := self.require(job_id)).has_ended:
+        while not (job := require_job(self, job_id)).has_ended:
             time.sleep(_POLL_SECONDS)
         return job
 
-    def require(self, job_id: str) -> SubmittedJob:
-        """Return a job; raise InputError if the cluster has none with this id."""
-        job = self.find(job_id)
-        if job is None:
-            raise InputError(f"the cluster has no job {job_id!r}", where=self.address, fix="see `ttmoe jobs ls`")
-        return job
+    def page(self, job_id: str) -> str:
+        """Return the address of the job's page in the dashboard."""
+        return f"{self.place}/#/jobs/{job_id}"
 
 
 async def _next(chunks: Any) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cluster.profiles import ClusterProfile
+from cluster.profiles import ClusterProfile, RayProfile
 from orchestrator.config.error_messages import to_input_error
 from orchestrator.config.yaml_document import read_yaml
 from ttmoe.errors import InputError
@@ -30,7 +30,7 @@ def find_cluster(name: str, of_config: Mapping[str, ClusterProfile] | None = Non
         InputError: If there is no such profile, or the user's file is not valid.
     """
     if "://" in name:
-        return ClusterProfile(address=name)
+        return RayProfile(kind="ray", address=name)
     path = clusters_file()
     profiles = {**_read(path), **(of_config or {})}
     if name in profiles:

@@ -10,19 +10,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cluster.ray_jobs import RayJobs, SubmittedJob
+from cluster.jobs import ClusterJobs, SubmittedJob, open_cluster, require_job
 from orchestrator.config.clusters import find_cluster
 from orchestrator.config.loading import load_config
 from orchestrator.plan.quantities import format_duration
 from ttmoe.errors import WorkFailedError
 
 
-def open_jobs(cluster: str, config: str | None) -> RayJobs:
+def open_jobs(cluster: str, config: str | None) -> ClusterJobs:
     """Return the jobs of a cluster, which the config or the user's file of clusters describes."""
-    return RayJobs(find_cluster(cluster, load_config(config).config.clusters if config else None).address)
+    return open_cluster(find_cluster(cluster, load_config(config).config.clusters if config else None))
 
 
-def show_jobs(jobs: RayJobs, console: Console, *, as_json: bool = False) -> None:
+def show_jobs(jobs: ClusterJobs, console: Console, *, as_json: bool = False) -> None:
     """Print the jobs of ``ttmoe``, the newest first."""
     found = [job for job in jobs.all() if "library" in job.metadata]
     if as_json:
@@ -35,14 +35,15 @@ def show_jobs(jobs: RayJobs, console: Console, *, as_json: bool = False) -> None
     console.print(table if found else "no jobs of ttmoe", highlight=False, markup=False)
 
 
-def show_job(jobs: RayJobs, job_id: str, console: Console, *, as_json: bool = False) -> None:
+def show_job(jobs: ClusterJobs, job_id: str, console: Console, *, as_json: bool = False) -> None:
     """Print how a job stands; raise WorkFailedError, with the exit code of its command, if it failed."""
-    job = jobs.require(job_id)
+    job = require_job(jobs, job_id)
     if as_json:
         console.print_json(json.dumps(_json(job)))
     else:
         rows = {"job": job.id, **job.metadata, "status": job.status.lower(), "time": _duration(job)}
-        rows["page"] = f"{jobs.address}/#/jobs/{job.id}"
+        if page := jobs.page(job.id):
+            rows["page"] = page
         for name, value in rows.items():
             console.print(f"{name:8} {value}", highlight=False, markup=False, soft_wrap=True)
     if job.status == "FAILED":
@@ -57,21 +58,21 @@ def job_failed_error(job: SubmittedJob) -> WorkFailedError:
     return error
 
 
-def print_log(jobs: RayJobs, job_id: str, console: Console, *, follow: bool = False) -> None:
+def print_log(jobs: ClusterJobs, job_id: str, console: Console, *, follow: bool = False) -> None:
     """Print the output of a job; with ``follow`` until it ends, and raise WorkFailedError if it fails."""
     if not follow:
-        jobs.require(job_id)
+        require_job(jobs, job_id)
         console.print(jobs.log(job_id), highlight=False, markup=False, soft_wrap=True, end="")
         return
     for line in jobs.follow(job_id):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    if (job := jobs.require(job_id)).status != "SUCCEEDED":
+    if (job := require_job(jobs, job_id)).status != "SUCCEEDED":
         raise job_failed_error(job)
 
 
-def stop_job(jobs: RayJobs, job_id: str, console: Console) -> None:
+def stop_job(jobs: ClusterJobs, job_id: str, console: Console) -> None:
     """Stop a job as Ctrl-C does, and wait until it has ended."""
-    job = jobs.require(job_id)
+    job = require_job(jobs, job_id)
     if not job.has_ended:
         job = jobs.stop(job_id)
     console.print(f"job {job_id}: {job.status.lower()}", highlight=False, markup=False)

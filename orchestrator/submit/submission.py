@@ -6,8 +6,8 @@ import itertools
 
 from rich.console import Console
 
+from cluster.jobs import JOB_VARIABLE, ClusterJobs, SubmittedJob, open_cluster, require_job
 from cluster.profiles import ClusterProfile
-from cluster.ray_jobs import JOB_VARIABLE, RayJobs, SubmittedJob
 from orchestrator.config.loading import LoadedConfig
 from orchestrator.config.store_address import mask_secrets
 from orchestrator.plan.quantities import format_bytes
@@ -48,16 +48,16 @@ def submit_config(
     if dry_run:
         _show_package(package, profile, console)
         return
-    jobs = RayJobs(profile.address)
+    jobs = open_cluster(profile)
     job_id, earlier = _next_attempt(jobs, package.id)
     if earlier and earlier.status == "SUCCEEDED":
         console.print(f"Job {earlier.id} has finished: nothing is submitted", highlight=False, markup=False)
-        _print_next(earlier.id, cluster, package, profile, console)
+        _print_next(jobs, earlier.id, cluster, package, console)
         return
     if earlier is None or earlier.has_ended:
         metadata = {"library": package.library, "config": loaded.source_name}
         jobs.submit(job_id, package.command, package.files, package.env, metadata)
-        console.print(f"Submitted job {job_id} to {profile.address}", highlight=False, markup=False)
+        console.print(f"Submitted job {job_id} to {jobs.place}", highlight=False, markup=False)
     else:
         job_id = earlier.id
         console.print(f"Job {job_id} is {earlier.status.lower()}", highlight=False, markup=False)
@@ -65,13 +65,13 @@ def submit_config(
     for line in jobs.follow(job_id, (lambda line: False) if follow else (lambda line: line == PLAN_FITS)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
         started = started or line == PLAN_FITS
-    job = jobs.find(job_id)
-    _print_next(job_id, cluster, package, profile, console)
-    if job and job.has_ended and job.status != "SUCCEEDED":
+    job = require_job(jobs, job_id)
+    _print_next(jobs, job_id, cluster, package, console)
+    if job.has_ended and job.status != "SUCCEEDED":
         raise job_failed_error(job) if started else _plan_failed_error(job)
 
 
-def _next_attempt(jobs: RayJobs, first: str) -> tuple[str, SubmittedJob | None]:
+def _next_attempt(jobs: ClusterJobs, first: str) -> tuple[str, SubmittedJob | None]:
     """Return the id of a new attempt, and the last attempt before it."""
     known, earlier = {job.id: job for job in jobs.all()}, None
     for number in itertools.count(1):
@@ -94,8 +94,7 @@ def _plan_failed_error(job: SubmittedJob) -> InputError:
 def _show_package(package: JobPackage, profile: ClusterProfile, console: Console) -> None:
     sizes = package.files.data_sizes()
     lines = [
-        f"# job {package.id}, to {profile.address}",
-        f"# command: {package.command}",
+        *job_text(profile, package.id, package.command).splitlines(),
         f"# environment: {', '.join([JOB_VARIABLE, *package.env])}",
         f"# storage: {package.storage}",
         f"# MLflow: {mask_secrets(package.tracking) if package.tracking else 'in the storage folder'}",
@@ -108,7 +107,7 @@ def _show_package(package: JobPackage, profile: ClusterProfile, console: Console
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_next(job_id: str, cluster: str, package: JobPackage, profile: ClusterProfile, console: Console) -> None:
+def _print_next(jobs: ClusterJobs, job_id: str, cluster: str, package: JobPackage, console: Console) -> None:
     where = f"--cluster {cluster}"
     rows = {
         f"ttmoe jobs logs -f {job_id} {where}": "its output",
@@ -118,9 +117,9 @@ def _print_next(job_id: str, cluster: str, package: JobPackage, profile: Cluster
     if package.tracking:
         rows[f"ttmoe status --uri {mask_secrets(package.tracking)} --library {package.library}"] = "the experts"
     width = max(map(len, rows))
-    pages = [f"  Ray     {profile.address}/#/jobs/{job_id}"]
+    pages = [f"  Ray     {page}"] if (page := jobs.page(job_id)) else []
     if package.tracking and package.tracking.startswith("http"):
         pages.append(f"  MLflow  {mask_secrets(package.tracking)}")
     next_lines = [f"  {line:{width}}  # {note}" if note else f"  {line}" for line, note in rows.items()]
-    for line in ["", "Pages", *pages, "", "Next", *next_lines]:
+    for line in [*(["", "Pages", *pages] if pages else []), "", "Next", *next_lines]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

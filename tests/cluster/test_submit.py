@@ -47,6 +47,7 @@ def place(home: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFactor
         "router": {"batch_size": 32, "epochs": 1},
         "clusters": {
             "two": {
+                "kind": "ray",
                 "address": f"http://127.0.0.2:{port}",
                 "storage": str(tmp_path_factory.mktemp("shared")),
                 "python": sys.executable,

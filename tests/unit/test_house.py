@@ -29,7 +29,7 @@ PLACES = {
     "rich": ("orchestrator/",),
     "optuna": ("orchestrator/search/",),
     "matplotlib": ("orchestrator/report/",),
-    "jinja2": ("orchestrator/report/",),
+    "jinja2": ("orchestrator/report/", "cluster/"),
     "requests": ("orchestrator/registry/",),
     "sqlalchemy": ("orchestrator/registry/",),
     "yaml": ("orchestrator/",),

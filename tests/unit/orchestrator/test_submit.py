@@ -10,8 +10,8 @@ import tiny
 import yaml
 
 from cluster import job_files
-from cluster.profiles import ClusterProfile
-from cluster.ray_jobs import SubmittedJob
+from cluster.jobs import SubmittedJob
+from cluster.profiles import RayProfile
 from orchestrator.config.clusters import clusters_file, find_cluster
 from orchestrator.config.loading import load_config
 from orchestrator.submit import submission
@@ -40,7 +40,7 @@ def config(tmp_path, monkeypatch):
 
 @pytest.fixture
 def profile(tmp_path):
-    return ClusterProfile(address=ADDRESS, storage=str(tmp_path / "shared"))
+    return RayProfile(kind="ray", address=ADDRESS, storage=str(tmp_path / "shared"))
 
 
 def test_local_files_are_taken_along_and_shared_ones_are_not(config, profile, tmp_path):
@@ -95,7 +95,7 @@ def test_secrets_are_in_the_environment_alone(config, profile, monkeypatch):
 
 def test_a_storage_that_is_no_shared_folder_is_refused(config):
     with pytest.raises(InputError, match="relative") as caught:
-        pack_job(load_config(str(config)), ClusterProfile(address=ADDRESS))
+        pack_job(load_config(str(config)), RayProfile(kind="ray", address=ADDRESS))
     assert caught.value.where == "storage.root"
 
 
@@ -116,10 +116,10 @@ def test_a_cluster_is_found_in_the_config_the_users_file_or_by_its_address(tmp_p
     with pytest.raises(InputError, match="there is no cluster 'gpu'; clusters: none"):
         find_cluster("gpu")
     clusters_file().parent.mkdir()
-    clusters_file().write_text(f"clusters:\n  gpu: {{address: '{ADDRESS}'}}\n")
+    clusters_file().write_text(f"clusters:\n  gpu: {{kind: ray, address: '{ADDRESS}'}}\n")
     assert find_cluster("gpu").address == ADDRESS
-    assert find_cluster("gpu", {"gpu": ClusterProfile(address="http://mine:2")}).address == "http://mine:2"
-    clusters_file().write_text("clusters:\n  gpu: {address: 'head:8265', colour: red}\n")
+    assert find_cluster("gpu", {"gpu": RayProfile(kind="ray", address="http://mine:2")}).address == "http://mine:2"
+    clusters_file().write_text("clusters:\n  gpu: {kind: ray, address: 'head:8265', colour: red}\n")
     with pytest.raises(InputError) as caught:
         find_cluster("gpu")
     assert "clusters.gpu.address" in str(caught.value)
@@ -128,7 +128,9 @@ def test_a_cluster_is_found_in_the_config_the_users_file_or_by_its_address(tmp_p
 
 
 class Jobs:
-    """A cluster's jobs, of which all end at once."""
+    """A cluster's jobs."""
+
+    place = ADDRESS
 
     def __init__(self, *statuses):
         self.known = [SubmittedJob(*each, "", {}, 0.0, None, 3) for each in statuses]
@@ -141,8 +143,8 @@ class Jobs:
         self.submitted.append(job_id)
         self.known.append(SubmittedJob(job_id, "RUNNING", "", {}, 0.0, None, None))
 
-    def find(self, job_id):
-        return next(job for job in self.known if job.id == job_id)
+    def page(self, job_id):
+        return f"{ADDRESS}/#/jobs/{job_id}"
 
     def follow(self, job_id, is_last):
         yield "a line"
@@ -161,7 +163,7 @@ def test_a_repeated_submission_finds_the_job_or_makes_another_attempt(
     loaded = load_config(str(config))
     first = pack_job(loaded, profile).id
     jobs = Jobs(*((first if i == 0 else f"{first}-{i + 1}", status) for i, status in enumerate(earlier)))
-    monkeypatch.setattr(submission, "RayJobs", lambda address: jobs)
+    monkeypatch.setattr(submission, "open_cluster", lambda profile: jobs)
     submission.submit_config(loaded, "gpu", profile, Console())
     assert jobs.submitted == ([submitted.format(first)] if submitted else [])
     last = (submitted or (first if len(earlier) == 1 else "{}-2")).format(first)
@@ -177,5 +179,5 @@ def test_a_dry_run_shows_the_job_and_no_secret(config, profile, monkeypatch, cap
     shown = capsys.readouterr().out
     assert "s3cr3t" not in shown
     assert "HF_TOKEN" in shown
-    assert f"to {ADDRESS}" in shown
+    assert f"of {ADDRESS}" in shown
     assert "library: lib" in shown
