@@ -7,7 +7,7 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c c
 PYTEST = $(VENV)/bin/python -m pytest --numprocesses=logical --maxprocesses=4
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: quickstart test test-unit test-runs test-thorough style benchmark clean help
+.PHONY: quickstart test test-unit test-runs test-cluster test-thorough style benchmark clean help
 
 help:          ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+): .*## /  make \1\t/' | expand -t 22
@@ -23,6 +23,9 @@ test-unit: $(VENV)/.test ## the tests that start no cluster (five minutes on two
 
 test-runs: $(VENV)/.test ## the tests that start Ray, MLflow or whole commands
 	$(PYTEST) tests/integration tests/e2e
+
+test-cluster: $(VENV)/.test ## the tests on clusters of several nodes (Ray; and Slurm, if it is installed)
+	$(PYTEST) tests/cluster
 
 test-thorough: $(VENV)/.test ## all tests, with a crash at every step (half an hour)
 	$(PYTEST) --thorough

@@ -34,6 +34,12 @@ class WorkFailedError(InputError):
     code = 1
 
 
+class PartFailedError(WorkFailedError):
+    """Some experts failed; the router serves the others."""
+
+    code = 4
+
+
 class InfeasibleError(InputError):
     """The requested resources exceed every machine, so the work would wait forever."""
 

@@ -33,6 +33,7 @@ from orchestrator.run.node_checks import check_nodes
 from orchestrator.run.outcome import experts_failed_error, log_report
 from orchestrator.run.requirement import unmet_requirement
 from orchestrator.run.stage1 import train_experts
+from ttmoe.errors import PartFailedError
 from workers.failure import Failure
 
 _MOST_LISTED = 20  # tasks that a line of the terminal lists
@@ -146,7 +147,7 @@ def _execute(
             status = "FINISHED"
             if stage_result.failed:
                 consequence = f"the router serves the other {len(served.experts)}"
-                raise experts_failed_error(plan, stage_result, consequence)
+                raise experts_failed_error(plan, stage_result, consequence, PartFailedError)
         except Exception:
             status = "FAILED"
             raise

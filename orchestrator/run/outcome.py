@@ -19,13 +19,16 @@ from ttmoe.errors import WorkFailedError
 _MOST_NAMED = 5  # failed experts that the error names
 
 
-def experts_failed_error(plan: Plan, stage_result: Stage1Result, consequence: str) -> WorkFailedError:
+def experts_failed_error(
+    plan: Plan, stage_result: Stage1Result, consequence: str, kind: type[WorkFailedError] = WorkFailedError
+) -> WorkFailedError:
     """Return the error that names the failed experts, their logs and the experts that are kept.
 
     Args:
         plan: The plan of the run.
         stage_result: The result of stage 1.
         consequence: What follows for the router. Not used if the first experts failed with the same error.
+        kind: Class of the error, which decides the exit code.
     """
     failed = list(stage_result.failed.items())
     causes = "; ".join(f"{task}: {failure}" for task, failure in failed[:_MOST_NAMED])
@@ -36,7 +39,7 @@ def experts_failed_error(plan: Plan, stage_result: Stage1Result, consequence: st
     if stage_result.stopped:
         consequence = f"the first {len(failed)} failed with the same error, so the others were not tried"
         kept = list(stage_result.versions)
-    return WorkFailedError(
+    return kind(
         f"{len(failed)} of {len(plan.experts)} experts failed ({causes}{more}); {consequence}",
         where=f"library {plan.folders.library}",
         fix=f"see {logs}; repeat the command to train the missing experts (kept: {format_names(kept) or 'none'})",

@@ -6,7 +6,7 @@ import itertools
 
 from rich.console import Console
 
-from cluster.jobs import JOB_VARIABLE, ClusterJobs, SubmittedJob, open_cluster, require_job
+from cluster.jobs import JOB_VARIABLE, ClusterJobs, SubmittedJob, job_text, open_cluster, require_job
 from cluster.profiles import ClusterProfile
 from orchestrator.config.loading import LoadedConfig
 from orchestrator.config.store_address import mask_secrets
