@@ -59,7 +59,9 @@ class SlurmProfile(CommonProfile):
     """A Slurm cluster, on whose login node jobs are submitted. Each job starts a Ray cluster of its own."""
 
     kind: Literal["slurm"] = Field(description="A Slurm cluster; submit on its login node.")
-    storage: str = Field(description="Folder that login node and nodes share: the default of storage.root.")
+    storage: str = Field(
+        pattern=r'^/[^"%\n]*$', description="Folder that login node and nodes share: the default of storage.root."
+    )
     nodes: Count = Field(default=1, description="Number of nodes.")
     cpus_per_node: Count = Field(description="CPU cores of each node.")
     gpus_per_node: int = Field(default=0, ge=0, description="GPUs of each node.")

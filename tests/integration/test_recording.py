@@ -161,6 +161,7 @@ def test_the_log_of_experts_that_failed_together_is_named_and_uploaded_for_each(
     from orchestrator.recording.registrar import Stage1Result
     from orchestrator.run.outcome import experts_failed_error
     from orchestrator.run.stage1 import train_experts
+    from ttmoe.errors import PartFailedError
     from workers.failure import Failure
 
     class FailsTogether:
@@ -176,7 +177,9 @@ def test_the_log_of_experts_that_failed_together_is_named_and_uploaded_for_each(
         train_experts(plan, tasks, registry, recording.parent, FailsTogether(), view, 2, result)
     assert set(result.failed) == set(tasks)
     (log,) = set(result.logs.values())
-    assert experts_failed_error(plan, result, "").fix.startswith(f"see {log}; repeat")
+    error = experts_failed_error(plan, result, "", PartFailedError)
+    assert error.fix.startswith(f"see {log}; repeat")
+    assert error.code == 4
     assert log.is_file()
     runs = registry.child_runs("many", recording.parent)
     assert {run.status for run in runs} == {"FAILED"}

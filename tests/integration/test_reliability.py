@@ -326,7 +326,7 @@ def failed(fresh) -> tuple[Path, str]:
     home = fresh("failed")
     settings = ["router.require=0.3", "failures.retries=0", *(f"tasks.both.train.{each}" for each in DIVERGES)]
     with started(home, *(f"--set={each}" for each in settings), disk="full") as life:
-        assert life.wait() == 1, life.text
+        assert life.wait() == 4, life.text  # some experts failed
         assert life.running() == []
         assert "Traceback" not in life.text
         return home, " ".join(life.text.split())

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
 import tiny
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from cluster import job_files
 from cluster.jobs import SubmittedJob
-from cluster.profiles import RayProfile
+from cluster.profiles import ClusterProfile, RayProfile, SlurmProfile
+from cluster.slurm_jobs import slurm_script
 from orchestrator.config.clusters import clusters_file, find_cluster
 from orchestrator.config.loading import load_config
 from orchestrator.submit import submission
@@ -181,3 +185,46 @@ def test_a_dry_run_shows_the_job_and_no_secret(config, profile, monkeypatch, cap
     assert "HF_TOKEN" in shown
     assert f"of {ADDRESS}" in shown
     assert "library: lib" in shown
+
+
+def test_the_clusters_of_the_readme_are_valid():
+    text = (Path(__file__).parents[3] / "README.md").read_text()
+    (block,) = re.findall(r"```yaml\n(clusters:.*?)```", text, re.DOTALL)
+    profiles = TypeAdapter(dict[str, ClusterProfile]).validate_python(yaml.safe_load(block)["clusters"])
+    assert {name: profile.kind for name, profile in profiles.items()} == {"gpu": "ray", "hpc": "slurm"}
+
+
+SLURM = {"kind": "slurm", "storage": "/scratch/x y", "nodes": 3, "cpus_per_node": 8, "time": "1-00:00:00"}
+
+
+def script(command="echo 'it''s'", **settings):
+    profile = SlurmProfile.model_validate(SLURM | settings)
+    return slurm_script(profile, "lib-0123456789", command, Path(profile.storage, "jobs", "lib-0123456789"))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"nodes": 1}, {"gpus_per_node": 8, "memory": "200G", "partition": "gpu", "account": "me",
+                                    "options": ["--qos=high"], "setup": ["module load cuda"]}]
+)  # fmt: skip
+def test_the_script_of_slurm_is_one_that_bash_reads(settings):
+    text = script(**settings)
+    done = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert text.startswith("#!/bin/bash\n#SBATCH --job-name=lib-0123456789\n")
+    assert ("--exclude" in text) == (settings.get("nodes") != 1)
+    directives = [line for line in text.splitlines() if line.startswith("#SBATCH")]
+    assert ("#SBATCH --gpus-per-node=8" in directives) == ("gpus_per_node" in settings)
+    assert ("#SBATCH --qos=high" in directives) == ("options" in settings)
+    first = next(i for i, line in enumerate(text.splitlines()) if not line.startswith("#"))
+    assert not any(line.startswith("#SBATCH") for line in text.splitlines()[first:])  # sbatch would ignore it
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("time", "tomorrow"), ("storage", "here"), ("memory", "lots"), ("nodes", 0), ("partition", "a\n#SBATCH -x"),
+     ("options", ["--x\nrm -r /"]), ("env", ["A B"]), ("colour", "red"), ("grace", 1)],
+)  # fmt: skip
+def test_a_wrong_profile_is_refused(key, value):
+    with pytest.raises(ValidationError) as caught:
+        TypeAdapter(ClusterProfile).validate_python(SLURM | {key: value})
+    assert key in str(caught.value)
