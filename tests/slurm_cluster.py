@@ -80,6 +80,7 @@ def slurm_cluster(folder: Path) -> Iterator[dict[str, str]]:
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
 
 
 def _path(program: str) -> str | None:

@@ -90,7 +90,9 @@ def test_a_config_runs_on_all_nodes_of_an_allocation(place):
 
 def test_a_cancelled_job_ends_in_order_and_another_attempt_goes_on(place):
     arguments = ("submit", "tiny.yaml", "--cluster", "hpc", "--set", "train.steps=2000", "--set", "train.patience=0")
-    job = commands.succeeded(commands.ttmoe(place, *arguments)).out.split()[2]
+    submitted = commands.ttmoe(place, *arguments)
+    assert submitted.code == 0, submitted.out + submitted.err
+    job = submitted.out.split()[2]
     wait_for(place, job, "registered")
     cancelled = commands.ttmoe(place, "jobs", "cancel", job, *WHERE)
     assert cancelled.out == f"job {job}: stopped\n", cancelled.err

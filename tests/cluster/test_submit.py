@@ -82,7 +82,9 @@ def test_a_cancelled_job_keeps_its_experts_and_goes_on(place, home, monkeypatch)
     monkeypatch.setenv("HOME", str(home))
     change = ["--set", "train.steps=600", "--set", "train.eval_every=600"]
     arguments = ["submit", "tiny.yaml", "--cluster", "two", *change]
-    job = commands.succeeded(commands.ttmoe(place, *arguments)).out.split()[2]
+    submitted = commands.ttmoe(place, *arguments)
+    assert submitted.code == 0, submitted.out + submitted.err
+    job = submitted.out.split()[2]
     where = ["--cluster", "two", "--config", "tiny.yaml"]
     ends = time.monotonic() + 120
     while "registered" not in commands.ttmoe(place, "jobs", "logs", job, *where).out:
