@@ -88,6 +88,7 @@ def test_a_config_runs_on_all_nodes_of_an_allocation(place):
     assert run.data.tags["ttmoe.job"] == job["id"]
 
 
+@pytest.mark.thorough
 def test_a_cancelled_job_ends_in_order_and_another_attempt_goes_on(place):
     arguments = ("submit", "tiny.yaml", "--cluster", "hpc", "--set", "train.steps=2000", "--set", "train.patience=0")
     submitted = commands.ttmoe(place, *arguments)

@@ -21,7 +21,7 @@ TASKS = ("t0", "t1", "t2", "t3")
 TOKEN = "0123456789abcdef" * 4
 
 
-@pytest.fixture(scope="module", params=["open", "token"])
+@pytest.fixture(scope="module", params=["open", pytest.param("token", marks=pytest.mark.thorough)])
 def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The home of the administrator, without or with a token."""
     folder = tmp_path_factory.mktemp(f"home-{request.param}")
