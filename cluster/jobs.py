@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cluster.job_files import JobFiles
-from cluster.profiles import ClusterProfile, RayProfile
 from ttmoe.errors import InputError
 
 JOB_VARIABLE = "TTMOE_JOB"  # environment variable of a job: its id
@@ -82,31 +81,6 @@ class ClusterJobs(Protocol):
 
     def page(self, job_id: str) -> str | None:
         """Return the address of the job's web page, if it has one."""
-
-
-def open_cluster(profile: ClusterProfile) -> ClusterJobs:
-    """Return the jobs of a cluster.
-
-    Raises:
-        InputError: If it cannot be reached from here.
-    """
-    if isinstance(profile, RayProfile):
-        from cluster.ray_jobs import RayJobs
-
-        return RayJobs(profile.address)
-    from cluster.slurm_jobs import SlurmJobs
-
-    return SlurmJobs(profile)
-
-
-def job_text(profile: ClusterProfile, job_id: str, command: str) -> str:
-    """Return what the cluster is asked to run, as text: the request, or the script."""
-    if isinstance(profile, RayProfile):
-        return f"# job {job_id} of {profile.address}\n# command: {command}"
-    from cluster.slurm_jobs import SCRIPT, job_folder, slurm_script
-
-    folder = job_folder(profile, job_id)
-    return f"# sbatch {folder / SCRIPT}\n{slurm_script(profile, job_id, command, folder)}"
 
 
 def require_job(jobs: ClusterJobs, job_id: str) -> SubmittedJob:

@@ -185,7 +185,12 @@ def _load_config(base: Base) -> Any:
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(base.folder, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(base.folder, local_files_only=True)
+    except Exception as error:  # of many classes
+        what = f"transformers cannot read its config.json: {str(error).strip().splitlines()[0] or type(error).__name__}"
+        fix = "check `model_type`, or install a version of transformers that knows it"
+        raise InputError(what, where=str(base.folder), fix=fix) from error
     for name, value in list(vars(config).items()):
         if ("drop" in name or "jitter" in name) and isinstance(value, float):
             setattr(config, name, 0.0)
@@ -204,4 +209,5 @@ def choose_pooling(pooling: str, folder: Path) -> str:
     if pooling != "auto":
         return pooling
     architectures = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
-    return "last" if "CausalLM" in architectures[0] or architectures[0].startswith(("GPT", "OPT")) else "mean"
+    first = str(architectures[0] if isinstance(architectures, list) else architectures)
+    return "last" if "CausalLM" in first or first.startswith(("GPT", "OPT")) else "mean"

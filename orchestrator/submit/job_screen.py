@@ -10,7 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cluster.jobs import ClusterJobs, SubmittedJob, open_cluster, require_job
+from cluster.jobs import ClusterJobs, SubmittedJob, require_job
+from cluster.kinds import open_cluster
 from orchestrator.config.clusters import find_cluster
 from orchestrator.config.loading import load_config
 from orchestrator.plan.quantities import format_duration

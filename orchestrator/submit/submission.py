@@ -6,7 +6,8 @@ import itertools
 
 from rich.console import Console
 
-from cluster.jobs import JOB_VARIABLE, ClusterJobs, SubmittedJob, job_text, open_cluster, require_job
+from cluster.jobs import JOB_VARIABLE, ClusterJobs, SubmittedJob, require_job
+from cluster.kinds import job_text, open_cluster
 from cluster.profiles import ClusterProfile
 from orchestrator.config.loading import LoadedConfig
 from orchestrator.config.store_address import mask_secrets

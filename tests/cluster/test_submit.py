@@ -56,7 +56,8 @@ def place(home: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFactor
     }
     (folder / "tiny.yaml").write_text(json.dumps(config))
     node = ["--num-cpus=1"]
-    with running_cluster(node, node, dashboard_port=port, HOME=str(home), PYTHONPATH=str(ROOT)):
+    mode = {"RAY_AUTH_MODE": "token"} if (home / ".ray").exists() else {}
+    with running_cluster(node, node, dashboard_port=port, HOME=str(home), PYTHONPATH=str(ROOT), **mode):
         yield folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import shutil
 from dataclasses import replace
 from fnmatch import fnmatch
@@ -11,10 +12,12 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 from hub_cache import COMMITS, MODEL, write_hub_cache
+from safetensors.torch import save_file
 
 from orchestrator.experts.base_folder import find_base
-from ttmoe.base import load_body, load_tokenizer
+from ttmoe.base import empty_body, load_body, load_tokenizer
 from ttmoe.errors import InputError
 from workers.base import base_sources
 from workers.base.base_sources import base_on_this_node, check_base_on_node, resolve_base
@@ -81,7 +84,10 @@ def test_a_file_belongs_to_the_digest_if_it_decides_weights_or_tokens(base_folde
     decides_nothing = name.startswith(("chat", "generation", "training", "pytorch"))
     before = resolve_base(folder=str(base_folder), cache=tmp_path).digest
     folder = shutil.copytree(base_folder, tmp_path / "copy")
-    (folder / name).write_text("{}")
+    if name.endswith(".safetensors"):
+        save_file({"more": torch.zeros(1)}, folder / name)
+    else:
+        (folder / name).write_text("{}")
     assert (resolve_base(folder=str(folder), cache=tmp_path).digest == before) == decides_nothing
 
 
@@ -124,6 +130,35 @@ def test_a_folder_that_is_not_there_or_holds_no_model(tmp_path):
     assert (error.where, str(tmp_path / "gone") in error.what) == ("base.folder", True)
     error = refused(tmp_path, folder=str(tmp_path))
     assert "contains no model" in error.what
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [("config.json", b"", "config.json cannot be read"), ("config.json", b"[]", "it is no JSON object"),
+     ("model.safetensors", b"cut", "model.safetensors is damaged"), ("tokenizer.json", b"", "tokenizer.json is empty"),
+     ("tokenizer.json", b'{"model": ', "tokenizer.json is empty or cut"),
+     ("tokenizer*", None, "there is no tokenizer")],
+)  # fmt: skip
+def test_a_damaged_base_is_refused_before_any_work(base_folder, tmp_path, file, content, message):
+    folder = shutil.copytree(base_folder, tmp_path / "base")
+    for path in folder.glob(file):
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        resolve_base(folder=str(folder), cache=tmp_path / "cache")
+    assert caught.value.where == str(folder)
+
+
+@pytest.mark.parametrize(
+    "config", [{"model_type": "nosuch"}, {"architectures": 3, "model_type": "bert", "hidden_size": {}}]
+)
+def test_a_config_that_transformers_cannot_read_is_refused_by_name(base_folder, tmp_path, config):
+    folder = shutil.copytree(base_folder, tmp_path / "base")
+    (folder / "config.json").write_text(json.dumps(config))
+    base = resolve_base(folder=str(folder), cache=tmp_path / "cache")
+    with pytest.raises(InputError, match="transformers cannot read its config"):
+        empty_body(base)
 
 
 def test_an_installed_package(site, base_folder, tmp_path):
