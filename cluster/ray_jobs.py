@@ -139,7 +139,7 @@ def _connect(address: str) -> tuple[Any, str]:
         with authentication(mode):  # a cluster without authentication ignores a token
             client = JobSubmissionClient(address)
             version = client._do_request("GET", "/api/version").json().get("ray_version")
-    except (ConnectionError, RuntimeError, OSError, ValueError) as error:
+    except (ConnectionError, RuntimeError, OSError, ValueError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())
         if "401" in reason or "403" in reason or "uthenticat" in reason:
             raise token_error(address) from None

@@ -38,7 +38,8 @@ def running_cluster(*nodes: list[str], dashboard_port: int = 0, **env: str) -> I
             place = (
                 [f"--address={address}", f"--temp-dir=/tmp/{mark}"] if i else ["--head", f"--port={port}", *dashboard]
             )
-            own = [f"--node-ip-address=127.0.0.{i + 2}", *arguments, *common]
+            agent = f"--dashboard-agent-listen-port={free_port()}"  # two clusters with one port could take no jobs
+            own = [f"--node-ip-address=127.0.0.{i + 2}", agent, *arguments, *common]
             done = subprocess.run([SCRIPT.parent / "ray", "start", *place, *own], capture_output=True, text=True,
                                   env=environment(TTMOE_TEST=mark, **env), timeout=90, check=False)  # fmt: skip
             assert done.returncode == 0, done.stdout + done.stderr
