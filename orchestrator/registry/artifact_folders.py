@@ -1,37 +1,78 @@
-"""Local folders of artifacts: where an artifact URI lies on this machine, and whether its files are there."""
+"""Local folders of artifacts: where an artifact URI lies on this machine, and where new runs write.
+
+A storage folder may be moved or copied as a whole. MLflow stores absolute addresses of artifacts, so what lies below
+the present folder is preferred to what they name.
+"""
 
 from __future__ import annotations
 
+import sqlite3
 import urllib.parse
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
-from orchestrator.registry.store import Store
+from orchestrator.config.store_address import sqlite_file
+from orchestrator.registry.store import Store, experiment_name
 
+_BUSY_TIMEOUT = 60.0  # seconds
 _MAIN_FILES = ("expert.safetensors", "MLmodel")  # a version's folder has one of them; literals, as no torch is imported
 
 
 def local_folder(store: Store, uri: str) -> Path | None:
     """Return the local path of a ``file:`` URI, or None for any other URI.
 
-    If nothing is there, and the store's artifact folder has the same path below it, that is returned: a storage folder
-    that was moved keeps its libraries.
+    If the store's artifact folder has the same path below it, that is returned: a storage folder that was moved keeps
+    its libraries, and a copy reads its own files.
     """
     if not uri.startswith("file:"):
         return None
-    path = Path(urllib.request.url2pathname(urllib.parse.urlparse(uri).path))
+    path = _path(uri)
     root = store.artifact_root
-    if root.name in path.parts and not path.exists():
+    if root.name in path.parts and not path.is_relative_to(root):
         below = path.parts[len(path.parts) - path.parts[::-1].index(root.name) :]
-        if (moved := root.joinpath(*below)).exists():
-            return moved
+        if (present := root.joinpath(*below)).exists():
+            return present
     return path
+
+
+def write_below_root(store: Store, library: str) -> None:
+    """Let the runs of a library write below the storage folder, if this was moved or copied since they were made.
+
+    Only the holder of the library's lease may call it. A store that does not lie in the storage folder is not changed.
+    """
+    file = sqlite_file(store.uri)
+    if file is None or file.parent != store.artifact_root.resolve().parent:
+        return
+    # MLflow cannot change where an experiment or a run writes.
+    with closing(sqlite3.connect(file, timeout=_BUSY_TIMEOUT)) as database, database:
+        for name in (experiment_name(library, search=search) for search in (False, True)):
+            query = "SELECT experiment_id, artifact_location FROM experiments WHERE name = ?"
+            for number, location in database.execute(query, (name,)).fetchall():
+                _relocate(database, number, location, store.artifact_root / name)
+
+
+def _relocate(database: sqlite3.Connection, experiment: int, old: str, folder: Path) -> None:
+    new = folder.as_uri()
+    if not old.startswith("file:") or _path(old).resolve() == folder.resolve():
+        return
+    database.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (new, experiment))
+    if folder.is_dir() or not _path(old).exists():  # otherwise the file of the store was moved without the artifacts
+        database.execute(
+            "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?)"
+            " WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
+            (new, len(old) + 1, experiment, len(old) + 1, f"{old}/"),
+        )
 
 
 def has_files(store: Store, uri: str) -> bool:
     """Return whether the folder of a version has its main file; True, without a request, if it is not local."""
     folder = local_folder(store, uri)
     return folder is None or any(_has_content(folder / name) for name in _MAIN_FILES)
+
+
+def _path(uri: str) -> Path:
+    return Path(urllib.request.url2pathname(urllib.parse.urlparse(uri).path))
 
 
 def _has_content(path: Path) -> bool:

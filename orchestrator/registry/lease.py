@@ -20,6 +20,7 @@ from typing import Any, TypeVar, cast
 from mlflow.tracking import MlflowClient
 
 from orchestrator.config.store_address import mask_secrets
+from orchestrator.registry.artifact_folders import write_below_root
 from orchestrator.registry.claim_tags import ClaimBoard, TagBoard
 from orchestrator.registry.claiming import Claiming, describe_claim, elapsed, own_tokens
 from orchestrator.registry.claims import Claim
@@ -137,7 +138,7 @@ class GuardedClient:
 
 @contextmanager
 def hold_lease(store: S, library: str, command: str, notify: Callable[[str], Any]) -> Iterator[S]:
-    """Hold the lease of a library within the context.
+    """Hold the lease of a library within the context. Its runs write below the present storage folder.
 
     Args:
         store: An open store. The library's experiment is created if missing.
@@ -159,6 +160,7 @@ def hold_lease(store: S, library: str, command: str, notify: Callable[[str], Any
             claim, at = Claiming(TagBoard(store, library), command, where, notify).prevail()
             lease = Lease(TagBoard(replace(store, patience=0.0), library), claim, at, where)
             lease.keep()
+            write_below_root(store, library)
             yield replace(store, client=cast(MlflowClient, GuardedClient(store.client, lease.confirm)))
         finally:
             if lease:
