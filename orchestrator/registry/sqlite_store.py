@@ -18,13 +18,22 @@ from mlflow.store.db import utils as migrations
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 
-from orchestrator.config.store_address import sqlite_uri
+from orchestrator.config.store_address import sqlite_file, sqlite_uri
 from orchestrator.registry.file_locks import lock_file
 from ttmoe.errors import InputError
 
 # It imports the scripts of all migrations, and MLflow asks again for each store that it opens.
 migrations._get_latest_schema_revision = cache(migrations._get_latest_schema_revision)
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse")
+
+
+def _make_parent_folder(uri: str) -> None:
+    """Replace MLflow's function, which takes ``%25`` in the URI literally and so makes a second folder beside it."""
+    if path := sqlite_file(uri):
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
+migrations._make_parent_dirs_if_sqlite = _make_parent_folder
 
 
 def open_sqlite(path: Path, artifact_root: Path, connect: Callable[[], MlflowClient], where: str) -> MlflowClient:

@@ -81,3 +81,7 @@ def test_a_copy_reads_and_writes_its_own_files(tmp_path: Path, old: tuple[Path, 
         assert made
         assert open_at(copy).fetch(made).is_relative_to(copy)
     assert sorted(root.rglob("*")) == before
+
+
+def test_a_folder_with_a_percent_sign_has_no_double(tmp_path: Path, old: tuple[Path, Version]) -> None:
+    assert {path.name for path in tmp_path.iterdir()} == {NAME, "made"}
