@@ -27,9 +27,9 @@ migrations._get_latest_schema_revision = cache(migrations._get_latest_schema_rev
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse")
 
 
-def _make_parent_folder(uri: str) -> None:
+def _make_parent_folder(db_uri: str) -> None:
     """Replace MLflow's function, which takes ``%25`` in the URI literally and so makes a second folder beside it."""
-    if path := sqlite_file(uri):
+    if path := sqlite_file(db_uri):
         path.parent.mkdir(parents=True, exist_ok=True)
 
 
