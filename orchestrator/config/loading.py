@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from orchestrator.config.error_messages import closest_match, dotted_key, to_input_error
 from orchestrator.config.schema import Config
-from orchestrator.config.store_address import mask_secrets
+from orchestrator.config.store_address import mask_uri
 from orchestrator.config.yaml_document import dump_yaml, parse_value, read_yaml
 from ttmoe.errors import InputError
 
@@ -65,7 +65,7 @@ def resolved_yaml(config: Config) -> str:
     """Return the whole config, defaults included, as YAML that loads to the same config, but without a password."""
     data = config.model_dump(mode="json", exclude_none=True, by_alias=True)
     if config.tracking.uri:
-        data["tracking"]["uri"] = mask_secrets(config.tracking.uri)
+        data["tracking"]["uri"] = mask_uri(config.tracking.uri)
     return dump_yaml(data)
 
 

@@ -12,8 +12,14 @@ TRACKING_VARIABLE = "MLFLOW_TRACKING_URI"
 DEFAULT_ROOT = Path("runs")
 _SQLITE = "sqlite:///"
 # SQLAlchemy accepts / and @ in a password, so everything up to the last @ is hidden. sqlite:/// has no user.
-_USER = re.compile(r"(?<=://)(?!/)[^\s'\"]*@")
-_SECRET_PARAMETER = re.compile(r"(?<=[?&])(\w*(?:password|passwd|pwd|token|secret)=)[^&\s'\"]+", re.IGNORECASE)
+_USER = re.compile(r"(?<=://)(?!/).*@", re.DOTALL)
+_PARAMETER = r"(?<=[?&])(\w*(?:password|passwd|pwd|token|secret)=)"
+_SECRET_PARAMETER = re.compile(rf"{_PARAMETER}[^&]+", re.IGNORECASE)
+# In a text, a URI ends at a blank or quote; but not within a password, which follows a colon that begins no port.
+_USER_IN_TEXT = re.compile(r"(?<=://)(?!/)(?:[^\s'\"/:@]*:(?!\d+(?:[/\s'\"]|$)).*@|[^\s'\"]*@)")
+_SECRET_PARAMETER_IN_TEXT = re.compile(rf"{_PARAMETER}[^&\s]*[^&\s'\"]", re.IGNORECASE)
+_SHORTEST_SECRET = 4  # characters; a shorter one is hidden only within its URI, because it may be a part of any text
+_in_use: set[str] = set()  # URIs, whose secrets no text may show
 
 
 @dataclass(frozen=True)
@@ -30,8 +36,12 @@ class StoreAddress:
     uri: str = field(repr=False)
     source: str
 
+    def __post_init__(self) -> None:
+        """Remember the URI for ``mask_secrets``."""
+        _in_use.add(self.uri)
+
     def __str__(self) -> str:
-        return f"{mask_secrets(self.uri)} ({self.source})"
+        return f"{mask_uri(self.uri)} ({self.source})"
 
     @property
     def artifacts(self) -> Path:
@@ -86,9 +96,26 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(unquote(uri.removeprefix(_SQLITE).partition("?")[0])).absolute()
 
 
+def mask_uri(uri: str) -> str:
+    """Return a URI with its user name and passwords replaced by ``***``."""
+    return _SECRET_PARAMETER.sub(r"\1***", _USER.sub("***@", uri))
+
+
 def mask_secrets(text: str) -> str:
-    """Return a text with user names and passwords in its URIs replaced by ``***``."""
-    return _SECRET_PARAMETER.sub(r"\1***", _USER.sub("***@", text))
+    """Return a text with user names and passwords in its URIs, and those of the stores in use, replaced by ``***``."""
+    for uri in _in_use:
+        text = text.replace(uri, mask_uri(uri))
+        for secret in _secrets(uri):
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
+    return _SECRET_PARAMETER_IN_TEXT.sub(r"\1***", _USER_IN_TEXT.sub("***@", text))
+
+
+def _secrets(uri: str) -> set[str]:
+    """Return the passwords in a URI, and user and password together, as written and as sent."""
+    pair = user.group()[:-1] if (user := _USER.search(uri)) else ""
+    written = [password, pair] if (password := pair.partition(":")[2]) else []
+    written += [match.group().partition("=")[2] for match in _SECRET_PARAMETER.finditer(uri)]
+    return {text for secret in written for text in (secret, unquote(secret)) if len(text) >= _SHORTEST_SECRET}
 
 
 def split_credentials(uri: str) -> tuple[str, str, str]:

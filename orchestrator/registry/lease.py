@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 
 from mlflow.tracking import MlflowClient
 
-from orchestrator.config.store_address import mask_secrets
+from orchestrator.config.store_address import mask_uri
 from orchestrator.registry.artifact_folders import write_below_root
 from orchestrator.registry.claim_tags import ClaimBoard, TagBoard
 from orchestrator.registry.claiming import Claiming, describe_claim, elapsed, own_tokens
@@ -153,7 +153,7 @@ def hold_lease(store: S, library: str, command: str, notify: Callable[[str], Any
         InputError: Another command holds the lease.
         WorkFailedError: Another command took the lease over.
     """
-    where = f"library {library} in {mask_secrets(store.uri)}"
+    where = f"library {library} in {mask_uri(store.uri)}"
     lease = None
     try:
         try:

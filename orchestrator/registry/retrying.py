@@ -20,7 +20,7 @@ from tenacity import (
     wait_exponential,
 )
 
-from orchestrator.config.store_address import mask_secrets
+from orchestrator.config.store_address import mask_secrets, mask_uri
 from orchestrator.registry.availability import is_unavailable
 from orchestrator.registry.runs import FinalStatus, finish_run
 from orchestrator.registry.store import Store
@@ -106,7 +106,7 @@ def unavailable_error(uri: str, seconds: float, error: Exception) -> WorkFailedE
     """Return the error that ends a run after the store at ``uri`` did not respond for ``seconds``."""
     return WorkFailedError(
         mask_secrets(f"the MLflow store did not respond for {seconds / 60:g} minutes ({error})"),
-        where=mask_secrets(uri),
+        where=mask_uri(uri),
         fix="when it responds again, repeat the command: finished experts are kept and will be registered",
     )
 

@@ -15,7 +15,7 @@ from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from orchestrator.config.store_address import mask_secrets, split_credentials, sqlite_file, sqlite_uri
+from orchestrator.config.store_address import mask_secrets, mask_uri, split_credentials, sqlite_file, sqlite_uri
 from orchestrator.registry.availability import is_unavailable
 from orchestrator.registry.sqlite_store import open_sqlite
 from ttmoe.errors import InputError
@@ -128,7 +128,7 @@ def open_store(uri: str, artifact_root: Path, where: str) -> Store:
         uri = sqlite_uri(path)
         return Store(open_sqlite(path, root, lambda: MlflowClient(uri, uri), where), uri, root)
     is_server = uri.startswith(("http://", "https://"))
-    shown = mask_secrets(uri)
+    shown = mask_uri(uri)
     if not is_server and not uri.startswith(_DATABASES):
         raise InputError(
             f"{shown} is not an MLflow store",

@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 
-from orchestrator.config.store_address import DEFAULT_ROOT, TRACKING_VARIABLE, StoreAddress, mask_secrets
+from orchestrator.config.store_address import DEFAULT_ROOT, TRACKING_VARIABLE, StoreAddress, mask_uri
 from orchestrator.plan.planning import Plan
 from workers.data.examples import Example
 from workers.data.prepared import PreparedTask, load_split
@@ -48,7 +48,7 @@ def _store_options(store: StoreAddress) -> str:
     root = "" if store.root == DEFAULT_ROOT else f" --root {shlex.quote(str(store.root))}"
     if store.source == TRACKING_VARIABLE:  # it is set in this shell, but --root is stronger
         return f'{root} --uri "${TRACKING_VARIABLE}"' if root else ""
-    return f"{root} --uri {shlex.quote(mask_secrets(store.uri))}" if store.source == "tracking.uri" else root
+    return f"{root} --uri {shlex.quote(mask_uri(store.uri))}" if store.source == "tracking.uri" else root
 
 
 def predict_commands(rows: Sequence[Example], options: str = "") -> list[str]:

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.config.store_address import mask_secrets
+from orchestrator.config.store_address import mask_uri
 from orchestrator.plan.planning import Plan
 from orchestrator.registry import Registry, Version
 from orchestrator.registry.artifacts import CONFUSION_PLOT, EVALUATION, PARETO_PLOT, TRIALS
@@ -38,7 +38,7 @@ def show_summary(
     tables = [_experts(plan, versions, evaluation)]
     if PARETO in pictures:
         tables.append(_search(json.loads(pictures[PARETO].with_name(TRIALS).read_text())))
-    store = f"{mask_secrets(plan.config.store.uri)}  (ttmoe ui)"
+    store = f"{mask_uri(plan.config.store.uri)}  (ttmoe ui)"
     outputs: dict[str, Path | str] = {"experts and router": store, **pictures, "logs and files": plan.folders.home}
     for table in tables:
         console.print(table)

@@ -10,7 +10,7 @@ from cluster.jobs import JOB_VARIABLE, ClusterJobs, SubmittedJob, require_job
 from cluster.kinds import job_text, open_cluster
 from cluster.profiles import ClusterProfile
 from orchestrator.config.loading import LoadedConfig
-from orchestrator.config.store_address import mask_secrets
+from orchestrator.config.store_address import mask_uri
 from orchestrator.plan.quantities import format_bytes
 from orchestrator.submit.job_package import CONFIG_FILE, PLAN_FITS, JobPackage, pack_job
 from orchestrator.submit.job_screen import job_failed_error
@@ -98,7 +98,7 @@ def _show_package(package: JobPackage, profile: ClusterProfile, console: Console
         *job_text(profile, package.id, package.command).splitlines(),
         f"# environment: {', '.join([JOB_VARIABLE, *package.env])}",
         f"# storage: {package.storage}",
-        f"# MLflow: {mask_secrets(package.tracking) if package.tracking else 'in the storage folder'}",
+        f"# MLflow: {mask_uri(package.tracking) if package.tracking else 'in the storage folder'}",
         f"# code: {', '.join(package.files.code)}, as installed here",
         *(f"# file {name}: {path}, {format_bytes(sizes[name])}" for name, path in package.files.paths.items()),
         f"# {CONFIG_FILE}:",
@@ -116,11 +116,11 @@ def _print_next(jobs: ClusterJobs, job_id: str, cluster: str, package: JobPackag
         f"ttmoe jobs cancel {job_id} {where}": "stop it; finished experts are kept",
     }
     if package.tracking:
-        rows[f"ttmoe status --uri {mask_secrets(package.tracking)} --library {package.library}"] = "the experts"
+        rows[f"ttmoe status --uri {mask_uri(package.tracking)} --library {package.library}"] = "the experts"
     width = max(map(len, rows))
     pages = [f"  Ray     {page}"] if (page := jobs.page(job_id)) else []
     if package.tracking and package.tracking.startswith("http"):
-        pages.append(f"  MLflow  {mask_secrets(package.tracking)}")
+        pages.append(f"  MLflow  {mask_uri(package.tracking)}")
     next_lines = [f"  {line:{width}}  # {note}" if note else f"  {line}" for line, note in rows.items()]
     for line in [*(["", "Pages", *pages] if pages else []), "", "Next", *next_lines]:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

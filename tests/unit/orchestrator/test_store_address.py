@@ -9,7 +9,14 @@ from sqlalchemy import make_url
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
-from orchestrator.config.store_address import find_store, mask_secrets, split_credentials, sqlite_file, sqlite_uri
+from orchestrator.config.store_address import (
+    find_store,
+    mask_secrets,
+    mask_uri,
+    split_credentials,
+    sqlite_file,
+    sqlite_uri,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +47,7 @@ def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
     path = tmp_path / name / "mlflow.db"
     assert make_url(sqlite_uri(path)).database == str(path)  # what MLflow opens
     assert sqlite_file(sqlite_uri(path)) == path
-    assert mask_secrets(sqlite_uri(path)) == sqlite_uri(path)
+    assert mask_secrets(sqlite_uri(path)) == mask_uri(sqlite_uri(path)) == sqlite_uri(path)
 
 
 def test_a_uri_of_sqlite_is_read_as_sqlalchemy_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,10 +64,30 @@ def test_a_uri_of_sqlite_is_read_as_sqlalchemy_reads_it(tmp_path: Path, monkeypa
         ("cannot reach 'https://geheim@h/x' for bob@h", "cannot reach 'https://***@h/x' for bob@h"),
         ("mysql://h/db?user=ann&password=geheim&ssl=1", "mysql://h/db?user=ann&password=***&ssl=1"),
         ("http://h:5000/?a=b", "http://h:5000/?a=b"),
+        ("no 'http://u:ge h'e\"im@h/x'", "no 'http://***@h/x'"),
+        ("'http://h:5000/a' and http://h:80 for bob@h", "'http://h:5000/a' and http://h:80 for bob@h"),
+        ("at 'http://h/d?password=ge'heim' now", "at 'http://h/d?password=***' now"),
     ],
 )
 def test_a_password_is_not_shown(text: str, shown: str) -> None:
     assert mask_secrets(text) == shown
+
+
+@pytest.mark.parametrize("password", ["p w", "p'w", 'a"b', "12 34", "p@/ w"])
+def test_a_password_with_blanks_and_quotes_is_not_shown(password: str) -> None:
+    assert mask_uri(f"postgresql://u:{password}@127.0.0.1:1/db") == "postgresql://***@127.0.0.1:1/db"
+    assert password not in mask_uri(f"mysql://h/db?password={password}&ssl=1")
+
+
+@pytest.mark.parametrize("uri", ["postgresql://u:12 3%27%25x@h/db", "mysql://h/db?user=u&password=12 3'%x"])
+def test_no_text_shows_the_secrets_of_a_store_in_use(uri: str) -> None:
+    find_store(uri=uri)
+    assert mask_secrets(f"no answer from {uri} with (12 3'%x)") == f"no answer from {mask_uri(uri)} with (***)"
+
+
+def test_a_short_password_of_a_store_in_use_is_hidden_beside_its_user() -> None:
+    find_store(uri="postgresql://ann:p'w@h/db")
+    assert mask_secrets("cannot parse ann:p'w@h: up'w") == "cannot parse ***@h: up'w"
 
 
 def test_a_user_is_split_from_the_address_of_a_server() -> None:
