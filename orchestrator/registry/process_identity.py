@@ -51,12 +51,23 @@ def presence(identity: ProcessIdentity) -> Presence:
     """Return whether a process still runs; ``unknown`` if it belongs to another machine or cannot be seen."""
     if identity.machine != machine_id():
         return "unknown"
-    if not psutil.pid_exists(identity.process):
+    if not _exists(identity.process):
         return "gone"
     started = _started(identity.process)
     if not started or not identity.started:  # another user's process, which the system hides
         return "unknown"
     return "running" if started == identity.started else "gone"
+
+
+def _exists(process: int) -> bool:
+    """Return whether a process exists. The kernel is asked: /proc may hide the processes of other users (hidepid)."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def _started(process: int) -> str:

@@ -182,7 +182,7 @@ def test_the_driver_is_the_holder_of_the_lease_and_looking_changes_nothing(recor
         assert (driver.command, driver.process, driver.is_here) == ("ttmoe run", os.getpid(), True)
         monkeypatch.setattr("orchestrator.registry.process_identity.machine_id", lambda: "another")
         assert not read_status(registry, "lib").driver.is_here
-        monkeypatch.setattr("orchestrator.registry.process_identity.psutil.pid_exists", lambda process: False)
+        monkeypatch.setattr("orchestrator.registry.process_identity._exists", lambda process: False)
         assert read_status(registry, "lib").driver is not None
         monkeypatch.setattr("orchestrator.registry.process_identity.machine_id", lambda: driver_machine(registry))
         assert read_status(registry, "lib").driver is None
