@@ -25,16 +25,23 @@ def available_cpus() -> int:
 
 
 def free_memory() -> int:
-    """Return the free memory in bytes."""
+    """Return the free memory in bytes; what files only keep cached there counts as free."""
     free = psutil.virtual_memory().available  # of the host
-    for limit_file, usage_file in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    for limit_file, usage_file, statistics_file, cached in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
     ):
         limit, usage = _read(limit_file), _read(usage_file)
         if limit.isdigit() and usage.isdigit():  # `max` means no limit
-            free = min(free, max(0, int(limit) - int(usage)))
+            used = int(usage) - _statistic(statistics_file, cached)  # the kernel drops that cache before it refuses
+            free = min(free, max(0, int(limit) - max(0, used)))
     return free
+
+
+def _statistic(file: str, name: str) -> int:
+    """Return a number of a file with lines of a name and a number; 0 if it has none."""
+    values = dict(line.split(" ", 1) for line in _read(file).splitlines() if " " in line)
+    return int(values.get(name, 0))
 
 
 def _read(name: str) -> str:

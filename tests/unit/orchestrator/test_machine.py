@@ -43,3 +43,11 @@ def test_the_memory_of_a_container(cgroup):
     assert machine.free_memory() > before / 2
     cgroup(memory_DOT_max=1000, memory_DOT_current=400)
     assert machine.free_memory() == 600
+
+
+@pytest.mark.parametrize("folder", ["", "memory__"])
+def test_the_cache_of_files_in_a_container_is_free(cgroup, folder):
+    limit, usage = ("memory_limit_in_bytes", "memory_usage_in_bytes") if folder else ("memory_max", "memory_current")
+    files = {limit: 1000, usage: 900, "memory_stat": f"anon 5\n{'total_' if folder else ''}inactive_file 700\nslab 9"}
+    cgroup(**{folder + name.replace("memory_", "memory_DOT_", 1): text for name, text in files.items()})
+    assert machine.free_memory() == 800
