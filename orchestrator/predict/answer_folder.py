@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.predict.readers import FileChunk
 from ttmoe.atomic_write import write_atomically
 from ttmoe.errors import InputError
 
@@ -80,15 +81,23 @@ class AnswerFolder:
         return f".{self.run}-part-{number:06}.parquet"
 
 
-def check_folder(out: Path, force: bool) -> None:
+def check_folder(out: Path, files: Sequence[FileChunk], force: bool) -> None:
     """Check that ``out`` can be created or filled as a folder of answers.
 
     Hidden files, such as those of a run that was killed, are no obstacle.
 
     Raises:
-        InputError: If it is a file, contains other files than answers, contains answers and ``force`` is False, or it
-            is not writable, or its parent folder does not exist.
+        InputError: If it contains one of the input ``files`` or a link to one, is a file or a link to nothing, contains
+            other files than answers, contains answers and ``force`` is False, or it is not writable, or its parent
+            folder does not exist.
     """
+    inputs = {file.path for file in files}
+    if found := sorted(path.name for path in out.glob("*") if os.path.realpath(path) in inputs):
+        what = f"the answers would replace an input file: {found[0]} is in the output folder"
+        raise InputError(what, where=str(out), fix="choose another --out")
+    if out.is_symlink() and not out.exists():
+        fix = "create the folder that it names, or choose another --out"
+        raise InputError("it is a link to nothing", where=str(out), fix=fix)
     if out.exists() and not out.is_dir():
         raise InputError("it is a file; --ray writes a folder", where=str(out), fix="choose another --out")
     existing = {path.name for path in out.glob("[!.]*")} - _FOREIGN

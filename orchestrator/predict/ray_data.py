@@ -100,7 +100,7 @@ def predict_on_ray(request: PredictRequest, messages: Console) -> None:
         WorkFailedError: If a worker fails.
     """
     files, out = find_files(request.file or ""), request.out or Path()
-    check_folder(out, request.force)
+    check_folder(out, files, request.force)
     router = open_router(request, messages)
     scan = scan_files(files, request.columns)
     folder, created = AnswerFolder(out.resolve()), not out.exists()

@@ -22,6 +22,7 @@ from orchestrator.predict import files
 from orchestrator.predict import texts as texts_module
 from orchestrator.predict.answer_folder import AnswerFolder, check_folder
 from orchestrator.predict.input_columns import ANSWER, InputColumns
+from orchestrator.predict.ray_data import predict_on_ray
 from orchestrator.predict.readers import find_files, read_chunk
 from orchestrator.predict.request import PredictRequest
 from orchestrator.predict.scan import CHUNK_ROWS, scan_files
@@ -447,19 +448,52 @@ class TestPoolSize:
 
 def test_a_folder_is_replaced_only_with_force_and_if_it_contains_only_answers(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    check_folder(out, False)
+    check_folder(out, [], False)
     out.mkdir()
-    check_folder(out, False)
+    check_folder(out, [], False)
     (out / "lost+found").mkdir()  # the root of a volume
     (out / ".1-ab-part-000000.parquet").write_text("of a run that was killed")
-    check_folder(out, False)
+    check_folder(out, [], False)
     (out / "part-000003.parquet").write_text("")
-    assert "not empty" in error_of(check_folder, out, False).what
-    check_folder(out, True)
+    assert "not empty" in error_of(check_folder, out, [], False).what
+    check_folder(out, [], True)
     (out / "thesis.tex").write_text("")
-    assert "other files" in error_of(check_folder, out, True).what
-    assert "is a file" in error_of(check_folder, out / "thesis.tex", True).what
-    assert "does not exist" in error_of(check_folder, tmp_path / "a" / "b", False).what
+    assert "other files" in error_of(check_folder, out, [], True).what
+    assert "is a file" in error_of(check_folder, out / "thesis.tex", [], True).what
+    assert "does not exist" in error_of(check_folder, tmp_path / "a" / "b", [], False).what
+
+
+@pytest.mark.parametrize("out", ["texts", "to-texts", "links"])
+def test_a_folder_that_contains_an_input_file_is_never_replaced(tmp_path: Path, out: str) -> None:
+    """Spark's files have the names of answers. Neither they nor links to them are lost."""
+    for name in ("texts", "links"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "texts" / "part-00000-c1-c000.parquet").write_text("")
+    (tmp_path / "links" / "part-0.parquet").symlink_to(tmp_path / "texts" / "part-00000-c1-c000.parquet")
+    (tmp_path / "to-texts").symlink_to("texts")
+    inputs = find_files(str(tmp_path / "texts" / "*.parquet"))
+    for force in (False, True):
+        error = error_of(check_folder, tmp_path / out, inputs, force)
+        assert "would replace an input file" in error.what
+        assert "--force" not in error.fix
+    check_folder(tmp_path / "new", inputs, False)
+
+
+@pytest.mark.parametrize("target", ["nothing", "out"])
+def test_a_link_to_nothing_is_no_folder(tmp_path: Path, target: str) -> None:
+    (tmp_path / "out").symlink_to(target)
+    assert "a link to nothing" in error_of(check_folder, tmp_path / "out", [], True).what
+
+
+def test_a_folder_is_checked_before_ray_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.predict.ray_data.ray_session", None)
+    monkeypatch.setattr("orchestrator.predict.ray_data.open_router", None)
+    (tmp_path / "part-0.parquet").write_text("")
+    (tmp_path / "in.csv").write_text("text\na\n")
+    (tmp_path / "nowhere").symlink_to("nothing")
+    for file, out in (("*.parquet", "."), ("in.csv", "nowhere")):
+        request = PredictRequest(file=str(tmp_path / file), out=tmp_path / out, on_ray=True, force=True)
+        assert "choose another --out" in error_of(predict_on_ray, request, Console()).fix
 
 
 class TestAnswerFolder:
