@@ -179,6 +179,7 @@ def _run_on_ray(
                 raise
             console.print(f"{error.what}; {action}", highlight=False, markup=False, soft_wrap=True)
         stage_result.failed.clear()  # they are tried again, as by a repeated command
+        stage_result.stopped = None
         state = read_library_state(plan, registry)
     raise AssertionError("unreachable")
 

@@ -27,7 +27,7 @@ from orchestrator.report.routed_evaluation import summarize_routing
 from orchestrator.run.less_memory import Call, with_half_batch, with_half_chunk
 from ttmoe.batching import BATCH_ROWS
 from ttmoe.errors import WorkFailedError
-from workers.cache.feature_store import compute_features, feature_folder, features_complete
+from workers.cache.feature_store import SPLITS, compute_features, feature_folder, features_complete
 from workers.routing.depths import compare_depths
 from workers.routing.routed_accuracy import RoutedAccuracy, answer_test_split
 from workers.routing.router_job import RouterJob, RouterResult, run_router
@@ -71,14 +71,7 @@ def train_router(
         data = {task: expert.job.data for task, expert in plan.experts.items()}
         job = RouterJob(plan.base, plan.features, data, features, plan.lock, plan.config.router, plan.config.seed,
                         plan.router_hash, str(folder / MODEL))  # fmt: skip
-        try:
-            result = _train(job, folder, runner, view, forecast.training)
-        except WorkFailedError:
-            if all(features_complete(Path(features[task]), data[task], job.settings.rows_per_task) for task in data):
-                raise
-            # The router's job removed features that were damaged.
-            _compute_features(plan, folder, runner, view, forecast.features)
-            result = _train(job, folder, runner, view, forecast.training)
+        result = _train_on_sound_features(plan, job, folder, runner, view, forecast)
         model = Path(result.folder)
         for task, expert in experts.items():
             shutil.copytree(registry.fetch(expert), model / "experts" / task, dirs_exist_ok=True)
@@ -125,6 +118,21 @@ def _compute_features(
     ]
     _run_units(runner, units, view, _half_batch(plan), resources)
     return {task: str(path) for task, path in folders.items()}
+
+
+def _train_on_sound_features(
+    plan: Plan, job: RouterJob, folder: Path, runner: JobRunner, view: LiveView, forecast: RouterForecast
+) -> RouterResult:
+    """Train the router. A job stops at the first damaged file, which it removes: compute it again, and repeat."""
+    rows = job.settings.rows_per_task
+    for _ in range(len(job.data) * len(SPLITS)):
+        try:
+            return _train(job, folder, runner, view, forecast.training)
+        except WorkFailedError:
+            if all(features_complete(Path(job.feature_folders[task]), data, rows) for task, data in job.data.items()):
+                raise
+        _compute_features(plan, folder, runner, view, forecast.features)
+    return _train(job, folder, runner, view, forecast.training)
 
 
 def _train(job: RouterJob, folder: Path, runner: JobRunner, view: LiveView, resources: JobResources) -> RouterResult:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from ttmoe.atomic_write import write_atomically
 METRICS = ("accuracy", "loss", "parameters", "seconds")
 DESCRIPTION = ("rank", "cores", "factors", "shapes", "spec_hash")
 PARAMS = ("rank", "factors", "shapes")
+_COMPARED = ("accuracy", "parameters")  # without them a trial is of no use
 _FOLDER = "trials"
 _LONGEST_ERROR = 2000  # characters of the tag `error`
 
@@ -38,14 +41,25 @@ class TrialRecords:
         self.failed: list[dict[str, Any]] = []
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def read_earlier(self) -> list[dict[str, Any]]:
-        """Read the trials that finished before this search was interrupted, and make their runs parts of its run."""
+    def read_earlier(self, space: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+        """Read the trials that finished before this search was interrupted, and make their runs parts of its run.
+
+        Args:
+            space: Options by name. A trial of another choice is left out, as is a damaged record or a second one of a
+                choice: such a trial is made again if the space has its choice.
+        """
+        choices = []
         for path in sorted(self.folder.glob("*.json")):
             try:
                 content = json.loads(path.read_text())
                 trial = {key: content[key] for key in METRICS + DESCRIPTION}
+                sound = all(math.isfinite(trial[key]) for key in _COMPARED)
             except (ValueError, KeyError, TypeError):
                 continue  # a damaged file: the trial is made again
+            choice = {name: trial.get(name) for name in space}
+            if not sound or choice in choices or any(choice[name] not in options for name, options in space.items()):
+                continue
+            choices.append(choice)
             self.finished.append(trial)
             self._log_finished(trial)
         return list(self.finished)

@@ -49,7 +49,7 @@ def run_search(plan: Plan, registry: Registry, view: LiveView) -> None:
         view.start_stage(f"Search: ranks and shapes for {search.task}", "trial", {})
         folder = plan.work_folder("search", search.task, str(plan.search_hash))
         records = TrialRecords(folder, plan.folders.library, search.task, registry, run)
-        suggestions = Suggestions(space, search, earlier := records.read_earlier())
+        suggestions = Suggestions(space, search, earlier := records.read_earlier(space))
         for trial in earlier:
             view.set_state(trial["spec_hash"][:8], "cached", metrics={"validation.accuracy": trial["accuracy"]})
         if suggestions.left > 0:

@@ -253,7 +253,8 @@ def _load_largest(folder: Path, split: str) -> Tensor | None:
 def _require_digest(path: Path, file: Any, states: Any) -> None:
     """Remove the file and raise CorruptFileError if its ``states``, a tensor or a slice, do not match its digest."""
     if file.metadata()[_DIGEST] != _digest(states, file.get_slice(_STATES).get_shape()[0]):
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # such as a cache that may only be read: the error must still name the damage
+            path.unlink(missing_ok=True)
         raise CorruptFileError(f"{path} is damaged: its content does not match its checksum")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -103,7 +104,7 @@ def test_a_trial_is_recorded_when_it_ends_and_found_by_the_next_search(records):
     failed = before.registry.runs["042+2"]
     assert (failed["status"], failed["error"], failed["metrics"]) == ("FAILED", "ValueError: [/b]", {})
     again = records("second")
-    assert again.read_earlier() == again.finished == [trial(2)]  # a failed trial is tried again
+    assert again.read_earlier(SPACE) == again.finished == [trial(2)]  # a failed trial is tried again
     assert again.registry.runs["022+2"]["parent"] == "second"
 
 
@@ -112,7 +113,29 @@ def test_a_damaged_record_is_no_trial(records, damage):
     before = records()
     before.add(trial(2))
     (before.folder / "022+2.json").write_text(damage)
-    assert records().read_earlier() == []
+    assert records().read_earlier(SPACE) == []
+
+
+@pytest.mark.parametrize(
+    "change", [{"rank": 3}, {"factors": "3+3"}, {"rank": [2]}, {"accuracy": math.nan}, {"parameters": math.inf},
+               {"accuracy": None}, {"accuracy": "0.9"}]
+)  # fmt: skip
+def test_a_record_that_the_search_cannot_use_is_no_trial(records, change):
+    before = records()
+    for content in (trial(2), trial(4)):
+        before.add(content)
+    (before.folder / "022+2.json").write_text(json.dumps(trial(2) | change))
+    assert (earlier := records().read_earlier(SPACE)) == [trial(4)]
+    assert (2, "2+2") in pairs(suggest_all(Suggestions(SPACE, settings(trials=6), earlier)))
+
+
+def test_two_records_of_a_choice_are_one_trial(records):
+    before = records()
+    for content in (trial(2), trial(2) | {"spec_hash": "other"}):
+        before.add(content)
+    earlier = records().read_earlier(SPACE)
+    assert pairs(earlier) == [(2, "2+2")]
+    assert Suggestions(SPACE, settings(trials=2), earlier).left == 1
 
 
 def test_a_trial_on_disk_is_found_although_the_store_failed(records):
@@ -122,7 +145,7 @@ def test_a_trial_on_disk_is_found_although_the_store_failed(records):
 
     with pytest.raises(KeyboardInterrupt):
         records(registry=Broken()).add(trial(2))
-    assert records().read_earlier() == [trial(2)]
+    assert records().read_earlier(SPACE) == [trial(2)]
 
 
 def test_the_error_of_a_failed_trial_is_shown_and_recorded(records, tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -265,6 +267,17 @@ def test_damaged_features_are_never_read_and_are_made_again(base, colours, tmp_p
         load_features(folder, "train", 50, ALL)
     found = found_in(compute(base, colours, tmp_path), colours)
     assert all(torch.equal(found[split], rows) for split, rows in whole.items())
+
+
+def test_damage_in_a_cache_that_may_only_be_read_is_named(base, colours, tmp_path, monkeypatch):
+    def refuse(path, missing_ok=False):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    folder = compute(base, colours, tmp_path)
+    flip(folder / "train-50.safetensors")
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(CorruptFileError, match="train-50"):
+        load_features(folder, "train", 50, ALL)
 
 
 @pytest.mark.parametrize("damage", [flip, cut])

@@ -1,0 +1,38 @@
+"""What a run forgets when an embedded Ray ended and another is started. No Ray starts."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from rich.console import Console
+
+from cluster.local import ClusterEndedError
+from orchestrator.recording.registrar import Stage1Result
+from orchestrator.run import driver
+from workers.failure import Failure
+
+
+def test_the_experts_that_failed_before_ray_ended_do_not_stop_the_next_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, failure = [], Failure("code", "ValueError", "x")
+
+    @contextmanager
+    def session():
+        yield
+
+    def run_stages(context: Any, result: Stage1Result) -> str:
+        seen.append((dict(result.failed), result.stopped))
+        if len(seen) > 1:
+            return "served"
+        result.failed["a"] = result.stopped = failure
+        raise ClusterEndedError("Ray's process raylet ended", where="this machine", fix="see its memory")
+
+    monkeypatch.setattr(driver, "ray_session", session)
+    monkeypatch.setattr(driver, "_run_stages", run_stages)
+    monkeypatch.setattr(driver, "read_library_state", lambda plan, registry: None)
+    plan = SimpleNamespace(config=SimpleNamespace(failures=SimpleNamespace(retries=1)))
+    arguments = cast(Any, (plan, None, None, None, "run", Stage1Result(), Console(quiet=True)))
+    assert driver._run_on_ray(*arguments) == "served"
+    assert seen == [({}, None)] * 2
