@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
+from urllib.parse import quote
 
-from orchestrator.config.store_address import StoreAddress, split_credentials
+from orchestrator.config.store_address import StoreAddress, split_credentials, sqlite_file
 from ttmoe.errors import InputError
 
 _HOST = "127.0.0.1"
@@ -57,7 +58,7 @@ def open_ui(store: StoreAddress, port: int, console: MessageSink) -> None:
     with _stop_on_signals(), log_file.open("w") as log:
         server = subprocess.Popen(
             _command(store.artifacts, port),
-            env=_environment(store.uri),
+            **_place(store.uri),
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a process group of its own, so that Ctrl-C reaches only this process
@@ -83,6 +84,14 @@ def free_port(port: int) -> int | None:
 def _command(artifacts: Path, port: int) -> list[str]:
     place = ["--host", _HOST, "--port", str(port), "--workers", "1"]
     return [sys.executable, "-m", "mlflow", "server", "--artifacts-destination", artifacts.as_uri(), *place]
+
+
+def _place(uri: str) -> dict[str, Any]:
+    """Return the environment of the server, and its folder: MLflow would create a second one for a path with ``%``."""
+    file = sqlite_file(uri)
+    if file is None or "%" not in str(file.parent):
+        return {"env": _environment(uri)}
+    return {"env": _environment(f"sqlite:///{quote(file.name)}"), "cwd": file.parent}
 
 
 def _environment(uri: str) -> dict[str, str]:

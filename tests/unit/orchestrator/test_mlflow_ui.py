@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import urllib.request
+from pathlib import Path
 
 import pytest
 
+from orchestrator.config.store_address import sqlite_uri
 from orchestrator.progress import mlflow_ui
 
 VIEW = f'"tags": [{{"key": "{mlflow_ui._EXPERTS_VIEW}", "value": "{{}}"}}]'
@@ -24,6 +26,13 @@ def test_libraries_with_a_view_of_their_experts_have_a_link(monkeypatch: pytest.
     ((name, link),) = mlflow_ui._expert_pages(5000)
     assert name == "a [/b]"
     assert link.startswith("http://127.0.0.1:5000/#/experiments/3/runs?")
+
+
+def test_the_server_gets_no_address_of_which_mlflow_makes_a_second_folder(tmp_path: Path) -> None:
+    plain = sqlite_uri(tmp_path / "runs" / "mlflow.db")
+    assert mlflow_ui._place(plain)["env"]["MLFLOW_BACKEND_STORE_URI"] == plain
+    place = mlflow_ui._place(sqlite_uri(tmp_path / "a%2Fb" / "mlflow.db"))
+    assert (place["env"]["MLFLOW_BACKEND_STORE_URI"], place["cwd"]) == ("sqlite:///mlflow.db", tmp_path / "a%2Fb")
 
 
 def answer(monkeypatch: pytest.MonkeyPatch, body: str | OSError) -> None:
