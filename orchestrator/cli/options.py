@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 import typer
 
-from orchestrator.cli.startup import was_terminated
+from orchestrator.cli.startup import terminated_by
 from ttmoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[P
     """Return a decorator that adds a function to a group as a command.
 
     The command prints an InputError, or a file that it may not write, as a message and exits with its code. It exits
-    with 130 after Ctrl-C, and with 143 after SIGTERM (see ``startup.prepare_command``).
+    with 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP (see ``startup.prepare_command``).
 
     Args:
         group: The group.
@@ -84,8 +85,10 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[P
                 fix = "check who may write there, and the free space; or choose another folder"
                 raise _print_error(InputError(str(error.strerror), where=str(error.filename), fix=fix)) from None
             except KeyboardInterrupt:
-                what, code = ("stopped", 143) if was_terminated() else ("interrupted", 130)
-                typer.echo(f"{what}; repeat the command to continue", err=True)
+                number = terminated_by()
+                what, code = ("stopped", 128 + number) if number else ("interrupted", 130)
+                with suppress(OSError):  # the terminal is closed
+                    typer.echo(f"{what}; repeat the command to continue", err=True)
                 raise typer.Exit(code) from None
 
         return group.command(name)(call)

@@ -14,27 +14,29 @@ GC_THRESHOLD = 100_000
 while it imports modules, whose objects all stay."""
 DATA_PACKAGES = ("numpy", "pandas", "pyarrow")
 _is_command = False
-_terminated = False
+_terminated_by = 0
 
 
 def prepare_command() -> None:
-    """Prepare this process for the one command that it runs: SIGTERM ends it as Ctrl-C does."""
+    """Prepare this process for the one command that it runs: SIGTERM and a closed terminal end it as Ctrl-C does."""
     global _is_command
     _is_command = True
     gc.set_threshold(GC_THRESHOLD)
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, _terminate)
     atexit.register(gc.freeze)  # Python collects everything twice when it ends
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    global _terminated
-    _terminated = True
+    global _terminated_by
+    _terminated_by = number
     raise KeyboardInterrupt
 
 
-def was_terminated() -> bool:
-    """Return whether a KeyboardInterrupt is due to SIGTERM. Ray raises a new one, so it cannot carry the signal."""
-    return _terminated
+def terminated_by() -> int:
+    """Return the signal that a KeyboardInterrupt is due to, 0 for Ctrl-C. Ray raises a new one, so it cannot carry it."""
+    return _terminated_by
 
 
 def import_registry() -> None:

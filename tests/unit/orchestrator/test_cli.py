@@ -209,15 +209,33 @@ def test_ctrl_c_is_one_line(replace: Callable[..., list[tuple]]) -> None:
     assert (result.exit_code, result.stderr) == (130, "interrupted; repeat the command to continue\n")
 
 
-def test_sigterm_is_ctrl_c_with_a_code_of_its_own(
-    replace: Callable[..., list[tuple]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_is_ctrl_c_with_a_code_of_its_own(
+    replace: Callable[..., list[tuple]], monkeypatch: pytest.MonkeyPatch, number: int, code: int
 ) -> None:
-    monkeypatch.setattr(startup, "_terminated", False)
+    monkeypatch.setattr(startup, "_terminated_by", 0)
     with pytest.raises(KeyboardInterrupt):
-        startup._terminate(signal.SIGTERM, None)
+        startup._terminate(number, None)
     replace("orchestrator.run.driver", "run_library", KeyboardInterrupt())
     result = ttmoe("run", "quickstart")
-    assert (result.exit_code, result.stderr) == (143, "stopped; repeat the command to continue\n")
+    assert (result.exit_code, result.stderr) == (code, "stopped; repeat the command to continue\n")
+
+
+@pytest.mark.parametrize(("before", "end"), [("SIG_DFL", "1"), ("SIG_IGN", "goes on")])
+def test_a_closed_terminal_stops_a_command_without_nohup(before: str, end: str) -> None:
+    code = f"""
+import os, signal
+from orchestrator.cli import startup
+signal.signal(signal.SIGHUP, signal.{before})
+startup.prepare_command()
+try:
+    os.kill(os.getpid(), signal.SIGHUP)
+    print("goes on")
+except KeyboardInterrupt:
+    print(int(startup.terminated_by()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, f"{end}\n"), done.stderr
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT])
