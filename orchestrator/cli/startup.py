@@ -35,7 +35,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def terminated_by() -> int:
-    """Return the signal that a KeyboardInterrupt is due to, 0 for Ctrl-C. Ray raises a new one, so it cannot carry it."""
+    """Return the signal that a KeyboardInterrupt is due to; 0 for Ctrl-C. Ray raises a new one, without it."""
     return _terminated_by
 
 

@@ -123,11 +123,16 @@ class Claiming:
             self.sleep(PAUSE)
 
     def _take(self, claim: Claim, lapsed: list[str]) -> Claim:
-        """Mark the own claim as held, and remove the lapsed ones, whose holders would find their tokens in ``over``."""
+        """Mark the own claim as held, and remove the lapsed ones.
+
+        The lease does not depend on the removal, which a server may not offer: their holders find their tokens in
+        ``over``. Those that stay lapse again for the next command.
+        """
         held = replace(claim, is_held=True, over=tuple(lapsed))
         self.board.put(held)
         for token in lapsed:
-            self.board.remove(token)
+            with suppress(Exception):
+                self.board.remove(token)
         return held
 
     def _judge(self, claims: dict[str, Claim]) -> list[tuple[Claim, Judgement]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from orchestrator.registry.process_identity import Presence, ProcessIdentity
@@ -42,11 +42,26 @@ class Claim:
 
     @classmethod
     def from_text(cls, token: str, text: str) -> Claim:
-        """Return the claim in a text of ``to_text``; what a later version adds to it is ignored."""
-        content = json.loads(text)
-        content["holder"] = ProcessIdentity(**content["holder"])
-        content["over"] = tuple(content["over"])
-        return cls(token, **{field.name: content[field.name] for field in fields(cls) if field.name != "token"})
+        """Return the claim in a text of ``to_text``; what a later version adds to it is ignored.
+
+        A text that is no claim, such as an edited one, gives a claim of nobody that has lapsed: it stops no command,
+        and the next that takes the lease removes it.
+        """
+        try:
+            content = json.loads(text)
+            holder = content["holder"]
+            return cls(
+                token,
+                ProcessIdentity(
+                    str(holder["host"]), str(holder["machine"]), int(holder["process"]), str(holder["started"])
+                ),
+                str(content["command"]),
+                bool(content["is_held"]),
+                *(float(content[name]) for name in ("since", "seen", "ttl")),
+                tuple(content["over"]),
+            )
+        except (ValueError, TypeError, LookupError, OverflowError):
+            return cls(token, ProcessIdentity("", "", 0, ""), "", is_held=False, since=0.0, seen=0.0, ttl=0.0)
 
 
 @dataclass(frozen=True)
