@@ -57,7 +57,9 @@ class Claim:
                 ),
                 str(content["command"]),
                 bool(content["is_held"]),
-                *(float(content[name]) for name in ("since", "seen", "ttl")),
+                float(content["since"]),
+                float(content["seen"]),
+                float(content["ttl"]),
                 tuple(content["over"]),
             )
         except (ValueError, TypeError, LookupError, OverflowError):
