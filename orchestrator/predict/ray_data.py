@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ import ray
 import ray.data
 from rich.console import Console
 
-from cluster.local import ray_session
+from cluster.local import ClusterEndedError, ray_session, require_alive
 from orchestrator.predict.answer_folder import AnswerFolder, check_folder
 from orchestrator.predict.files import answer_chunk
 from orchestrator.predict.input_columns import InputColumns
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 MAX_FILE_ROWS = 16384
 """Rows of an output file; fewer if each worker would otherwise write fewer than ``_CHUNKS_PER_WORKER`` files."""
 _CHUNKS_PER_WORKER = 4  # so that a slow worker does not keep the others waiting
+_CHECK_SECONDS = 1.0  # between looks at Ray's own processes
 _WHERE, _FIX = "predict --ray", "repeat the command; no answers were written or replaced"
 
 
@@ -97,7 +99,7 @@ def predict_on_ray(request: PredictRequest, messages: Console) -> None:
     Raises:
         InputError: Before work starts, if a row cannot be answered or the folder cannot be written.
         InfeasibleError: If a worker fits on no node.
-        WorkFailedError: If a worker fails.
+        WorkFailedError: If a worker fails, or the Ray that this command started ends.
     """
     files, out = find_files(request.file or ""), request.out or Path()
     check_folder(out, files, request.force)
@@ -119,6 +121,9 @@ def predict_on_ray(request: PredictRequest, messages: Console) -> None:
             with ThroughputDisplay(messages, scan.rows) as display:
                 _answer_chunks(chunks, pool, job, display)
             folder.publish(len(chunks))
+    except ClusterEndedError as error:
+        fix = f"see whether its memory is exhausted (dmesg); {_FIX}"
+        raise WorkFailedError(error.what, where=error.where, fix=fix) from error
     finally:
         folder.sweep(created)  # when no worker writes any more
     print_line(messages, f"wrote {out}; Parquet files in the order of the rows: {len(chunks)}")
@@ -147,11 +152,26 @@ def _answer_chunks(chunks: list[FileChunk], pool: PoolSize, job: _Job, display: 
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
     )
-    try:
-        for result in results.iter_rows():
-            if result["error"]:
-                _raise_error(result["error"])
-            display.advance(int(result["rows"]))
-    except ray.exceptions.RayError as error:
+    failures = list[BaseException]()
+
+    def read() -> None:
+        try:
+            for result in results.iter_rows():
+                if result["error"]:
+                    _raise_error(result["error"])
+                display.advance(int(result["rows"]))
+        except BaseException as error:
+            failures.append(error)
+
+    # Ray Data waits for ever for a cluster that has ended, so another thread waits for it.
+    reading = threading.Thread(target=read, name="answers", daemon=True)
+    reading.start()
+    while reading.is_alive():
+        reading.join(_CHECK_SECONDS)
+        require_alive()
+    for error in failures:
+        require_alive(error)
+        if not isinstance(error, ray.exceptions.RayError):
+            raise error
         what = f"Ray failed: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
         raise WorkFailedError(what, where=_WHERE, fix=_FIX) from error

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from cluster.local import ClusterEndedError
 from orchestrator.predict import ray_data
+from orchestrator.predict.sizing import PoolSize
 from ttmoe.errors import InputError, WorkFailedError
 
 
@@ -36,3 +39,66 @@ def test_an_error_of_any_class_reaches_the_driver_as_values(error, kind, text):
         ray_data._raise_error(message)
     assert type(caught.value) is kind
     assert text in str(caught.value)
+
+
+class TestTheEndOfRay:
+    @pytest.fixture
+    def answer(self, monkeypatch):
+        """A function that answers chunks with rows of results that the test makes."""
+
+        def run(results, advance=None):
+            rows = SimpleNamespace(iter_rows=lambda: results)
+            dataset = SimpleNamespace(map_batches=lambda *_, **__: rows)
+            monkeypatch.setattr(ray_data.ray.data, "from_items", lambda *_, **__: dataset)
+            monkeypatch.setattr(ray_data, "_CHECK_SECONDS", 0.01)
+            ray_data._answer_chunks([], PoolSize(1, 1, 0), None, SimpleNamespace(advance=advance))
+
+        return run
+
+    @pytest.fixture
+    def ended(self, monkeypatch):
+        """Set when Ray's process has ended."""
+        ended = threading.Event()
+
+        def require_alive(cause=None):
+            if ended.is_set():
+                raise ClusterEndedError("Ray's process raylet ended", where="this machine", fix="f") from cause
+
+        monkeypatch.setattr(ray_data, "require_alive", require_alive)
+        return ended
+
+    def test_is_an_error_while_results_are_awaited(self, answer, ended):
+        over = threading.Event()
+
+        def results():
+            yield {"error": "", "rows": 3}
+            ended.set()
+            over.wait(20)  # as long as Ray would be silent
+
+        counted = []
+        with pytest.raises(ClusterEndedError, match="raylet ended"):
+            answer(results(), counted.append)
+        assert (counted, over.is_set()) == ([3], False)
+        over.set()
+
+    @pytest.mark.parametrize("kind", [ray_data.ray.exceptions.RayError, RuntimeError])
+    def test_is_the_error_that_is_reported_when_it_ended_the_results(self, answer, ended, kind):
+        def results():
+            ended.set()
+            raise kind("lost")
+            yield
+
+        with pytest.raises(ClusterEndedError):
+            answer(results())
+
+    def test_of_another_cluster_is_a_failure_of_ray(self, answer, ended):
+        def results():
+            raise ray_data.ray.exceptions.RayError("lost")
+            yield
+
+        with pytest.raises(WorkFailedError, match="Ray failed: lost"):
+            answer(results())
+
+    def test_an_error_that_a_worker_reports_leaves_the_thread(self, answer, ended):
+        with pytest.raises(InputError, match="no such row"):
+            answer(iter([{"error": '[2, "no such row", "a.csv:3", "mend it"]', "rows": 0}]))
