@@ -26,6 +26,7 @@ def atomic_folder(target: Path, marker: str = "") -> Iterator[Path]:
     scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=target.parent))
     try:
         yield scratch
+        _synchronize(scratch)
         with suppress(PermissionError):  # some network file systems refuse it
             scratch.chmod(0o755)  # mkdtemp makes it private to its owner, but a cache may be shared
         try:
@@ -37,6 +38,14 @@ def atomic_folder(target: Path, marker: str = "") -> Iterator[Path]:
                 _replace(target, scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _synchronize(folder: Path) -> None:
+    """Wait until the files are on the disk: after a power failure the renamed folder must not have empty ones."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def _replace(target: Path, scratch: Path) -> None:

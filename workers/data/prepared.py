@@ -19,11 +19,12 @@ from workers.data.atomic_folder import atomic_folder
 from workers.data.deduplication import RemovedCounts, deduplicate
 from workers.data.examples import Example, to_examples
 from workers.data.sources import read_rows, source_identity
+from workers.data.split_files import META, describe_files, read_meta, read_rows_of
 from workers.data.splits import SPLIT_NAMES, Splits, clean_given_splits, split_examples
 from workers.data.task import GivenSplits, Source, Task
 from workers.recipes import RECIPES
 
-_META = "meta.json"
+_ATTEMPTS = 2  # another process may find the same damage, and replace what this one has made
 _ANSWERS = "answers"  # the key under which rows are counted if the task has no labels
 
 
@@ -70,26 +71,37 @@ def prepare_task(name: str, task: Task, cache: Path) -> PreparedTask:
             lacks a label.
     """
     folder = cache / "tasks" / _key(name, task, cache)
-    if not (folder / _META).exists():
+    for _ in range(_ATTEMPTS):
+        exists = (folder / META).exists()
+        if found := _open(name, folder):
+            return found
+        if exists:  # but damaged: a folder without this file is replaced
+            (folder / META).unlink(missing_ok=True)
         _make(name, task, cache, folder)
-    meta = json.loads((folder / _META).read_text())
-    return PreparedTask(name=name, folder=folder, label_names=tuple(meta.pop("label_names")), **meta)
+    if found := _open(name, folder):
+        return found
+    fix = "check the disk, then repeat the command; or choose another folder"
+    raise InputError("the prepared data is damaged as soon as it is written", where=str(folder), fix=fix)
 
 
 def load_split(prepared: PreparedTask, split_name: str) -> list[Example]:
     """Return the examples of ``train``, ``validation`` or ``test``, in the order of the hash of each input.
 
     Raises:
-        InputError: If there is no such split.
+        InputError: If there is no such split, or its file is damaged. Then the next ``prepare_task`` makes it again.
     """
-    import pyarrow.parquet
-
-    path = prepared.folder / f"{split_name}.parquet"
-    if not path.is_file():
-        fix = f"delete {prepared.folder}; the next run creates it again" if split_name in SPLIT_NAMES else ""
-        raise InputError(f"there is no split {split_name!r}", where=str(path), fix=fix)
-    rows = pyarrow.parquet.ParquetFile(path).read().to_pylist()  # without the set-up of a data set of many files
+    rows = read_rows_of(prepared.folder, split_name)
     return [Example(tuple(r["texts"]), tuple(r["choices"]), r["label"], r["group"], r.get("answer", "")) for r in rows]
+
+
+def _open(name: str, folder: Path) -> PreparedTask | None:
+    """Return the prepared task of a folder; None if it is missing or damaged."""
+    if (meta := read_meta(folder)) is None:
+        return None
+    try:
+        return PreparedTask(name=name, folder=folder, label_names=tuple(meta.pop("label_names")), **meta)
+    except (KeyError, TypeError):
+        return None
 
 
 def _key(name: str, task: Task, cache: Path) -> str:
@@ -197,8 +209,8 @@ def _write(folder: Path, splits: Splits, meta: dict[str, Any]) -> None:
     types = {"texts": texts, "choices": texts, "label": pyarrow.int32(), "group": pyarrow.string()}
     if meta["kind"] == "generate":
         types["answer"] = pyarrow.string()
-    with atomic_folder(folder, _META) as scratch:
+    with atomic_folder(folder, META) as scratch:
         for split, examples in splits.items():
             columns = {key: pyarrow.array([getattr(e, key) for e in examples], kind) for key, kind in types.items()}
             pyarrow.parquet.write_table(pyarrow.table(columns), scratch / f"{split}.parquet")
-        (scratch / _META).write_text(json.dumps(meta, indent=1))
+        (scratch / META).write_text(json.dumps(meta | describe_files(scratch), indent=1))

@@ -189,6 +189,73 @@ def test_a_split_that_is_not_there(task, tmp_path):
         load_split(found, "dev")
 
 
+def cut(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path):
+    os.truncate(path, 0)
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("meta.json", empty), ("meta.json", lambda path: path.write_text("[]")), ("train.parquet", cut),
+     ("test.parquet", empty), ("test.parquet", Path.unlink)],
+)  # fmt: skip
+def test_a_damaged_task_is_prepared_again(task, tmp_path, name, damage):
+    first = prepare_task("t", task, tmp_path)
+    rows = [load_split(first, split) for split in SPLIT_NAMES]
+    damage(first.folder / name)
+    assert prepare_task("t", task, tmp_path) == first
+    assert [load_split(first, split) for split in SPLIT_NAMES] == rows
+    assert list(first.folder.parent.iterdir()) == [first.folder]
+
+
+def prepared_by_an_earlier_version(task, cache):
+    found = prepare_task("t", task, cache)
+    meta = json.loads((found.folder / "meta.json").read_text())
+    assert set(meta.pop("files")) == set(SPLIT_NAMES)
+    (found.folder / "meta.json").write_text(json.dumps(meta))
+    return found
+
+
+@pytest.mark.parametrize(("damage", "prepare"), [(flip, None), (cut, prepared_by_an_earlier_version)])
+def test_a_damaged_split_is_named_when_it_is_read_and_prepared_again_by_the_next_command(
+    task, tmp_path, damage, prepare
+):
+    found = prepare(task, tmp_path) if prepare else prepare_task("t", task, tmp_path)
+    rows, path = load_split(found, "test"), found.folder / "test.parquet"
+    damage(path)
+    assert prepare_task("t", task, tmp_path) == found  # planning reads no split
+    with pytest.raises(InputError, match="damaged") as caught:
+        load_split(found, "test")
+    assert (caught.value.where, "repeat" in caught.value.fix) == (str(path), True)
+    assert load_split(prepare_task("t", task, tmp_path), "test") == rows
+
+
+def test_a_task_that_an_earlier_version_prepared_is_used(task, tmp_path, monkeypatch):
+    found = prepared_by_an_earlier_version(task, tmp_path)
+    monkeypatch.setattr(module, "read_rows", lambda *_: pytest.fail("rows were read"))
+    assert prepare_task("t", task, tmp_path) == found
+    assert sum(len(load_split(found, split)) for split in SPLIT_NAMES) == 99
+
+
+def test_the_files_are_on_the_disk_before_the_folder_has_its_name(task, tmp_path, monkeypatch):
+    synchronised, fsync = [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda file: synchronised.append(os.readlink(f"/proc/self/fd/{file}")) or fsync(file)
+    )
+    folder = prepare_task("t", task, tmp_path).folder
+    files = [Path(path) for path in synchronised if "/.part-" in path]
+    assert {path.name for path in files} == {path.name for path in folder.iterdir()}
+
+
 def test_threads_that_write_at_once_agree(task, tmp_path, monkeypatch):
     together = threading.Barrier(2, timeout=20)
     rename, got = os.rename, []
