@@ -31,6 +31,8 @@ _DEVICE = re.compile(
     r"|no CUDA-capable device|no CUDA GPUs are available|no NVIDIA driver|cudaGetDeviceCount",
     re.IGNORECASE,
 )
+# safetensors reports a full disk as an error of its own, which is no OSError: only the text tells.
+_FULL_DISK = re.compile(r"No space left on device|os error 28\b|Disk quota exceeded|os error 122\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ def _kind(error: BaseException) -> FailureKind:
             return "memory"
         if name == "AcceleratorError" or _DEVICE.search(str(error)):
             return "device"
+    if name == "SafetensorError" and _FULL_DISK.search(str(error)):
+        return "system"
     if isinstance(error, _SYSTEM_ERRORS) and getattr(error, "errno", None) not in _CODE_ERRNOS:
         return "system"
     return "code"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_REFUSED_FIX = "check who may write there, and the free space; or choose another folder"
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 ConfigArgument = Annotated[
@@ -79,11 +82,15 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[P
                 return function(*args, **kwargs)
             except InputError as error:
                 raise _print_error(error) from None
+            except shutil.Error as error:  # of a copied folder: it has no errno, but a list of files
+                if (copy_error := _refused_copy(error)) is None:
+                    raise
+                raise _print_error(copy_error) from None
             except OSError as error:
                 if error.errno not in _REFUSED or not error.filename:
                     raise
-                fix = "check who may write there, and the free space; or choose another folder"
-                raise _print_error(InputError(str(error.strerror), where=str(error.filename), fix=fix)) from None
+                where = str(error.filename)
+                raise _print_error(InputError(str(error.strerror), where=where, fix=_REFUSED_FIX)) from None
             except KeyboardInterrupt:
                 number = terminated_by()
                 what, code = ("stopped", 128 + number) if number else ("interrupted", 130)
@@ -94,6 +101,15 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[P
         return group.command(name)(call)
 
     return add
+
+
+def _refused_copy(error: shutil.Error) -> InputError | None:
+    """Return the error for the first file that could not be written; None if ``copytree`` failed for another reason."""
+    for _, target, reason in error.args[0] if error.args and isinstance(error.args[0], list) else ():
+        for number in _REFUSED:
+            if os.strerror(number) in str(reason):
+                return InputError(os.strerror(number), where=str(target), fix=_REFUSED_FIX)
+    return None
 
 
 def _print_error(error: InputError) -> typer.Exit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -244,6 +245,14 @@ def test_a_file_that_may_not_be_written_is_one_error(replace: Callable[..., list
     result = ttmoe("run", "quickstart")
     assert (result.exit_code, "Traceback" in result.output) == (2, False)
     assert result.stderr.startswith(f"error: a/file\n  {os.strerror(number)}\n")
+
+
+def test_a_folder_that_is_copied_to_a_full_disk_is_one_error(replace: Callable[..., list[tuple]]) -> None:
+    files = [(f"from/{i}", f"to/{i}", f"[Errno 28] No space left on device: 'to/{i}'") for i in range(3)]
+    replace("orchestrator.run.driver", "run_library", shutil.Error(files))
+    result = ttmoe("run", "quickstart")
+    assert (result.exit_code, "Traceback" in result.output) == (2, False)
+    assert result.stderr.startswith("error: to/0\n  No space left on device\n")
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from orchestrator.config.runtime_sections import FailureSettings
 from orchestrator.pool.failure_policy import GiveUp, Retry, common_failure, decide, describe_decision
@@ -111,6 +113,11 @@ def test_a_decision_is_described_with_its_reason():
         (OSError(28, "No space left on device"), "system"),
         (ConnectionResetError(104, "reset"), "system"),
         (TimeoutError("slow"), "system"),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "system"),
+        (SafetensorError("I/O error: Disk quota exceeded (os error 122)"), "system"),
+        (SafetensorError("Error while deserializing header: invalid header"), "code"),
+        (ValueError("a text about No space left on device"), "code"),
+        (shutil.Error([("a", "b/c", "[Errno 28] No space left on device: 'b/c'")]), "system"),
     ],
 )
 def test_an_exception_is_classified(error, kind):
