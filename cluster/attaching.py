@@ -17,6 +17,12 @@ _CONNECT_SECONDS = 5
 _PROBE_SECONDS = 60
 
 
+def cluster_address() -> str | None:
+    """Return ``RAY_ADDRESS``; None if it is not set, or ``local``, which for Ray means a cluster of this process."""
+    address = os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address or None
+
+
 def authentication_of(address: str) -> str:
     """Return the mode of authentication for a driver of the cluster: ``RAY_AUTH_MODE`` if set, else the cluster's own.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from cluster.attaching import AUTH_MODE, authentication_of, connection_error
+from cluster.attaching import AUTH_MODE, authentication_of, cluster_address, connection_error
 from cluster.machine import available_cpus
 from ttmoe.errors import InputError, WorkFailedError
 
@@ -43,7 +43,7 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
+    address = cluster_address()
     if address:
         passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         own: dict[str, Any] = {"runtime_env": {"env_vars": passed}} if passed else {}

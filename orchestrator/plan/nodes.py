@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 
+from cluster.attaching import cluster_address
 from cluster.machine import available_cpus, free_memory
 from orchestrator.config.runtime_sections import ResourceSettings
 from orchestrator.pool.capacity import JobResources, Node
@@ -23,7 +23,7 @@ def available_nodes() -> list[Node]:
     Raises:
         InputError: If the cluster cannot be used, or a node has another version of ttmoe than this machine.
     """
-    if os.environ.get("RAY_ADDRESS"):
+    if cluster_address():
         from cluster.local import ray_session
         from orchestrator.pool.ray_workers import call_on_nodes, cluster_nodes
 

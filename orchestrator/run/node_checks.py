@@ -7,6 +7,7 @@ import secrets
 from functools import partial
 from pathlib import Path
 
+from cluster.attaching import cluster_address
 from cluster.local import ray_session
 from orchestrator.plan.planning import Plan
 from orchestrator.pool.capacity import jobs_on_node
@@ -25,7 +26,7 @@ def check_nodes(plan: Plan) -> None:
     Raises:
         InputError: If a node has another base or none, or does not see the storage folder; it names the node.
     """
-    if not os.environ.get("RAY_ADDRESS"):
+    if not cluster_address():
         return
     from orchestrator.pool.ray_workers import call_on_nodes
 

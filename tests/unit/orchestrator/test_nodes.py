@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from cluster.attaching import cluster_address
 from orchestrator.config.runtime_sections import ResourceSettings
 from orchestrator.plan import nodes as module
 from orchestrator.plan.nodes import available_nodes, choose_base_dtype, expert_resources
@@ -97,3 +98,11 @@ def test_a_node_with_another_version_is_refused(monkeypatch):
     monkeypatch.setattr(module, "probe_hardware", lambda: replace(SLOW, versions={"ttmoe": "0.0.1"}))
     with pytest.raises(InputError, match=r"node this machine has ttmoe 0.0.1, this machine"):
         available_nodes()
+
+
+@pytest.mark.parametrize(("value", "address"), [("local", None), ("", None), ("head:6379", "head:6379")])
+def test_rays_own_word_for_no_cluster(monkeypatch, value, address):
+    monkeypatch.setenv("RAY_ADDRESS", value)
+    assert cluster_address() == address
+    if address is None:
+        assert [node.name for node in available_nodes()] == ["this machine"]
