@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import psutil
 
-from cluster.attaching import AUTH_MODE, authentication_of, cluster_address, connection_error
+from cluster.attaching import AUTH_MODE, authentication_of, cluster_address, connection_error, has_token
 from cluster.machine import available_cpus
 from ttmoe.errors import InputError, WorkFailedError
 
@@ -50,7 +51,7 @@ def ray_session() -> Iterator[None]:
     else:
         own = {"address": "local", "num_cpus": available_cpus(), "include_dashboard": False}
     mode = authentication_of(address) if address else "token"
-    with authentication(mode):
+    with authentication(mode), nullcontext() if address else _token():
         try:
             with _kept_sigterm():
                 ray.init(**own, log_to_driver=False, logging_level=logging.WARNING, configure_logging=False)
@@ -130,3 +131,20 @@ def authentication(mode: str) -> Iterator[None]:
     finally:
         os.environ.pop(AUTH_MODE, None)
         Config.initialize("")
+
+
+@contextmanager
+def _token() -> Iterator[None]:
+    """Set a token for the embedded cluster within the context, if the user has none: Ray would write one at home."""
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+    if has_token():
+        yield
+        return
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    AuthenticationTokenLoader.instance().reset_cache()
+    try:
+        yield
+    finally:
+        os.environ.pop("RAY_AUTH_TOKEN", None)
+        AuthenticationTokenLoader.instance().reset_cache()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import commands
@@ -69,3 +71,19 @@ def test_a_ray_that_cannot_start_is_one_sentence(monkeypatch):
         ray_session(),
     ):
         pass
+
+
+def test_a_home_that_cannot_be_written():
+    code = """
+import os, ray
+from cluster.local import ray_session
+for _ in range(2):
+    with ray_session():
+        print(ray.get(ray.remote(lambda: 5).remote()))
+    assert "RAY_AUTH_TOKEN" not in os.environ
+"""
+    env = commands.environment(HOME="/proc/nohome", PYTHONPATH=":".join(sys.path))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "5\n5\n"), done.stderr
