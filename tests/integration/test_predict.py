@@ -188,7 +188,7 @@ def test_on_ray_a_failure_is_reported_and_leaves_no_files(on_ray, tmp_path, base
     original = module.choose_pool_size
 
     def damage_base(*arguments: Any) -> Any:
-        (moved / "config.json").write_text("{}")  # after the driver has checked it
+        (moved / "model.safetensors").write_bytes(b"cut")  # after the driver has checked it
         return original(*arguments)
 
     monkeypatch.setattr(module, "choose_pool_size", damage_base)
@@ -197,7 +197,7 @@ def test_on_ray_a_failure_is_reported_and_leaves_no_files(on_ray, tmp_path, base
     assert not (tmp_path / "out").exists()
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "part-000000.parquet").write_text("of before")
-    (moved / "config.json").write_bytes((base_folder / "config.json").read_bytes())
+    shutil.copy(base_folder / "model.safetensors", moved)
     with pytest.raises(WorkFailedError, match=r"a worker failed: .*Error"):
         on_ray(tmp_path / "old", force=True)
     assert [path.read_text() for path in (tmp_path / "old").iterdir()] == ["of before"]
