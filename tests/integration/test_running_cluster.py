@@ -79,7 +79,7 @@ def test_an_address_where_nothing_answers_is_an_error_within_seconds(address, mo
 
 
 def test_other_versions_are_named(monkeypatch):
-    monkeypatch.setattr(attaching, "_reason", lambda address, mode: None)
+    monkeypatch.setattr(attaching, "health_error", lambda address, mode: None)
     error = RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 1.0\n    Python: 3.9")
     found = attaching.connection_error("host:1", "disabled", error)
     assert found.what == "Version mismatch: The cluster was started with: Ray: 1.0 Python: 3.9"
