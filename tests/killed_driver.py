@@ -55,13 +55,18 @@ class InlinePool:
 @contextmanager
 def units_inline(pool: type = InlinePool) -> Iterator[None]:
     """Run the units of a driver in this process within the context, and start no Ray."""
+    import torch
+
     import orchestrator.pool.worker_pool
     import orchestrator.run.driver
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # this process may be a fork, in which torch waits for the threads of its parent
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(orchestrator.pool.worker_pool, "WorkerPool", pool)
         patch.setattr(orchestrator.run.driver, "ray_session", nullcontext)
         yield
+    torch.set_num_threads(threads)
 
 
 def run_driver(config: Path, die_after: int | None = None) -> tuple[int, int]:
