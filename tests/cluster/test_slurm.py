@@ -11,15 +11,14 @@ from pathlib import Path
 
 import commands
 import pytest
-import tiny
 from slurm_cluster import is_installed, slurm_cluster
+from submitted_library import TASKS, write_submitted_library
 
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(not is_installed(), reason="Slurm is not installed (slurm-wlm and munge), or needs root"),
 ]
 
-TASKS = ("t0", "t1", "t2", "t3")
 WHERE = ("--cluster", "hpc", "--config", "tiny.yaml")
 
 
@@ -40,23 +39,9 @@ def place(
     folder.mkdir()
     storage.mkdir()
     shutil.copy(fresh_store, storage)
-    shutil.copytree(base_folder, folder / "base")
-    for task in TASKS:
-        tiny.write_texts(folder / f"{task}.jsonl", tiny.COLOURS, "north", 90)
-    config = {
-        "library": "tiny",
-        "base": {"folder": "base", "max_length": 32, "dtype": "float32"},
-        "adapter": {"rank": 2},
-        "train": {"steps": 60, "batch_size": 8, "eval_every": 30},
-        "tasks": {task: tiny.text_task(Path(f"{task}.jsonl")) | {"train": {"seed": i}} for i, task in enumerate(TASKS)},
-        "router": {"batch_size": 32, "epochs": 1},
-        "clusters": {
-            "hpc": {"kind": "slurm", "storage": str(storage), "python": sys.executable, "nodes": 2,
-                    "cpus_per_node": 1, "time": "00:10:00", "grace": 30}
-        },
-    }  # fmt: skip
-    (folder / "tiny.yaml").write_text(json.dumps(config))
-    return folder
+    profile = {"kind": "slurm", "storage": str(storage), "python": sys.executable, "nodes": 2, "cpus_per_node": 1,
+               "time": "00:10:00", "grace": 30}  # fmt: skip
+    return write_submitted_library(folder, base_folder, {"hpc": profile})
 
 
 def change(place: Path, **profile: object) -> None:

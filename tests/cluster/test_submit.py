@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -11,13 +10,12 @@ from pathlib import Path
 
 import commands
 import pytest
-import tiny
 from quickstart import ROOT
 from ray_cluster import free_port, running_cluster
+from submitted_library import write_submitted_library
 
 pytestmark = pytest.mark.cluster
 
-TASKS = ("t0", "t1", "t2", "t3")
 TOKEN = "0123456789abcdef" * 4
 
 
@@ -35,26 +33,10 @@ def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def place(home: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a config and its data, whose cluster runs; its storage lies elsewhere."""
     folder, port = tmp_path_factory.mktemp("laptop"), free_port()
-    shutil.copytree(base_folder, folder / "base")
-    for task in TASKS:
-        tiny.write_texts(folder / f"{task}.jsonl", tiny.COLOURS, "north", 90)
-    config = {
-        "library": "tiny",
-        "base": {"folder": "base", "max_length": 32, "dtype": "float32"},
-        "adapter": {"rank": 2},
-        "train": {"steps": 60, "batch_size": 8, "eval_every": 30},
-        "tasks": {task: tiny.text_task(Path(f"{task}.jsonl")) | {"train": {"seed": i}} for i, task in enumerate(TASKS)},
-        "router": {"batch_size": 32, "epochs": 1},
-        "clusters": {
-            "two": {
-                "kind": "ray",
-                "address": f"http://127.0.0.2:{port}",
-                "storage": str(tmp_path_factory.mktemp("shared")),
-                "python": sys.executable,
-            }
-        },
-    }
-    (folder / "tiny.yaml").write_text(json.dumps(config))
+    storage = str(tmp_path_factory.mktemp("shared"))
+    address = f"http://127.0.0.2:{port}"
+    profile = {"kind": "ray", "address": address, "storage": storage, "python": sys.executable}
+    write_submitted_library(folder, base_folder, {"two": profile})
     node = ["--num-cpus=1"]
     mode = {"RAY_AUTH_MODE": "token"} if (home / ".ray").exists() else {}
     with running_cluster(node, node, dashboard_port=port, HOME=str(home), PYTHONPATH=str(ROOT), **mode):
