@@ -10,7 +10,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from ttmoe.errors import InputError
+from cluster.error import ClusterError
 
 AUTH_MODE = "RAY_AUTH_MODE"
 _CONNECT_SECONDS = 5
@@ -35,7 +35,7 @@ def authentication_of(address: str) -> str:
         ``token`` or ``disabled``.
 
     Raises:
-        InputError: If nothing listens at the address.
+        ClusterError: If nothing listens at the address.
     """
     _require_answer(address)
     if mode := os.environ.get(AUTH_MODE):
@@ -43,7 +43,7 @@ def authentication_of(address: str) -> str:
     return "token" if has_token() and health_error(address, "disabled") else "disabled"
 
 
-def connection_error(address: str, mode: str, error: Exception) -> InputError:
+def connection_error(address: str, mode: str, error: Exception) -> ClusterError:
     """Return the error for a cluster that refused this driver.
 
     Args:
@@ -56,19 +56,19 @@ def connection_error(address: str, mode: str, error: Exception) -> InputError:
         return token_error(where)
     if "ersion mismatch" in reason:
         fix = "install the same versions of Ray and Python here as on the cluster"
-        return InputError(" ".join(reason.split()), where=where, fix=fix)
+        return ClusterError(" ".join(reason.split()), where=where, fix=fix)
     return _no_answer(address, reason)
 
 
-def token_error(where: str) -> InputError:
+def token_error(where: str) -> ClusterError:
     """Return the error for a cluster that asks for another token than this machine has, if it has one."""
     fix = f"copy ~/.ray/auth_token of the cluster's head to this machine or set RAY_AUTH_TOKEN, and unset {AUTH_MODE}"
-    return InputError("the Ray cluster asks for a token; this machine has none or another", where=where, fix=fix)
+    return ClusterError("the Ray cluster asks for a token; this machine has none or another", where=where, fix=fix)
 
 
-def _no_answer(address: str, reason: str) -> InputError:
+def _no_answer(address: str, reason: str) -> ClusterError:
     fix = "start the cluster, correct the address, or unset RAY_ADDRESS to run on this machine"
-    return InputError(f"no Ray cluster answers ({reason})", where=f"RAY_ADDRESS={address}", fix=fix)
+    return ClusterError(f"no Ray cluster answers ({reason})", where=f"RAY_ADDRESS={address}", fix=fix)
 
 
 def _require_answer(address: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ttmoe.errors import InputError
+from cluster.error import ClusterError
 
 MAX_BYTES = 256 * 1024**2
 """Largest size of a job's data files together. Ray keeps them in the memory of the head node."""
@@ -33,7 +33,7 @@ class JobFiles:
         return {name: sum(each.stat().st_size for each in _files(path)) for name, path in self.paths.items()}
 
     def check_size(self, storage: str | None) -> None:
-        """Raise InputError if the data files are too large to be sent with a job.
+        """Raise ClusterError if the data files are too large to be sent with a job.
 
         Args:
             storage: The shared folder of the cluster, for the error.
@@ -41,7 +41,7 @@ class JobFiles:
         sizes = self.data_sizes()
         if sum(sizes.values()) > MAX_BYTES:
             largest = max(sizes, key=sizes.__getitem__)
-            raise InputError(
+            raise ClusterError(
                 f"the local files of the config have {sum(sizes.values()) / 1024**2:.0f} MiB, more than the "
                 f"{MAX_BYTES // 1024**2} MiB that are sent with a job",
                 where=str(self.paths[largest]),

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from cluster.error import ClusterError
 from cluster.job_files import JobFiles
-from ttmoe.errors import InputError
 
 JOB_VARIABLE = "TTMOE_JOB"  # environment variable of a job: its id
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -64,7 +64,7 @@ class ClusterJobs(Protocol):
             metadata: Texts to keep with the job.
 
         Raises:
-            InputError: If the cluster refuses the job.
+            ClusterError: If the cluster refuses the job.
         """
 
     def all(self) -> list[SubmittedJob]:
@@ -84,10 +84,10 @@ class ClusterJobs(Protocol):
 
 
 def require_job(jobs: ClusterJobs, job_id: str) -> SubmittedJob:
-    """Return a job; raise InputError if the cluster has none with this id."""
+    """Return a job; raise ClusterError if the cluster has none with this id."""
     found = next((job for job in jobs.all() if job.id == job_id), None)
     if found is None:
-        raise InputError(f"the cluster has no job {job_id!r}", where=jobs.place, fix="see `ttmoe jobs ls`")
+        raise ClusterError(f"the cluster has no job {job_id!r}", where=jobs.place, fix="see `ttmoe jobs ls`")
     return found
 
 

@@ -10,7 +10,7 @@ def open_cluster(profile: ClusterProfile) -> ClusterJobs:
     """Return the jobs of a cluster.
 
     Raises:
-        InputError: If it cannot be reached from here.
+        ClusterError: If it cannot be reached from here.
     """
     if isinstance(profile, RayProfile):
         from cluster.ray_jobs import RayJobs

@@ -14,17 +14,13 @@ from typing import Any
 import psutil
 
 from cluster.attaching import AUTH_MODE, authentication_of, cluster_address, connection_error, has_token
+from cluster.error import ClusterEndedError, ClusterError
 from cluster.machine import available_cpus
-from ttmoe.errors import InputError, WorkFailedError
 
 _PROCESSES = ("gcs_server", "raylet")  # without one of them, Ray does not work; the raylet ends with its agents
 _embedded: list[psutil.Process] = []
 
 PASSED_ON = ("HF_TOKEN", "HF_ENDPOINT")  # variables that nodes need to download a base as this machine would
-
-
-class ClusterEndedError(WorkFailedError):
-    """The cluster that this process had started has ended by itself, and its work with it."""
 
 
 @contextmanager
@@ -36,7 +32,7 @@ def ray_session() -> Iterator[None]:
     initialised already.
 
     Raises:
-        InputError: If the cluster of ``RAY_ADDRESS`` cannot be used, or none can be started.
+        ClusterError: If the cluster of ``RAY_ADDRESS`` cannot be used, or none can be started.
         ClusterEndedError: If the embedded cluster has ended, and an error has left the context.
     """
     import ray
@@ -99,8 +95,8 @@ def _is_running(process: psutil.Process) -> bool:
         return False
 
 
-def _start_error(error: Exception) -> InputError:
-    return InputError(
+def _start_error(error: Exception) -> ClusterError:
+    return ClusterError(
         f"Ray does not start: {' '.join(str(error).split())}",
         where="this machine",
         fix="free memory and space in /tmp (or set RAY_TMPDIR), or set RAY_ADDRESS to a running cluster",

@@ -12,10 +12,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from cluster.attaching import AUTH_MODE, has_token, token_error
+from cluster.error import ClusterError
 from cluster.job_files import JobFiles
 from cluster.jobs import JOB_VARIABLE, SubmittedJob, require_job
 from cluster.local import authentication
-from ttmoe.errors import InputError
 
 _STOP_SECONDS = 60  # in which a driver that is stopped ends its MLflow runs; Ray's own limit is 3 seconds
 _POLL_SECONDS = 1.0
@@ -34,7 +34,7 @@ class RayJobs:
         address: Address of its dashboard.
 
     Raises:
-        InputError: If the cluster does not answer, asks for another token, or has another version of Ray.
+        ClusterError: If the cluster does not answer, asks for another token, or has another version of Ray.
     """
 
     def __init__(self, address: str) -> None:
@@ -62,7 +62,7 @@ class RayJobs:
                     # A cluster that has just started answers before it takes jobs.
                     if "No available agent" not in str(error) or time.monotonic() > ends:
                         what = f"the cluster refuses the job: {' '.join(str(error).split())}"
-                        raise InputError(what, where=self.place, fix="see the cluster's dashboard") from None
+                        raise ClusterError(what, where=self.place, fix="see the cluster's dashboard") from None
                 time.sleep(_POLL_SECONDS)
 
     def all(self) -> list[SubmittedJob]:
@@ -144,8 +144,8 @@ def _connect(address: str) -> tuple[Any, str]:
         if "401" in reason or "403" in reason or "uthenticat" in reason:
             raise token_error(address) from None
         fix = "correct the address of the cluster's dashboard, or open a way to it (ssh -L, kubectl port-forward)"
-        raise InputError(f"no Ray dashboard answers ({reason})", where=address, fix=fix) from None
+        raise ClusterError(f"no Ray dashboard answers ({reason})", where=address, fix=fix) from None
     if version != ray.__version__:
         what = f"the cluster has Ray {version}, this machine {ray.__version__}"
-        raise InputError(what, where=address, fix=f"install ray[default]=={version} here, or the same version there")
+        raise ClusterError(what, where=address, fix=f"install ray[default]=={version} here, or the same version there")
     return client, mode

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from cluster.error import ClusterError
 from cluster.job_files import JobFiles
 from cluster.jobs import JOB_VARIABLE, SubmittedJob, require_job
 from cluster.profiles import SlurmProfile
-from ttmoe.errors import InputError
 
 SCRIPT, LOG = "job.sh", "log.txt"
 _RECORD, _CANCELLED, _EXIT_CODE = "job.json", "cancelled", "exit_code"
@@ -32,13 +32,13 @@ class SlurmJobs:
         profile: The cluster.
 
     Raises:
-        InputError: If this machine has no Slurm, or cannot write to the storage.
+        ClusterError: If this machine has no Slurm, or cannot write to the storage.
     """
 
     def __init__(self, profile: SlurmProfile) -> None:
         if shutil.which("sbatch") is None:
             fix = "submit on the login node of the cluster, where `sbatch` is"
-            raise InputError("this machine has no sbatch", where="clusters, kind: slurm", fix=fix)
+            raise ClusterError("this machine has no sbatch", where="clusters, kind: slurm", fix=fix)
         self.profile, self.folder = profile, Path(profile.storage) / "jobs"
         self.place = f"Slurm, {self.folder}"
 
@@ -164,5 +164,5 @@ def _call(command: list[str], env: Mapping[str, str] | None = None) -> str:
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = " ".join((done.stderr or done.stdout).split())
-        raise InputError(f"{command[0]} failed: {reason}", where="Slurm", fix="see the cluster's documentation")
+        raise ClusterError(f"{command[0]} failed: {reason}", where="Slurm", fix="see the cluster's documentation")
     return done.stdout

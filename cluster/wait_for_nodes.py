@@ -7,8 +7,8 @@ import sys
 import time
 
 from cluster.attaching import health_error
+from cluster.error import ClusterError
 from cluster.local import ray_session
-from ttmoe.errors import InputError
 
 SECONDS = 300
 """Longest wait; a first import of Ray from a shared file system takes a minute on each node."""
@@ -18,19 +18,19 @@ def wait_for_nodes(count: int, seconds: float = SECONDS) -> None:
     """Wait until the cluster of ``RAY_ADDRESS`` has ``count`` nodes.
 
     Raises:
-        InputError: If it has fewer after this time.
+        ClusterError: If it has fewer after this time.
     """
     import ray
 
     address, ends, found = os.environ["RAY_ADDRESS"], time.monotonic() + seconds, 0
     while health_error(address, "token"):
         if time.monotonic() > ends:
-            raise InputError("the head node of Ray does not start", where=address, fix="see ray-head.txt")
+            raise ClusterError("the head node of Ray does not start", where=address, fix="see ray-head.txt")
         time.sleep(1)
     while found < count:
         if time.monotonic() > ends:
             what = f"{found} of {count} nodes have joined the cluster"
-            raise InputError(what, where=address, fix="see ray-workers.txt")
+            raise ClusterError(what, where=address, fix="see ray-workers.txt")
         with ray_session():
             while (found := sum(node["Alive"] for node in ray.nodes())) < count and time.monotonic() < ends:
                 time.sleep(1)
@@ -39,5 +39,5 @@ def wait_for_nodes(count: int, seconds: float = SECONDS) -> None:
 if __name__ == "__main__":
     try:
         wait_for_nodes(int(sys.argv[1]))
-    except InputError as error:
+    except ClusterError as error:
         sys.exit(str(error))

@@ -34,10 +34,10 @@ def running_cluster(*nodes: list[str], dashboard_port: int = 0, **env: str) -> I
     common = ["--object-store-memory=100000000", "--disable-usage-stats"]
     try:
         for i, (mark, arguments) in enumerate(zip(marks, nodes, strict=True)):
-            # Nodes with one folder would unpack a job's files over each other.
-            place = (
-                [f"--address={address}", f"--temp-dir=/tmp/{mark}"] if i else ["--head", f"--port={port}", *dashboard]
-            )
+            place = [f"--address={address}"] if i else ["--head", f"--port={port}", *dashboard]
+            # Nodes with one folder would unpack a job's files over each other, and with Ray's own folder a job would
+            # be sent to the cluster that was started last on this machine.
+            place.append(f"--temp-dir=/tmp/{mark}")
             agent = f"--dashboard-agent-listen-port={free_port()}"  # two clusters with one port could take no jobs
             own = [f"--node-ip-address=127.0.0.{i + 2}", agent, *arguments, *common]
             done = subprocess.run([SCRIPT.parent / "ray", "start", *place, *own], capture_output=True, text=True,

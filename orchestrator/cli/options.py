@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 import typer
 
+from cluster.error import ClusterError
 from orchestrator.cli.startup import terminated_by
 from ttmoe.errors import InputError
 
@@ -67,8 +68,8 @@ def command_group(text: str) -> typer.Typer:
 def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Return a decorator that adds a function to a group as a command.
 
-    The command prints an InputError, or a file that it may not write, as a message and exits with its code. It exits
-    with 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP (see ``startup.prepare_command``).
+    The command prints an InputError, a ClusterError, or a file that it may not write, as a message and exits with its
+    code. It exits with 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP (see ``startup.prepare_command``).
 
     Args:
         group: The group.
@@ -80,7 +81,7 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[P
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
                 return function(*args, **kwargs)
-            except InputError as error:
+            except (InputError, ClusterError) as error:
                 raise _print_error(error) from None
             except shutil.Error as error:  # of a copied folder: it has no errno, but a list of files
                 if (copy_error := _refused_copy(error)) is None:
@@ -112,7 +113,7 @@ def _refused_copy(error: shutil.Error) -> InputError | None:
     return None
 
 
-def _print_error(error: InputError) -> typer.Exit:
+def _print_error(error: InputError | ClusterError) -> typer.Exit:
     """Print an error, and return what ends the command with its code."""
     from orchestrator.config.store_address import mask_secrets
 

@@ -21,7 +21,8 @@ def available_nodes() -> list[Node]:
     One task on one node of each kind says what its hardware is; nodes of one kind have equal resources.
 
     Raises:
-        InputError: If the cluster cannot be used, or a node has another version of ttmoe than this machine.
+        ClusterError: If the cluster cannot be used.
+        InputError: If a node has another version of ttmoe than this machine.
     """
     if cluster_address():
         from cluster.local import ray_session

@@ -23,7 +23,8 @@ import ray
 import ray.data
 from rich.console import Console
 
-from cluster.local import ClusterEndedError, ray_session, require_alive
+from cluster.error import ClusterEndedError
+from cluster.local import ray_session, require_alive
 from orchestrator.predict.answer_folder import AnswerFolder, check_folder
 from orchestrator.predict.files import answer_chunk
 from orchestrator.predict.input_columns import InputColumns

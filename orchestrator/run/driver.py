@@ -14,8 +14,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from cluster.error import ClusterEndedError
 from cluster.jobs import own_job
-from cluster.local import ClusterEndedError, ray_session
+from cluster.local import ray_session
 from orchestrator.config.loading import LoadedConfig, resolved_yaml
 from orchestrator.plan.folders import LibraryFolders
 from orchestrator.plan.forecast import Forecast, check_feasible, check_router_fits, check_search_fits, make_forecast

@@ -35,7 +35,7 @@ def test_a_run_survives_the_end_of_ray(process, base_folder, fresh_store, tmp_pa
 
 def test_a_ray_that_ends_each_time_ends_the_command_with_one_sentence(base_folder, fresh_store, tmp_path, monkeypatch):
     import orchestrator.run.driver
-    from cluster.local import ClusterEndedError
+    from cluster.error import ClusterEndedError
 
     starts = []
 
@@ -58,8 +58,8 @@ def test_a_ray_that_ends_each_time_ends_the_command_with_one_sentence(base_folde
 def test_a_ray_that_cannot_start_is_one_sentence(monkeypatch):
     import ray
 
+    from cluster.error import ClusterError
     from cluster.local import ray_session
-    from ttmoe.errors import InputError
 
     def refuse(**_):
         raise RuntimeError("The current node timed out\n  during startup.")
@@ -67,7 +67,7 @@ def test_a_ray_that_cannot_start_is_one_sentence(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", refuse)
     with (
-        pytest.raises(InputError, match="Ray does not start: The current node timed out"),
+        pytest.raises(ClusterError, match="Ray does not start: The current node timed out"),
         ray_session(),
     ):
         pass

@@ -14,8 +14,8 @@ from quickstart import ROOT
 from ray_cluster import running_cluster
 
 from cluster import attaching
+from cluster.error import ClusterError
 from cluster.local import ray_session
-from ttmoe.errors import InputError
 
 pytestmark = pytest.mark.integration
 
@@ -72,7 +72,7 @@ def test_a_driver_without_a_token_is_told_where_to_get_one(started, homes):
 def test_an_address_where_nothing_answers_is_an_error_within_seconds(address, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", address)
     began = time.monotonic()
-    with pytest.raises(InputError, match="no Ray cluster answers") as caught, ray_session():
+    with pytest.raises(ClusterError, match="no Ray cluster answers") as caught, ray_session():
         pass
     assert caught.value.where == f"RAY_ADDRESS={address}"
     assert time.monotonic() - began < 10

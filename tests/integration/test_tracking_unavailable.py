@@ -71,8 +71,9 @@ class Server:
     def stop(self) -> None:
         family = [self.process, *psutil.Process(self.process.pid).children(recursive=True)]
         self.process.terminate()
-        self.process.wait(30)
-        psutil.wait_procs(family[1:], timeout=20)
+        for process in psutil.wait_procs(family, timeout=20)[1]:  # it waits for requests that will not end
+            process.kill()
+        self.process.wait()
 
     def _responds(self) -> bool:
         try:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 MAY_IMPORT = {
     "ttmoe": {"ttmoe"},
     "workers": {"workers", "ttmoe"},
-    "cluster": {"cluster", "ttmoe"},  # of ttmoe its errors alone, see below
+    "cluster": {"cluster"},
     "orchestrator": {"orchestrator", "workers", "ttmoe", "cluster"},
 }
 PLACES = {
@@ -144,11 +144,6 @@ def test_no_two_modules_define_the_same_name() -> None:
         for name in {*public_names(path), f"module {path.stem}"} - {"module __init__"}:
             found.setdefault(name, []).append(where(path))
     assert not {name: paths for name, paths in found.items() if len(paths) > 1 and name not in SHARED_NAMES}
-
-
-def test_the_cluster_knows_nothing_of_experts() -> None:
-    known = {name for path in (ROOT / "cluster").rglob("*.py") for _, name in imports(path)}
-    assert {name for name in known if name.startswith("ttmoe")} <= {"ttmoe.errors"}
 
 
 @pytest.mark.parametrize("library", PLACES)

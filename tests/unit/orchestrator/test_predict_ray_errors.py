@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from cluster.local import ClusterEndedError
+from cluster.error import ClusterEndedError
 from orchestrator.predict import ray_data
 from orchestrator.predict.sizing import PoolSize
 from ttmoe.errors import InputError, WorkFailedError

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from cluster.local import ClusterEndedError
+from cluster.error import ClusterEndedError
 from orchestrator.recording.registrar import Stage1Result
 from orchestrator.run import driver
 from workers.failure import Failure

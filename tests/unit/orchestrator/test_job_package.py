@@ -13,6 +13,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from cluster import job_files
+from cluster.error import ClusterError
 from cluster.jobs import SubmittedJob
 from cluster.profiles import ClusterProfile, RayProfile, SlurmProfile
 from cluster.slurm_jobs import slurm_script
@@ -105,7 +106,7 @@ def test_a_storage_that_is_no_shared_folder_is_refused(config):
 
 def test_a_file_that_is_nowhere_and_files_that_are_too_large_are_refused(config, profile, tmp_path, monkeypatch):
     monkeypatch.setattr(job_files, "MAX_BYTES", 100)
-    with pytest.raises(InputError, match="more than the 0 MiB that are sent with a job") as caught:
+    with pytest.raises(ClusterError, match="more than the 0 MiB that are sent with a job") as caught:
         pack_job(load_config(str(config)), profile)
     assert f"copy it to {tmp_path / 'shared'}" in caught.value.fix
     (tmp_path / "a.jsonl").unlink()
