@@ -117,15 +117,14 @@ def authentication(mode: str) -> Iterator[None]:
     """Set Ray's mode of authentication within the context, unless the user's environment sets it."""
     from ray._raylet import Config  # type: ignore[attr-defined]
 
-    if AUTH_MODE in os.environ:
-        yield
-        return
-    os.environ[AUTH_MODE] = mode
-    Config.initialize("")  # Ray has read the variable when it was imported
+    is_set = AUTH_MODE in os.environ
+    os.environ.setdefault(AUTH_MODE, mode)
+    Config.initialize("")  # Ray has read the variable when it was imported, and it may have been set since
     try:
         yield
     finally:
-        os.environ.pop(AUTH_MODE, None)
+        if not is_set:
+            os.environ.pop(AUTH_MODE, None)
         Config.initialize("")
 
 

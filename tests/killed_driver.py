@@ -37,7 +37,7 @@ class InlinePool:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def run(self, units: Any, reduce_memory: Any = None, resources: Any = None) -> Iterator[Any]:
+    def run(self, units: Any, reduce_memory: Any = None, resources: Any = None, requests: Any = None) -> Iterator[Any]:
         from orchestrator.pool.work_units import JobEvent
         from workers.failure import Failure
 

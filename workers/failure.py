@@ -8,12 +8,13 @@ import traceback
 from dataclasses import dataclass
 from typing import Literal
 
-FailureKind = Literal["code", "memory", "device", "system", "died", "lost", "stalled"]
+FailureKind = Literal["code", "memory", "device", "system", "died", "lost", "stalled", "skipped", "stopped"]
 """The cause of a failure.
 
 ``code``: the code or the data. ``memory``: out of memory. ``device``: a GPU; the process can no longer use it.
 ``system``: the machine, such as a disk or the network. ``died``: the process ended. ``lost``: the node was lost.
-``stalled``: the process stopped sending progress.
+``stalled``: the process stopped sending progress. ``skipped``: a user left it out. ``stopped``: a user had it, or work
+beside it, stopped.
 """
 
 _SYSTEM_ERRORS = (OSError, ConnectionError, TimeoutError, EOFError)

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
-from orchestrator.cli.options import ClusterOption, JsonOption, command, command_group, console
+from orchestrator.cli.options import (
+    ClusterOption,
+    JsonOption,
+    LibraryOption,
+    RootOption,
+    UriOption,
+    command,
+    command_group,
+    console,
+    selected_store,
+)
+from orchestrator.cli.startup import import_registry
 
 jobs = command_group("Show and stop the jobs of a cluster.")
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job, as `submit` and `jobs ls` print it.")]
 ConfigOption = Annotated[
     str | None, typer.Option("--config", metavar="CONFIG", help="Config with a section `clusters`.")
+]
+RunTaskArgument = Annotated[str, typer.Argument(metavar="TASK", help="Task whose expert trains, waits or has failed.")]
+RunClusterOption = Annotated[
+    str | None, typer.Option("--cluster", metavar="CLUSTER", help="Cluster of the job; by default --uri or --root.")
 ]
 
 
@@ -53,3 +69,51 @@ def cancel_job(job: JobArgument, cluster: ClusterOption, config: ConfigOption = 
     from orchestrator.submit.job_screen import open_jobs, stop_job
 
     stop_job(open_jobs(cluster, config), job, console())
+
+
+@command(jobs, "skip")
+def skip_task(
+    task: RunTaskArgument,
+    cluster: RunClusterOption = None,
+    config: ConfigOption = None,
+    library: LibraryOption = None,
+    root: RootOption = None,
+    uri: UriOption = None,
+) -> None:
+    """Leave an expert out of the active run, which goes on without it; the next run trains it."""
+    _request("skip", task, cluster, config, library, root, uri)
+
+
+@command(jobs, "retry")
+def retry_task(
+    task: RunTaskArgument,
+    cluster: RunClusterOption = None,
+    config: ConfigOption = None,
+    library: LibraryOption = None,
+    root: RootOption = None,
+    uri: UriOption = None,
+) -> None:
+    """Try an expert again that failed in the active run, or restart one that trains, from its checkpoint."""
+    _request("retry", task, cluster, config, library, root, uri)
+
+
+def _request(
+    action: Literal["skip", "retry"],
+    task: str,
+    cluster: str | None,
+    config: str | None,
+    library: str | None,
+    root: Path | None,
+    uri: str | None,
+) -> None:
+    import_registry()
+    from orchestrator.progress.requesting import request_for_task
+
+    if cluster:
+        from orchestrator.submit.job_store import find_job_store
+
+        address, library_of_config = find_job_store(cluster, config)
+        library = library or library_of_config
+    else:
+        address = selected_store(root, uri)
+    request_for_task(address, library, action, task, console())

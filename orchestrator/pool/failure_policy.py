@@ -11,6 +11,7 @@ from workers.failure import Failure
 
 _BACKOFF = (1.0, 5.0, 20.0, 60.0)  # seconds before the first, second, ... retry
 _SYSTEM = ("system", "died", "stalled")
+_NOT_THE_JOBS = ("device", "skipped", "stopped")  # kinds that say nothing about other jobs
 _REASONS = {
     "code": "error in the code or the data",
     "memory": "out of memory",
@@ -19,6 +20,8 @@ _REASONS = {
     "died": "worker process died",
     "lost": "node lost",
     "stalled": "no heartbeat",
+    "skipped": "skipped on request",
+    "stopped": "stopped on request",
 }
 
 
@@ -69,7 +72,9 @@ def decide(failures: Sequence[Failure], limits: RetryLimits, *, other_nodes: boo
         other_nodes: Whether the job can run on more than one node.
     """
     kind = failures[-1].kind
-    if failures[-1].preempted:  # not the job's fault: it may hit a job any number of times
+    if kind == "skipped":
+        return GiveUp()
+    if failures[-1].preempted or kind == "stopped":  # not the job's fault: it may hit a job any number of times
         return Retry()
     if kind == "memory":
         return GiveUp() if sum(failure.kind == "memory" for failure in failures) > 1 else Retry(reduce_memory=True)
@@ -88,7 +93,7 @@ def common_failure(outcomes: Sequence[Failure | None], limits: RetryLimits) -> F
     """Return the failure that the first ``stop_after`` jobs have in common.
 
     An error of the code or the data that stops all first jobs will stop the remaining ones too. Failures of devices
-    are not the jobs' own, and do not count.
+    are not the jobs' own, and do not count; nor do jobs that a user left out.
 
     Args:
         outcomes: Failure of each finished job in the order in which they finished, None for a success.
@@ -97,7 +102,7 @@ def common_failure(outcomes: Sequence[Failure | None], limits: RetryLimits) -> F
     Returns:
         The first job's failure, or None if fewer jobs finished or they did not fail alike.
     """
-    counted = [failure for failure in outcomes if failure is None or failure.kind != "device"]
+    counted = [failure for failure in outcomes if failure is None or failure.kind not in _NOT_THE_JOBS]
     first = counted[: limits.stop_after]
     if not limits.stop_after or len(first) < limits.stop_after:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,10 +19,12 @@ from orchestrator.pool.work_units import WorkUnit
 from ttmoe.errors import InputError
 from workers.failure import Failure
 from workers.progress import Progress
+from workers.stopping import stopped_by
 from workers.system_metrics import SystemMetrics
 
 _ACCELERATOR = "accelerator_type:"  # prefix of Ray's resource for each type of GPU on a node
 _RAY_LABEL = "ray.io/node-id"  # differs from node to node
+RESTARTED = Failure("stopped", "Stopped", "stopped on request")  # of a job whose unit is stopped for another one
 REPORT_INTERVAL = 0.3  # seconds between two sends of a worker; reports in between are sent together
 
 _Report = tuple[str, float, Progress]  # key of the job, Unix time in seconds, progress
@@ -97,7 +99,8 @@ class _Worker:
 
     def run(self, unit: WorkUnit, channel: Any) -> UnitEnded:
         report = _Reporter(channel, next(iter(unit.jobs)), self.system)
-        return UnitEnded(run_unit(unit, report), report.remaining())
+        with stopped_by(ray.get_runtime_context().is_canceled):
+            return UnitEnded(run_unit(unit, report), report.remaining())
 
     def wait(self) -> None:
         """Keep the resources reserved until the process is killed."""
@@ -128,6 +131,8 @@ class WorkerHandle:
         last_heartbeat: Monotonic time in seconds of the unit's start or of its last progress report.
         changed: Monotonic time in seconds at which the worker was requested, or got or ended its last unit.
         resources: What it reserves.
+        asked_to_stop: Monotonic time in seconds at which its unit was asked to stop; None if it was not.
+        stop_causes: Why, for the jobs of the unit that the requests were about.
     """
 
     actor: Any
@@ -137,6 +142,8 @@ class WorkerHandle:
     last_heartbeat: float = 0.0
     changed: float = field(default_factory=time.monotonic)
     resources: JobResources = field(default_factory=JobResources)
+    asked_to_stop: float | None = None
+    stop_causes: dict[str, Failure] = field(default_factory=dict)
 
     def assign_unit(self, unit: WorkUnit, channel: Any) -> None:
         """Start a unit on the worker."""
@@ -147,9 +154,17 @@ class WorkerHandle:
         """Keep the worker's resources reserved without work, so that no other worker gets its device."""
         self.ref = self.actor.wait.remote()
 
+    @property
+    def stop_outcomes(self) -> dict[str, Any]:
+        """Outcomes of the unit's jobs if it stops because it was asked to; empty if it was not."""
+        if self.unit is None or self.asked_to_stop is None:
+            return {}
+        return {key: self.stop_causes.get(key, RESTARTED) for key in self.unit.jobs}
+
     def release_unit(self) -> WorkUnit:
         """Return the unit and mark the worker as idle."""
         unit, self.unit, self.ref = self.unit, None, None
+        self.asked_to_stop, self.stop_causes = None, {}
         assert unit is not None
         return unit
 
@@ -192,6 +207,32 @@ def wait_for_events(workers: Sequence[WorkerHandle], timeout: float) -> Iterator
             worker.ref = None
             value = WorkerStarted(value)
         yield worker, value
+
+
+def request_stop(worker: WorkerHandle, causes: Mapping[str, Failure] | None = None) -> None:
+    """Ask a worker to stop its unit: training ends after its present step and a checkpoint.
+
+    Args:
+        worker: A worker with a unit.
+        causes: Why, for the jobs of the unit that the request is about.
+    """
+    worker.stop_causes |= causes or {}
+    if worker.asked_to_stop is None:
+        worker.asked_to_stop = time.monotonic()
+        ray.cancel(worker.ref)
+
+
+def is_cancelled(error: Any) -> bool:
+    """Return whether this is Ray's error for a unit that ended after it was asked to stop."""
+    return isinstance(error, ray.exceptions.TaskCancelledError)
+
+
+def stop_units(workers: Sequence[WorkerHandle], seconds: float) -> None:
+    """Ask workers to stop their units, and wait until they have, for ``seconds`` at most."""
+    for worker in workers:
+        request_stop(worker)
+    refs = [worker.ref for worker in workers]
+    ray.wait(refs, num_returns=len(refs), timeout=seconds)
 
 
 def failed_node(error: BaseException) -> str:

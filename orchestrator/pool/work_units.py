@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from orchestrator.pool.capacity import JobResources
 from orchestrator.pool.failure_policy import Retry
@@ -72,6 +72,21 @@ class JobEvent:
     done: bool = False
 
 
+@dataclass(frozen=True)
+class JobRequest:
+    """A request for one job.
+
+    Attributes:
+        action: ``skip`` leaves the job out; ``retry`` tries a failed one again, and restarts one that runs.
+        key: Key of the job.
+        answer: Receives what was done, as text.
+    """
+
+    action: Literal["skip", "retry"]
+    key: str
+    answer: Callable[[str], Any]
+
+
 class JobRunner(Protocol):
     """Anything that runs work units, such as the worker pool."""
 
@@ -80,6 +95,7 @@ class JobRunner(Protocol):
         units: Sequence[WorkUnit],
         reduce_memory: Callable[[Any], Any] | None = None,
         resources: JobResources | None = None,
+        requests: Callable[[], Iterable[JobRequest]] = tuple,
     ) -> Generator[JobEvent | None, None, None]:
         """Run all units and yield their events.
 
@@ -89,6 +105,7 @@ class JobRunner(Protocol):
                 once to a job that ran out of memory, and to one whose process dies again: the system may have killed
                 it for its memory.
             resources: What a worker of these units reserves, at least; by default what the runner's workers do.
+            requests: Returns the requests for jobs that arrived since the last call; called at every poll.
 
         Yields:
             Job events as they arrive, and None after a poll without a finished unit. Closing the generator stops the

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from cluster.local import require_alive
 from orchestrator.pool.capacity import JobResources, jobs_on_node, max_parallel_jobs, require_fits, serves
 from orchestrator.pool.device_record import DeviceRecord, name_devices
 from orchestrator.pool.failure_policy import RetryLimits
+from orchestrator.pool.job_requests import apply_request
 from orchestrator.pool.ray_workers import (
     UnitEnded,
     WorkerHandle,
@@ -23,12 +24,14 @@ from orchestrator.pool.ray_workers import (
     drain_progress,
     failed_node,
     failure_from_ray,
+    is_cancelled,
     kill_actor,
     start_worker,
+    stop_units,
     wait_for_events,
 )
 from orchestrator.pool.unit_queue import QueuedUnit, finish_job
-from orchestrator.pool.work_units import JobEvent, WorkUnit
+from orchestrator.pool.work_units import JobEvent, JobRequest, WorkUnit
 from ttmoe.errors import WorkFailedError
 from workers.failure import Failure
 
@@ -54,6 +57,7 @@ class WorkerPool:
         stall_seconds: Seconds without a progress report after which a unit counts as stalled.
         notify: Receives a message for the user, such as of a node on which no worker starts.
         poll_seconds: Longest wait in seconds for a result before progress is collected again.
+        stop_seconds: Longest wait in seconds for a unit that was asked to stop; then its process is ended.
         workers: Current workers.
         devices: Which devices failed. A worker on one that is left out keeps it reserved.
         started: Number of workers that have started so far.
@@ -68,6 +72,7 @@ class WorkerPool:
     stall_seconds: float = 900.0
     notify: Callable[[str], Any] = print
     poll_seconds: float = 0.2
+    stop_seconds: float = 20.0
     workers: list[WorkerHandle] = field(default_factory=list)
     devices: DeviceRecord = field(default_factory=DeviceRecord)
     started: int = 0
@@ -102,6 +107,7 @@ class WorkerPool:
         units: Sequence[WorkUnit],
         reduce_memory: Callable[[Any], Any] | None = None,
         resources: JobResources | None = None,
+        requests: Callable[[], Iterable[JobRequest]] = tuple,
     ) -> Generator[JobEvent | None, None, None]:
         """Run all units and yield their events, see ``JobRunner.run``.
 
@@ -121,6 +127,8 @@ class WorkerPool:
                 require_alive()
                 self._start_workers(queue)
                 self._require_device()
+                for request in requests():
+                    yield from apply_request(request, units, queue, self.workers, failures)
                 self._assign_units(queue)
                 finished = list(self._poll_results())
                 if not any(isinstance(each, Failure) for _, ended in finished for each in ended.outcomes.values()):
@@ -144,12 +152,18 @@ class WorkerPool:
                 if not finished:
                     yield None
         finally:
-            for worker in list(self.workers):
-                self._count_time(worker)
-                if worker.unit:
-                    self._stop_worker(worker)
             require_alive()
+            self._stop_units()
             drain_progress(self._channel)  # the next call must not receive reports of stopped units
+
+    def _stop_units(self) -> None:
+        """Stop the units that run when a call of ``run`` ends early. They save checkpoints, if there is time."""
+        if busy := [worker for worker in self.workers if worker.unit]:
+            stop_units(busy, self.stop_seconds)
+        for worker in list(self.workers):
+            self._count_time(worker)
+            if worker.unit:
+                self._stop_worker(worker)
 
     def _reserve(self, resources: JobResources, alone: bool) -> None:
         """Set what new workers reserve, and end those that do not serve a call with these resources."""
@@ -275,8 +289,10 @@ class WorkerPool:
                 self._stop_worker(worker)  # it kept a device reserved, and has ended
             else:
                 self._count_time(worker)
-                unit, ended = worker.release_unit(), value
-                if isinstance(value, BaseException):
+                stopped, unit, ended = worker.stop_outcomes, worker.release_unit(), value
+                if stopped and is_cancelled(value):
+                    ended = UnitEnded(stopped, [])
+                elif isinstance(value, BaseException):
                     ended = UnitEnded(dict.fromkeys(unit.jobs, failure_from_ray(value, worker.device.node)), [])
                     self._stop_worker(worker)
                 elif any(isinstance(each, Failure) and each.kind in _ENDS_WORKER for each in ended.outcomes.values()):
@@ -310,14 +326,15 @@ class WorkerPool:
             yield JobEvent(key, tuple(entries), attempt=len(failures[key]) + 1)
 
     def _stop_stalled(self) -> Iterator[tuple[WorkUnit, UnitEnded]]:
-        """Stop workers without a recent heartbeat, and yield their units as failed."""
+        """Stop workers without a recent heartbeat, or that did not stop when asked, and yield their units as failed."""
+        now, message = time.monotonic(), f"no progress report for {self.stall_seconds / 60:g} minutes"
         for worker in list(self.workers):
-            if worker.unit and time.monotonic() - worker.last_heartbeat > self.stall_seconds:
+            stopping = worker.asked_to_stop is not None and now - worker.asked_to_stop > self.stop_seconds
+            if worker.unit and (stopping or now - worker.last_heartbeat > self.stall_seconds):
                 self._count_time(worker)
-                unit = worker.release_unit()
+                stopped, unit = worker.stop_outcomes, worker.release_unit()
                 self._stop_worker(worker)
-                message = f"no progress report for {self.stall_seconds / 60:g} minutes"
-                yield unit, UnitEnded(dict.fromkeys(unit.jobs, Failure("stalled", "Stalled", message)), [])
+                yield unit, UnitEnded(stopped or dict.fromkeys(unit.jobs, Failure("stalled", "Stalled", message)), [])
 
     def _count_time(self, worker: WorkerHandle) -> None:
         """Count the seconds since the worker's last change; called before the next one, and at the end."""

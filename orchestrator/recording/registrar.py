@@ -104,6 +104,9 @@ class Registrar:
             self.view.update(event.key, progress)
         if event.failure:
             self._handle_failure(event, event.failure)
+        elif event.retry:  # of a job that had failed
+            self.stage_result.failed.pop(event.key, None)
+            self.view.set_state(event.key, "retrying", event.action)
         elif event.done:
             self._outcomes.append(None)
             self.register(event.key, event.result)

@@ -14,6 +14,7 @@ from orchestrator.progress.live_view import LiveView
 from orchestrator.recording.expert_operations import ExpertOperations
 from orchestrator.recording.recorder import Recorder
 from orchestrator.recording.registrar import STAGE, Registrar, Stage1Result
+from orchestrator.recording.request_inbox import RequestInbox
 from orchestrator.registry import Registry
 from orchestrator.run.less_memory import with_half_micro_batch
 from workers.expert_job import ExpertJob
@@ -67,7 +68,10 @@ def train_experts(
                     del jobs[task]
             units = make_work_units(jobs, experts_per_unit)
             stage_result.logs.update({task: unit.log for unit in units for task in unit.jobs})
-            with closing(_run_units(runner, units)) as events:
+            with (
+                RequestInbox(registry, parent) as inbox,
+                closing(_run_units(runner, units, inbox)) as events,
+            ):
                 for event in events:
                     registrar.handle_event(event)
                     if stage_result.stopped:
@@ -84,6 +88,6 @@ def make_work_units(jobs: dict[str, ExpertJob], experts_per_unit: int) -> list[W
     return [WorkUnit(partial(run_jointly, run_experts), pack, log) for pack, log in zip(packs, logs, strict=True)]
 
 
-def _run_units(runner: JobRunner, units: list[WorkUnit]) -> Generator[JobEvent | None, None, None]:
+def _run_units(runner: JobRunner, units: list[WorkUnit], inbox: RequestInbox) -> Generator[JobEvent | None, None, None]:
     if units:
-        yield from runner.run(units, with_half_micro_batch)
+        yield from runner.run(units, with_half_micro_batch, requests=inbox.take)

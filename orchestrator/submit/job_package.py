@@ -17,6 +17,7 @@ from cluster.job_files import JobFiles
 from cluster.local import PASSED_ON
 from cluster.profiles import ClusterProfile
 from orchestrator.config.loading import LoadedConfig
+from orchestrator.config.schema import Config
 from orchestrator.config.store_address import TRACKING_VARIABLE
 from orchestrator.config.yaml_document import dump_yaml
 from ttmoe.errors import InputError
@@ -71,7 +72,7 @@ def pack_job(loaded: LoadedConfig, profile: ClusterProfile, command: str = "run"
             variable that the profile passes on is not set.
     """
     config = loaded.config
-    root = config.storage.root if "root" in config.storage.model_fields_set or not profile.storage else profile.storage
+    root = storage_root(config, profile)
     for key, path in {"storage.root": root, "storage.cache": config.storage.cache}.items():
         if path and not Path(path).is_absolute():
             what = f"{path!r} is relative: on the cluster it would be a folder that is removed after the job"
@@ -79,7 +80,8 @@ def pack_job(loaded: LoadedConfig, profile: ClusterProfile, command: str = "run"
             raise InputError(what, where=key, fix=fix)
     data = config.model_dump(mode="json", exclude_none=True, by_alias=True)
     data["storage"]["root"] = root
-    tracking = data.pop("tracking", {}).get("uri") or profile.tracking or os.environ.get(TRACKING_VARIABLE)
+    tracking = tracking_uri(config, profile)
+    data.pop("tracking", None)
     data.pop("clusters", None)
     paths: dict[str, Path] = {}
     for where, section, key in _local_paths(data):
@@ -93,6 +95,16 @@ def pack_job(loaded: LoadedConfig, profile: ClusterProfile, command: str = "run"
     python = f"{shlex.quote(profile.python)} -m orchestrator.cli"
     plan = f'{python} plan {CONFIG_FILE} && echo "{PLAN_FITS}" && exec {python} {command} {CONFIG_FILE}'
     return JobPackage(config.library, plan, files, _environment(profile, tracking), root, tracking)
+
+
+def storage_root(config: Config, profile: ClusterProfile) -> str:
+    """Return ``storage.root`` of a config on a cluster."""
+    return config.storage.root if "root" in config.storage.model_fields_set or not profile.storage else profile.storage
+
+
+def tracking_uri(config: Config, profile: ClusterProfile) -> str | None:
+    """Return the URI of the MLflow server of a config on a cluster; None for the store in the storage folder."""
+    return config.tracking.uri or profile.tracking or os.environ.get(TRACKING_VARIABLE)
 
 
 def _local_paths(data: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:

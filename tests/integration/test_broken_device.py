@@ -22,9 +22,11 @@ def ray():
     """One Ray session for the module, with two GPUs that do not exist."""
     import ray
 
-    ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")  # Ray would set it, and leave it
+        ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
 
 
 # Nested functions are pickled by value: the workers cannot import this file.

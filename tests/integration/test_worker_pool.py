@@ -17,7 +17,7 @@ import tiny
 from orchestrator.config.runtime_sections import FailureSettings
 from orchestrator.pool.capacity import JobResources
 from orchestrator.pool.failure_policy import Retry
-from orchestrator.pool.work_units import LOG_FILE, WorkUnit
+from orchestrator.pool.work_units import LOG_FILE, JobRequest, WorkUnit
 from orchestrator.pool.worker_pool import WorkerPool
 from ttmoe.errors import InfeasibleError, InputError
 from workers.failure import Failure
@@ -300,6 +300,7 @@ def test_closing_the_generator_stops_its_units(ray, tmp_path):
     import psutil
 
     with make_pool() as pool:
+        pool.stop_seconds = 0.5  # the unit does not ask whether it is to stop
         events = pool.run([WorkUnit.of("a", work, (), tmp_path / "a")])
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
             next(events)
@@ -331,3 +332,47 @@ def test_d19_a_job_that_needs_more_than_the_workers_reserved_gets_one_that_reser
     ((pid, threads, found),) = large
     assert (threads, found["CPU"], found["memory"]) == (1, 1.0, 10**8)
     assert pid not in {pid for pid, *_ in first + again}
+
+
+def test_jobs_are_stopped_left_out_and_tried_again_on_request(ray, tmp_path):
+    """One process trains a, b and c together until it is asked to stop; then the others go on without a, in it."""
+    stops = "stopped"
+
+    def work(jobs, report):
+        from workers.stopping import raise_if_stopped
+
+        first = next(iter(jobs))
+        runs = tmp_path / f"runs {first}"
+        with runs.open("a") as file:
+            file.write(f"{os.getpid()} {' '.join(jobs)}\n")
+        if len(jobs) == 1:
+            fails = first == "c" and not (tmp_path / "failed").exists()
+            (tmp_path / "failed").touch() if fails else None
+            return {first: Failure("code", "ValueError", "no") if fails else "done"}
+        for step in range(1200):
+            report(Progress("training", step, key=first))
+            raise_if_stopped(lambda: (tmp_path / stops).touch())
+            time.sleep(0.05)
+
+    answers, asked, last = [], [], {}
+
+    def requests():
+        # a while it trains, c when it has failed
+        wanted = [("skip", "a")] * ("a" in progress) + [("retry", "c")] * ("c" in last)
+        new = [each for each in wanted if each not in asked]
+        asked.extend(new)
+        return [JobRequest(action, key, answers.append) for action, key in new]
+
+    progress = set()
+    units = [WorkUnit(work, dict.fromkeys(keys), tmp_path / keys) for keys in ("abc", "d")]
+    with make_pool(max_workers=1) as pool:
+        for event in pool.run(units, requests=requests):
+            if event:
+                progress |= {event.key} if event.progress else set()
+                last |= {event.key: event} if event.done else {}
+    assert (tmp_path / stops).exists()
+    process, *_ = (tmp_path / "runs a").read_text().split()
+    assert (tmp_path / "runs b").read_text() == f"{process} b\n"  # a unit that stops in order leaves its process
+    assert {key: event.result for key, event in last.items()} == {"a": None, "b": "done", "c": "done", "d": "done"}
+    assert last["a"].failure.kind == "skipped"
+    assert answers == ["is stopped and left out", "is tried again"]

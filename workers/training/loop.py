@@ -12,6 +12,7 @@ from itertools import groupby
 from ttmoe.bank import Bank
 from workers.failure import Failure, to_failure
 from workers.progress import Progress, ProgressCallback
+from workers.stopping import deferred_sigterm, raise_if_stopped
 from workers.stopwatch import activity_timer
 from workers.training.batches import TokenizedRows
 from workers.training.checkpoints import Checkpoint, common_checkpoints
@@ -45,7 +46,7 @@ def fit_experts(
 
     Every expert has its own optimizer, data, number of steps and early stopping. Experts with the same trunk share
     forward and backward passes. If an expert fails by its own fault (its data, or a loss that is not finite), the
-    others continue. Any other error, such as lack of memory, is raised.
+    others continue. Any other error, such as lack of memory, is raised; so is StoppedError, after a checkpoint.
 
     Args:
         bank: Bank that holds the experts.
@@ -63,10 +64,12 @@ def fit_experts(
     with activation_checkpointing(bank.model, any(training.settings.checkpointing for training in trainings)):
         bank.train()
         try:
-            while session.active:
-                session.step()
-                if memory_limit:
-                    memory_limit.after_step()
+            with deferred_sigterm():
+                while session.active:
+                    raise_if_stopped(session.save)
+                    session.step()
+                    if memory_limit:
+                        memory_limit.after_step()
         finally:
             bank.eval()
     return {training.name: session.outcomes[training.name] for training in trainings}
@@ -102,7 +105,7 @@ class _Session:
             except Exception as error:
                 self.outcomes[training.name] = to_failure(error)
         if len(trainings) > 1 and not any(checkpoints):
-            self._save()  # a crash during the first real save then finds these common checkpoints
+            self.save()  # a crash during the first real save then finds these common checkpoints
         self._finish_trainings()
 
     def step(self) -> None:
@@ -122,7 +125,7 @@ class _Session:
         for state in self.active:
             self._report(state, {"train.loss": stats[state].loss, **evaluations.get(state, {})})
         if self._save_is_due(bool(evaluations)):
-            self._save()
+            self.save()
         self._finish_trainings()
 
     def _backward(self, batches: dict[TrainingState, ExpertBatch]) -> dict[TrainingState, PassStats]:
@@ -170,7 +173,7 @@ class _Session:
         saves_at_evaluation = unsaved >= CHECKPOINT_AT_END_SECONDS or not all(s.is_finished for s in self.active)
         return unsaved >= CHECKPOINT_SECONDS or (evaluated and saves_at_evaluation)
 
-    def _save(self) -> None:
+    def save(self) -> None:
         """Save all trainings at the same step, so that all can resume from it together."""
         for state in self.active:
             state.update_seconds()

@@ -21,6 +21,7 @@ from workers import stopwatch
 from workers.expert_job import ExpertJob
 from workers.expert_runner import run_experts
 from workers.failure import Failure
+from workers.stopping import stopped_by
 from workers.stopwatch import ACTIVITIES
 from workers.training import loop
 from workers.training.settings import TrainSettings
@@ -127,6 +128,19 @@ def test_stopped_between_checkpoints(job_of, undisturbed, case, stops):
     assert resumed.began["colours"] == saved + 1
     if case == "several" and saved >= 40:
         assert "animals" not in resumed.began  # it had ended by then
+
+
+@pytest.mark.parametrize("case", ["dropout", "several"])
+def test_stopped_on_request_loses_no_step(job_of, undisturbed, case):
+    jobs = [job_of(*each) for each in CASES[case]]
+    expected, expected_record = undisturbed(case, jobs)
+    record = Record()
+    with stopped_by(lambda: ("colours", 33) in record.metrics):
+        assert {result.error for result in run_experts(jobs, record).values()} == {"StoppedError"}
+    resumed = Record()
+    resumed.metrics = record.metrics
+    check_same(jobs, resumed, expected_record, expected)
+    assert resumed.began["colours"] == 34
 
 
 @pytest.mark.parametrize(("step", "common"), [(20, 10), (10, 0)])
