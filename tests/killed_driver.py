@@ -37,6 +37,9 @@ class InlinePool:
     def __exit__(self, *error: object) -> None:
         pass
 
+    def gpu_seconds(self) -> float:
+        return 0.0
+
     def run(self, units: Any, reduce_memory: Any = None, resources: Any = None, requests: Any = None) -> Iterator[Any]:
         from orchestrator.pool.work_units import JobEvent
         from workers.failure import Failure

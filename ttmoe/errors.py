@@ -40,6 +40,12 @@ class PartFailedError(WorkFailedError):
     code = 4
 
 
+class LimitReachedError(WorkFailedError):
+    """A limit of time or of GPU time was reached. The next run continues."""
+
+    code = 5
+
+
 class InfeasibleError(InputError):
     """The requested resources exceed every machine, so the work would wait forever."""
 

@@ -1,4 +1,4 @@
-"""The sections of a config that do not change experts: resources, failures, storage and tracking."""
+"""The sections of a config that do not change experts: resources, failures, limits, storage and tracking."""
 
 from __future__ import annotations
 
@@ -62,6 +62,16 @@ class FailureSettings(BaseModel):
     )
     tracking_minutes: PositiveFloat = Field(
         default=30.0, description="Minutes to wait for an MLflow server that does not answer."
+    )
+
+
+class LimitSettings(BaseModel):
+    """Limits of one ``ttmoe run``. When one is reached, trainings save a checkpoint and the run ends."""
+
+    model_config = STRICT_CONFIG
+    hours: PositiveFloat | None = Field(default=None, description="Hours after which the run ends.")
+    gpu_hours: PositiveFloat | None = Field(
+        default=None, description="Hours in which GPUs are reserved for experts and router, summed over GPUs."
     )
 
 

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, Field, PlainSerializer, field_va
 from cluster.profiles import ClusterProfile
 from orchestrator.config.runtime_sections import (
     FailureSettings,
+    LimitSettings,
     ResourceSettings,
     StorageSettings,
     TrackingSettings,
@@ -133,6 +134,7 @@ class Config(BaseModel):
         default_factory=ResourceSettings, description="Resources that one expert reserves."
     )
     failures: FailureSettings = Field(default_factory=FailureSettings, description="Retries after failures.")
+    limits: LimitSettings = Field(default_factory=LimitSettings, description="Limits of time and of GPU time.")
     storage: StorageSettings = Field(default_factory=StorageSettings, description="Folders for output and cache.")
     tracking: TrackingSettings = Field(default_factory=TrackingSettings, description="The MLflow store.")
     clusters: dict[Slug, ClusterProfile] = Field(

@@ -182,6 +182,9 @@ def _resources(plan: Plan, state: LibraryState, forecast: Forecast) -> list[tupl
         seconds = forecast.total_seconds
         unknown = "unknown: no finished training on this base"
         lines.append(("time", unknown if seconds is None else f"about {format_duration(seconds)} for the experts"))
+        if hours := plan.config.limits.hours:
+            less = ", less than the experts take" if seconds and seconds > hours * 3600 else ""
+            lines.append(("limit", f"{format_duration(hours * 3600)}{less}: then repeat the run to continue"))
     return lines
 
 

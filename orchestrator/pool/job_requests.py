@@ -12,7 +12,7 @@ from orchestrator.pool.unit_queue import QueuedUnit
 from orchestrator.pool.work_units import JobEvent, JobRequest, WorkUnit
 from workers.failure import Failure
 
-SKIPPED = Failure("skipped", "Skipped", "skipped on request")
+SKIPPED = Failure("skipped", "Skipped", "on request")
 
 
 def apply_request(

@@ -24,7 +24,7 @@ from workers.system_metrics import SystemMetrics
 
 _ACCELERATOR = "accelerator_type:"  # prefix of Ray's resource for each type of GPU on a node
 _RAY_LABEL = "ray.io/node-id"  # differs from node to node
-RESTARTED = Failure("stopped", "Stopped", "stopped on request")  # of a job whose unit is stopped for another one
+RESTARTED = Failure("stopped", "Stopped", "on request")  # of a job whose unit is stopped for another one
 REPORT_INTERVAL = 0.3  # seconds between two sends of a worker; reports in between are sent together
 
 _Report = tuple[str, float, Progress]  # key of the job, Unix time in seconds, progress
@@ -131,6 +131,7 @@ class WorkerHandle:
         last_heartbeat: Monotonic time in seconds of the unit's start or of its last progress report.
         changed: Monotonic time in seconds at which the worker was requested, or got or ended its last unit.
         resources: What it reserves.
+        started: Monotonic time in seconds at which its process had started, with its resources; None before.
         asked_to_stop: Monotonic time in seconds at which its unit was asked to stop; None if it was not.
         stop_causes: Why, for the jobs of the unit that the requests were about.
     """
@@ -142,6 +143,7 @@ class WorkerHandle:
     last_heartbeat: float = 0.0
     changed: float = field(default_factory=time.monotonic)
     resources: JobResources = field(default_factory=JobResources)
+    started: float | None = None
     asked_to_stop: float | None = None
     stop_causes: dict[str, Failure] = field(default_factory=dict)
 
@@ -153,6 +155,11 @@ class WorkerHandle:
     def keep_reserved(self) -> None:
         """Keep the worker's resources reserved without work, so that no other worker gets its device."""
         self.ref = self.actor.wait.remote()
+
+    @property
+    def gpu_seconds(self) -> float:
+        """Seconds for which it has reserved GPUs, times their number."""
+        return 0.0 if self.started is None else (time.monotonic() - self.started) * self.resources.gpus
 
     @property
     def stop_outcomes(self) -> dict[str, Any]:

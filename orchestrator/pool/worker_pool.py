@@ -78,6 +78,7 @@ class WorkerPool:
     started: int = 0
     busy_seconds: float = 0.0
     waiting_seconds: float = 0.0
+    _ended_gpu_seconds: float = 0.0  # of workers that have ended
     _channel: Any = None
     _wanted: JobResources = field(init=False)  # what workers reserve that are started now
     _places: int = 1  # jobs that the cluster runs at the same time
@@ -97,9 +98,8 @@ class WorkerPool:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for worker in self.workers:
-            kill_actor(worker.actor)
-        self.workers = []
+        for worker in list(self.workers):
+            self._stop_worker(worker)
         kill_actor(self._channel)
 
     def run(
@@ -155,6 +155,10 @@ class WorkerPool:
             require_alive()
             self._stop_units()
             drain_progress(self._channel)  # the next call must not receive reports of stopped units
+
+    def gpu_seconds(self) -> float:
+        """Return the seconds for which workers have reserved GPUs so far, summed over GPUs."""
+        return self._ended_gpu_seconds + sum(worker.gpu_seconds for worker in tuple(self.workers))
 
     def _stop_units(self) -> None:
         """Stop the units that run when a call of ``run`` ends early. They save checkpoints, if there is time."""
@@ -278,7 +282,7 @@ class WorkerPool:
         """Yield finished units with their outcomes; register started and dead workers."""
         for worker, value in wait_for_events(self.workers, self.poll_seconds):
             if isinstance(value, WorkerStarted):
-                worker.device = value.device
+                worker.device, worker.started = value.device, time.monotonic()
                 self._failed_starts.clear()
                 self.started += 1
                 if worker.device in self.devices.left_out:
@@ -346,5 +350,6 @@ class WorkerPool:
         worker.changed = now
 
     def _stop_worker(self, worker: WorkerHandle) -> None:
+        self._ended_gpu_seconds += worker.gpu_seconds
         kill_actor(worker.actor)
         self.workers.remove(worker)

@@ -8,7 +8,6 @@ suspended, asks before its next request whether it still holds the lease, and en
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from orchestrator.registry.artifact_folders import write_below_root
 from orchestrator.registry.claim_tags import ClaimBoard, TagBoard
 from orchestrator.registry.claiming import Claiming, describe_claim, elapsed, own_tokens
 from orchestrator.registry.claims import Claim
+from orchestrator.registry.interrupting import interrupt_main_thread
 from orchestrator.registry.retrying import RetryingStore
 from orchestrator.registry.store import single_requests
 from ttmoe.errors import WorkFailedError
@@ -109,12 +109,9 @@ class Lease:
                 return
 
     def _interrupt(self) -> None:
-        """Interrupt the main thread, which may wait for workers, as Ctrl-C does; SIGINT itself may be ignored."""
-        number = signal.SIGINT if callable(signal.getsignal(signal.SIGINT)) else signal.SIGTERM
         with self._ending:
-            is_main = self._owner == threading.main_thread().ident
-            if is_main and callable(signal.getsignal(number)) and not self._released.is_set():
-                signal.pthread_kill(self._owner, number)
+            if not self._released.is_set():
+                interrupt_main_thread(self._owner)
 
 
 class GuardedClient:

@@ -30,6 +30,7 @@ from orchestrator.registry import Registry, Version
 from orchestrator.registry.expert_models import select_versions
 from orchestrator.registry.versions import BASE_FOLDER, CHAMPION
 from orchestrator.report.incidents import Incident
+from orchestrator.run.limits import RunLimits
 from orchestrator.run.node_checks import check_nodes
 from orchestrator.run.outcome import experts_failed_error, log_report
 from orchestrator.run.requirement import unmet_requirement
@@ -50,6 +51,7 @@ class RunContext:
     registry: Registry
     run_id: str
     view: LiveView
+    limits: RunLimits
 
 
 def run_library(loaded: LoadedConfig, console: Console) -> None:
@@ -63,6 +65,7 @@ def run_library(loaded: LoadedConfig, console: Console) -> None:
         InputError: The config, the data or the base cannot be used; raised before any work.
         InfeasibleError: An expert or the router fits on no node; raised before any work.
         WorkFailedError: Experts failed, or the store stayed unavailable; finished experts are kept.
+        LimitReachedError: A limit of the config was reached.
     """
     with console.status("planning: base, data, adapters"):
         LibraryFolders.of(loaded.config).check()
@@ -73,7 +76,10 @@ def run_library(loaded: LoadedConfig, console: Console) -> None:
         registry = (opened or Registry.open(store.uri, store.artifacts, store.source)).with_retries(
             loaded.config.failures.tracking_minutes * 60, partial(console.print, soft_wrap=True)
         )
-    with registry.hold_lease(plan.folders.library, "ttmoe run", registry.notify) as registry:
+    with (
+        RunLimits(loaded.config.limits).keep() as limits,
+        registry.hold_lease(plan.folders.library, "ttmoe run", registry.notify) as registry,
+    ):
         registry.close_stale(plan.folders.library)
         state = read_library_state(plan, registry)
         check_search_space(plan, state)
@@ -89,7 +95,7 @@ def run_library(loaded: LoadedConfig, console: Console) -> None:
         check_search_fits(plan, state, plan.nodes)
         check_nodes(plan)
         forecast = make_forecast(plan, state, plan.nodes)
-        _execute(plan, state, forecast, registry, loaded, console)
+        _execute(plan, state, forecast, registry, loaded, console, limits)
 
 
 def _print_todo(plan: Plan, state: LibraryState, console: Console) -> None:
@@ -122,7 +128,13 @@ def _promote(plan: Plan, registry: Registry, experts: dict[str, Version], router
 
 
 def _execute(
-    plan: Plan, state: LibraryState, forecast: Forecast, registry: Registry, loaded: LoadedConfig, console: Console
+    plan: Plan,
+    state: LibraryState,
+    forecast: Forecast,
+    registry: Registry,
+    loaded: LoadedConfig,
+    console: Console,
+    limits: RunLimits,
 ) -> None:
     """Run the missing stages within an MLflow run, show the summary and write the report."""
     run_id = registry.start_run(
@@ -141,7 +153,7 @@ def _execute(
     stage_result, status = Stage1Result(), "KILLED"
     with registry.end_run_on_exit(run_id):
         try:
-            served = _run_on_ray(plan, state, forecast, registry, run_id, stage_result, console)
+            served = _run_on_ray(plan, state, forecast, registry, run_id, stage_result, console, limits)
             experts = registry.find_experts(served.folders.library, served.lock)
             _show_summary(served, experts, registry, loaded, console, stage_result.usage.time.describe())
             _log_plots(served, registry, run_id)
@@ -165,12 +177,13 @@ def _run_on_ray(
     run_id: str,
     stage_result: Stage1Result,
     console: Console,
+    limits: RunLimits,
 ) -> Plan:
     """Run the stages on Ray, see ``_run_stages``. If an embedded Ray ends by itself, start another and continue."""
     for attempt in itertools.count(1):
         try:
             with ray_session(), LiveView(console) as view:
-                return _run_stages(RunContext(plan, state, forecast, registry, run_id, view), stage_result)
+                return _run_stages(RunContext(plan, state, forecast, registry, run_id, view, limits), stage_result)
         except ClusterEndedError as error:
             gives_up = attempt > plan.config.failures.retries
             action = "the run ended" if gives_up else "Ray is started again, and the run goes on"
@@ -203,6 +216,7 @@ def _run_stages(context: RunContext, stage_result: Stage1Result) -> Plan:
         failures.stall_minutes * 60,
         context.view.print,
     ) as pool:
+        context.limits.gpu_seconds = pool.gpu_seconds
         if state.todo:
             train_experts(
                 plan,
