@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from cluster.job_folders import SCRIPT, JobFolder
 from cluster.jobs import ClusterJobs
-from cluster.profiles import ClusterProfile, RayProfile
+from cluster.profiles import ClusterProfile, LocalProfile, RayProfile
 
 
 def open_cluster(profile: ClusterProfile) -> ClusterJobs:
@@ -16,6 +17,10 @@ def open_cluster(profile: ClusterProfile) -> ClusterJobs:
         from cluster.ray_jobs import RayJobs
 
         return RayJobs(profile.address)
+    if isinstance(profile, LocalProfile):
+        from cluster.local_jobs import LocalJobs
+
+        return LocalJobs(profile)
     from cluster.slurm_jobs import SlurmJobs
 
     return SlurmJobs(profile)
@@ -25,7 +30,8 @@ def job_text(profile: ClusterProfile, job_id: str, command: str) -> str:
     """Return what the cluster is asked to run, as text: the request, or the script."""
     if isinstance(profile, RayProfile):
         return f"# job {job_id} of {profile.address}\n# command: {command}"
-    from cluster.slurm_jobs import SCRIPT, job_folder, slurm_script
+    if isinstance(profile, LocalProfile):
+        return f"# job {job_id} of this machine\n# command: {command}"
+    from cluster.slurm_jobs import slurm_script
 
-    folder = job_folder(profile, job_id)
-    return f"# sbatch {folder / SCRIPT}\n{slurm_script(profile, job_id, command, folder)}"
+    return f"# sbatch {JobFolder.of(profile.storage, job_id).path / SCRIPT}\n{slurm_script(profile, job_id, command)}"

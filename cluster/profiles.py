@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
 from cluster.common_profile import CommonProfile, Count, Line
+
+
+class LocalProfile(CommonProfile):
+    """This machine: each job is a process of its own, on a Ray cluster that it starts itself."""
+
+    kind: Literal["local"] = Field(description="This machine, without a cluster.")
+    storage: str = Field(description="Folder of the jobs and of all output: the default of storage.root.")
+    python: str = Field(default=sys.executable, description="Python that runs jobs; by default this one.")
+
+    def is_on_cluster(self, path: str) -> bool:
+        """Return True: jobs read all files where they are."""
+        return True
 
 
 class RayProfile(CommonProfile):
@@ -57,4 +70,4 @@ class SlurmProfile(CommonProfile):
         return time
 
 
-ClusterProfile = Annotated[RayProfile | SlurmProfile, Field(discriminator="kind")]
+ClusterProfile = Annotated[LocalProfile | RayProfile | SlurmProfile, Field(discriminator="kind")]

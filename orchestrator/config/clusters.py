@@ -8,10 +8,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cluster.profiles import ClusterProfile, RayProfile
+from cluster.profiles import ClusterProfile, LocalProfile, RayProfile
 from orchestrator.config.error_messages import to_input_error
+from orchestrator.config.store_address import DEFAULT_ROOT
 from orchestrator.config.yaml_document import read_yaml
 from ttmoe.errors import InputError
+
+LOCAL = "local"
 
 
 class _ClusterFile(BaseModel):
@@ -23,7 +26,8 @@ def find_cluster(name: str, of_config: Mapping[str, ClusterProfile] | None = Non
     """Return the profile of a cluster.
 
     Args:
-        name: Name of a profile, or the address of a cluster's dashboard.
+        name: Name of a profile, or the address of a cluster's dashboard. ``local`` is this machine with the default
+            storage root, unless a profile has this name.
         of_config: The section ``clusters`` of the config; it comes before the user's file.
 
     Raises:
@@ -35,6 +39,8 @@ def find_cluster(name: str, of_config: Mapping[str, ClusterProfile] | None = Non
     profiles = {**_read(path), **(of_config or {})}
     if name in profiles:
         return profiles[name]
+    if name == LOCAL:
+        return LocalProfile(kind="local", storage=str(DEFAULT_ROOT.resolve()))
     what = f"there is no cluster {name!r}; clusters: {', '.join(sorted(profiles)) or 'none'}"
     fix = f"describe it in the section `clusters` of the config or of {path}, or write its address: http://HOST:8265"
     raise InputError(what, where="--cluster", fix=fix)

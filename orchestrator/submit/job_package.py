@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster.job_files import JobFiles
 from cluster.local import PASSED_ON
-from cluster.profiles import ClusterProfile
+from cluster.profiles import ClusterProfile, LocalProfile
 from orchestrator.config.loading import LoadedConfig
 from orchestrator.config.schema import Config
 from orchestrator.config.store_address import TRACKING_VARIABLE
@@ -89,7 +89,10 @@ def pack_job(loaded: LoadedConfig, profile: ClusterProfile, command: str = "run"
             section[key] = _take(Path(section[key]), where, paths)
     code: dict[str, Path] = {name: Path(str(find_spec(name).origin)).parent for name in _CODE}  # type: ignore[union-attr]
     own = distribution("ttmoe")
-    texts = {CONFIG_FILE: dump_yaml(data), f"ttmoe-{own.version}.dist-info/METADATA": own.read_text("METADATA") or ""}
+    texts = {
+        CONFIG_FILE: dump_yaml(data),
+        f"ttmoe-{own.version}.dist-info/METADATA": own.read_text("METADATA") or own.read_text("PKG-INFO") or "",
+    }
     files = JobFiles(paths, texts, code)
     files.check_size(profile.storage)
     python = f"{shlex.quote(profile.python)} -m orchestrator.cli"
@@ -99,7 +102,8 @@ def pack_job(loaded: LoadedConfig, profile: ClusterProfile, command: str = "run"
 
 def storage_root(config: Config, profile: ClusterProfile) -> str:
     """Return ``storage.root`` of a config on a cluster."""
-    return config.storage.root if "root" in config.storage.model_fields_set or not profile.storage else profile.storage
+    root = config.storage.root if "root" in config.storage.model_fields_set or not profile.storage else profile.storage
+    return str(Path(root).resolve()) if isinstance(profile, LocalProfile) else root
 
 
 def tracking_uri(config: Config, profile: ClusterProfile) -> str | None:

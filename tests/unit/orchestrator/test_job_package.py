@@ -200,7 +200,7 @@ SLURM = {"kind": "slurm", "storage": "/scratch/x y", "nodes": 3, "cpus_per_node"
 
 def script(command="echo 'it''s'", **settings):
     profile = SlurmProfile.model_validate(SLURM | settings)
-    return slurm_script(profile, "lib-0123456789", command, Path(profile.storage, "jobs", "lib-0123456789"))
+    return slurm_script(profile, "lib-0123456789", command)
 
 
 @pytest.mark.parametrize(
