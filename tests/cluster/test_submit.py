@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import commands
 import pytest
 from quickstart import ROOT
-from ray_cluster import free_port, running_cluster
-from submitted_library import write_submitted_library
+from ray_cluster import free_port, marked, running_cluster
+from submitted_library import TASKS, write_submitted_library
 
 pytestmark = pytest.mark.cluster
 
 TOKEN = "0123456789abcdef" * 4
+WHERE = ("--cluster", "two", "--config", "tiny.yaml")
+SETTINGS = ("steps=3000", "eval_every=1000", "patience=0")
+LONG = [f"tasks.{task}.train.{setting}" for task in ("t2", "t3") for setting in SETTINGS]  # there is time to skip one
+SUBMIT = ("submit", "tiny.yaml", "--cluster", "two", *(each for setting in LONG for each in ("--set", setting)))
 
 
 @pytest.fixture(scope="module", params=["open", pytest.param("token", marks=pytest.mark.thorough)])
@@ -30,59 +36,74 @@ def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def place(home: Path, base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a config and its data, whose cluster runs; its storage lies elsewhere."""
-    folder, port = tmp_path_factory.mktemp("laptop"), free_port()
-    storage = str(tmp_path_factory.mktemp("shared"))
-    address = f"http://127.0.0.2:{port}"
-    profile = {"kind": "ray", "address": address, "storage": storage, "python": sys.executable}
-    write_submitted_library(folder, base_folder, {"two": profile})
-    node = ["--num-cpus=1"]
+def place(base_folder: Path, tmp_path_factory: pytest.TempPathFactory, home: Path) -> Path:
+    """A folder with a config and its data; the storage lies elsewhere."""
+    folder = tmp_path_factory.mktemp("laptop")
+    profile = {"kind": "ray", "address": f"http://127.0.0.2:{free_port()}", "python": sys.executable,
+               "storage": str(tmp_path_factory.mktemp("shared"))}  # fmt: skip
+    return write_submitted_library(folder, base_folder, {"two": profile})
+
+
+@pytest.fixture(scope="module")
+def cluster(place: Path, home: Path) -> Iterator[list[str]]:
+    """The marks of the processes of each node of the cluster, which runs."""
+    with cluster_of(place, home) as marks:
+        yield marks
+
+
+@contextmanager
+def cluster_of(place: Path, home: Path) -> Iterator[list[str]]:
+    """Run a cluster of two nodes at the address of the profile; yields the marks of their processes."""
+    node, port = ["--num-cpus=1"], int(profile_of(place)["address"].rpartition(":")[2])
     mode = {"RAY_AUTH_MODE": "token"} if (home / ".ray").exists() else {}
-    with running_cluster(node, node, dashboard_port=port, HOME=str(home), PYTHONPATH=str(ROOT), **mode):
-        yield folder
+    with running_cluster(node, node, dashboard_port=port, HOME=str(home), PYTHONPATH=str(ROOT), **mode) as (_, marks):
+        yield marks
 
 
-def test_a_config_is_planned_run_followed_and_found_again(place, home, monkeypatch):
+def wait_for_log(place: Path, job: str, text: str) -> None:
+    """Wait until the output of a job contains a text."""
+    ends = time.monotonic() + 300
+    while text not in (log := commands.ttmoe(place, "jobs", "logs", job, *WHERE).out):
+        assert time.monotonic() < ends, log
+
+
+def profile_of(place: Path) -> dict[str, str]:
+    return json.loads((place / "tiny.yaml").read_text())["clusters"]["two"]
+
+
+def storage_of(place: Path) -> Path:
+    return Path(profile_of(place)["storage"])
+
+
+def test_a_job_is_planned_followed_changed_cancelled_and_finished(place, cluster, home, monkeypatch):
     monkeypatch.setenv("HOME", str(home))
-    first = commands.ttmoe(place, "submit", "tiny.yaml", "--cluster", "two")
+    first = commands.ttmoe(place, *SUBMIT)
     assert first.code == 0, first.out + first.err
     job = first.out.split()[2]
     assert "4 missing" in first.out  # its plan, made there
     assert "2 in parallel" in first.out, first.out
     assert f"ttmoe jobs logs -f {job} --cluster two" in first.out
-    again = commands.ttmoe(place, "submit", "tiny.yaml", "--cluster", "two", "--follow")
-    assert again.code == 0, again.out + again.err
-    assert f"Job {job} is running" in again.out
-    assert "Routing accuracy" in again.out  # its last lines
-    done = commands.ttmoe(place, "submit", "tiny.yaml", "--cluster", "two")
-    assert f"Job {job} has finished: nothing is submitted" in done.out
-    listed = commands.ttmoe(place, "jobs", "ls", "--cluster", "two", "--config", "tiny.yaml", "--json")
-    assert [(each["id"], each["status"]) for each in json.loads(listed.out)] == [(job, "SUCCEEDED")]
-
-
-def test_a_cancelled_job_keeps_its_experts_and_goes_on(place, home, monkeypatch):
-    monkeypatch.setenv("HOME", str(home))
-    change = ["--set", "train.steps=600", "--set", "train.eval_every=600"]
-    arguments = ["submit", "tiny.yaml", "--cluster", "two", *change]
-    submitted = commands.ttmoe(place, *arguments)
-    assert submitted.code == 0, submitted.out + submitted.err
-    job = submitted.out.split()[2]
-    where = ["--cluster", "two", "--config", "tiny.yaml"]
-    ends = time.monotonic() + 120
-    while "registered" not in commands.ttmoe(place, "jobs", "logs", job, *where).out:
-        assert time.monotonic() < ends
-    cancelled = commands.ttmoe(place, "jobs", "cancel", job, *where)
+    assert f"Job {job} is running" in commands.ttmoe(place, *SUBMIT).out
+    wait_for_log(place, job, "registered")
+    assert all(marked(mark, "ray::_Worker") for mark in cluster)  # experts are trained on both nodes
+    skipped = commands.ttmoe(place, "jobs", "skip", "t3", *WHERE)
+    assert re.fullmatch(r"t3 is (stopped and )?left out\n", skipped.out), skipped.out + skipped.err
+    cancelled = commands.ttmoe(place, "jobs", "cancel", job, *WHERE)
     assert cancelled.out == f"job {job}: stopped\n", cancelled.err
-    storage = Path(json.loads((place / "tiny.yaml").read_text())["clusters"]["two"]["storage"])
-    assert not [run for run in commands.runs(storage) if run.info.status == "RUNNING"]
-    again = commands.ttmoe(place, *arguments, "--follow")
+    assert not [run for run in commands.runs(storage_of(place)) if run.info.status == "RUNNING"]
+    again = commands.ttmoe(place, *SUBMIT, "--follow")
     assert again.code == 0, again.out + again.err
     assert f"Submitted job {job}-2" in again.out
     assert "Cached: " in again.out
+    assert "Routing accuracy" in again.out  # its last lines
+    done = commands.ttmoe(place, *SUBMIT)
+    assert f"Job {job}-2 has finished: nothing is submitted" in done.out
+    listed = json.loads(commands.ttmoe(place, "jobs", "ls", *WHERE, "--json").out)
+    assert [(each["id"], each["status"]) for each in listed] == [(f"{job}-2", "SUCCEEDED"), (job, "STOPPED")]
+    assert commands.versions(storage_of(place)) == {f"tiny.{name}": 1 for name in (*TASKS, "router")}
 
 
-def test_a_wrong_token_is_explained(place, home, tmp_path, monkeypatch):
+def test_a_wrong_token_is_explained(place, cluster, home, tmp_path, monkeypatch):
     if not (home / ".ray").exists():
         pytest.skip("the cluster asks for no token")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -90,3 +111,23 @@ def test_a_wrong_token_is_explained(place, home, tmp_path, monkeypatch):
     assert refused.code == 2
     assert "the Ray cluster asks for a token" in refused.err
     assert "copy ~/.ray/auth_token" in refused.err
+
+
+@pytest.mark.thorough
+def test_on_a_new_cluster_after_the_head_was_lost_the_same_command_continues(base_folder, tmp_path):
+    """All processes of the cluster are killed, the driver among them; the new cluster knows no job."""
+    (tmp_path / "laptop").mkdir()
+    (tmp_path / "shared").mkdir()
+    profile = {"kind": "ray", "address": f"http://127.0.0.2:{free_port()}", "python": sys.executable,
+               "storage": str(tmp_path / "shared")}  # fmt: skip
+    place = write_submitted_library(tmp_path / "laptop", base_folder, {"two": profile})
+    with cluster_of(place, tmp_path):
+        first = commands.ttmoe(place, *SUBMIT)
+        assert first.code == 0, first.out + first.err
+        wait_for_log(place, first.out.split()[2], "registered")
+    with cluster_of(place, tmp_path):
+        again = commands.ttmoe(place, *SUBMIT, "--follow")
+        assert again.code == 0, again.out + again.err
+        assert "Cached: " in again.out
+    assert commands.versions(storage_of(place)) == {f"tiny.{name}": 1 for name in (*TASKS, "router")}
+    assert not [run for run in commands.runs(storage_of(place)) if run.info.status == "RUNNING"]
