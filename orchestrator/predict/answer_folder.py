@@ -1,20 +1,21 @@
 """A folder of Parquet files with answers, replaced within itself: it may be a mounted volume, which cannot be renamed.
 
 Files are written under names of their run that begin with a dot, which readers of a folder pass over. When all are
-written, the earlier files are renamed to such names, the new ones get theirs, and the mark ``_SUCCESS`` follows last.
-Earlier files are removed after the mark. Until then an error undoes the renames, and a process that is killed leaves
-the earlier and the new files, without the mark.
+written, the mark ``_SUCCESS`` is renamed to such a name too, and becomes the run's mark that its files are complete.
+Then the earlier files are renamed likewise, the new ones get their names, and last the mark gets its own again. Earlier
+files are removed after that. Until then an error undoes the renames, and nothing is removed: what a process that is
+killed leaves can be brought to an end by a later one.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from orchestrator.predict.leftovers import files_of_ended_runs, remove_files, run_name
 from orchestrator.predict.readers import FileChunk
 from ttmoe.atomic_write import write_atomically
 from ttmoe.errors import InputError
@@ -23,10 +24,6 @@ SUCCESS = "_SUCCESS"
 """Empty file that marks a folder as complete, as Hadoop and Spark write it."""
 _PATTERN = "part-*.parquet"
 _FOREIGN = {"lost+found"}  # in the root of a volume
-
-
-def _run_name() -> str:
-    return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ class AnswerFolder:
     """
 
     path: Path
-    run: str = field(default_factory=_run_name)
+    run: str = field(default_factory=run_name)
 
     def write(self, number: int, data: bytes) -> None:
         """Write the file of a chunk under its temporary name; a repeated call replaces it."""
@@ -51,34 +48,72 @@ class AnswerFolder:
         Raises:
             OSError: If a file cannot be renamed. The earlier files are then in place.
         """
-        earlier = sorted(self.path.glob(_PATTERN))
-        hidden = [path.with_name(f".replaced-{self.run}-{path.name}") for path in earlier]
         new = [(self.path / self._temporary_name(i), self.path / f"part-{i:06}.parquet") for i in range(files)]
-        mark = self.path / SUCCESS
-        marked, renamed = mark.exists(), list[tuple[Path, Path]]()
+        marked, begun = self._mark.exists(), list[tuple[Path, Path]]()
         try:
-            mark.unlink(missing_ok=True)
-            for source, target in [*zip(earlier, hidden, strict=True), *new]:
+            if not marked:
+                write_atomically(self._complete, b"")
+            first = [(self._mark, self._complete)] if marked else []
+            for source, target in [*first, *self._hidden(), *new, (self._complete, self._mark)]:
+                begun.append((source, target))
                 source.rename(target)
-                renamed.append((source, target))
-            write_atomically(mark, b"")
         except BaseException:
-            for source, target in reversed(renamed):
-                target.rename(source)
-            if marked:
-                write_atomically(mark, b"")
+            for source, target in reversed(begun):
+                if not source.exists():
+                    target.rename(source)
+            if not marked:
+                self._complete.unlink(missing_ok=True)
             raise
-        _remove(hidden)
 
-    def sweep(self, created: bool) -> None:
-        """Remove this run's temporary files, and the folder if it is empty and this run ``created`` it."""
-        _remove(list(self.path.glob(f".*{self.run}-part-*")))
+    def sweep(self, created: bool = False) -> None:
+        """Remove this run's temporary files and what it replaced, and the folder if it is empty and ``created`` by it.
+
+        If neither the earlier files nor the new ones are in place, because an error could not be undone, all remain.
+        """
+        if self._is_publishing():
+            return
+        remove_files(self.path.glob(f".*{self.run}-*"))
         if created:
             with suppress(OSError):
                 self.path.rmdir()
 
+    def finish(self) -> None:
+        """Complete what this run, which was killed, had begun to publish; then remove what is left of it."""
+        if self._is_publishing():
+            with suppress(OSError):  # such as a folder that is not writable any more
+                new = sorted(self.path.glob(f".{self.run}-part-*.parquet"))
+                # They get their names in order: while the first one waits, the files with names are earlier ones.
+                earlier = self._hidden() if new and new[0].name == self._temporary_name(0) else []
+                renames = [(path, path.with_name(path.name.removeprefix(f".{self.run}-"))) for path in new]
+                for source, target in [*earlier, *renames, (self._complete, self._mark)]:
+                    source.rename(target)
+        self.sweep()
+
+    def _hidden(self) -> list[tuple[Path, Path]]:
+        """Return the files that are in place, and the names under which they wait to be removed."""
+        earlier = sorted(self.path.glob(_PATTERN))
+        return [(path, path.with_name(f".replaced-{self.run}-{path.name}")) for path in earlier]
+
+    def _is_publishing(self) -> bool:
+        """Return whether publication has begun and not ended: the folder has no mark, and all new files are written."""
+        return self._complete.exists() and not self._mark.exists()
+
+    @property
+    def _mark(self) -> Path:
+        return self.path / SUCCESS
+
+    @property
+    def _complete(self) -> Path:
+        return self.path / f".{self.run}-complete"
+
     def _temporary_name(self, number: int) -> str:
         return f".{self.run}-part-{number:06}.parquet"
+
+
+def finish_ended_runs(out: Path) -> None:
+    """Complete, or remove, what commands that were killed have left in a folder of answers; it may not exist."""
+    for run in files_of_ended_runs(out.glob(".*")):
+        AnswerFolder(out, run).finish()
 
 
 def check_folder(out: Path, files: Sequence[FileChunk], force: bool) -> None:
@@ -109,9 +144,3 @@ def check_folder(out: Path, files: Sequence[FileChunk], force: bool) -> None:
         raise InputError("its parent folder does not exist", where=str(out), fix="create it, or choose another --out")
     if not os.access(out if out.exists() else out.parent, os.W_OK):
         raise InputError("the folder is not writable", where=str(out), fix="choose another --out")
-
-
-def _remove(paths: Sequence[Path]) -> None:
-    for path in paths:
-        with suppress(OSError):  # the answers are complete, or another error is on its way
-            path.unlink()

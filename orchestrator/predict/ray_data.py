@@ -25,7 +25,7 @@ from rich.console import Console
 
 from cluster.error import ClusterEndedError
 from cluster.local import ray_session, require_alive
-from orchestrator.predict.answer_folder import AnswerFolder, check_folder
+from orchestrator.predict.answer_folder import AnswerFolder, check_folder, finish_ended_runs
 from orchestrator.predict.files import answer_chunk
 from orchestrator.predict.input_columns import InputColumns
 from orchestrator.predict.messages import ThroughputDisplay, print_line
@@ -103,6 +103,7 @@ def predict_on_ray(request: PredictRequest, messages: Console) -> None:
         WorkFailedError: If a worker fails, or the Ray that this command started ends.
     """
     files, out = find_files(request.file or ""), request.out or Path()
+    finish_ended_runs(out)
     check_folder(out, files, request.force)
     router = open_router(request, messages)
     scan = scan_files(files, request.columns)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import csv
+import glob
 import json
 import math
 import os
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.plan.json_output import round_share
 from orchestrator.predict.input_columns import ANSWER, Row, output_names
+from orchestrator.predict.leftovers import files_of_ended_runs, remove_files, run_name
 from orchestrator.predict.readers import FileChunk, file_format
 from orchestrator.predict.scan import FileScan
 from ttmoe.errors import InputError, WorkFailedError
@@ -65,19 +67,23 @@ def check_output(out: Path, files: Sequence[FileChunk], force: bool) -> None:
 def open_output(out: Path | None, scan: FileScan) -> Iterator[RowWriter]:
     """Open the output and yield a function that writes answered rows.
 
-    The rows go to a temporary file that replaces ``out`` when all were written, so ``out`` is never incomplete.
+    The rows go to a temporary file that replaces ``out`` when all were written, so ``out`` is never incomplete. Those
+    of commands that were killed are removed first.
 
     Args:
         out: The file to write. None prints lines of JSON.
         scan: Columns and types of the input.
 
     Raises:
-        WorkFailedError: If ``out`` cannot be replaced, such as a file that is a mount point. The temporary file stays.
+        WorkFailedError: If ``out`` cannot be replaced, such as a file that is a mount point. The answers are then kept
+            beside it, in a file that no command removes.
     """
     if out is None:
         yield print_rows
         return
-    part, form = out.with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}"), file_format(out)
+    part, form = out.with_name(f".{out.name}.{run_name()}"), file_format(out)
+    for paths in files_of_ended_runs(out.parent.glob(f"{glob.escape(f'.{out.name}.')}*")).values():
+        remove_files(paths)
     try:
         with part.open("w", encoding="utf-8", newline="") as file:
             if form == "parquet":
@@ -101,6 +107,8 @@ def open_output(out: Path | None, scan: FileScan) -> Iterator[RowWriter]:
     try:
         part.replace(out)
     except OSError as error:
+        with suppress(OSError):
+            part = part.rename(out.with_name(f"{out.stem}-{secrets.token_hex(4)}{out.suffix}"))
         fix = f"the answers are complete in {part}; move them"
         raise WorkFailedError(f"the file cannot be replaced: {error.strerror}", where=str(out), fix=fix) from error
 

@@ -20,6 +20,7 @@ from typer.testing import CliRunner, Result
 
 from orchestrator.cli import app
 from orchestrator.config.store_address import find_store
+from orchestrator.predict.leftovers import run_name
 from orchestrator.predict.request import PredictRequest
 from ttmoe.errors import InfeasibleError, InputError, WorkFailedError
 
@@ -214,6 +215,8 @@ def test_the_command_on_ray_replaces_an_existing_folder(cluster, home, answers, 
     out.mkdir()
     inode = out.stat().st_ino
     (out / "part-000007.parquet").write_text("of before")
+    machine, _, started, token = run_name().split("-")
+    (out / f".{machine}-{2**22 + 1}-{started}-{token}-part-000000.parquet").write_text("of a killed command")
     with (tmp_path / "in.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, ["text", "second", "choices"])
         table.writeheader()

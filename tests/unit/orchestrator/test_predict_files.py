@@ -8,7 +8,9 @@ import io
 import itertools
 import json
 import os
+import shutil
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,9 @@ from rich.console import Console
 
 from orchestrator.predict import files
 from orchestrator.predict import texts as texts_module
-from orchestrator.predict.answer_folder import AnswerFolder, check_folder
+from orchestrator.predict.answer_folder import AnswerFolder, check_folder, finish_ended_runs
 from orchestrator.predict.input_columns import ANSWER, InputColumns
+from orchestrator.predict.leftovers import run_name
 from orchestrator.predict.ray_data import predict_on_ray
 from orchestrator.predict.readers import find_files, read_chunk
 from orchestrator.predict.request import PredictRequest
@@ -312,7 +315,7 @@ class TestFiles:
         monkeypatch.setattr(Path, "replace", busy)
         with pytest.raises(WorkFailedError, match="cannot be replaced: Device or resource busy") as caught:
             self.run(folder, out, force=True)
-        (part,) = folder.glob(".out.jsonl.*")
+        (part,) = folder.glob("out-*.jsonl")  # a later command does not take it for a leftover
         assert str(part) in caught.value.fix
         assert (out.read_text(), len(part.read_text().splitlines())) == ("before", 2)
 
@@ -524,45 +527,62 @@ class TestAnswerFolder:
         assert sorted(path.name for path in out.iterdir()) == ["_SUCCESS", *names]
         assert self.content(out) == ["", *(f"new {number}" for number in range(files))]
 
-    @pytest.mark.parametrize("failing", range(5))
+    @pytest.mark.parametrize("failing", range(6))
+    @pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), KeyboardInterrupt("broken")])
     def test_a_failure_at_any_change_leaves_the_answers_of_before(
-        self, out: Path, monkeypatch: Any, failing: int
+        self, out: Path, monkeypatch: Any, failing: int, error: BaseException
     ) -> None:
-        """The changes are two renames of earlier files, two of new ones, and the mark."""
-        before, folder, changes = sorted(out.iterdir()), self.written(out, 2), itertools.count()
+        """The changes: the mark, two earlier files, two new ones, the mark. Ctrl-C comes after a rename, too."""
+        before, folder, changes, rename = sorted(out.iterdir()), self.written(out, 2), itertools.count(), Path.rename
 
-        def failing_once(act: Any) -> Any:
-            def change(path: Path, target: Path) -> Path:
-                if next(changes) == failing:
-                    raise OSError(errno.EIO, "broken")
-                return act(path, target)
+        def failing_once(path: Path, target: Path) -> Path:
+            fails = next(changes) == failing
+            if not fails or isinstance(error, KeyboardInterrupt):
+                path = rename(path, target)
+            if fails:
+                raise error
+            return path
 
-            return change
-
-        for name in ("rename", "replace"):
-            monkeypatch.setattr(Path, name, failing_once(getattr(Path, name)))
-        with pytest.raises(OSError, match="broken"):
+        monkeypatch.setattr(Path, "rename", failing_once)
+        with pytest.raises(type(error), match="broken"):
             folder.publish(2)
-        folder.sweep(False)
+        folder.sweep()
         assert (sorted(out.iterdir()), self.content(out)) == (before, ["", "old 0", "old 1"])
 
-    def test_a_process_killed_at_any_change_has_removed_nothing(self, out: Path, monkeypatch: Any) -> None:
-        """Until the mark is there, the earlier answers and the new ones are in the folder; afterwards the new ones."""
-        seen = []
+    @pytest.mark.parametrize("marked", [True, False])
+    @pytest.mark.parametrize(("earlier", "files"), [(2, 1), (2, 3), (0, 2)])
+    def test_what_a_killed_command_left_is_finished_or_removed_by_the_next(
+        self, out: Path, tmp_path_factory: Any, monkeypatch: Any, earlier: int, files: int, marked: bool
+    ) -> None:
+        """Killed before publication, the earlier answers stay; from its first change on, the new ones come."""
+        for path in [*list(out.glob("part-*"))[earlier:], *([] if marked else [out / "_SUCCESS"])]:
+            path.unlink()
+        snapshots = tmp_path_factory.mktemp("snapshots")
         for name in ("rename", "replace", "unlink"):
             act = getattr(Path, name)
 
             def watch(path: Path, *arguments: Any, act: Any = act, **options: Any) -> Any:
                 done = act(path, *arguments, **options)
-                if not (out / "_SUCCESS").exists():
-                    texts = {file.read_text() for file in out.iterdir()}
-                    seen.append({"old 0", "old 1", "new 0", "new 1"} - texts)
+                shutil.copytree(out, snapshots / f"{len(list(snapshots.iterdir())):03}")
                 return done
 
             monkeypatch.setattr(Path, name, watch)
-        self.written(out, 2).publish(2)
-        assert seen == [set()] * 5
-        assert self.content(out) == ["", "new 0", "new 1"]
+        old = self.content(out)
+        folder = self.written(out, files)
+        (out / f"..{folder.run}-part-000000.parquet.1-ab").write_text("of a worker that was killed")
+        writing = len(list(snapshots.iterdir()))
+        folder.publish(files)
+        folder.sweep()
+        monkeypatch.undo()
+        finish_ended_runs(snapshots / "000")
+        assert any(path.name.startswith(".") for path in (snapshots / "000").iterdir())  # its process runs
+        monkeypatch.setattr("orchestrator.predict.leftovers.presence", lambda identity: "gone")
+        for number, killed in enumerate(sorted(snapshots.iterdir())):
+            finish_ended_runs(killed)
+            expected = old if number < writing else ["", *(f"new {number}" for number in range(files))]
+            assert self.content(killed) == expected, number
+            assert not list(killed.glob(".*")), number
+        assert number - writing >= files
 
     def test_a_failed_run_removes_only_what_it_made(self, out: Path) -> None:
         before = sorted(out.iterdir())
@@ -571,6 +591,28 @@ class TestAnswerFolder:
         (out / "new").mkdir()
         self.written(out / "new", 1).sweep(True)
         assert sorted(out.iterdir()) == before
+
+
+class TestLeftovers:
+    """Files of commands of other processes and machines beside a file of answers."""
+
+    def left(self, folder: Path, *, machine: str = "", process: int = 0, days: float = 0.0) -> Path:
+        own, number, started, token = run_name().split("-")
+        path = folder / f".out.jsonl.{machine or own}-{process or number}-{started}-{token}"
+        path.write_text("half")
+        os.utime(path, (time.time() - days * 86400,) * 2)
+        return path
+
+    def test_those_of_ended_commands_are_removed_by_the_next(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+        scan = scan_files(find_files(str(tmp_path / "a.jsonl")), InputColumns())
+        gone = self.left(tmp_path, process=2**22 + 1)  # above the highest id of a process
+        old = self.left(tmp_path, machine="0123456789ab", days=8)
+        kept = [self.left(tmp_path), self.left(tmp_path, machine="0123456789ab", days=6), tmp_path / "a.jsonl"]
+        with open_output(tmp_path / "out.jsonl", scan):
+            assert not gone.exists()
+            assert not old.exists()
+        assert {*tmp_path.iterdir()} == {*kept, tmp_path / "out.jsonl"}
 
 
 def test_an_output_file_is_replaced_only_with_force(tmp_path: Path) -> None:
