@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def name_full_disk(path: Path) -> Iterator[None]:
+    """Add ``path`` to an error of a full disk within the context: one that a write raises names no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_FULL_ERRNOS and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_atomically(path: Path, data: bytes, *, synchronize: bool = True) -> None:
@@ -19,7 +35,7 @@ def write_atomically(path: Path, data: bytes, *, synchronize: bool = True) -> No
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        with temporary.open("wb") as file:
+        with name_full_disk(path), temporary.open("wb") as file:
             file.write(data)
             if synchronize:
                 file.flush()

@@ -19,6 +19,7 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.jso
                    "*.spm", "*.tiktoken", "tekken.json", "bpe.codes", "dict.txt", "emoji.json", "byte_maps.json",
                    "word_*.json")  # fmt: skip
 """Patterns of the files from which transformers makes a tokenizer."""
+COPY_FIX = "copy or download the model again: it must be a folder that from_pretrained can load"
 _MODEL_FILES = ("config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json")
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLES = ("*.bin", "*.bin.index.json")  # read only where there are no _SAFETENSORS
@@ -155,16 +156,37 @@ def choose_attention(device_type: str) -> str | None:
     return "eager" if device_type == "cpu" else None
 
 
+def require_whole_weights(folder: Path) -> None:
+    """Raise InputError if a safetensors file of a base is cut or damaged, according to its header."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):  # compares the sizes in the header with that of the file
+                pass
+        except SafetensorError as error:
+            raise InputError(f"{path.name} is damaged: {error}", where=str(folder), fix=COPY_FIX) from None
+
+
 def load_body(base: Base, device: str | torch.device = "cpu") -> nn.Module:
-    """Load the transformer without a head and without dropout, in the base's dtype, frozen and in eval mode."""
+    """Load the transformer without a head and without dropout, in the base's dtype, frozen and in eval mode.
+
+    Raises:
+        InputError: If its weights are damaged.
+    """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModel
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # a bar for every loaded base would flood the log
-    model = AutoModel.from_pretrained(base.folder, config=_load_config(base), dtype=getattr(torch, base.dtype),
-                                      local_files_only=True,
-                                      attn_implementation=choose_attention(torch.device(device).type))  # fmt: skip
+    config, attention = _load_config(base), choose_attention(torch.device(device).type)
+    try:
+        model = AutoModel.from_pretrained(base.folder, config=config, dtype=getattr(torch, base.dtype),
+                                          local_files_only=True, attn_implementation=attention)  # fmt: skip
+    except SafetensorError:
+        require_whole_weights(Path(base.folder))
+        raise
     model.config.use_cache = False  # a pass would end with the keys and values of all layers; generation asks for them
     return model.requires_grad_(False).eval().to(device)
 

@@ -15,6 +15,7 @@ import typer
 
 from cluster.error import ClusterError
 from orchestrator.cli.startup import terminated_by
+from ttmoe.atomic_write import DISK_FULL_ERRNOS
 from ttmoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 _REFUSED_FIX = "check who may write there, and the free space; or choose another folder"
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, *DISK_FULL_ERRNOS)
+_FULL_FIX = "free space where this command writes: its output, storage.root, storage.cache, and TMPDIR or /tmp"
 
 ConfigArgument = Annotated[
     str, typer.Argument(metavar="CONFIG", help="Config file, or name of a packaged recipe: quickstart, smollm2.")
@@ -88,10 +90,9 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[P
                     raise
                 raise _print_error(copy_error) from None
             except OSError as error:
-                if error.errno not in _REFUSED or not error.filename:
+                if (refused := _refused_write(error)) is None:
                     raise
-                where = str(error.filename)
-                raise _print_error(InputError(str(error.strerror), where=where, fix=_REFUSED_FIX)) from None
+                raise _print_error(refused) from None
             except KeyboardInterrupt:
                 number = terminated_by()
                 what, code = ("stopped", 128 + number) if number else ("interrupted", 130)
@@ -102,6 +103,14 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[P
         return group.command(name)(call)
 
     return add
+
+
+def _refused_write(error: OSError) -> InputError | None:
+    """Return the error for a file that could not be written; None if it is another one."""
+    where = str(error.filename2 or error.filename or "")  # the second one is that to which a file was copied
+    if error.errno not in (_REFUSED if where else DISK_FULL_ERRNOS):
+        return None
+    return InputError(str(error.strerror), where=where, fix=_REFUSED_FIX if where else _FULL_FIX)
 
 
 def _refused_copy(error: shutil.Error) -> InputError | None:

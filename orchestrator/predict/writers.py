@@ -19,6 +19,7 @@ from orchestrator.predict.input_columns import ANSWER, Row, output_names
 from orchestrator.predict.leftovers import files_of_ended_runs, remove_files, run_name
 from orchestrator.predict.readers import FileChunk, file_format
 from orchestrator.predict.scan import FileScan
+from ttmoe.atomic_write import name_full_disk
 from ttmoe.errors import InputError, WorkFailedError
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def open_output(out: Path | None, scan: FileScan) -> Iterator[RowWriter]:
     for paths in files_of_ended_runs(out.parent.glob(f"{glob.escape(f'.{out.name}.')}*")).values():
         remove_files(paths)
     try:
-        with part.open("w", encoding="utf-8", newline="") as file:
+        with name_full_disk(out), part.open("w", encoding="utf-8", newline="") as file:
             if form == "parquet":
                 import pyarrow.parquet
 

@@ -22,7 +22,7 @@ from orchestrator.cli import app
 from orchestrator.config.store_address import find_store
 from orchestrator.predict.leftovers import run_name
 from orchestrator.predict.request import PredictRequest
-from ttmoe.errors import InfeasibleError, InputError, WorkFailedError
+from ttmoe.errors import InfeasibleError, InputError
 
 pytestmark = pytest.mark.integration
 
@@ -193,13 +193,13 @@ def test_on_ray_a_failure_is_reported_and_leaves_no_files(on_ray, tmp_path, base
         return original(*arguments)
 
     monkeypatch.setattr(module, "choose_pool_size", damage_base)
-    with pytest.raises(WorkFailedError, match=r"a worker failed: .*Error"):
+    with pytest.raises(InputError, match=r"moved: model[.]safetensors is damaged"):
         on_ray(tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "part-000000.parquet").write_text("of before")
     shutil.copy(base_folder / "model.safetensors", moved)
-    with pytest.raises(WorkFailedError, match=r"a worker failed: .*Error"):
+    with pytest.raises(InputError, match=r"moved: model[.]safetensors is damaged"):
         on_ray(tmp_path / "old", force=True)
     assert [path.read_text() for path in (tmp_path / "old").iterdir()] == ["of before"]
     shutil.rmtree(tmp_path / "old")

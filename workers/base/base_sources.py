@@ -7,9 +7,15 @@ import json
 from functools import partial
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
-from ttmoe.base import TOKENIZER_FILES, Base, choose_dtype, choose_pooling, digest_folder
+from ttmoe.base import (
+    COPY_FIX,
+    TOKENIZER_FILES,
+    Base,
+    choose_dtype,
+    choose_pooling,
+    digest_folder,
+    require_whole_weights,
+)
 from ttmoe.errors import InputError
 from workers.data.atomic_folder import atomic_folder
 from workers.data.file_digests import remembered_digest
@@ -87,23 +93,17 @@ def resolve_base(
 
 def _check_files(folder: Path) -> None:
     """Raise InputError if a file of a base is missing or cut, so far as this can be seen without reading weights."""
-    fix = "copy or download the model again: it must be a folder that from_pretrained can load"
     try:
         if not isinstance(json.loads((folder / "config.json").read_text(encoding="utf-8")), dict):
             raise ValueError("it is no JSON object")
     except ValueError as error:
-        raise InputError(f"config.json cannot be read: {error}", where=str(folder), fix=fix) from None
+        raise InputError(f"config.json cannot be read: {error}", where=str(folder), fix=COPY_FIX) from None
     if not any(path.stat().st_size for pattern in TOKENIZER_FILES for path in folder.glob(pattern)):
-        raise InputError("there is no tokenizer", where=str(folder), fix=fix)
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, "pt"):  # reads the header, and compares its sizes with that of the file
-                pass
-        except SafetensorError as error:
-            raise InputError(f"{path.name} is damaged: {error}", where=str(folder), fix=fix) from None
+        raise InputError("there is no tokenizer", where=str(folder), fix=COPY_FIX)
+    require_whole_weights(folder)
     path = folder / "tokenizer.json"
     if path.is_file() and not path.read_bytes().rstrip().endswith(b"}"):
-        raise InputError("tokenizer.json is empty or cut", where=str(folder), fix=fix)
+        raise InputError("tokenizer.json is empty or cut", where=str(folder), fix=COPY_FIX)
 
 
 def base_on_this_node(base: Base) -> Base:

@@ -21,13 +21,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ttmoe.atomic_write import write_atomically
+from ttmoe.atomic_write import DISK_FULL_ERRNOS, write_atomically
 from ttmoe.base import sha256_of_file
 
 INDEX = "index.json"
 LOCK_POLL_SECONDS = 0.2  # between two attempts to take a lock that another process holds
 _DIGESTS = "sha256"
-DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 UNUSABLE_ERRNOS = (
     *DISK_FULL_ERRNOS,
     *(errno.EACCES, errno.EPERM, errno.EROFS),  # a cache of another user

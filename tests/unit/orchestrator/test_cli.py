@@ -247,6 +247,19 @@ def test_a_file_that_may_not_be_written_is_one_error(replace: Callable[..., list
     assert result.stderr.startswith(f"error: a/file\n  {os.strerror(number)}\n")
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize(("files", "head"), [((), ""), (("from", None, "to"), "to\n  ")], ids=["write", "copy"])
+def test_a_disk_that_fills_up_is_one_error(
+    replace: Callable[..., list[tuple]], number: int, files: tuple, head: str
+) -> None:
+    """An error of ``write`` names no file; that of a copy names both, and the second one is on the full disk."""
+    replace("orchestrator.run.driver", "run_library", OSError(number, os.strerror(number), *files))
+    result = ttmoe("run", "quickstart")
+    assert (result.exit_code, "Traceback" in result.output) == (2, False)
+    assert result.stderr.startswith(f"error: {head}{os.strerror(number)}\n")
+    assert "free space" in result.stderr
+
+
 def test_a_folder_that_is_copied_to_a_full_disk_is_one_error(replace: Callable[..., list[tuple]]) -> None:
     files = [(f"from/{i}", f"to/{i}", f"[Errno 28] No space left on device: 'to/{i}'") for i in range(3)]
     replace("orchestrator.run.driver", "run_library", shutil.Error(files))

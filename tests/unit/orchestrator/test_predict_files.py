@@ -319,6 +319,17 @@ class TestFiles:
         assert str(part) in caught.value.fix
         assert (out.read_text(), len(part.read_text().splitlines())) == ("before", 2)
 
+    def test_a_full_disk_is_named_by_the_output(self, folder: Path, echo: Echo, monkeypatch: Any) -> None:
+        """The error of a write names no file."""
+        full = OSError(errno.ENOSPC, "No space left on device")
+        monkeypatch.setattr(os, "fsync", lambda number: (_ for _ in ()).throw(full))
+        for write in (lambda: self.run(folder, folder / "out.csv"), lambda: AnswerFolder(folder, "r").write(0, b"")):
+            full.filename = None
+            with pytest.raises(OSError, match="No space left") as caught:
+                write()
+            assert caught.value.filename in {str(folder / "out.csv"), str(folder / ".r-part-000000.parquet")}
+        assert [path.name for path in folder.iterdir()] == ["in.jsonl"]
+
     def test_errors_are_raised_before_the_model_is_called(self, folder: Path, echo: Echo) -> None:
         for out, what in (
             ("in.jsonl", "replace an input file"),

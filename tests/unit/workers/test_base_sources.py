@@ -132,6 +132,13 @@ def test_a_folder_that_is_not_there_or_holds_no_model(tmp_path):
     assert "contains no model" in error.what
 
 
+def test_weights_that_are_damaged_after_the_check_are_one_error(base_folder, tmp_path):
+    base = resolve_base(folder=str(shutil.copytree(base_folder, tmp_path / "base")), cache=tmp_path / "cache")
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(InputError, match=r"base: model[.]safetensors is damaged"):
+        load_body(base)
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [("config.json", b"", "config.json cannot be read"), ("config.json", b"[]", "it is no JSON object"),
