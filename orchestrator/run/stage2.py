@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator.plan.planning import Plan
 from orchestrator.plan.quantities import format_names
@@ -32,6 +32,7 @@ from workers.routing.depths import compare_depths
 from workers.routing.routed_accuracy import RoutedAccuracy, answer_test_split
 from workers.routing.router_job import RouterJob, RouterResult, run_router
 
+R = TypeVar("R")
 MODEL = "model"  # subfolder with the files to register; logs are outside it
 
 
@@ -71,13 +72,15 @@ def train_router(
         data = {task: expert.job.data for task, expert in plan.experts.items()}
         job = RouterJob(plan.base, plan.features, data, features, plan.lock, plan.config.router, plan.config.seed,
                         plan.router_hash, str(folder / MODEL))  # fmt: skip
-        result = _train_on_sound_features(plan, job, folder, runner, view, forecast)
+        on_sound_features = partial(_on_sound_features, plan, job, folder, runner, view, forecast.features)
+        result = on_sound_features(lambda: _train(job, folder, runner, view, forecast.training))
         model = Path(result.folder)
         for task, expert in experts.items():
             shutil.copytree(registry.fetch(expert), model / "experts" / task, dirs_exist_ok=True)
         routed = _test(plan, folder, runner, view, forecast.testing)
-        compare = forecast.compares_depths
-        depths = _compare_depths(plan, job, folder, runner, view, forecast.comparing) if compare else []
+        depths = list[dict]()
+        if forecast.compares_depths:
+            depths = on_sound_features(lambda: _compare_depths(plan, job, folder, runner, view, forecast.comparing))
         alone = {task: expert.metrics["test.accuracy"] for task, expert in experts.items()}
         evaluation = summarize_routing(result, routed, alone, depths)
         (model / EVALUATION).write_text(json.dumps(evaluation, indent=1))
@@ -120,19 +123,25 @@ def _compute_features(
     return {task: str(path) for task, path in folders.items()}
 
 
-def _train_on_sound_features(
-    plan: Plan, job: RouterJob, folder: Path, runner: JobRunner, view: LiveView, forecast: RouterForecast
-) -> RouterResult:
-    """Train the router. A job stops at the first damaged file, which it removes: compute it again, and repeat."""
+def _on_sound_features(
+    plan: Plan,
+    job: RouterJob,
+    folder: Path,
+    runner: JobRunner,
+    view: LiveView,
+    resources: JobResources,
+    work: Callable[[], R],
+) -> R:
+    """Do work that reads features. It stops at the first damaged file, which it removes: compute it again, repeat."""
     rows = job.settings.rows_per_task
     for _ in range(len(job.data) * len(SPLITS)):
         try:
-            return _train(job, folder, runner, view, forecast.training)
+            return work()
         except WorkFailedError:
             if all(features_complete(Path(job.feature_folders[task]), data, rows) for task, data in job.data.items()):
                 raise
-        _compute_features(plan, folder, runner, view, forecast.features)
-    return _train(job, folder, runner, view, forecast.training)
+        _compute_features(plan, folder, runner, view, resources)
+    return work()
 
 
 def _train(job: RouterJob, folder: Path, runner: JobRunner, view: LiveView, resources: JobResources) -> RouterResult:

@@ -150,25 +150,30 @@ def test_d18_d19_jobs_reserve_what_the_plan_says_and_are_tried_again_with_half(f
     assert forecast.training.cpus == router.options["threads"] == plan.nodes[0].cpus
 
 
-def test_features_that_are_damaged_before_the_router_reads_them_are_made_again(folder, capsys):
+def test_features_that_are_damaged_before_a_router_reads_them_are_made_again(folder, capsys):
     """A flipped byte is found only by who reads the file, one at a time; only the damaged files are computed again."""
-    files = ["animals-*/validation", "colours-*/train", "colours-*/test"]  # in the order in which they are read
+    files = {  # in the order in which they are read
+        "run_router": ["animals-*/validation", "colours-*/train", "colours-*/test"],
+        "compare_depths": ["animals-*/test"],
+    }
     calls: list[Call] = []
 
     def damage(call: Call, attempt: int) -> None:
-        if call.function == "run_router" and len(called(calls, "run_router", "router")) == 1:
-            for name in files:
+        if len(called(calls, call.function, call.key)) == 1:
+            for name in files.get(call.function, ()):
                 (path,) = (folder / "runs").glob(f"cache/features/{name}-*.safetensors")
                 content = bytearray(path.read_bytes())
                 content[-100] ^= 1
                 path.write_bytes(content)
 
-    assert run(folder, calls, damage, "router.lr=0.01", "router.compare_depths=false") is None
-    order = [call.key for call in calls if call.function in ("compute_features", "run_router")]
+    assert run(folder, calls, damage, "router.lr=0.01") is None
+    order = [call.key for call in calls if call.function in ("compute_features", *files)]
     assert sorted(order[:2]) == ["animals", "colours"]
-    assert order[2:] == ["router", *(key for name in files for key in (name.partition("-")[0], "router"))]
+    first, second = ([unit, *(key for name in files[function] for key in (name.partition("-")[0], unit))]
+                     for function, unit in (("run_router", "router"), ("compare_depths", "depths")))  # fmt: skip
+    assert order[2:] == [*first, *second]
     damaged = re.findall(r"CorruptFileError: .*/(.*?)-\d+\.safetensors is damaged", capsys.readouterr().err)
-    assert damaged == [name.rpartition("/")[2] for name in files]
+    assert damaged == [name.rpartition("/")[2] for names in files.values() for name in names]
     router = open_registry(folder / "runs").router("tiny")
     assert router.aliases == ("candidate", "champion")
     assert router.metrics["test.routing_accuracy"] > 0.9

@@ -31,6 +31,7 @@ from ttmoe.trunk import use_hidden_states
 from workers.base.resident import ResidentBase, load_resident_base
 from workers.cache.tokens import load_tokenized_rows
 from workers.cache.trunk_states import TrunkStates, find_trunk_states
+from workers.data.damaged_files import remove_damaged
 from workers.data.prepared import PreparedTask, load_split
 from workers.data.text_forms import strip_case_and_punctuation, strip_formatting
 from workers.progress import Progress, ProgressCallback
@@ -253,9 +254,8 @@ def _load_largest(folder: Path, split: str) -> Tensor | None:
 def _require_digest(path: Path, file: Any, states: Any) -> None:
     """Remove the file and raise CorruptFileError if its ``states``, a tensor or a slice, do not match its digest."""
     if file.metadata()[_DIGEST] != _digest(states, file.get_slice(_STATES).get_shape()[0]):
-        with suppress(OSError):  # such as a cache that may only be read: the error must still name the damage
-            path.unlink(missing_ok=True)
-        raise CorruptFileError(f"{path} is damaged: its content does not match its checksum")
+        left = remove_damaged(path)
+        raise CorruptFileError(f"{path} is damaged: its content does not match its checksum{left and f'; {left}'}")
 
 
 def _digest(states: Any, rows: int) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ttmoe.errors import InputError
+from workers.data.damaged_files import remove_damaged
 from workers.data.splits import SPLIT_NAMES
 
 META = "meta.json"
@@ -56,8 +56,7 @@ def read_rows_of(folder: Path, split: str) -> list[dict[str, Any]]:
         # A file by itself is read without the set-up of a data set of many files.
         rows: list[dict[str, Any]] = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data)).read().to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        with suppress(OSError):  # such as a cache that may only be read: the error must still name the damage
-            path.unlink(missing_ok=True)
+        fix = remove_damaged(path) or fix
         raise InputError(f"the file is damaged: {error}", where=str(path), fix=fix) from error
     return rows
 

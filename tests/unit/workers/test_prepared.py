@@ -1,3 +1,4 @@
+import errno
 import json
 import multiprocessing
 import os
@@ -237,6 +238,18 @@ def test_a_damaged_split_is_named_when_it_is_read_and_prepared_again_by_the_next
         load_split(found, "test")
     assert (caught.value.where, "repeat" in caught.value.fix) == (str(path), True)
     assert load_split(prepare_task("t", task, tmp_path), "test") == rows
+
+
+def test_a_damaged_split_that_may_not_be_removed_is_left_to_who_may(task, tmp_path, monkeypatch):
+    def refuse(path, missing_ok=False):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    found = prepare_task("t", task, tmp_path)
+    flip(found.folder / "test.parquet")
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(InputError, match="damaged") as caught:
+        load_split(found, "test")
+    assert f"somebody who may write to {found.folder} has to delete this file" in caught.value.fix
 
 
 def test_a_task_that_an_earlier_version_prepared_is_used(task, tmp_path, monkeypatch):
