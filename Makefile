@@ -6,8 +6,10 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c c
 # process fills the gap, which two separate runs of the tiers did not once the shorter one had ended.
 PYTEST = $(VENV)/bin/python -m pytest --numprocesses=logical --maxprocesses=4
 export HF_HUB_OFFLINE ?= 1
+# The container engine: the first that answers; a docker without its daemon does not.
+ENGINE = $(firstword $(foreach each,docker podman,$(shell $(each) info >/dev/null 2>&1 && echo $(each))))
 
-.PHONY: quickstart test test-unit test-runs test-cluster test-thorough style benchmark clean help
+.PHONY: quickstart test test-unit test-runs test-cluster test-thorough style benchmark wheel image image-cuda clean help
 
 help:          ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+): .*## /  make \1\t/' | expand -t 22
@@ -35,6 +37,19 @@ style: $(VENV)/.style ## format, lint and type checks
 
 benchmark: $(VENV)/.benchmark ## measure against peers and write tests/benchmarks/RESULTS.md
 	$(VENV)/bin/python -m tests.benchmarks
+
+# What an earlier build left in build/ would be packed too.
+wheel: $(VENV)/bin/python ## build the wheel into dist/
+	rm -rf build dist/ttmoe-*.whl
+	$(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+image: IMAGE = cpu
+image-cuda: IMAGE = cuda
+image: ## build the container image ttmoe:cpu, for nodes without GPUs
+image-cuda: ## build the container image ttmoe:cuda, for nodes with NVIDIA GPUs
+image image-cuda: wheel
+	@test -n "$(ENGINE)" || { echo "no container engine answers: install docker or podman, and start it" >&2; exit 1; }
+	$(ENGINE) build --file cluster/images/Dockerfile.$(IMAGE) --tag ttmoe:$(IMAGE) .
 
 clean:         ## remove the environment; runs/ stays
 	rm -rf $(VENV)
