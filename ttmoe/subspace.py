@@ -97,7 +97,9 @@ def max_directions(width: int, tasks: int) -> int:
 
 def whitening(scatter: Tensor) -> Tensor:
     """Return W (..., k, k) with W Wᵀ the inverse of ``scatter`` (..., k, k), so that rows times W have unit scatter."""
-    return torch.linalg.inv(torch.linalg.cholesky(scatter)).mT
+    # No general inverse: that of a batch fails in MKL on several threads, from about 192 directions on.
+    identity = torch.eye(scatter.shape[-1]).to(scatter)
+    return torch.linalg.solve_triangular(torch.linalg.cholesky(scatter), identity, upper=False).mT
 
 
 def _shrink(scatter: Tensor) -> Tensor:

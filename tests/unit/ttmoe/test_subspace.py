@@ -250,3 +250,15 @@ def test_identical_rows_in_a_task():
     tasks[1][:, 1] = 9.0
     familiarity = Familiarity.from_subspace(of(tasks))
     assert familiarity(torch.cat(tasks), torch.arange(3).repeat_interleave(50)).isfinite().all()
+
+
+def test_rows_are_whitened_on_several_threads():
+    """At the sizes of the quickstart, where a general inverse on two threads found wrong pivots."""
+    rows = torch.randn(4, 400, 192, generator=torch.Generator().manual_seed(0))
+    scatter, threads = rows.mT @ rows / 400, torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        inverse = whitening(scatter)
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(inverse.mT @ scatter @ inverse, torch.eye(192).expand(4, -1, -1), atol=1e-4, rtol=0)
