@@ -42,6 +42,7 @@ benchmark: $(VENV)/.benchmark ## measure against peers and write tests/benchmark
 wheel: $(VENV)/bin/python ## build the wheel into dist/
 	rm -rf build dist/ttmoe-*.whl
 	$(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	rm -rf build
 
 image: IMAGE = cpu
 image-cuda: IMAGE = cuda
