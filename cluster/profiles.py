@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
+from cluster.cloud_profiles import AwsProfile, GcpProfile
 from cluster.common_profile import CommonProfile, Count, Line
 
 
@@ -70,4 +71,6 @@ class SlurmProfile(CommonProfile):
         return time
 
 
-ClusterProfile = Annotated[LocalProfile | RayProfile | SlurmProfile, Field(discriminator="kind")]
+ClusterProfile = Annotated[
+    LocalProfile | RayProfile | SlurmProfile | AwsProfile | GcpProfile, Field(discriminator="kind")
+]

@@ -10,13 +10,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from cluster.error import ClusterError
 from cluster.job_files import JobFiles
 from cluster.job_folders import CANCELLED, EXIT_CODE, LOG, SCRIPT, JobFolder, job_folders
 from cluster.jobs import JOB_VARIABLE, SubmittedJob, require_job
 from cluster.profiles import SlurmProfile
+from cluster.rendering import render_template
 
 _QUEUED = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 _ACTIVE = ("RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "STOPPED")
@@ -103,12 +102,9 @@ def slurm_script(profile: SlurmProfile, job_id: str, command: str) -> str:
         job_id: Id of the job.
         command: Shell command of the job.
     """
-    templates = Environment(
-        loader=PackageLoader("cluster"), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined,
-        keep_trailing_newline=True, autoescape=False,  # it is no HTML; what is quoted is quoted for a shell
-    )  # fmt: skip
     folder = JobFolder.of(profile.storage, job_id)
-    return templates.get_template("slurm.sh.j2").render(
+    return render_template(
+        "slurm.sh.j2",
         profile=profile,
         name=job_id,
         folder=folder.path,

@@ -1,4 +1,4 @@
-"""``python -m cluster.wait_for_nodes N``: wait until the cluster of RAY_ADDRESS has N nodes, in a job's script."""
+"""``python -m cluster.wait_for_nodes N [SECONDS]``: wait until the cluster of RAY_ADDRESS has N nodes, in a job."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 import time
 
-from cluster.attaching import health_error
+from cluster.attaching import AUTH_MODE, has_token, health_error
 from cluster.error import ClusterError
 from cluster.local import ray_session
 
@@ -23,14 +23,15 @@ def wait_for_nodes(count: int, seconds: float = SECONDS) -> None:
     import ray
 
     address, ends, found = os.environ["RAY_ADDRESS"], time.monotonic() + seconds, 0
-    while health_error(address, "token"):
+    mode = os.environ.get(AUTH_MODE) or ("token" if has_token() else "disabled")
+    while health_error(address, mode):
         if time.monotonic() > ends:
             raise ClusterError("the head node of Ray does not start", where=address, fix="see ray-head.txt")
         time.sleep(1)
     while found < count:
         if time.monotonic() > ends:
             what = f"{found} of {count} nodes have joined the cluster"
-            raise ClusterError(what, where=address, fix="see ray-workers.txt")
+            raise ClusterError(what, where=address, fix="see ray-workers.txt, or the log of Ray's autoscaler")
         with ray_session():
             while (found := sum(node["Alive"] for node in ray.nodes())) < count and time.monotonic() < ends:
                 time.sleep(1)
@@ -38,6 +39,6 @@ def wait_for_nodes(count: int, seconds: float = SECONDS) -> None:
 
 if __name__ == "__main__":
     try:
-        wait_for_nodes(int(sys.argv[1]))
+        wait_for_nodes(int(sys.argv[1]), *map(float, sys.argv[2:3]))
     except ClusterError as error:
         sys.exit(str(error))

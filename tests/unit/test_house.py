@@ -32,7 +32,7 @@ PLACES = {
     "jinja2": ("orchestrator/report/", "cluster/"),
     "requests": ("orchestrator/registry/",),
     "sqlalchemy": ("orchestrator/registry/",),
-    "yaml": ("orchestrator/",),
+    "yaml": ("orchestrator/", "cluster/launcher.py"),
     "pydantic": ("orchestrator/", "workers/", "cluster/"),
     "humanize": ("orchestrator/plan/quantities.py", "orchestrator/pool/capacity.py"),
     "psutil": (
