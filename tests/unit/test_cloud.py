@@ -12,7 +12,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from cluster import cloud_jobs
+from cluster import cloud_jobs, wait_for_nodes
 from cluster.cloud_jobs import CloudJobs
 from cluster.error import ClusterError
 from cluster.job_files import JobFiles
@@ -189,6 +189,25 @@ def test_what_is_missing_is_said_before_anything_starts(place, monkeypatch):
     with pytest.raises(ClusterError, match="this machine has no ssh-of-nobody"):
         CloudJobs(profile())
     assert "up" not in calls(place)
+
+
+def test_a_launcher_file_that_ray_would_refuse_starts_nothing(place, monkeypatch):
+    monkeypatch.setattr(cloud_jobs, "launcher_text", lambda profile: "cluster_name: x\ncolour: red\n")
+    with pytest.raises(ClusterError, match="'colour' was unexpected|'provider' is a required property"):
+        CloudJobs(profile())
+    assert not launcher_file(profile()).exists()
+
+
+@pytest.mark.parametrize(("mode", "asked"), [(None, "disabled"), ("token", "token")])
+def test_a_job_waits_with_the_authentication_of_its_cluster(mode, asked, monkeypatch):
+    modes = []
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", mode) if mode else monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setattr(wait_for_nodes, "health_error", lambda address, mode: modes.append(mode) or "no answer")
+    with pytest.raises(ClusterError, match="does not start"):
+        wait_for_nodes.wait_for_nodes(5, seconds=-1)
+    assert modes == [asked]
 
 
 def test_a_cluster_that_cannot_be_set_up_is_ended(place):
