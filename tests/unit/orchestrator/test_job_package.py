@@ -184,7 +184,7 @@ def test_a_dry_run_shows_the_job_and_no_secret(config, profile, monkeypatch, cap
     shown = capsys.readouterr().out
     assert "s3cr3t" not in shown
     assert "HF_TOKEN" in shown
-    assert f"of {ADDRESS}" in shown
+    assert f"# {ADDRESS}\n# job " in shown
     assert "library: lib" in shown
 
 
