@@ -45,6 +45,8 @@ def remove_expert(
     folders = LibraryFolders(store.root.resolve(), library, store.root.resolve())
     notify = partial(console.print, soft_wrap=True)
     with registry.hold_lease(library, "ttmoe experts rm", notify) as held:
+        if not force:  # again: a run may have trained a router on them since they were shown
+            _require_unused(held, library, versions)
         # The folders first: after an interruption the versions are still listed, and can be removed again.
         for version in versions:
             shutil.rmtree(folders.work_folder("experts", version.task, version.spec_hash), ignore_errors=True)

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mlflow.entities import Experiment
+from mlflow.exceptions import MlflowException
 
+from orchestrator.registry.availability import is_unavailable
 from orchestrator.registry.claims import Claim
 from orchestrator.registry.retrying import RetryingStore, retried
 from orchestrator.registry.store import TAG, Store, ignore_missing
 
 CLAIM_TAG = f"{TAG}lease."
+_REMOVED = "removed"  # text of a claim that is not there any more, on a server that cannot delete it
 
 
 class ClaimBoard(Protocol):
@@ -56,7 +59,7 @@ def lease_holder(store: Store, library: str) -> Claim | None:
 
 def _claims(experiment: Experiment) -> dict[str, Claim]:
     texts = {key.removeprefix(CLAIM_TAG): text for key, text in experiment.tags.items() if key.startswith(CLAIM_TAG)}
-    return {token: Claim.from_text(token, text) for token, text in texts.items()}
+    return {token: Claim.from_text(token, text) for token, text in texts.items() if text != _REMOVED}
 
 
 def _put(store: Store, library: str, claim: Claim) -> None:
@@ -65,4 +68,9 @@ def _put(store: Store, library: str, claim: Claim) -> None:
 
 def _remove(store: Store, library: str, token: str) -> None:
     experiment = store.experiment_id(library)
-    ignore_missing(lambda: store.client.delete_experiment_tag(experiment, CLAIM_TAG + token))
+    try:
+        ignore_missing(lambda: store.client.delete_experiment_tag(experiment, CLAIM_TAG + token))
+    except MlflowException as error:  # early versions of MLflow's server have no such endpoint
+        if is_unavailable(error):
+            raise
+        store.client.set_experiment_tag(experiment, CLAIM_TAG + token, _REMOVED)

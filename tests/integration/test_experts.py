@@ -383,6 +383,21 @@ class TestRm:
             assert "another run" in home.refused("rm", "colours", "--yes", "--force")
         assert ("colours", 1, ("candidate", "champion")) in home.versions()
 
+    def test_a_router_that_is_registered_before_it_holds_the_library_is_seen(self, home, monkeypatch):
+        """As by a run in the time until the user confirmed."""
+        import orchestrator.experts.removing as module
+
+        original, seen = module.read_router_state, []
+
+        def none_at_first(*arguments):
+            seen.append(1)
+            return original(*arguments) if len(seen) > 1 else None
+
+        monkeypatch.setattr(module, "read_router_state", none_at_first)
+        assert "router v1 uses colours v1" in home.refused("rm", "colours", "--yes")
+        assert ("colours", 1, ("candidate", "champion")) in home.versions()
+        assert (home.root / "lib" / "experts" / "colours-bb22").exists()
+
     def test_the_router_is_not_an_expert(self, home):
         assert "there is no expert 'router'" in home.refused("rm", "router", "--yes", "--force")
         assert home.registry.router("lib") is not None

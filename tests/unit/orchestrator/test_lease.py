@@ -14,6 +14,8 @@ from dataclasses import replace
 
 import pytest
 import requests
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
 
 from orchestrator.registry import Registry, claiming
 from orchestrator.registry.claim_tags import TagBoard
@@ -144,6 +146,25 @@ def test_a_claim_that_could_not_be_removed_does_not_refuse_the_same_process(regi
     with registry.hold_lease("lib", "ttmoe run", pytest.fail):
         assert len(claims(registry)) == 1
     assert claims(registry) == {}
+
+
+def test_a_server_that_cannot_delete_a_tag_knows_that_a_claim_is_gone(registry, monkeypatch):
+    """Whether it was held or had lost. MLflow's client says this of a server without the endpoint."""
+
+    def refuse(*_):
+        raise MlflowException("API request failed with error code 404 != 200", error_code=ENDPOINT_NOT_FOUND)
+
+    monkeypatch.setattr(registry.client, "delete_experiment_tag", refuse)
+    with registry.hold_lease("lib", "ttmoe run", pytest.fail):
+        (claim,) = claims(registry).values()
+        lost = replace(claim, token="lost", is_held=False)
+        TagBoard(registry, "lib").put(lost)
+        TagBoard(registry, "lib").remove(lost.token)
+        assert list(claims(registry)) == [claim.token]
+    assert claims(registry) == {}
+    assert registry.lease_holder("lib") is None
+    with registry.hold_lease("lib", "ttmoe run", pytest.fail):
+        pass
 
 
 def test_a_forked_process_does_not_release_it(registry):
