@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class InputError(Exception):
     """A user's input cannot be used. No work was started.
@@ -29,9 +31,14 @@ class InputError(Exception):
 
 
 class WorkFailedError(InputError):
-    """A part of the work failed after it was started. The results of the other parts are kept."""
+    """A part of the work failed after it was started. The results of the other parts are kept.
+
+    Attributes:
+        outcome: What the work has made as far as it came; None if the function that raised it has no such value.
+    """
 
     code = 1
+    outcome: Any = None
 
 
 class PartFailedError(WorkFailedError):

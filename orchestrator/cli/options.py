@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import functools
-import os
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 import typer
 
 from cluster.error import ClusterError
-from orchestrator.cli.startup import terminated_by
-from ttmoe.atomic_write import DISK_FULL_ERRNOS
+from orchestrator.config.refused_writes import refused_write
+from orchestrator.run.termination import interruption_code, terminated_by
 from ttmoe.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,9 +22,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_REFUSED_FIX = "check who may write there, and the free space; or choose another folder"
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, *DISK_FULL_ERRNOS)
-_FULL_FIX = "free space where this command writes: its output, storage.root, storage.cache, and TMPDIR or /tmp"
 
 ConfigArgument = Annotated[
     str, typer.Argument(metavar="CONFIG", help="Config file, or name of a packaged recipe: quickstart, smollm2.")
@@ -71,7 +65,7 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[P
     """Return a decorator that adds a function to a group as a command.
 
     The command prints an InputError, a ClusterError, or a file that it may not write, as a message and exits with its
-    code. It exits with 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP (see ``startup.prepare_command``).
+    code. It exits with 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP (see ``run.termination``).
 
     Args:
         group: The group.
@@ -85,41 +79,19 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[P
                 return function(*args, **kwargs)
             except (InputError, ClusterError) as error:
                 raise _print_error(error) from None
-            except shutil.Error as error:  # of a copied folder: it has no errno, but a list of files
-                if (copy_error := _refused_copy(error)) is None:
-                    raise
-                raise _print_error(copy_error) from None
             except OSError as error:
-                if (refused := _refused_write(error)) is None:
+                if (refused := refused_write(error)) is None:
                     raise
                 raise _print_error(refused) from None
             except KeyboardInterrupt:
-                number = terminated_by()
-                what, code = ("stopped", 128 + number) if number else ("interrupted", 130)
+                what = "stopped" if terminated_by() else "interrupted"
                 with suppress(OSError):  # the terminal is closed
                     typer.echo(f"{what}; repeat the command to continue", err=True)
-                raise typer.Exit(code) from None
+                raise typer.Exit(interruption_code()) from None
 
         return group.command(name)(call)
 
     return add
-
-
-def _refused_write(error: OSError) -> InputError | None:
-    """Return the error for a file that could not be written; None if it is another one."""
-    where = str(error.filename2 or error.filename or "")  # the second one is that to which a file was copied
-    if error.errno not in (_REFUSED if where else DISK_FULL_ERRNOS):
-        return None
-    return InputError(str(error.strerror), where=where, fix=_REFUSED_FIX if where else _FULL_FIX)
-
-
-def _refused_copy(error: shutil.Error) -> InputError | None:
-    """Return the error for the first file that could not be written; None if ``copytree`` failed for another reason."""
-    for _, target, reason in error.args[0] if error.args and isinstance(error.args[0], list) else ():
-        for number in _REFUSED:
-            if os.strerror(number) in str(reason):
-                return InputError(os.strerror(number), where=str(target), fix=_REFUSED_FIX)
-    return None
 
 
 def _print_error(error: InputError | ClusterError) -> typer.Exit:

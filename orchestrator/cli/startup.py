@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import atexit
 import gc
-import signal
 import sys
 from importlib import import_module
-from types import FrameType
+
+from orchestrator.run.termination import end_on_signals
 
 GC_THRESHOLD = 100_000
 """New objects before a garbage collection. With Python's 700, a quarter of a command's time is spent on collections
 while it imports modules, whose objects all stay."""
 DATA_PACKAGES = ("numpy", "pandas", "pyarrow")
 _is_command = False
-_terminated_by = 0
 
 
 def prepare_command() -> None:
@@ -22,21 +21,8 @@ def prepare_command() -> None:
     global _is_command
     _is_command = True
     gc.set_threshold(GC_THRESHOLD)
-    signal.signal(signal.SIGTERM, _terminate)
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
-        signal.signal(signal.SIGHUP, _terminate)
+    end_on_signals()
     atexit.register(gc.freeze)  # Python collects everything twice when it ends
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    global _terminated_by
-    _terminated_by = number
-    raise KeyboardInterrupt
-
-
-def terminated_by() -> int:
-    """Return the signal that a KeyboardInterrupt is due to; 0 for Ctrl-C. Ray raises a new one, without it."""
-    return _terminated_by
 
 
 def import_registry() -> None:

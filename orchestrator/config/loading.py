@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from orchestrator.config.completion import mask_on_end
 from orchestrator.config.error_messages import closest_match, dotted_key, to_input_error
 from orchestrator.config.schema import Config
 from orchestrator.config.store_address import mask_uri
@@ -63,10 +64,18 @@ def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedConfi
 
 def resolved_yaml(config: Config) -> str:
     """Return the whole config, defaults included, as YAML that loads to the same config, but without a password."""
-    data = config.model_dump(mode="json", exclude_none=True, by_alias=True)
-    if config.tracking.uri:
-        data["tracking"]["uri"] = mask_uri(config.tracking.uri)
-    return dump_yaml(data)
+    return dump_yaml(_masked(config.model_dump(mode="json", exclude_none=True, by_alias=True)))
+
+
+def mask_config(text: str) -> str:
+    """Return the YAML text of a valid config without its passwords."""
+    return dump_yaml(_masked(read_yaml(text, "config").data))
+
+
+def _masked(data: dict[str, Any]) -> dict[str, Any]:
+    tracking, on_end = data.get("tracking", {}), data.get("on_end")
+    masked = data | ({"on_end": mask_on_end(on_end)} if on_end else {})
+    return masked | ({"tracking": tracking | {"uri": mask_uri(uri)}} if (uri := tracking.get("uri")) else {})
 
 
 def recipe_names() -> list[str]:

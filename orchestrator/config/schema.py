@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, Field, PlainSerializer, field_validator, model_validator
 
 from cluster.profiles import ClusterProfile
+from orchestrator.config.completion import OnEnd
 from orchestrator.config.runtime_sections import (
     FailureSettings,
     LimitSettings,
@@ -137,6 +138,10 @@ class Config(BaseModel):
     limits: LimitSettings = Field(default_factory=LimitSettings, description="Limits of time and of GPU time.")
     storage: StorageSettings = Field(default_factory=StorageSettings, description="Folders for output and cache.")
     tracking: TrackingSettings = Field(default_factory=TrackingSettings, description="The MLflow store.")
+    on_end: OnEnd | None = Field(
+        default=None,
+        description="Command, or http(s) URL, that is called with the result as JSON when a run ends in any way.",
+    )
     clusters: dict[Slug, ClusterProfile] = Field(
         default_factory=dict, description="Clusters for `ttmoe submit`, by name."
     )

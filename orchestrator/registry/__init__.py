@@ -65,7 +65,7 @@ with warnings.catch_warnings():
     )
     from orchestrator.registry.searches import search_artifacts
     from orchestrator.registry.store import Library, libraries, open_store
-    from orchestrator.registry.uploads import log_file
+    from orchestrator.registry.uploads import artifact_address, log_file
     from orchestrator.registry.version_files import check_files, fetch, read_file, version_has_files
     from orchestrator.registry.versions import Version, find_version, promote, tag_version
 
@@ -122,6 +122,7 @@ class Registry(RetryingStore):
     tag_run = retried(tag_run)
     log_text = retried(log_text)
     log_file = retried(log_file)
+    artifact_address = retried(artifact_address)
     finish_run = retried(finish_run)
     end_run_on_exit = end_run_on_exit
     close_stale = retried(close_stale)

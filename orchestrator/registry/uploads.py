@@ -24,6 +24,12 @@ def artifact_uri(store: Store, run_id: str, folder: str = "") -> str:
     return f"{store.artifact_uris[run_id]}/{folder}" if folder else store.artifact_uris[run_id]
 
 
+def artifact_address(store: Store, run_id: str, name: str) -> str:
+    """Return the path of an artifact of a run, or its URI where it is not on this machine."""
+    uri = artifact_uri(store, run_id, name)
+    return str(local_folder(store, uri) or uri)
+
+
 def log_file(store: Store, run_id: str, path: Path, folder: str = "") -> None:
     """Copy a file, or the content of a folder, to ``folder`` in the run's artifacts."""
     repository = _repository(store, run_id)

@@ -25,17 +25,18 @@ from orchestrator.plan.planning import Plan, make_plan
 from orchestrator.plan.quantities import format_names
 from orchestrator.plan.search_space import check_search_space
 from orchestrator.progress.live_view import LiveView
-from orchestrator.recording.registrar import Stage1Result
 from orchestrator.registry import Registry, Version
 from orchestrator.registry.expert_models import select_versions
 from orchestrator.registry.versions import BASE_FOLDER, CHAMPION
 from orchestrator.report.incidents import Incident
 from orchestrator.run.limits import RunLimits
 from orchestrator.run.node_checks import check_nodes
+from orchestrator.run.on_end import call_on_end, end_message
 from orchestrator.run.outcome import experts_failed_error, log_report
 from orchestrator.run.requirement import unmet_requirement
+from orchestrator.run.run_outcome import RunInProgress, RunOutcome
 from orchestrator.run.stage1 import train_experts
-from ttmoe.errors import PartFailedError
+from ttmoe.errors import PartFailedError, WorkFailedError
 from workers.failure import Failure
 
 _MOST_LISTED = 20  # tasks that a line of the terminal lists
@@ -54,19 +55,41 @@ class RunContext:
     limits: RunLimits
 
 
-def run_library(loaded: LoadedConfig, console: Console) -> None:
+def run_library(loaded: LoadedConfig, console: Console) -> RunOutcome:
     """Plan a library, train what is missing, and show the result. Repeated after any end, it continues.
+
+    However it ends, ``on_end`` of the config is called last.
 
     Args:
         loaded: The config.
         console: Prints the progress and the result.
 
+    Returns:
+        The experts, the router and the report.
+
     Raises:
         InputError: The config, the data or the base cannot be used; raised before any work.
         InfeasibleError: An expert or the router fits on no node; raised before any work.
-        WorkFailedError: Experts failed, or the store stayed unavailable; finished experts are kept.
+        WorkFailedError: Experts failed, or the store stayed unavailable; finished experts are kept. Its attribute
+            ``outcome`` is what would have been returned, as far as the run came.
         LimitReachedError: A limit of the config was reached.
     """
+    made = RunInProgress(loaded.config.library, tuple(loaded.config.tasks))
+    problem: BaseException | None = None
+    try:
+        _plan_and_run(loaded, made, console)
+        return made.outcome()
+    except BaseException as error:
+        problem = error
+        if isinstance(error, WorkFailedError):
+            error.outcome = made.outcome()
+        raise
+    finally:
+        if loaded.config.on_end:
+            call_on_end(loaded.config.on_end, end_message(made.outcome(), problem), console)
+
+
+def _plan_and_run(loaded: LoadedConfig, made: RunInProgress, console: Console) -> None:
     with console.status("planning: base, data, adapters"):
         LibraryFolders.of(loaded.config).check()
         store = loaded.config.store
@@ -85,7 +108,9 @@ def run_library(loaded: LoadedConfig, console: Console) -> None:
         check_search_space(plan, state)
         _print_todo(plan, state, console)
         experts = select_versions(state.versions, plan.lock)
+        made.cached = {task: version for task, version in experts.items() if task not in state.todo}
         if state.router.state == "cached":
+            made.router = state.router.version
             _promote(plan, registry, experts, state.router.version)
         if not state.has_work:
             _show_summary(plan, experts, registry, loaded, console)
@@ -95,7 +120,7 @@ def run_library(loaded: LoadedConfig, console: Console) -> None:
         check_search_fits(plan, state, plan.nodes)
         check_nodes(plan)
         forecast = make_forecast(plan, state, plan.nodes)
-        _execute(plan, state, forecast, registry, loaded, console, limits)
+        _execute(plan, state, forecast, registry, loaded, made, console, limits)
 
 
 def _print_todo(plan: Plan, state: LibraryState, console: Console) -> None:
@@ -133,11 +158,12 @@ def _execute(
     forecast: Forecast,
     registry: Registry,
     loaded: LoadedConfig,
+    made: RunInProgress,
     console: Console,
     limits: RunLimits,
 ) -> None:
     """Run the missing stages within an MLflow run, show the summary and write the report."""
-    run_id = registry.start_run(
+    made.run_id = run_id = registry.start_run(
         plan.folders.library,
         f"run {datetime.now():%Y-%m-%d %H:%M:%S}",
         _code_version() | ({"job": job} if (job := own_job()) else {}),
@@ -150,10 +176,10 @@ def _execute(
         },
         token=uuid.uuid4().hex,
     )
-    stage_result, status = Stage1Result(), "KILLED"
+    stage_result, status = made.stage_result, "KILLED"
     with registry.end_run_on_exit(run_id):
         try:
-            served = _run_on_ray(plan, state, forecast, registry, run_id, stage_result, console, limits)
+            served = _run_on_ray(plan, state, forecast, registry, run_id, made, console, limits)
             experts = registry.find_experts(served.folders.library, served.lock)
             _show_summary(served, experts, registry, loaded, console, stage_result.usage.time.describe())
             _log_plots(served, registry, run_id)
@@ -166,7 +192,7 @@ def _execute(
             raise
         finally:
             if status != "KILLED":  # an interrupted command must end without delay
-                log_report(plan, stage_result, registry.without_retries, run_id, status, console)
+                made.report = log_report(plan, stage_result, registry.without_retries, run_id, status, console)
 
 
 def _run_on_ray(
@@ -175,15 +201,16 @@ def _run_on_ray(
     forecast: Forecast,
     registry: Registry,
     run_id: str,
-    stage_result: Stage1Result,
+    made: RunInProgress,
     console: Console,
     limits: RunLimits,
 ) -> Plan:
     """Run the stages on Ray, see ``_run_stages``. If an embedded Ray ends by itself, start another and continue."""
+    stage_result = made.stage_result
     for attempt in itertools.count(1):
         try:
             with ray_session(), LiveView(console) as view:
-                return _run_stages(RunContext(plan, state, forecast, registry, run_id, view, limits), stage_result)
+                return _run_stages(RunContext(plan, state, forecast, registry, run_id, view, limits), made)
         except ClusterEndedError as error:
             gives_up = attempt > plan.config.failures.retries
             action = "the run ended" if gives_up else "Ray is started again, and the run goes on"
@@ -198,7 +225,7 @@ def _run_on_ray(
     raise AssertionError("unreachable")
 
 
-def _run_stages(context: RunContext, stage_result: Stage1Result) -> Plan:
+def _run_stages(context: RunContext, made: RunInProgress) -> Plan:
     """Run stage 1, stage 2 and the search as far as they are missing.
 
     Returns:
@@ -207,7 +234,7 @@ def _run_stages(context: RunContext, stage_result: Stage1Result) -> Plan:
     from orchestrator.pool.worker_pool import WorkerPool
 
     plan, state, forecast, registry = context.plan, context.state, context.forecast, context.registry
-    resources, failures = plan.config.resources, plan.config.failures
+    resources, failures, stage_result = plan.config.resources, plan.config.failures, made.stage_result
     with WorkerPool(
         forecast.worker_resources,
         failures,
@@ -242,6 +269,7 @@ def _run_stages(context: RunContext, stage_result: Stage1Result) -> Plan:
             from orchestrator.run.stage2 import train_router
 
             router = train_router(served, registry, context.run_id, pool, context.view, forecast.router)
+        made.router = router
         _promote(plan, registry, registry.find_experts(library, served.lock), router)
     if state.search_is_missing:
         from orchestrator.search.tuning import run_search

@@ -48,7 +48,7 @@ def experts_failed_error(
 
 def log_report(
     plan: Plan, stage_result: Stage1Result, registry: Registry, run_id: str, status: str, console: Console
-) -> None:
+) -> str | None:
     """Write the report and the incidents to the run's artifacts.
 
     An error is printed and not raised, because it must not replace the error that ended the run.
@@ -60,6 +60,9 @@ def log_report(
         run_id: The run of ``ttmoe run``.
         status: The status that the run will have: FINISHED or FAILED.
         console: Prints the error.
+
+    Returns:
+        Path of the report, or its URI where the artifacts are on a server; None if it was not written.
     """
     try:
         from orchestrator.report.page import write_report  # matplotlib takes seconds to import
@@ -80,5 +83,7 @@ def log_report(
             path = Path(scratch, REPORT)
             write_report(path, report)
             registry.log_file(run_id, path)
+        return registry.artifact_address(run_id, REPORT)
     except Exception as error:
         console.print(f"the run's report was not written: {error}", soft_wrap=True, highlight=False, markup=False)
+        return None

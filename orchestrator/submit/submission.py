@@ -9,7 +9,7 @@ from rich.console import Console
 from cluster.jobs import JOB_VARIABLE, ClusterJobs, SubmittedJob, require_job
 from cluster.kinds import job_text, open_cluster
 from cluster.profiles import ClusterProfile
-from orchestrator.config.loading import LoadedConfig
+from orchestrator.config.loading import LoadedConfig, mask_config
 from orchestrator.config.store_address import mask_uri
 from orchestrator.plan.quantities import format_bytes
 from orchestrator.submit.job_package import CONFIG_FILE, PLAN_FITS, JobPackage, pack_job
@@ -102,7 +102,7 @@ def _show_package(package: JobPackage, profile: ClusterProfile, console: Console
         f"# code: {', '.join(package.files.code)}, as installed here",
         *(f"# file {name}: {path}, {format_bytes(sizes[name])}" for name, path in package.files.paths.items()),
         f"# {CONFIG_FILE}:",
-        package.files.texts[CONFIG_FILE],
+        mask_config(package.files.texts[CONFIG_FILE]),
     ]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

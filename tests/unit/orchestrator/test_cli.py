@@ -22,6 +22,7 @@ from orchestrator.config.loading import STARTER, recipe_text
 from orchestrator.config.store_address import StoreAddress, find_store
 from orchestrator.predict.input_columns import InputColumns
 from orchestrator.predict.request import PredictRequest
+from orchestrator.run import termination
 from ttmoe.errors import InputError
 
 HEAVY = {"torch", "ray", "mlflow", "transformers", "datasets", "pydantic", "yaml", "numpy", "rich"}
@@ -214,9 +215,9 @@ def test_ctrl_c_is_one_line(replace: Callable[..., list[tuple]]) -> None:
 def test_a_signal_is_ctrl_c_with_a_code_of_its_own(
     replace: Callable[..., list[tuple]], monkeypatch: pytest.MonkeyPatch, number: int, code: int
 ) -> None:
-    monkeypatch.setattr(startup, "_terminated_by", 0)
+    monkeypatch.setattr(termination, "_terminated_by", 0)
     with pytest.raises(KeyboardInterrupt):
-        startup._terminate(number, None)
+        termination._terminate(number, None)
     replace("orchestrator.run.driver", "run_library", KeyboardInterrupt())
     result = ttmoe("run", "quickstart")
     assert (result.exit_code, result.stderr) == (code, "stopped; repeat the command to continue\n")
@@ -227,13 +228,14 @@ def test_a_closed_terminal_stops_a_command_without_nohup(before: str, end: str) 
     code = f"""
 import os, signal
 from orchestrator.cli import startup
+from orchestrator.run import termination
 signal.signal(signal.SIGHUP, signal.{before})
 startup.prepare_command()
 try:
     os.kill(os.getpid(), signal.SIGHUP)
     print("goes on")
 except KeyboardInterrupt:
-    print(int(startup.terminated_by()))
+    print(int(termination.terminated_by()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, f"{end}\n"), done.stderr

@@ -180,12 +180,16 @@ def test_a_dry_run_shows_the_job_and_no_secret(config, profile, monkeypatch, cap
 
     monkeypatch.setenv("HF_TOKEN", "hf_s3cr3t")
     named = profile.model_copy(update={"tracking": "http://ann:pw_s3cr3t@mlflow:5000"})
-    submission.submit_config(load_config(str(config)), "gpu", named, Console(), dry_run=True)
+    hook = "https://hooks.example.com/T0/s3cr3t"
+    loaded = load_config(str(config), [f"on_end={hook}"])
+    assert yaml.safe_load(pack_job(loaded, named).files.texts[CONFIG_FILE])["on_end"] == hook  # what the job calls
+    submission.submit_config(loaded, "gpu", named, Console(), dry_run=True)
     shown = capsys.readouterr().out
     assert "s3cr3t" not in shown
     assert "HF_TOKEN" in shown
     assert f"# {ADDRESS}\n# job " in shown
     assert "library: lib" in shown
+    assert "on_end: https://hooks.example.com/***" in shown
 
 
 def test_the_clusters_of_the_readme_are_valid():

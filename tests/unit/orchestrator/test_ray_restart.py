@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from cluster.error import ClusterEndedError
-from orchestrator.recording.registrar import Stage1Result
 from orchestrator.run import driver
+from orchestrator.run.run_outcome import RunInProgress
 from workers.failure import Failure
 
 
@@ -22,7 +22,8 @@ def test_the_experts_that_failed_before_ray_ended_do_not_stop_the_next_attempt(m
     def session():
         yield
 
-    def run_stages(context: Any, result: Stage1Result) -> str:
+    def run_stages(context: Any, made: RunInProgress) -> str:
+        result = made.stage_result
         seen.append((dict(result.failed), result.stopped))
         if len(seen) > 1:
             return "served"
@@ -33,6 +34,6 @@ def test_the_experts_that_failed_before_ray_ended_do_not_stop_the_next_attempt(m
     monkeypatch.setattr(driver, "_run_stages", run_stages)
     monkeypatch.setattr(driver, "read_library_state", lambda plan, registry: None)
     plan = SimpleNamespace(config=SimpleNamespace(failures=SimpleNamespace(retries=1)))
-    arguments = cast(Any, (plan, None, None, None, "run", Stage1Result(), Console(quiet=True)))
+    arguments = cast(Any, (plan, None, None, None, "run", RunInProgress("lib", ("a",)), Console(quiet=True)))
     assert driver._run_on_ray(*arguments) == "served"
     assert seen == [({}, None)] * 2
