@@ -49,7 +49,7 @@ def ray_session() -> Iterator[None]:
     mode = authentication_of(address) if address else "token"
     with authentication(mode), nullcontext() if address else _token():
         try:
-            with _kept_sigterm():
+            with kept_handler(signal.SIGTERM), _without_advice_on_threads():  # Ray's handler ends the process
                 ray.init(**own, log_to_driver=False, logging_level=logging.WARNING, configure_logging=False)
         except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
             raise (connection_error(address, mode, error) if address else _start_error(error)) from None
@@ -61,7 +61,7 @@ def ray_session() -> Iterator[None]:
             raise
         finally:
             _embedded.clear()
-            with _kept_sigterm():
+            with kept_handler(signal.SIGTERM):  # after Ray there is none
                 ray.shutdown()
 
 
@@ -104,12 +104,29 @@ def _start_error(error: Exception) -> ClusterError:
 
 
 @contextmanager
-def _kept_sigterm() -> Iterator[None]:
-    """Restore the handler of SIGTERM when the context exits: Ray's ends the process, and after Ray there is none."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+def kept_handler(number: int) -> Iterator[None]:
+    """Restore the handler of a signal when the context exits. Ray sets handlers of its own, in the main thread."""
+    handler = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():  # None: not Python's
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _without_advice_on_threads() -> Iterator[None]:
+    """Hide Ray's warning that it sets no handler of SIGTERM where this is not the main thread: none is wanted."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "SIGTERM handler is not set" not in record.msg
+
+    log = logging.getLogger("ray._private.worker")
+    log.addFilter(is_other)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_other)
 
 
 @contextmanager

@@ -80,36 +80,35 @@ def init(
     typer.echo(f"next: point tasks.my_task to your data, then run: ttmoe run {path}")
 
 
-@command(app)
-def run(config: ConfigArgument, overrides: SetOption = None) -> None:
+@command(app, "run")
+def run_config(config: ConfigArgument, overrides: SetOption = None) -> None:
     """Train and register the experts and the router of a config.
 
     Repeat the command to continue: finished work is skipped, interrupted training resumes.
     """
-    from orchestrator.config.loading import load_config
+    from orchestrator.api import run
 
-    loaded = load_config(config, overrides or [])
-    from orchestrator.run.driver import run_library
-
-    run_library(loaded, console())
+    run(config, overrides or [], console=console())
 
 
-@command(app)
-def plan(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+@command(app, "plan")
+def plan_config(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """Show what a run would do, without doing it.
 
     Prints what would be trained and why, and the memory and time it needs. Exits with 3 if it does not fit.
     """
-    from orchestrator.config.loading import load_config
+    from orchestrator.api import plan
 
-    loaded = load_config(config, overrides or [])
+    planned = plan(config, overrides or [], console=None if as_json else console())
     from orchestrator.plan.show import show_plan
 
-    show_plan(loaded, console(), as_json)
+    show_plan(planned, console(), as_json=as_json)
+    if planned.problem:
+        raise planned.problem
 
 
-@command(app)
-def submit(
+@command(app, "submit")
+def submit_job(
     config: ConfigArgument,
     cluster: ClusterOption,
     overrides: SetOption = None,
@@ -126,12 +125,19 @@ def submit(
     loaded = load_config(config, overrides or [])
     profile = find_cluster(cluster, loaded.config.clusters)
     from orchestrator.submit.submission import submit_config
+    from orchestrator.submit.submission_screen import show_dry_run, show_submission
 
-    submit_config(loaded, cluster, profile, console(), dry_run=dry_run, follow=follow)
+    if dry_run:
+        show_dry_run(loaded, profile, console())
+        return
+    submission = submit_config(loaded, profile, console(), follow=follow)
+    show_submission(submission, cluster, console())
+    if submission.problem:
+        raise submission.problem
 
 
-@command(app)
-def status(
+@command(app, "status")
+def run_status(
     library: LibraryOption = None, root: RootOption = None, uri: UriOption = None, as_json: JsonOption = False
 ) -> None:
     """Show the progress of the newest run.
@@ -139,13 +145,15 @@ def status(
     Works from any shell, while the run is active or after it.
     """
     import_registry()
+    from orchestrator.api import status
     from orchestrator.progress.status_screen import show_status
 
-    show_status(selected_store(root, uri, quiet=as_json), library, console(), as_json=as_json)
+    selected_store(root, uri, quiet=as_json)
+    show_status(status(library, root=root, uri=uri), console(), as_json=as_json)
 
 
-@command(app)
-def predict(
+@command(app, "predict")
+def predict_rows(
     texts: Annotated[
         list[str] | None, typer.Argument(metavar="TEXT", help="Texts to answer; none or - reads standard input.")
     ] = None,

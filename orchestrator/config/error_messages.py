@@ -68,7 +68,7 @@ def to_input_error(
 def _locate(problem: Problem, document: YamlDocument, overrides: Mapping[KeyPath, str]) -> tuple[str, str, str]:
     """Return where the problem is, what is wrong and what to do, as text."""
     path = problem.path
-    place = f"{document.name}:{document.line(path)}"
+    place = document.place(path)
     for override_path, text in overrides.items():
         # An override caused problems below its key, and problems of the sections on its path that only it created.
         created = override_path[: len(path)] == path and not document.has(path)

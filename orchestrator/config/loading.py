@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -16,10 +16,11 @@ from orchestrator.config.completion import mask_on_end
 from orchestrator.config.error_messages import closest_match, dotted_key, to_input_error
 from orchestrator.config.schema import Config
 from orchestrator.config.store_address import mask_uri
-from orchestrator.config.yaml_document import dump_yaml, parse_value, read_yaml
+from orchestrator.config.yaml_document import dump_yaml, parse_value, read_yaml, to_document
 from ttmoe.errors import InputError
 
 STARTER = "starter"  # the file that `ttmoe init` writes; its data does not exist, so it is not a recipe to run
+_FROM_PYTHON = "config"  # name of a config that has no file
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class LoadedConfig:
     Attributes:
         config: The validated config.
         source_name: Recipe name or path as the user wrote it.
-        text: Text of the file, without the overrides.
+        text: Text of the file, without the overrides; empty for a config from Python.
         overrides: ``key=value`` texts of the overrides.
     """
 
@@ -39,27 +40,32 @@ class LoadedConfig:
     overrides: tuple[str, ...] = ()
 
 
-def load_config(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedConfig:
+def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> LoadedConfig:
     """Load and validate a config.
 
-    Relative paths of data and of the base start at the file's folder, those of a recipe at the working directory.
-    ``storage`` paths always start at the working directory.
+    Relative paths of data and of the base start at the file's folder, those of a recipe or a mapping at the working
+    directory. ``storage`` paths always start at the working directory.
 
     Args:
-        name_or_path: Name of a packaged recipe, or path of a YAML file.
+        source: Name of a packaged recipe, path of a YAML file, or the content of a config.
         overrides: Overrides such as ``train.steps=100``.
 
     Raises:
         InputError: If the file cannot be read or the config is not valid; it lists all problems.
     """
-    text, folder = _read_source(name_or_path)
-    document = read_yaml(text, name_or_path)
+    if isinstance(source, Mapping):
+        name, text, folder = _FROM_PYTHON, "", Path.cwd()
+        document = to_document(source, name)
+    else:
+        name = str(source)
+        text, folder = _read_source(name)
+        document = read_yaml(text, name)
     data, override_texts = apply_overrides(document.data, overrides)
     try:
         config = Config.model_validate(_with_absolute_paths(data, folder))
     except ValidationError as error:
         raise to_input_error(error, document, data, override_texts) from None
-    return LoadedConfig(config, name_or_path, text, tuple(overrides))
+    return LoadedConfig(config, name, text, tuple(overrides))
 
 
 def resolved_yaml(config: Config) -> str:

@@ -7,8 +7,9 @@ these configs), ``5e-3`` is a number, and ``0123``, ``12:30`` and ``2024-01-01``
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any
 
 import yaml
@@ -58,11 +59,13 @@ class YamlDocument:
         name: Name of the file in messages.
         data: Content as Python values.
         root: PyYAML's node tree, which holds the lines.
+        is_file: Whether messages give lines; those of a config from Python mean nothing to its user.
     """
 
     name: str
     data: dict[str, Any]
     root: yaml.MappingNode
+    is_file: bool = True
 
     def has(self, path: Sequence[str | int]) -> bool:
         """Return whether the file contains a key or list item at ``path``."""
@@ -71,6 +74,10 @@ class YamlDocument:
     def line(self, path: Sequence[str | int]) -> int:
         """Return the line of the key at ``path``, or of its nearest parent in the file; the first line is 1."""
         return [self.root.start_mark.line, *_lines(self.root, path)][-1] + 1
+
+    def place(self, path: Sequence[str | int]) -> str:
+        """Return the file and the line of the key at ``path`` as text."""
+        return f"{self.name}:{self.line(path)}" if self.is_file else self.name
 
 
 def _lines(node: yaml.Node, path: Sequence[str | int]) -> Iterator[int]:
@@ -110,6 +117,32 @@ def read_yaml(text: str, name: str) -> YamlDocument:
         what = "the config is empty" if data is None else f"a config must be a mapping of keys, not {data!r:.60}"
         raise InputError(what, where=f"{name}:1", fix="write a config to start from with `ttmoe init`")
     return YamlDocument(name, data, root)
+
+
+def to_document(data: Mapping[str, Any], name: str) -> YamlDocument:
+    """Return a config that was made in Python as a document.
+
+    Args:
+        data: Content of the config; paths and tuples in it become text and lists.
+        name: Name of the config in messages.
+
+    Raises:
+        InputError: If a value has no form in YAML.
+    """
+    try:
+        text = dump_yaml(_plain(data))
+    except yaml.YAMLError as error:
+        what = f"a value has a type that a config cannot have: {error.args[-1]!r:.60}"
+        raise InputError(what, where=name, fix="use texts, numbers, booleans, lists and mappings") from None
+    return replace(read_yaml(text, name), is_file=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, PurePath) else value
 
 
 def _parse(text: str, name: str, loader_class: type) -> tuple[yaml.Node | None, Any]:

@@ -1,87 +1,41 @@
-"""``ttmoe plan``: print what a run would do and why, its resources and time, and whether it fits. It starts no work."""
+"""``ttmoe plan``: print what a run would do and why, its resources and time."""
 
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import nullcontext
-from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.config.loading import LoadedConfig
-from orchestrator.config.store_address import StoreAddress
-from orchestrator.plan.folders import LibraryFolders
-from orchestrator.plan.forecast import Forecast, check_feasible, check_router_fits, check_search_fits, make_forecast
+from orchestrator.plan.forecast import Forecast
 from orchestrator.plan.json_output import to_json
-from orchestrator.plan.library_state import LibraryState, read_library_state
-from orchestrator.plan.plan_json import plan_as_dict
-from orchestrator.plan.planning import Plan, make_plan
+from orchestrator.plan.library_state import LibraryState
+from orchestrator.plan.planned_library import PlannedLibrary
+from orchestrator.plan.planning import Plan
 from orchestrator.plan.quantities import format_bytes, format_duration, format_names
 from orchestrator.plan.router_forecast import RouterForecast
-from orchestrator.plan.search_space import check_search_space
 from orchestrator.pool.capacity import Node
-from ttmoe.errors import InfeasibleError
 from workers.training.memory import MemoryEstimate
-
-if TYPE_CHECKING:
-    from orchestrator.registry import Registry
 
 MAX_TABLE_ROWS = 40
 MEMORY_PARTS = ("base", "activations", "optimizer", "process")
 STATE_STYLES = {"cached": "dim", "changed": "yellow", "missing": "bold"}
 
 
-def show_plan(loaded: LoadedConfig, console: Console, as_json: bool) -> None:
-    """Print the plan of a config.
-
-    It writes only prepared data and converted bases to ``storage.cache``.
+def show_plan(planned: PlannedLibrary, console: Console, *, as_json: bool = False) -> None:
+    """Print a plan.
 
     Args:
-        loaded: The config.
+        planned: The plan.
         console: Where the plan is printed.
         as_json: Print one JSON object instead of tables.
-
-    Raises:
-        InputError: If the config cannot be run.
-        InfeasibleError: If the work does not fit the nodes; it is raised after the plan was printed.
     """
-    with nullcontext() if as_json else console.status("planning: base, data, adapters"):
-        LibraryFolders.of(loaded.config).check_cache()
-        registry = _open_registry(loaded.config.store)
-        plan = make_plan(loaded.config, registry=registry)
-        state = read_library_state(plan, registry)
-        check_search_space(plan, state)
-        forecast, problem = make_forecast(plan, state, plan.nodes), _find_problem(plan, state)
     if as_json:
-        console.out(to_json(plan_as_dict(plan, state, forecast, problem)), highlight=False)
+        console.out(to_json(planned.to_dict()), highlight=False)
     else:
-        _print_plan(plan, state, forecast, console)
-    if problem:
-        raise problem
-
-
-def _open_registry(store: StoreAddress) -> Registry | None:
-    """Return the registry, or None if it does not exist: a plan does not create one."""
-    if store.is_missing:
-        return None
-    from orchestrator.registry import Registry
-
-    return Registry.open(store.uri, store.artifacts, store.source)
-
-
-def _find_problem(plan: Plan, state: LibraryState) -> InfeasibleError | None:
-    """Return why the work would wait forever, or None."""
-    try:
-        if state.has_work:
-            check_feasible(plan, plan.nodes, state.todo)
-            check_router_fits(plan, state, plan.nodes)
-            check_search_fits(plan, state, plan.nodes)
-    except InfeasibleError as error:
-        return error
-    return None
+        _print_plan(planned.plan, planned.state, planned.forecast, console)
 
 
 def _print_plan(plan: Plan, state: LibraryState, forecast: Forecast, console: Console) -> None:

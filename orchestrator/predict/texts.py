@@ -1,11 +1,11 @@
-"""Answer texts from the command line, or lines of standard input as they arrive."""
+"""Answer texts and rows that are given at once, or lines of standard input as they arrive."""
 
 from __future__ import annotations
 
 import os
 import select
-from collections.abc import Iterator
-from typing import TextIO
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -21,7 +21,36 @@ from ttmoe.encoding import Input
 from ttmoe.errors import InputError
 from workers.data.sources import json_row
 
+if TYPE_CHECKING:
+    from ttmoe.routed import Prediction
+
 _BATCHES = 8  # batches per call of the model when many lines are waiting: rows of similar length then share a batch
+
+
+def answer_rows(
+    request: PredictRequest, rows: Sequence[str | Mapping[str, Any]], messages: Console
+) -> list[tuple[Row, Prediction]]:
+    """Answer texts, or rows with the columns of ``request``.
+
+    Returns:
+        Each row, of a text with the column ``text``, and its answer.
+
+    Raises:
+        InputError: If a row cannot be answered, or the library has no router.
+    """
+    inputs: list[tuple[Row, Input]] = []
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, str):
+            inputs.append(_with_input(dict(row), f"row {number}", request.columns))
+        elif row.strip():
+            inputs.append(({TEXT: row}, row))
+        else:
+            raise InputError(f"text {number} is empty", where="predict", fix="remove it")
+    if not inputs:
+        return []
+    model = open_router(request, messages).load(request.device)
+    answers = model.predict([row_input for _, row_input in inputs], request.batch_size)
+    return [(row, answer) for (row, _), answer in zip(inputs, answers, strict=True)]
 
 
 def predict_texts(request: PredictRequest, console: Console, messages: Console) -> None:
@@ -30,20 +59,16 @@ def predict_texts(request: PredictRequest, console: Console, messages: Console) 
     Raises:
         InputError: If a text is empty, or the library has no router.
     """
-    texts = request.texts
-    if empty := [number for number, text in enumerate(texts, 1) if not text.strip()]:
-        raise InputError(f"text {empty[0]} is empty", where="predict", fix="remove it")
-    model = open_router(request, messages).load(request.device)
-    answers = model.predict(texts, request.batch_size)
+    answered = answer_rows(request, request.texts, messages)
     if request.as_json:
-        print_rows([with_answer({TEXT: text}, answer) for text, answer in zip(texts, answers, strict=True)])
+        print_rows([with_answer(row, answer) for row, answer in answered])
         return
     table = Table(box=SIMPLE_HEAD)
     for head in ("text", "task", "label", "confidence", "routing"):
         table.add_column(head, justify="right" if head in ("confidence", "routing") else "left", overflow="fold")
-    for text, answer in zip(texts, answers, strict=True):
+    for row, answer in answered:
         numbers = (f"{answer.confidence:.3f}", f"{answer.routing:.3f}")
-        table.add_row(escape(text), answer.task, escape(answer.label), *numbers)
+        table.add_row(escape(row[TEXT]), answer.task, escape(answer.label), *numbers)
     console.print(table)
 
 
@@ -110,11 +135,15 @@ def _parse_lines(
         try:
             line = decode_line(data, where).removeprefix("\ufeff").strip()
             if line.startswith("{"):
-                row = json_row(line, where)
-                output_names(row, where)
-                rows.append((row, columns.input_of(row, where)))
+                rows.append(_with_input(json_row(line, where), where, columns))
             elif line:
                 rows.append(({TEXT: line}, line))
         except InputError as error:
             return rows, error
     return rows, None
+
+
+def _with_input(row: Row, where: str, columns: InputColumns) -> tuple[Row, Input]:
+    """Return a row and the model's input for it; raise InputError if it cannot be answered or written."""
+    output_names(row, where)
+    return row, columns.input_of(row, where)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from orchestrator.registry import Registry, RunRecord
 from orchestrator.registry.expert_models import ROUTER
@@ -99,6 +100,10 @@ class RunStatus:
     def counts(self) -> dict[str, int]:
         """The number of experts in each state."""
         return dict(Counter(expert.state for expert in self.experts))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of ``ttmoe status --json``, not rounded; times are of type ``datetime``."""
+        return asdict(self) | {"counts": self.counts}
 
 
 def read_status(registry: Registry, library: str) -> RunStatus:

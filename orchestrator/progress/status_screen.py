@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import UTC, datetime
 
 from rich.console import Console
 from rich.text import Text
 
-from orchestrator.config.store_address import StoreAddress
 from orchestrator.plan.json_output import to_json
 from orchestrator.plan.quantities import format_duration
 from orchestrator.progress.item_table import MAX_ROWS, append_table
 from orchestrator.progress.stage_progress import ItemProgress, first_line
-from orchestrator.progress.status import DriverStatus, ExpertStatus, RunStatus, read_status
-from orchestrator.registry.library import open_library
+from orchestrator.progress.status import DriverStatus, ExpertStatus, RunStatus
 
 STATES = ("registered", "training", "waiting", "failed", "stopped")
 WIDTH = 110  # characters of the table of experts
 
 
-def show_status(store: StoreAddress, library: str | None, console: Console, *, as_json: bool = False) -> None:
-    """Print the status of a library's newest run.
+def show_status(status: RunStatus, console: Console, *, as_json: bool = False) -> None:
+    """Print the status of a run.
 
     Args:
-        store: The store to open.
-        library: The library; None selects the one that ran last.
+        status: The status.
         console: Console to print to.
         as_json: Whether to print JSON.
-
-    Raises:
-        InputError: If there is no such library, or it has no run.
     """
-    registry, name = open_library(store, library)
-    status = read_status(registry, name)
     if as_json:
-        content = asdict(status) | {"counts": status.counts}
-        console.out(to_json(content), highlight=False)
+        console.out(to_json(status.to_dict()), highlight=False)
     else:
         console.print(render_status(status, datetime.now(UTC)))
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
+from cluster.local import kept_handler
 from orchestrator.plan.forecast import trial_resources
 from orchestrator.plan.planning import Plan
 from orchestrator.plan.search_space import plan_search_space
@@ -23,6 +27,8 @@ from ttmoe.adapter import count_lora_parameters
 from ttmoe.base import empty_body
 from ttmoe.errors import WorkFailedError
 from workers.expert_job import ExpertJob
+
+_NO_HANDLER = "TUNE_DISABLE_SIGINT_HANDLER"  # a variable that Tune reads
 
 
 def run_search(plan: Plan, registry: Registry, view: LiveView) -> None:
@@ -91,10 +97,6 @@ def _tune(plan: Plan, job: ExpertJob, suggestions: Suggestions, records: TrialRe
 
     from orchestrator.search.tune_trial import SuggestedChoices, TrialCallback, TuneTrial, trial_job
 
-    # Tune's own handler would swallow Ctrl-C: it ends the loop as if all trials had ended.
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    # It would print the traceback of a failed trial; the live view and the trial's run have its error.
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     reserved = trial_resources(plan)
     model = empty_body(plan.base)
     tuner = tune.Tuner(
@@ -116,4 +118,26 @@ def _tune(plan: Plan, job: ExpertJob, suggestions: Suggestions, records: TrialRe
             failure_config=tune.FailureConfig(max_failures=1),
         ),
     )
-    tuner.fit()
+    with _quiet_tune():
+        tuner.fit()
+
+
+@contextmanager
+def _quiet_tune() -> Iterator[None]:
+    """Keep Tune from handling signals and printing within the context; a notebook may use it for its own trials after.
+
+    Its handler of SIGINT would swallow Ctrl-C: it ends the loop as if all trials had ended. Its log would have the
+    traceback of a failed trial, whose error the live view and the trial's run have.
+    """
+    log, before = logging.getLogger("ray.tune"), os.environ.get(_NO_HANDLER)
+    level = log.level
+    os.environ[_NO_HANDLER] = "1"
+    log.setLevel(logging.CRITICAL)
+    try:
+        with kept_handler(signal.SIGUSR1):
+            yield
+    finally:
+        log.setLevel(level)
+        os.environ.pop(_NO_HANDLER, None)
+        if before is not None:
+            os.environ[_NO_HANDLER] = before

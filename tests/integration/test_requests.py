@@ -82,9 +82,10 @@ def _run(root, config, library):
 
 
 def _plan(root, config, library):
+    from orchestrator.plan.planned_library import plan_library
     from orchestrator.plan.show import show_plan
 
-    show_plan(config, QUIET, True)
+    show_plan(plan_library(config), QUIET, as_json=True)
 
 
 def _list(root, config, library):
@@ -94,9 +95,9 @@ def _list(root, config, library):
 
 
 def _status(root, config, library):
-    from orchestrator.progress.status_screen import show_status
+    from orchestrator.api import status
 
-    show_status(find_store(root=root), library, QUIET)
+    status(library, root=root)
 
 
 def _predict(root, config, library):

@@ -74,6 +74,12 @@ def test_help_imports_nothing_heavy() -> None:
     assert not HEAVY & packages
 
 
+def test_the_functions_for_python_import_nothing_heavy_before_they_are_called() -> None:
+    code = "import sys; from orchestrator.api import plan, predict, run, status, submit; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not HEAVY & {name.partition(".")[0] for name in done.stdout.split()}
+
+
 def test_the_schema_needs_pydantic_and_yaml_alone() -> None:
     printed, packages = imported("config", "schema")
     assert '"$schema"' in printed
@@ -88,7 +94,7 @@ prepare_command()
 import_registry()
 from orchestrator.config import loading
 from orchestrator.experts import listing, promoting, removing, showing
-from orchestrator.progress import mlflow_ui, status_screen
+from orchestrator.progress import mlflow_ui, status, status_screen
 print(*sys.modules)
 import pandas, mlflow
 print(pandas.DataFrame)
@@ -125,13 +131,14 @@ def test_only_a_process_of_one_command_hides_packages_from_mlflow(monkeypatch: p
 
 @pytest.mark.parametrize(
     ("arguments", "module", "function"),
-    [(["status"], "progress.status_screen", "show_status"), (["predict", "a"], "predict.dispatch", "run_request"),
+    [(["status"], "api", "status"), (["predict", "a"], "predict.dispatch", "run_request"),
      (["experts", "ls"], "experts.listing", "print_experts"),
      (["experts", "show", "a"], "experts.showing", "show_expert"),
      (["experts", "promote", "a"], "experts.promoting", "promote_expert"),
      (["experts", "rm", "a"], "experts.removing", "remove_expert")],
 )  # fmt: skip
 def test_commands_that_read_import_the_registry_first(replace, monkeypatch, arguments, module, function) -> None:
+    replace("orchestrator.progress.status_screen", "show_status")
     calls = replace(f"orchestrator.{module}", function)
     monkeypatch.setattr(f"orchestrator.cli.{'expert_' * (arguments[0] == 'experts')}commands.import_registry",
                         lambda: calls.append("registry"))  # fmt: skip
@@ -335,7 +342,7 @@ def test_commands_without_a_config_name_their_store_except_in_json(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:geheim@h:1")
     for module, function in (
-        ("progress.status_screen", "show_status"), ("predict.dispatch", "run_request"),
+        ("progress.status_screen", "show_status"), ("api", "status"), ("predict.dispatch", "run_request"),
         ("progress.mlflow_ui", "open_ui"), ("experts.listing", "print_experts"), ("experts.showing", "show_expert"),
         ("experts.verifying", "verify_experts"), ("experts.promoting", "promote_expert"),
         ("experts.removing", "remove_expert"), ("experts.exporting", "export_expert"),

@@ -252,3 +252,30 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "my.yaml").write_bytes(b"library: \xff\xfe")
     with pytest.raises(InputError, match="cannot read the file"):
         load_config(str(tmp_path / "my.yaml"))
+
+
+def test_a_config_from_python_is_checked_as_a_file_is_and_named_without_a_line(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = {
+        "kind": "text",
+        "source": {"path": Path("a.jsonl")},
+        "columns": {"text": "text"},
+        "label": {"column": "yes"},
+    }
+    data = {
+        "library": "mine",
+        "base": {"folder": tmp_path / "base"},
+        "tasks": {"one": task},
+        "adapter": {"targets": ("q",)},
+    }
+    loaded = load_config(data, ["train.steps=7"])
+    assert (loaded.config.train.steps, loaded.config.adapter.targets, loaded.source_name) == (7, ("q",), "config")
+    assert loaded.config.tasks["one"].source.path == str(tmp_path / "a.jsonl")
+    assert loaded.config.tasks["one"].label.column == "yes"
+    assert task["source"] == {"path": Path("a.jsonl")}
+    for wrong, where in (({"train": {"stesp": 3}}, "config, train.stesp"), ({"seed": object()}, "config")):
+        with pytest.raises(InputError) as caught:
+            load_config({**data, **wrong})
+        assert caught.value.where == where
+    with pytest.raises(InputError, match=r"--set train.stesp=3, train.stesp: .*\n.*steps"):
+        load_config(data, ["train.stesp=3"])

@@ -17,10 +17,12 @@ from cluster.error import ClusterError
 from cluster.jobs import SubmittedJob
 from cluster.profiles import ClusterProfile, RayProfile, SlurmProfile
 from cluster.slurm_jobs import slurm_script
+from orchestrator.api import submit
 from orchestrator.config.clusters import clusters_file, find_cluster
 from orchestrator.config.loading import load_config
 from orchestrator.submit import submission
 from orchestrator.submit.job_package import CONFIG_FILE, pack_job
+from orchestrator.submit.submission_screen import show_dry_run, show_submission
 from ttmoe.errors import InputError
 
 ADDRESS = "http://head:8265"
@@ -169,10 +171,27 @@ def test_a_repeated_submission_finds_the_job_or_makes_another_attempt(
     first = pack_job(loaded, profile).id
     jobs = Jobs(*((first if i == 0 else f"{first}-{i + 1}", status) for i, status in enumerate(earlier)))
     monkeypatch.setattr(submission, "open_cluster", lambda profile: jobs)
-    submission.submit_config(loaded, "gpu", profile, Console())
+    made = submission.submit_config(loaded, profile, Console())
     assert jobs.submitted == ([submitted.format(first)] if submitted else [])
     last = (submitted or (first if len(earlier) == 1 else "{}-2")).format(first)
+    assert (made.job_id, made.is_new, made.library) == (last, bool(submitted), "lib")
+    assert made.pages == {"Ray": f"{ADDRESS}/#/jobs/{last}"}
+    show_submission(made, "gpu", Console())
     assert f"ttmoe jobs cancel {last} --cluster gpu" in capsys.readouterr().out
+
+
+def test_from_python_a_submission_is_a_value_and_a_failed_plan_an_error(config, profile, monkeypatch, capsys):
+    data = json.loads(config.read_text()) | {"clusters": {"gpu": profile.model_dump(exclude_none=True)}}
+    monkeypatch.chdir(config.parent)
+    jobs = Jobs()
+    monkeypatch.setattr(submission, "open_cluster", lambda profile: jobs)
+    made = submit(data, "gpu", "train.steps=7")
+    assert (made.job_id, made.state, made.problem) == (jobs.submitted[0], "RUNNING", None)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(submission, "require_job", lambda jobs, job_id: Jobs((job_id, "FAILED")).known[0])
+    with pytest.raises(InputError, match="the plan failed") as caught:
+        submit(data, "gpu", ["train.steps=7"])
+    assert caught.value.code == 3
 
 
 def test_a_dry_run_shows_the_job_and_no_secret(config, profile, monkeypatch, capsys):
@@ -183,7 +202,7 @@ def test_a_dry_run_shows_the_job_and_no_secret(config, profile, monkeypatch, cap
     hook = "https://hooks.example.com/T0/s3cr3t"
     loaded = load_config(str(config), [f"on_end={hook}"])
     assert yaml.safe_load(pack_job(loaded, named).files.texts[CONFIG_FILE])["on_end"] == hook  # what the job calls
-    submission.submit_config(loaded, "gpu", named, Console(), dry_run=True)
+    show_dry_run(loaded, named, Console())
     shown = capsys.readouterr().out
     assert "s3cr3t" not in shown
     assert "HF_TOKEN" in shown

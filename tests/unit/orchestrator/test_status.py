@@ -14,8 +14,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from orchestrator.api import status
 from orchestrator.cli import app
-from orchestrator.config.store_address import find_store
 from orchestrator.progress.status import (
     DriverStatus,
     ExpertStatus,
@@ -104,15 +104,14 @@ def test_time_left_follows_the_share_that_is_done():
 
 def test_the_command_hands_on_its_options(monkeypatch):
     calls = []
-    monkeypatch.setattr(
-        "orchestrator.progress.status_screen.show_status", lambda *arguments, **more: calls.append((arguments, more))
-    )
+    monkeypatch.setattr("orchestrator.api.status", lambda *arguments, **more: calls.append((arguments, more)))
+    monkeypatch.setattr("orchestrator.progress.status_screen.show_status", lambda *_, as_json: calls.append(as_json))
     assert CliRunner().invoke(app, ["status"]).exit_code == 0
     assert CliRunner().invoke(app, ["status", "--root", "there", "--library", "mine", "--json"]).exit_code == 0
-    assert [(arguments[:2], more) for arguments, more in calls] == [
-        ((find_store(), None), {"as_json": False}),
-        ((find_store(root=Path("there")), "mine"), {"as_json": True}),
-    ]
+    assert calls == [
+        ((None,), {"root": None, "uri": None}), False,
+        (("mine",), {"root": Path("there"), "uri": None}), True,
+    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -199,14 +198,14 @@ def driver_machine(registry):
 def test_json_is_for_programs(recorded):
     root, _, _ = recorded
     console = Console(file=io.StringIO(), width=40)
-    show_status(find_store(root=root), None, console, as_json=True)
+    show_status(status(root=root), console, as_json=True)
     content = json.loads(console.file.getvalue())
     assert content["counts"] == {"failed": 1, "registered": 1, "training": 1, "waiting": 2}
     assert content["left"] == round(content["left"], 1)
     assert datetime.fromisoformat(content["began"]).tzinfo is not None
-    show_status(find_store(root=root), "lib", console)
+    show_status(status("lib", root=root), console)
     with pytest.raises(InputError, match="no library 'other'"):
-        show_status(find_store(root=root), "other", console)
+        status("other", root=root)
 
 
 @pytest.mark.integration
