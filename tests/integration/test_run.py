@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from commands import (
     versions,
 )
 from killed_driver import units_inline
+from quickstart import ROOT
 from typer.testing import CliRunner
 
 from orchestrator.cli import app
@@ -78,6 +80,13 @@ def home(base_folder, tmp_path_factory) -> Path:
     done = succeeded(ttmoe(folder, "run", "tiny.yaml"))
     (folder / "first.txt").write_text(done.out)
     return folder
+
+
+def without(planned: dict[str, Any], keys: set[str]) -> dict[str, Any]:
+    """What ``ttmoe plan --json`` prints of a plan, without some of its keys."""
+    from orchestrator.plan.json_output import to_json
+
+    return {key: value for key, value in json.loads(to_json(planned)).items() if key not in keys}
 
 
 def specs(root: Path) -> list[dict[str, Any]]:
@@ -192,6 +201,52 @@ class TestThen:
         assert "To do: nothing" in done.out
         assert "Library tiny on base" in done.out
         assert (versions(root), statuses(root)) == before
+
+    def test_from_python_the_commands_return_what_they_print(self, home, root, monkeypatch, capfd):
+        """The functions print nothing, work in a thread, and leave the process as it was."""
+        from orchestrator.api import plan, predict, run, status
+        from orchestrator.plan.json_output import to_json
+
+        texts = ["north3 red north7", "dog south1 south2"]
+        printed = {name: succeeded(here(home, *arguments, "--json")).out for name, arguments in (
+            ("plan", ("plan", "tiny.yaml")), ("status", ("status",)), ("predict", ("predict", *texts)))}  # fmt: skip
+        monkeypatch.chdir(home)
+        handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+        capfd.readouterr()
+        with ThreadPoolExecutor(1) as thread:
+            planned, made, now = (thread.submit(*call).result() for call in ((plan, "tiny.yaml"), (run, "tiny.yaml"),
+                                                                             (status, "tiny")))  # fmt: skip
+            answers = thread.submit(predict, texts).result()
+        assert capfd.readouterr() == ("", "")
+        assert {number: signal.getsignal(number) for number in signal.valid_signals()} == handlers
+        assert planned.problem is None
+        varying = {"nodes", "resources"}  # free memory changes
+        assert without(planned.to_dict(), varying) == without(json.loads(printed["plan"]), varying)
+        assert json.loads(to_json(now.to_dict())) == json.loads(printed["status"])
+        assert answers == [json.loads(line) for line in printed["predict"].splitlines()]
+        registry = open_registry(root)
+        assert {
+            task: (expert.state, expert.name, expert.version, expert.accuracy) for task, expert in made.experts.items()
+        } == {
+            version.task: ("cached", version.name, version.version, version.metrics["test.accuracy"])
+            for version in registry.experts("tiny")
+        }
+        router = registry.router("tiny")
+        assert (made.router.name, made.router.version, made.router.metrics) == ("tiny.router", 1, router.metrics)
+        assert (made.run_id, made.report, made.failed) == (None, None, {})
+
+    def test_the_readmes_functions_run_as_they_stand_there(self, home, monkeypatch, capsys):
+        monkeypatch.chdir(home)
+        blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+        (block,) = [block for block in blocks if "orchestrator.api" in block]
+        for name, here_ in (("ttmoe.yaml", "tiny.yaml"), ("my_task", "colours"), ("where is it", "north3 red north7")):
+            assert name in block
+            block = block.replace(name, here_)
+        exec(block, {})
+        accuracy, routing, report, label = capsys.readouterr().out.split()
+        assert float(accuracy) > 0.9
+        assert float(routing) > 0.95
+        assert (report, label) == ("None", "red")
 
     def test_where_auto_would_be_another_dtype_the_library_keeps_its_own(self, home, monkeypatch):
         (base,) = {expert["base"]["dtype"] for expert in specs(home / "runs")}
@@ -456,8 +511,9 @@ def test_an_expert_that_fails_leaves_the_other_registered_and_is_named(base_fold
     home = write_library(tmp_path, base_folder, CONFIG, fresh_store)
     hopeless = ("--set", "tasks.animals.train.lr=1e38", "--set", "tasks.animals.train.clip=0")
     with units_inline():
-        done = here(home, "run", "tiny.yaml", *hopeless)
+        done = here(home, "run", "tiny.yaml", *hopeless, "--set", "on_end='cat > told.json; false'")
     assert done.code == 1
+    assert "warning: on_end failed" in done.out
     assert "1 of 2 experts failed (animals: DivergedError" in done.err
     assert "kept: colours" in " ".join(done.err.split())
     assert "log.txt" in done.err
@@ -465,3 +521,7 @@ def test_an_expert_that_fails_leaves_the_other_registered_and_is_named(base_fold
     assert statuses(home / "runs") == {("run", "FAILED"): 1, ("expert", "FINISHED"): 1, ("expert", "FAILED"): 1}
     failed = next(run for run in runs(home / "runs") if run.info.status == "FAILED" and "ttmoe.error" in run.data.tags)
     assert "DivergedError" in failed.data.tags["ttmoe.error"]
+    told = json.loads((home / "told.json").read_text())
+    assert (told["status"], told["exit_code"], told["counts"]) == ("failed", 1, {"registered": 1, "failed": 1})
+    (run,) = [run for run in runs(home / "runs") if run.data.tags["ttmoe.kind"] == "run"]
+    assert told["run_id"] == run.info.run_id
