@@ -34,6 +34,6 @@ def test_the_experts_that_failed_before_ray_ended_do_not_stop_the_next_attempt(m
     monkeypatch.setattr(driver, "_run_stages", run_stages)
     monkeypatch.setattr(driver, "read_library_state", lambda plan, registry: None)
     plan = SimpleNamespace(config=SimpleNamespace(failures=SimpleNamespace(retries=1)))
-    arguments = cast(Any, (plan, None, None, None, "run", RunInProgress("lib", ("a",)), Console(quiet=True)))
+    arguments = cast(Any, (plan, None, None, None, "run", RunInProgress("lib", ("a",)), Console(quiet=True), None))
     assert driver._run_on_ray(*arguments) == "served"
     assert seen == [({}, None)] * 2
