@@ -52,14 +52,14 @@ class JobFiles:
     def digest(self) -> str:
         """Return the SHA-256 of all paths and contents."""
         total = hashlib.sha256()
-        for name, content in sorted(self._contents().items()):
+        for name, content in sorted(self.contents().items()):
             data = content.encode() if isinstance(content, str) else content.read_bytes()
             total.update(f"{name}\0{len(data)}\0".encode() + data)
         return total.hexdigest()
 
     def write(self, folder: Path) -> None:
         """Copy all files into a folder."""
-        for name, content in self._contents().items():
+        for name, content in self.contents().items():
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(content, str):
@@ -67,7 +67,8 @@ class JobFiles:
             else:
                 shutil.copyfile(content, target)
 
-    def _contents(self) -> dict[str, Path | str]:
+    def contents(self) -> dict[str, Path | str]:
+        """Return the local file, or the text, of each file by its path in the working directory."""
         found: dict[str, Path | str] = dict(self.texts)
         for name, path in {**self.paths, **self.code}.items():
             for each in _files(path):

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 
 from cluster.cloud_profiles import AwsProfile, GcpProfile
 from cluster.common_profile import CommonProfile, Count, Line
+from cluster.kuberay_profile import KubeRayProfile
 
 
 class LocalProfile(CommonProfile):
@@ -72,5 +73,5 @@ class SlurmProfile(CommonProfile):
 
 
 ClusterProfile = Annotated[
-    LocalProfile | RayProfile | SlurmProfile | AwsProfile | GcpProfile, Field(discriminator="kind")
+    LocalProfile | RayProfile | SlurmProfile | KubeRayProfile | AwsProfile | GcpProfile, Field(discriminator="kind")
 ]

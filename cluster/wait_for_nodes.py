@@ -26,12 +26,17 @@ def wait_for_nodes(count: int, seconds: float = SECONDS) -> None:
     mode = os.environ.get(AUTH_MODE) or ("token" if has_token() else "disabled")
     while health_error(address, mode):
         if time.monotonic() > ends:
-            raise ClusterError("the head node of Ray does not start", where=address, fix="see ray-head.txt")
+            raise ClusterError(
+                "the head node of Ray does not start",
+                where=address,
+                fix="see the output of Ray there, on Slurm ray-head.txt",
+            )
         time.sleep(1)
     while found < count:
         if time.monotonic() > ends:
             what = f"{found} of {count} nodes have joined the cluster"
-            raise ClusterError(what, where=address, fix="see ray-workers.txt, or the log of Ray's autoscaler")
+            fix = "see the output of Ray on the others; on Slurm ray-workers.txt, on a cloud the autoscaler's log"
+            raise ClusterError(what, where=address, fix=fix)
         with ray_session():
             while (found := sum(node["Alive"] for node in ray.nodes())) < count and time.monotonic() < ends:
                 time.sleep(1)

@@ -123,4 +123,4 @@ def console() -> Console:
     """Return a console on standard output."""
     from rich.console import Console
 
-    return Console()
+    return Console(emoji=False)  # a text such as :key: stays as it is

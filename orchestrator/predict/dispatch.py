@@ -17,7 +17,7 @@ def run_request(request: PredictRequest) -> None:
         WorkFailedError: If a process on Ray fails.
     """
     request.check()
-    messages = Console(stderr=True)
+    messages = Console(stderr=True, emoji=False)
     if request.on_ray:
         from orchestrator.predict.ray_data import predict_on_ray
 
@@ -29,7 +29,7 @@ def run_request(request: PredictRequest) -> None:
     elif request.has_texts:
         from orchestrator.predict.texts import predict_texts
 
-        predict_texts(request, Console(), messages)
+        predict_texts(request, Console(emoji=False), messages)
     else:
         from orchestrator.predict.texts import predict_stream
 

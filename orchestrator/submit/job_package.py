@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.job_files import JobFiles
+from cluster.kuberay_profile import KubeRayProfile
 from cluster.local import PASSED_ON
 from cluster.profiles import ClusterProfile, LocalProfile
+from orchestrator.config.completion import mask_on_end
 from orchestrator.config.loading import LoadedConfig
 from orchestrator.config.schema import Config
 from orchestrator.config.store_address import TRACKING_VARIABLE
@@ -36,25 +38,34 @@ class JobPackage:
 
     Attributes:
         library: Name of the library.
+        source: Name of the config.
         command: Shell command of the job.
         files: Files of its working directory.
         env: Its environment variables. Their values may be secret.
         storage: ``storage.root`` on the cluster.
         tracking: URI of the MLflow store; None for the one in the storage folder.
+        image: Image that brings the code; None where the files do.
     """
 
     library: str
+    source: str
     command: str
     files: JobFiles
     env: Mapping[str, str]
     storage: str
     tracking: str | None
+    image: str | None = None
 
     @cached_property
     def id(self) -> str:
-        """Id of the job: the same files, command and store have the same."""
-        key = f"{self.files.digest()} {self.command} {self.tracking}"
+        """Id of the job: the same files, command, store and image have the same."""
+        key = f"{self.files.digest()} {self.command} {self.tracking}" + (f" {self.image}" if self.image else "")
         return f"{self.library}-{hashlib.sha256(key.encode()).hexdigest()[:10]}"
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Texts that are kept with the job."""
+        return {"library": self.library, "config": self.source}
 
 
 def pack_job(loaded: LoadedConfig, profile: ClusterProfile, command: str = "run") -> JobPackage:
@@ -87,17 +98,30 @@ def pack_job(loaded: LoadedConfig, profile: ClusterProfile, command: str = "run"
     for where, section, key in _local_paths(data):
         if not profile.is_on_cluster(section[key]):
             section[key] = _take(Path(section[key]), where, paths)
-    code: dict[str, Path] = {name: Path(str(find_spec(name).origin)).parent for name in _CODE}  # type: ignore[union-attr]
-    own = distribution("ttmoe")
-    texts = {
-        CONFIG_FILE: dump_yaml(data),
-        f"ttmoe-{own.version}.dist-info/METADATA": own.read_text("METADATA") or own.read_text("PKG-INFO") or "",
-    }
-    files = JobFiles(paths, texts, code)
+    image = profile.image if isinstance(profile, KubeRayProfile) else None
+    if image and config.on_end and mask_on_end(config.on_end) != config.on_end:
+        what = "its secret would stand in the job's manifest, which many can read"
+        fix = 'write a command that reads it from a variable of the cluster\'s `secret`: curl -d @- "$MY_URL"'
+        raise InputError(what, where="on_end", fix=fix)
+    config_text = {CONFIG_FILE: dump_yaml(data)}
+    files = JobFiles(paths, config_text) if image else JobFiles(paths, config_text | _own_metadata(), _own_code())
     files.check_size(profile.storage)
     python = f"{shlex.quote(profile.python)} -m orchestrator.cli"
     plan = f'{python} plan {CONFIG_FILE} && echo "{PLAN_FITS}" && exec {python} {command} {CONFIG_FILE}'
-    return JobPackage(config.library, plan, files, _environment(profile, tracking), root, tracking)
+    return JobPackage(
+        config.library, loaded.source_name, plan, files, _environment(profile, tracking), root, tracking, image
+    )
+
+
+def _own_code() -> dict[str, Path]:
+    """Return the folder of each package of this code."""
+    return {name: Path(str(find_spec(name).origin)).parent for name in _CODE}  # type: ignore[union-attr]
+
+
+def _own_metadata() -> dict[str, str]:
+    """Return the file by which Python knows the version of this code."""
+    own = distribution("ttmoe")
+    return {f"ttmoe-{own.version}.dist-info/METADATA": own.read_text("METADATA") or own.read_text("PKG-INFO") or ""}
 
 
 def storage_root(config: Config, profile: ClusterProfile) -> str:
@@ -133,9 +157,12 @@ def _take(path: Path, where: str, paths: dict[str, Path]) -> str:
 
 
 def _environment(profile: ClusterProfile, tracking: str | None) -> dict[str, str]:
+    own = {TRACKING_VARIABLE: tracking} if tracking else {}
+    if isinstance(profile, KubeRayProfile):  # what is secret is in a Secret there: nothing is passed on from here
+        return own
     missing = [name for name in profile.env if name not in os.environ]
     if missing:
         what = f"the cluster's profile passes on {', '.join(missing)}, not set here"
         raise InputError(what, where="clusters, env", fix="set it, or remove it from `env`")
     env = {name: os.environ[name] for name in (*_SECRETS, *profile.env) if name in os.environ}
-    return env | ({TRACKING_VARIABLE: tracking} if tracking else {})
+    return env | own

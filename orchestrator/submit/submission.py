@@ -67,8 +67,7 @@ def submit_config(
         console.print(f"Job {earlier.id} has finished: nothing is submitted", highlight=False, markup=False)
         return _submission(jobs, earlier, package)
     if is_new := earlier is None or earlier.has_ended:
-        metadata = {"library": package.library, "config": loaded.source_name}
-        jobs.submit(job_id, package.command, package.files, package.env, metadata)
+        jobs.submit(job_id, package.command, package.files, package.env, package.metadata)
         console.print(f"Submitted job {job_id} to {jobs.place}", highlight=False, markup=False)
     else:
         job_id = earlier.id

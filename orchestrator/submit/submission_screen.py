@@ -19,15 +19,15 @@ def show_dry_run(loaded: LoadedConfig, profile: ClusterProfile, console: Console
     package = pack_job(loaded, profile)
     sizes = package.files.data_sizes()
     lines = [
-        *job_text(profile, package.id, package.command).splitlines(),
+        *job_text(profile, package.id, package.command, package.files, package.env, package.metadata).split("\n"),
         f"# environment: {', '.join([JOB_VARIABLE, *package.env])}",
         f"# storage: {package.storage}",
         f"# MLflow: {mask_uri(package.tracking) if package.tracking else 'in the storage folder'}",
-        f"# code: {', '.join(package.files.code)}, as installed here",
+        f"# code: {package.image or ', '.join(package.files.code) + ', as installed here'}",
         *(f"# file {name}: {path}, {format_bytes(sizes[name])}" for name, path in package.files.paths.items()),
-        f"# {CONFIG_FILE}:",
-        mask_config(package.files.texts[CONFIG_FILE]),
     ]
+    if package.image is None:  # otherwise the manifest has it
+        lines += [f"# {CONFIG_FILE}:", mask_config(package.files.texts[CONFIG_FILE])]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 

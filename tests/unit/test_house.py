@@ -32,7 +32,8 @@ PLACES = {
     "jinja2": ("orchestrator/report/", "cluster/"),
     "requests": ("orchestrator/registry/",),
     "sqlalchemy": ("orchestrator/registry/",),
-    "yaml": ("orchestrator/", "cluster/launcher.py"),
+    "yaml": ("orchestrator/", "cluster/kuberay_manifest.py", "cluster/launcher.py"),  # files of others that are YAML
+    "jsonschema": ("cluster/kuberay_manifest.py", "cluster/launcher.py"),
     "pydantic": ("orchestrator/", "workers/", "cluster/"),
     "humanize": ("orchestrator/plan/quantities.py", "orchestrator/pool/capacity.py"),
     "psutil": (

@@ -215,7 +215,8 @@ def test_the_clusters_of_the_readme_are_valid():
     text = (Path(__file__).parents[3] / "README.md").read_text()
     (block,) = re.findall(r"```yaml\n(clusters:.*?)```", text, re.DOTALL)
     profiles = TypeAdapter(dict[str, ClusterProfile]).validate_python(yaml.safe_load(block)["clusters"])
-    assert {name: profile.kind for name, profile in profiles.items()} == {"gpu": "ray", "hpc": "slurm", "cloud": "aws"}
+    kinds = {"gpu": "ray", "hpc": "slurm", "cloud": "aws", "k8s": "kuberay"}
+    assert {name: profile.kind for name, profile in profiles.items()} == kinds
 
 
 SLURM = {"kind": "slurm", "storage": "/scratch/x y", "nodes": 3, "cpus_per_node": 8, "time": "1-00:00:00"}
