@@ -13,10 +13,13 @@ from cluster.error import ClusterError
 
 _REQUEST_SECONDS = 60
 _PERMISSIONS = (
-    "create, get, list and delete rayjobs.ray.io and configmaps; get and list pods and pods/log; create pods/exec"
+    "get, list, create, patch and delete rayjobs.ray.io and configmaps; get and list pods; get pods/log; "
+    "create pods/exec"
 )
 _FIXES = {  # what to do, by what kubectl says; the first that fits
-    r"context .*does not exist|no context exists": "correct `context`; `kubectl config get-contexts` lists them",
+    r"context .*(does not exist|was not found)|no context exists": (
+        "correct `context`; `kubectl config get-contexts` lists them"
+    ),
     r"no matches for kind|have a resource type|could not find the requested resource": (
         "KubeRay is not installed there: ask for its operator, version 1.5.1 or newer, or correct `context`"
     ),

@@ -59,7 +59,7 @@ class KubeRayJobs:
         if pod is None:
             _require_log(job)
             return ""
-        return self._kubectl.call("logs", pod)
+        return self._kubectl.call("logs", pod, seconds=0)
 
     def follow(self, job_id: str, is_last: Callable[[str], bool] = lambda line: False) -> Iterator[str]:
         """Yield the lines that the job prints until it ends or a line is the last one.

@@ -129,7 +129,7 @@ def check_manifest(text: str) -> None:
     for document in yaml.load_all(text, _Loader):
         if error := best_match(validator.iter_errors(document)):
             place = ".".join(map(str, error.absolute_path)) or "document"
-            what = f"the manifest is wrong at {place}: {error.message}"
+            what = f"the manifest is wrong at {place}: {error.message[:300]}"
             raise ClusterError(what, where="clusters, kind: kuberay", fix="correct the profile of the cluster")
 
 

@@ -232,7 +232,7 @@ def test_a_stop_that_is_refused_counts_unless_the_job_has_ended(kubectl, state, 
 @pytest.mark.parametrize(
     ("message", "fix"),
     [
-        ('error: context "prod" does not exist', "kubectl config get-contexts"),
+        ("Error in configuration: context was not found for specified context: prod", "kubectl config get-contexts"),
         ('error: the server doesn\'t have a resource type "rayjobs"', "KubeRay is not installed"),
         ('error: resource mapping not found for name: "a": no matches for kind "RayJob" in version "ray.io/v1"',
          "KubeRay is not installed"),
