@@ -139,7 +139,7 @@ def test_the_head_ends_all_machines_after_its_last_job(home):
 
 
 def test_a_dry_run_shows_the_launcher_file():
-    text = job_text(profile(), "lib-1", "python3 -m orchestrator.cli run config.yaml")
+    text = job_text(profile(), "lib-1", "python3 -m orchestrator.cli run config.yaml", JobFiles({}, {}, {}), {}, {})
     assert text.startswith(launcher_text(profile()))
     assert yaml.safe_load(text) == launcher()
     assert "cluster.wait_for_nodes 5 1800 && python3 -m orchestrator.cli run config.yaml" in text

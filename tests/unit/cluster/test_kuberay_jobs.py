@@ -19,7 +19,8 @@ from cluster.kinds import open_cluster
 from orchestrator.config.loading import LoadedConfig, load_config
 from orchestrator.submit.job_screen import print_log, show_job, show_jobs, stop_job
 from orchestrator.submit.submission import submit_config
-from ttmoe.errors import InputError, WorkFailedError
+from orchestrator.submit.submission_screen import show_dry_run, show_submission
+from ttmoe.errors import WorkFailedError
 
 JOBS, SUBMITTERS, HEADS = "get rayjobs", "get pods .*job-name=", "get pods .*node-type=head"
 RUNNING = {"jobId": "lib-0123456789-abcde", "rayClusterName": "lib-0123456789-fghij"}
@@ -54,14 +55,15 @@ def console() -> tuple[Console, io.StringIO]:
 
 def test_a_dry_run_prints_what_is_applied(kubectl, loaded):
     screen, shown = console()
-    submit_config(loaded, "k8s", profile(LARGE), screen, dry_run=True)
+    show_dry_run(loaded, profile(LARGE), screen)
     assert kubectl.calls() == []
     kubectl.answers("apply", "")
     kubectl.answers(JOBS, listed(), listed(rayjob("Running", "RUNNING", id_of(shown.getvalue()))))
     kubectl.answers(SUBMITTERS, listed(pod("submitter")))
     kubectl.answers("logs", f"the plan\n{FITS}\nmore\n")
     screen, printed = console()
-    submit_config(loaded, "k8s", profile(LARGE), screen)
+    submission = submit_config(loaded, profile(LARGE), screen)
+    show_submission(submission, "k8s", screen)
     (applied,) = kubectl.calls("apply")
     assert shown.getvalue().startswith(applied["input"])
     assert not [line for line in shown.getvalue()[len(applied["input"]) :].splitlines() if line[:1] not in ("", "#")]
@@ -86,7 +88,7 @@ def test_another_image_is_another_job_and_brings_the_code(loaded):
     )
     ids = []
     for (screen, shown), each in (first, again, other):
-        submit_config(loaded, "k8s", each, screen, dry_run=True)
+        show_dry_run(loaded, each, screen)
         ids.append(id_of(shown.getvalue()))
         assert "orchestrator/" not in shown.getvalue()
     assert ids[0] == ids[1] != ids[2]
@@ -94,17 +96,17 @@ def test_another_image_is_another_job_and_brings_the_code(loaded):
 
 def test_a_plan_that_fails_says_what_to_do(kubectl, loaded):
     screen, shown = console()
-    submit_config(loaded, "k8s", profile(), screen, dry_run=True)
+    show_dry_run(loaded, profile(), screen)
     message = "Job entrypoint command failed with exit code 127, last available logs:\nno python"
     failed = rayjob("Failed", "FAILED", id_of(shown.getvalue()), message=message)
     kubectl.answers("apply", "")
     kubectl.answers(JOBS, listed(), listed(failed))
     kubectl.answers(SUBMITTERS, listed(pod("submitter", "Succeeded")))
     kubectl.answers("logs", "sh: python: not found\n")
-    with pytest.raises(InputError, match="the plan failed") as caught:
-        submit_config(loaded, "k8s", profile(), console()[0])
-    assert caught.value.code == 127
-    assert "give `python` of the cluster" in caught.value.fix
+    problem = submit_config(loaded, profile(), console()[0]).problem
+    assert "the plan failed" in str(problem)
+    assert problem.code == 127
+    assert "give `python` of the cluster" in problem.fix
 
 
 @pytest.mark.parametrize(
