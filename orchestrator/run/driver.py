@@ -90,6 +90,7 @@ def run_library(loaded: LoadedConfig, console: Console) -> RunOutcome:
 
 
 def _plan_and_run(loaded: LoadedConfig, made: RunInProgress, console: Console) -> None:
+    """Do what ``run_library`` does, and keep in ``made`` how far it came."""
     with console.status("planning: base, data, adapters"):
         LibraryFolders.of(loaded.config).check()
         store = loaded.config.store

@@ -379,7 +379,7 @@ def stopped(base_folder, fresh_store, tmp_path_factory) -> Path:
     """The folder of a run that Ctrl-C stopped after its first expert, with its output and exit code."""
     home = write_library(tmp_path_factory.mktemp("stopped"), base_folder, CONFIG, fresh_store)
     command = [commands.SCRIPT, "run", "tiny.yaml", "--set", "tasks.animals.train.steps=1000000",
-               "--set", "tasks.animals.train.patience=0"]  # fmt: skip
+               "--set", "tasks.animals.train.patience=0", "--set", "on_end=cat > told.json"]  # fmt: skip
     out, mark = home / "out.txt", f"stopped-{home}"
     with out.open("w") as file:
         env = commands.environment(TTMOE_TEST=mark, PYTHONUNBUFFERED="1")
@@ -405,6 +405,12 @@ class TestCtrlC:
         assert "interrupted; repeat the command to continue" in (stopped / "out.txt").read_text()
         assert "Traceback" not in (stopped / "out.txt").read_text()
         assert (stopped / "left.txt").read_text() == ""
+        told = json.loads((stopped / "told.json").read_text())
+        assert (told["status"], told["exit_code"], told["counts"]) == (
+            "interrupted",
+            130,
+            {"registered": 1, "missing": 1},
+        )
 
     def test_no_second_driver_could_start(self, stopped):
         code, error = (stopped / "other.txt").read_text().split("\n", 1)
