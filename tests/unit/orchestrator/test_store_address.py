@@ -102,7 +102,7 @@ def test_a_wrong_store_is_refused_by_its_name_before_anything_is_planned(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     planned: list[object] = []
-    for module in ("run.driver", "plan.show"):
+    for module in ("run.driver", "plan.planned_library"):
         monkeypatch.setattr(f"orchestrator.{module}.make_plan", planned.append)
     wrong = "ftp://ann:geheim@h"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", wrong if source == "MLFLOW_TRACKING_URI" else "http://127.0.0.1:1")
