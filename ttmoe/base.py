@@ -183,7 +183,8 @@ def load_body(base: Base, device: str | torch.device = "cpu") -> nn.Module:
     config, attention = _load_config(base), choose_attention(torch.device(device).type)
     try:
         model = AutoModel.from_pretrained(base.folder, config=config, dtype=getattr(torch, base.dtype),
-                                          local_files_only=True, attn_implementation=attention)  # fmt: skip
+                                          local_files_only=True, trust_remote_code=False,
+                                          attn_implementation=attention)  # fmt: skip
     except SafetensorError:
         require_whole_weights(Path(base.folder))
         raise
@@ -197,7 +198,7 @@ def empty_body(base: Base) -> nn.Module:
     from transformers import AutoModel
 
     with torch.device("meta"):
-        return AutoModel.from_config(_load_config(base))
+        return AutoModel.from_config(_load_config(base), trust_remote_code=False)
 
 
 def _load_config(base: Base) -> Any:
@@ -208,7 +209,7 @@ def _load_config(base: Base) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(base.folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of many classes
         what = f"transformers cannot read its config.json: {str(error).strip().splitlines()[0] or type(error).__name__}"
         fix = "check `model_type`, or install a version of transformers that knows it"
@@ -223,7 +224,7 @@ def load_tokenizer(base: Base) -> Any:
     """Load the base's tokenizer."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
+    return AutoTokenizer.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
 
 
 def choose_pooling(pooling: str, folder: Path) -> str:

@@ -180,7 +180,7 @@ def _empty_causal_model(body: nn.Module) -> tuple[Any, str, list[str]]:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        causal = AutoModelForCausalLM.from_config(copy.deepcopy(body.config))
+        causal = AutoModelForCausalLM.from_config(copy.deepcopy(body.config), trust_remote_code=False)
     attribute, head = causal.base_model_prefix, causal.get_output_embeddings()
     if type(getattr(causal, attribute, None)) is not type(body) or head is None:
         raise InputError(f"cannot find the language head of architecture {causal.config.model_type!r}", where="base",

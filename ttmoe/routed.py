@@ -22,6 +22,7 @@ from ttmoe.errors import InputError
 from ttmoe.expert_files import Manifest, load_expert
 from ttmoe.features import pool_state
 from ttmoe.generation import DEFAULT_MAX_NEW_TOKENS, GeneratedText, generate, prompt_of
+from ttmoe.inner_path import inner_path
 from ttmoe.router import Router, load_router
 from ttmoe.scoring import score
 from ttmoe.trunk import use_hidden_states
@@ -91,7 +92,8 @@ class RoutedModel:
         bank = Bank(load_body(base, device), base.pooling)
         manifests = {}
         for task, spec_hash in manifest["lock"].items():
-            manifests[task] = load_expert(bank, folder / "experts" / task, base.digest)
+            expert = inner_path(folder / "experts", task, of="the router's folder", where=str(folder))
+            manifests[task] = load_expert(bank, expert, base.digest)
             if manifests[task].spec_hash != spec_hash:
                 raise InputError(f"expert {task!r} is {manifests[task].spec_hash[:12]}, "
                                  f"but the router was trained for {spec_hash[:12]}",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from orchestrator.registry.artifact_folders import local_folder
 from orchestrator.registry.store import TAG, Store
-from orchestrator.registry.version_files import download
+from orchestrator.registry.version_files import download, fetched_path
 
 
 def search_artifacts(store: Store, library: str, spec_hash: str) -> Path | None:
@@ -25,7 +25,7 @@ def search_artifacts(store: Store, library: str, spec_hash: str) -> Path | None:
     if not runs:
         return None
     run = runs[0].info
-    target = store.artifact_root / "fetched" / run.run_id
+    target = fetched_path(store, run.run_id)
     if folder := local_folder(store, run.artifact_uri):
         return folder if folder.is_dir() else None
     return download(store, run.artifact_uri, target, f"search {run.run_id}")

@@ -13,6 +13,7 @@ from orchestrator.registry.artifact_folders import has_files, local_folder
 from orchestrator.registry.store import Store
 from orchestrator.registry.versions import Version
 from ttmoe.errors import InputError
+from ttmoe.inner_path import inner_path
 
 _RESTORE = "move the storage folder back to its previous location, or make them again with `ttmoe run`"
 
@@ -84,7 +85,12 @@ def download_path(store: Store, name: str, number: int, uri: str) -> Path:
         uri: The version's source URI.
     """
     key = hashlib.sha256(f"{store.uri} {uri}".encode()).hexdigest()[:12]
-    return store.artifact_root / "fetched" / f"{name}-{number}-{key}"
+    return fetched_path(store, f"{name}-{number}-{key}")
+
+
+def fetched_path(store: Store, name: str) -> Path:
+    """Return where a downloaded folder is stored; raise InputError for a name that would lead elsewhere."""
+    return inner_path(store.artifact_root / "fetched", name, of="the folder of downloads", where=str(store.uri))
 
 
 def download(store: Store, uri: str, target: Path, where: str) -> Path:

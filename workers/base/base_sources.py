@@ -17,6 +17,7 @@ from ttmoe.base import (
     require_whole_weights,
 )
 from ttmoe.errors import InputError
+from ttmoe.inner_path import inner_path
 from workers.data.atomic_folder import atomic_folder
 from workers.data.file_digests import remembered_digest
 from workers.data.wheels import wheel_folder, wheel_member
@@ -73,7 +74,9 @@ def resolve_base(
         place = _from_hub(str(hub), revision or DEFAULT_REVISION, gguf)
         source, name, version = "hub", str(hub), place.name
         asked["revision"] = version
-    weights = place if place.suffix == ".gguf" else place / gguf if gguf else None
+    weights = place if place.suffix == ".gguf" else None
+    if gguf and not weights:
+        weights = inner_path(place, gguf, of="the base", where="base.gguf")
     if weights:
         place = _converted(weights, cache)
     digest = digest_folder(place, partial(remembered_digest, cache=cache))
@@ -145,6 +148,8 @@ def check_base_on_node(base: Base, cache: Path) -> None:
 def _from_package(requirement: str, path: str | None, sha256: str | None, cache: Path) -> tuple[Path, str]:
     """Return the model's path and version: of the installed package if the version matches, else of its wheel."""
     name, _, version = requirement.partition("==")
+    if path:
+        inner_path(Path(), path, of="a package", where="base.path")
     try:
         package = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
@@ -219,8 +224,9 @@ def _converted(weights: Path, cache: Path) -> Path:
 def _convert(weights: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name).save_pretrained(target)
-    model = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name)
+    tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name, trust_remote_code=False)
+    tokenizer.save_pretrained(target)
+    model = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, trust_remote_code=False)
     # transformers treats a GGUF model as quantised and refuses to save it, but its weights are dequantised by now.
     model.hf_quantizer = None  # type: ignore[assignment]
     del model.config.quantization_config

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 
 from ttmoe.base import sha256_of_file
 from ttmoe.errors import InputError
+from ttmoe.inner_path import inner_path
 from workers.data.atomic_folder import atomic_folder
 
 REQUIREMENT = r"[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9._+!-]*"
@@ -58,9 +59,7 @@ def wheel_folder(requirement: str, sha256: str | None, prefix: str, cache: Path)
 def _path_in_wheel(requirement: str, sha256: str | None, inside: str, cache: Path, *, is_folder: bool) -> Path:
     if not re.fullmatch(REQUIREMENT, requirement):
         raise InputError(f"{requirement!r} is not pinned", where=requirement, fix="write name==version")
-    if not inside or inside.startswith("/") or ".." in PurePosixPath(inside).parts:
-        fix = "write a relative path without .."
-        raise InputError(f"{inside!r} is not a path inside a wheel", where=requirement, fix=fix)
+    inner_path(cache, inside, of="a wheel", where=requirement)
     wheels = cache / "wheels"
     record = wheels / requirement
     digest = sha256 or (record.read_text() if record.is_file() else "")

@@ -185,3 +185,10 @@ def test_d18_a_pass_of_a_loaded_base_keeps_no_keys_and_values(tmp_path):
     tiny_causal.save_causal_base(tmp_path)
     model = load_body(base_of(tmp_path))
     assert model(**collate([{"input_ids": [2, 5, 3]}], 0)).past_key_values is None
+
+
+def test_a_lock_that_names_a_folder_elsewhere_is_refused(copy, base):
+    (copy / "experts" / "colours").rename(copy.parent / "elsewhere")
+    edit(copy / "router.json", lambda m: m["lock"].update({"../../elsewhere": m["lock"].pop("colours")}))
+    with pytest.raises(InputError, match=r"'\.\./\.\./elsewhere' is not a path inside the router's folder"):
+        RoutedModel.load(copy, base)
