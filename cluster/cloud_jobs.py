@@ -79,10 +79,15 @@ class CloudJobs:
         return f"http://127.0.0.1:8265/#/jobs/{job_id} (with `ray dashboard {self.file}`)"
 
     def _start(self) -> None:
-        """Start the machines. One that cannot be set up would cost, and nothing on it would end it."""
-        # Ray prints each step to the terminal: they take minutes.
-        if subprocess.run([*_RAY, "up", "--yes", str(self.file)], stdout=sys.stderr, check=False).returncode:
-            ended = subprocess.run([*_RAY, "down", "--yes", str(self.file)], stdout=sys.stderr, check=False)
+        """Start the machines. Those of a start that fails or is interrupted are ended: they would cost on."""
+        code: int | None = None
+        try:
+            # Ray prints each step to the terminal: they take minutes.
+            code = subprocess.run([*_RAY, "up", "--yes", str(self.file)], stdout=sys.stderr, check=False).returncode
+        finally:
+            if code != 0:
+                ended = subprocess.run([*_RAY, "down", "--yes", str(self.file)], stdout=sys.stderr, check=False)
+        if code:
             fix = "correct the cause above"
             if ended.returncode:
                 fix += f"; machines may run: end them with `ray down {self.file}`"

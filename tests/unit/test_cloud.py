@@ -222,6 +222,20 @@ def test_a_cluster_that_cannot_be_set_up_is_ended(place):
     assert f"machines may run: end them with `ray down {launcher_file(profile())}`" in caught.value.fix
 
 
+def test_an_interrupted_start_is_ended(place, monkeypatch):
+    run = subprocess.run
+
+    def interrupted(command, **options):
+        if "up" in command:
+            raise KeyboardInterrupt
+        return run(command, **options)
+
+    monkeypatch.setattr(subprocess, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        CloudJobs(profile()).submit("lib-1", "true", JobFiles(), {}, {})
+    assert calls(place) == ["get-head-ip", "down"]
+
+
 def test_a_head_that_is_not_reached_and_one_that_does_not_run_are_said(place):
     (place / "head").touch()
     (place / "broken").write_text("dashboard")
