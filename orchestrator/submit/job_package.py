@@ -121,7 +121,8 @@ def _own_code() -> dict[str, Path]:
 def _own_metadata() -> dict[str, str]:
     """Return the file by which Python knows the version of this code."""
     own = distribution("ttmoe")
-    return {f"ttmoe-{own.version}.dist-info/METADATA": own.read_text("METADATA") or own.read_text("PKG-INFO") or ""}
+    about = own.read_text("METADATA") or own.read_text("PKG-INFO") or ""  # the latter in the egg-info of a checkout
+    return {f"ttmoe-{own.version}.dist-info/METADATA": about}
 
 
 def storage_root(config: Config, profile: ClusterProfile) -> str:

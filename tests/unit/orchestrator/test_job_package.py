@@ -73,6 +73,16 @@ def test_what_is_written_loads_as_a_config_with_this_code(config, profile, tmp_p
     assert not list(there.rglob("__pycache__"))
 
 
+def test_the_version_is_sent_from_a_checkout_in_which_a_wheel_was_built(config, profile, tmp_path, monkeypatch):
+    """A build leaves `ttmoe.egg-info` there, which comes first where the checkout is on PYTHONPATH."""
+    about = tmp_path / "checkout" / "ttmoe.egg-info" / "PKG-INFO"
+    about.parent.mkdir(parents=True)
+    about.write_text("Metadata-Version: 2.4\nName: ttmoe\nVersion: 9.8.7\n")
+    monkeypatch.syspath_prepend(tmp_path / "checkout")
+    texts = pack_job(load_config(str(config)), profile).files.texts
+    assert texts["ttmoe-9.8.7.dist-info/METADATA"] == about.read_text()
+
+
 def test_the_id_is_that_of_config_data_and_store(config, profile, tmp_path):
     first = pack_job(load_config(str(config)), profile).id
     assert pack_job(load_config(str(config)), profile).id == first
