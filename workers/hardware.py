@@ -8,7 +8,7 @@ from pathlib import Path
 
 PACKAGES = ("ttmoe", "torch", "transformers")
 _BF16_CAPABILITY = 8  # NVIDIA GPUs before Ampere emulate bfloat16
-_GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, and NVIDIA in WSL
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA, AMD, and NVIDIA in WSL
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -48,7 +48,7 @@ class Hardware:
 
 def probe_hardware() -> Hardware:
     """Return the hardware of the machine on which this runs. Imports torch only where there may be a GPU."""
-    gpus = _torch_gpus() if any(map(Path.exists, map(Path, _GPU_DEVICES))) or not _CPU_INFO.exists() else ()
+    gpus = _torch_gpus() if any(map(Path.exists, map(Path, GPU_DEVICES))) or not _CPU_INFO.exists() else ()
     return Hardware(gpus, _cpu_computes_bf16(), {name: package_version(name) for name in PACKAGES})
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.config_commands import config_commands
+from orchestrator.cli.doctor_commands import doctor
 from orchestrator.cli.expert_commands import experts
 from orchestrator.cli.job_commands import jobs
 from orchestrator.cli.options import (
@@ -227,3 +228,6 @@ def ui(
     from orchestrator.progress.mlflow_ui import open_ui
 
     open_ui(selected_store(root, uri), port, console())
+
+
+command(app)(doctor)

@@ -32,7 +32,7 @@ with warnings.catch_warnings():
     from orchestrator.registry.expert_models import find_experts, list_experts, register_expert
     from orchestrator.registry.lease import hold_lease
     from orchestrator.registry.recovery import close_stale, unfinished_specs
-    from orchestrator.registry.removal import remove_versions
+    from orchestrator.registry.removal import remove_library, remove_versions
     from orchestrator.registry.retrying import (
         RetryingStore,
         end_run_on_exit,
@@ -150,6 +150,7 @@ class Registry(RetryingStore):
     promote = retried(promote)
     tag_version = retried(tag_version)
     remove_versions = retried(remove_versions)
+    remove_library = retried(remove_library)
     has_files = version_has_files
     check_files = retried(check_files)
     fetch = retried(fetch)

@@ -1,4 +1,4 @@
-"""Removal of versions: permanent in the registry, restorable for their runs."""
+"""Removal of versions and of whole libraries: permanent in the registry, restorable for their runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 
 from mlflow.entities.model_registry import ModelVersion
 
-from orchestrator.registry.store import Store, all_pages, ignore_missing
+from orchestrator.registry.store import TAG, Store, all_pages, check_name, ignore_missing
 from orchestrator.registry.version_files import download_path
 from orchestrator.registry.versions import model_name
 
@@ -36,6 +36,22 @@ def remove_versions(store: Store, library: str, task: str, numbers: Collection[i
         return
     for version in removed:
         ignore_missing(partial(client.delete_model_version, name, version.version))
+
+
+def remove_library(store: Store, library: str) -> None:
+    """Remove all registered models of a library, and its experiments with their runs.
+
+    Args:
+        store: An open store.
+        library: Name of the library; nothing is done if there is none.
+    """
+    check_name(library, "library")
+    query, client = f"tags.`{TAG}library` = '{library}'", store.client
+    for model in list(all_pages(lambda token: client.search_registered_models(query, page_token=token))):
+        ignore_missing(partial(client.delete_registered_model, model.name))
+    for search in (False, True):
+        if experiment := store.find_experiment(library, search=search):
+            client.delete_experiment(experiment.experiment_id)
 
 
 def _delete_run(store: Store, version: ModelVersion, removed: list[ModelVersion]) -> None:

@@ -68,7 +68,9 @@ class JobPackage:
         return {"library": self.library, "config": self.source}
 
 
-def pack_job(loaded: LoadedConfig, profile: ClusterProfile, command: str = "run") -> JobPackage:
+def pack_job(
+    loaded: LoadedConfig, profile: ClusterProfile, command: str = "run", *, plan_first: bool = True
+) -> JobPackage:
     """Return the job that runs a config on a cluster.
 
     Local files that the config names are taken along, except those in the shared storage of the cluster.
@@ -77,6 +79,7 @@ def pack_job(loaded: LoadedConfig, profile: ClusterProfile, command: str = "run"
         loaded: The config.
         profile: The cluster.
         command: Command of ``ttmoe`` that the job runs, with the config as its argument.
+        plan_first: Show the plan of the config before, and stop if it does not fit the cluster.
 
     Raises:
         InputError: If the storage is not a folder that all nodes share, or a file is missing or too large, or a
@@ -107,9 +110,10 @@ def pack_job(loaded: LoadedConfig, profile: ClusterProfile, command: str = "run"
     files = JobFiles(paths, config_text) if image else JobFiles(paths, config_text | _own_metadata(), _own_code())
     files.check_size(profile.storage)
     python = f"{shlex.quote(profile.python)} -m orchestrator.cli"
-    plan = f'{python} plan {CONFIG_FILE} && echo "{PLAN_FITS}" && exec {python} {command} {CONFIG_FILE}'
+    plan = f'{python} plan {CONFIG_FILE} && echo "{PLAN_FITS}" && ' if plan_first else ""
+    line = f"{plan}exec {python} {command} {CONFIG_FILE}"
     return JobPackage(
-        config.library, loaded.source_name, plan, files, _environment(profile, tracking), root, tracking, image
+        config.library, loaded.source_name, line, files, _environment(profile, tracking), root, tracking, image
     )
 
 

@@ -36,7 +36,7 @@ def test_gpus_are_what_torch_says_and_old_ones_emulate_bfloat16(tmp_path, monkey
         SimpleNamespace(name="T4", total_memory=16, major=7),
         SimpleNamespace(name="H100", total_memory=80, major=9),
     ]
-    monkeypatch.setattr(hardware, "_GPU_DEVICES", (str(tmp_path),))
+    monkeypatch.setattr(hardware, "GPU_DEVICES", (str(tmp_path),))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", known.__getitem__)
     found = probe_hardware()

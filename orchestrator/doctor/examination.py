@@ -1,0 +1,121 @@
+"""The checks of ``ttmoe doctor`` in their order: of this machine, or of every node of the cluster of RAY_ADDRESS."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+from cluster.attaching import cluster_address
+from cluster.local import ray_session
+from orchestrator.config.schema import Config
+from orchestrator.doctor.checks import Check, checked, merge_nodes, passed, passed_over
+from orchestrator.doctor.device_check import check_devices
+from orchestrator.doctor.machine_checks import (
+    check_cache,
+    check_open_files,
+    check_ports,
+    check_ray_folder,
+    check_shared_memory,
+    check_storage,
+)
+from orchestrator.doctor.node_reports import NodeReport, ask_nodes, check_shared_storage, check_versions
+from orchestrator.doctor.service_checks import check_clock, check_hub, check_mlflow, check_tracking, clock_addresses
+from orchestrator.doctor.software_checks import check_deepspeed, check_packages, check_python
+from orchestrator.doctor.training_check import check_training
+from orchestrator.plan.folders import LibraryFolders
+
+
+def examine(place: Config) -> Iterator[Check]:
+    """Make all checks, and yield each as soon as it is made. Nothing is left behind.
+
+    Args:
+        place: Config whose storage, MLflow store and resources are checked; its base and tasks are not.
+    """
+    folders, address = LibraryFolders.of(place), cluster_address()
+    each_node: list[Callable[[], Check]] = [
+        check_python,
+        check_packages,
+        check_deepspeed,
+        check_ray_folder,
+        check_shared_memory,
+        check_open_files,
+        partial(check_tracking, place.store),
+        partial(check_clock, clock_addresses(place.store)),
+        check_hub,
+    ]
+    if not address:
+        yield from (check() for check in [*each_node, check_ports])
+    yield (storage := check_storage(folders.root))
+    yield check_cache(folders.cache)
+    with ExitStack() as stack:
+        started = _check_ray(stack, address)
+        yield started
+        if started.verdict == "failed":
+            yield passed_over_as("training", "Ray does not start")
+            return
+        yield from _node_checks([*each_node, check_devices] if address else [check_devices], folders.root, address)
+        if storage.verdict == "failed":
+            yield passed_over_as("training", "no files can be written in the storage folder")
+            return
+        folder = stack.enter_context(folder_below(folders.root, "ttmoe-doctor-"))
+        yield check_mlflow(folder / "runs")
+        yield check_training(place, folder)
+
+
+def passed_over_as(name: str, reason: str) -> Check:
+    """Return a check that was not made."""
+    return checked(name)(lambda: passed_over(reason))()
+
+
+@checked("Ray")
+def _check_ray(stack: ExitStack, address: str | None) -> Check:
+    """Connect to Ray until the stack is closed, and run a task on each node."""
+    stack.enter_context(ray_session())
+    from orchestrator.pool.ray_workers import call_on_nodes, cluster_nodes
+
+    nodes = cluster_nodes()
+    call_on_nodes(nodes, int)
+    size = f"{sum(node.cpus for node in nodes):g} CPUs, {sum(node.gpus for node in nodes):g} GPUs"
+    nodes_of = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''} of the cluster at {address}"
+    return passed(f"{version('ray')}; {nodes_of if address else 'it starts here, and'} ran a task: {size}")
+
+
+def _node_checks(checks: list[Callable[[], Check]], root: Path, address: str | None) -> Iterator[Check]:
+    from orchestrator.pool.ray_workers import cluster_nodes
+
+    reports: dict[str, NodeReport] = {}
+
+    @checked("nodes")
+    def ask() -> Check:
+        reports.update(ask_nodes(cluster_nodes(), checks, root if address else None))
+        return passed(", ".join(reports))
+
+    asked = ask()
+    if address or asked.verdict == "failed":
+        yield asked
+    if not reports:
+        return
+    yield from merge_nodes({node: report.checks for node, report in reports.items()})
+    if address:
+        yield check_versions(reports)
+        yield check_shared_storage(reports, root)
+
+
+@contextmanager
+def folder_below(root: Path, prefix: str) -> Iterator[Path]:
+    """Make a folder in the storage folder for the length of the context; a storage folder made for it goes, too."""
+    missing = [folder for folder in (root, *root.parents) if not folder.exists()]
+    root.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        for made in missing:
+            if not any(made.iterdir()):
+                made.rmdir()
