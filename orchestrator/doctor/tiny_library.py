@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config.loading import LoadedConfig
+from orchestrator.config.loading import LoadedConfig, resolved_yaml
 from orchestrator.config.schema import Config
-from orchestrator.config.yaml_document import dump_yaml
 
 _LABELS = ("red", "green", "blue")
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
@@ -68,7 +67,7 @@ def write_tiny_library(config: Config) -> LoadedConfig:
         lines = (json.dumps({"text": text, "label": label}) for text, label in rows)
         Path(entry.source.path).write_text("\n".join(lines) + "\n", encoding="utf-8")  # type: ignore[union-attr, arg-type]
     _write_base(base, [*_SPECIAL, *_LABELS, *words], config.seed)
-    text = dump_yaml(config.model_dump(mode="json", exclude_unset=True, by_alias=True))
+    text = resolved_yaml(config)  # without a password
     path = base.parent / "library.yaml"
     path.write_text(text, encoding="utf-8")
     return LoadedConfig(config, str(path), text)

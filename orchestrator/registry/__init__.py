@@ -31,7 +31,7 @@ with warnings.catch_warnings():
     from orchestrator.registry.claim_tags import lease_holder
     from orchestrator.registry.expert_models import find_experts, list_experts, register_expert
     from orchestrator.registry.lease import hold_lease
-    from orchestrator.registry.recovery import close_stale, unfinished_specs
+    from orchestrator.registry.recovery import close_stale, open_runs, unfinished_specs
     from orchestrator.registry.removal import remove_library, remove_versions
     from orchestrator.registry.retrying import (
         RetryingStore,
@@ -127,6 +127,7 @@ class Registry(RetryingStore):
     end_run_on_exit = end_run_on_exit
     close_stale = retried(close_stale)
     unfinished_specs = retried(unfinished_specs)
+    open_runs = retried(open_runs)
 
     newest_run = retried(newest_run)
     run_record = retried(run_record)

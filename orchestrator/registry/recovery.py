@@ -61,6 +61,14 @@ def unfinished_specs(store: Store, library: str) -> set[tuple[str, str]]:
     return {(run.data.tags[f"{TAG}task"], run.data.tags[f"{TAG}spec_hash"]) for run in runs}
 
 
+def open_runs(store: Store, library: str) -> list[str]:
+    """Return the names of the library's runs that are RUNNING, those of its searches included."""
+    experiments = [store.find_experiment(library, search=search) for search in (False, True)]
+    ids = [experiment.experiment_id for experiment in experiments if experiment]
+    search = partial(store.client.search_runs, ids, "attributes.status = 'RUNNING'")
+    return [str(run.info.run_name) for run in all_pages(lambda token: search(page_token=token))] if ids else []
+
+
 def _identity(run: Run) -> Identity | None:
     """Return what only one run may have: its spec, or the token of the request that created it; None for neither."""
     tags = {key.removeprefix(TAG): value for key, value in run.data.tags.items()}
