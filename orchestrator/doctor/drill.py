@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, nullcontext
@@ -23,6 +21,8 @@ from orchestrator.doctor.checks import Check, checked, doubtful, faulty, passed,
 from orchestrator.doctor.connection_relay import ConnectionRelay
 from orchestrator.doctor.drill_driver import DrillDriver, start_driver
 from orchestrator.doctor.drill_evidence import RegisteredExpert, check_evidence, registered_experts
+from orchestrator.doctor.machine_checks import check_storage
+from orchestrator.doctor.temporary_folder import TemporaryFolder
 from orchestrator.doctor.tiny_library import tiny_config, write_tiny_library
 from orchestrator.plan.folders import LibraryFolders
 from orchestrator.registry import Registry
@@ -50,7 +50,7 @@ class Drill:
     """
 
     loaded: LoadedConfig
-    folder: Path
+    folder: TemporaryFolder
     store: StoreAddress
     start: StartDriver
 
@@ -72,9 +72,11 @@ def run_drill(place: Config, *, keep: bool = False, start: StartDriver = start_d
         keep: Keep the library and its files. After a failed drill they are kept in any case.
         start: Starts a driver.
     """
-    LibraryFolders.of(place).check()
-    folder = Path(tempfile.mkdtemp(prefix="ttmoe-drill-", dir=LibraryFolders.of(place).root))
-    drill, has_failed = _prepare(place, folder, start), False
+    root = LibraryFolders.of(place).root
+    yield (storage := check_storage(root))
+    if storage.verdict == "failed":
+        return
+    drill, has_failed = _prepare(place, TemporaryFolder.below(root, "ttmoe-drill-"), start), False
     try:
         with closing(_make_checks(drill)) as checks:
             for check in checks:
@@ -84,13 +86,15 @@ def run_drill(place: Config, *, keep: bool = False, start: StartDriver = start_d
         _remove(drill)
         raise
     if keep or has_failed:
-        yield checked("left")(lambda: passed(f"library {drill.loaded.config.library}, and its files in {folder}"))()
+        yield checked("left")(
+            lambda: passed(f"library {drill.loaded.config.library}, and its files in {drill.folder.path}")
+        )()
     else:
         _remove(drill)
 
 
-def _prepare(place: Config, folder: Path, start: StartDriver) -> Drill:
-    config = tiny_config(place, folder, "ttmoe-drill", _TASKS, _TRAIN, **_RESOURCES)
+def _prepare(place: Config, folder: TemporaryFolder, start: StartDriver) -> Drill:
+    config = tiny_config(place, folder.path, "ttmoe-drill", _TASKS, _TRAIN, **_RESOURCES)
     # Drivers get the address of the store by the environment, where it can name the relay.
     config = config.model_copy(update={"tracking": TrackingSettings()})
     root = Path(config.storage.root)
@@ -102,7 +106,7 @@ def _prepare(place: Config, folder: Path, start: StartDriver) -> Drill:
 def _remove(drill: Drill) -> None:
     if drill.server:
         drill.open().remove_library(drill.loaded.config.library)
-    shutil.rmtree(drill.folder, ignore_errors=True)
+    drill.folder.remove()
 
 
 def _make_checks(drill: Drill) -> Generator[Check]:
@@ -127,7 +131,7 @@ def _make_checks(drill: Drill) -> Generator[Check]:
 
 
 def _start(drill: Drill, stack: ExitStack, uri: str | None, number: int) -> DrillDriver:
-    driver = drill.start(Path(drill.loaded.source_name), drill.folder / f"run-{number}.txt", uri)
+    driver = drill.start(Path(drill.loaded.source_name), drill.folder.path / f"run-{number}.txt", uri)
     stack.callback(driver.kill)
     return driver
 

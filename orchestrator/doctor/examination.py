@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +24,7 @@ from orchestrator.doctor.machine_checks import (
 from orchestrator.doctor.node_reports import NodeReport, ask_nodes, check_shared_storage, check_versions
 from orchestrator.doctor.service_checks import check_clock, check_hub, check_mlflow, check_tracking, clock_addresses
 from orchestrator.doctor.software_checks import check_deepspeed, check_packages, check_python
+from orchestrator.doctor.temporary_folder import TemporaryFolder
 from orchestrator.doctor.training_check import check_training
 from orchestrator.plan.folders import LibraryFolders
 
@@ -62,9 +61,10 @@ def examine(place: Config) -> Iterator[Check]:
         if storage.verdict == "failed":
             yield passed_over_as("training", "no files can be written in the storage folder")
             return
-        folder = stack.enter_context(folder_below(folders.root, "ttmoe-doctor-"))
-        yield check_mlflow(folder / "runs")
-        yield check_training(place, folder)
+        folder = TemporaryFolder.below(folders.root, "ttmoe-doctor-")
+        stack.callback(folder.remove)
+        yield check_mlflow(folder.path / "runs")
+        yield check_training(place, folder.path)
 
 
 def passed_over_as(name: str, reason: str) -> Check:
@@ -104,18 +104,3 @@ def _node_checks(checks: list[Callable[[], Check]], root: Path, address: str | N
     if address:
         yield check_versions(reports)
         yield check_shared_storage(reports, root)
-
-
-@contextmanager
-def folder_below(root: Path, prefix: str) -> Iterator[Path]:
-    """Make a folder in the storage folder for the length of the context; a storage folder made for it goes, too."""
-    missing = [folder for folder in (root, *root.parents) if not folder.exists()]
-    root.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        for made in missing:
-            if not any(made.iterdir()):
-                made.rmdir()

@@ -98,7 +98,7 @@ def test_a_drill_fails_on_a_store_that_forgets(spoils, spoil, fails, fresh_store
     assert checks["driver killed"].found == "process 1, with 1 of 2 experts registered"
     assert checks["connection cut"].verdict == "skipped"
     assert ("left" in checks) == bool(fails)
-    assert len(list((tmp_path / "runs").glob("ttmoe-drill-*"))) == bool(fails)
+    assert (tmp_path / "runs").exists() == bool(fails)
 
 
 @pytest.mark.thorough
@@ -108,4 +108,4 @@ def test_a_drill_on_this_machine_loses_nothing(tmp_path):
     assert done.running == []
     assert "with 4 of 4 experts registered" not in done.out
     assert "Nothing failed" in done.out
-    assert list((tmp_path / "runs").glob("ttmoe-drill-*")) == []
+    assert list(tmp_path.iterdir()) == []
