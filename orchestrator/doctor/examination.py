@@ -92,7 +92,8 @@ def _node_checks(checks: list[Callable[[], Check]], root: Path, address: str | N
 
     @checked("nodes")
     def ask() -> Check:
-        reports.update(ask_nodes(cluster_nodes(), checks, root if address else None))
+        nodes = sorted(cluster_nodes(), key=lambda node: node.name)
+        reports.update(ask_nodes(nodes, checks, root if address else None))
         return passed(", ".join(reports))
 
     asked = ask()

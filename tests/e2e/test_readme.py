@@ -27,7 +27,7 @@ NOT_RUN_HERE = {
     r"(source|\.) .venv/bin/activate": "tests call the script in .venv/bin by its path",
     r"export \w+=.*": "not ours",
     r"MLFLOW_TRACKING_URI=\S+ mlflow models serve .*": "tests/integration/test_serving.py serves a library so",
-    r"ttmoe (submit|jobs) .*": "tests/cluster runs these on a Ray cluster of two nodes and on Slurm",
+    r"ttmoe (submit|jobs|doctor) .*": "tests/cluster runs these on a Ray cluster of two nodes and on Slurm",
     r"ttmoe run smollm2( .*)?": "many minutes on two cores; the recipe is checked in tests/unit/orchestrator",
 }
 FENCE = re.compile(r"^(\s*)```+ *(\w*)[^\n]*\n(.*?)^\s*```+\s*$", re.MULTILINE | re.DOTALL)

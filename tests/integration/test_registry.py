@@ -559,6 +559,17 @@ def test_removing_may_fail_after_any_call_and_be_repeated(fresh_store, tmp_path,
     expected.remove_versions("lib", "never", (1,))  # a task without versions is no error
 
 
+def test_a_library_is_removed_whole_and_another_stays(registry, made):
+    add_expert(registry, made / "expert")
+    registry.start_run("lib", "search", {}, "", {}, search=True)
+    registry.start_run("library", "run", {}, "", {})
+    for _ in range(2):  # it can be repeated
+        registry.remove_library("lib")
+        assert registry.experts("lib", every=True) == []
+        assert {each.name for each in registry.libraries()} == {"library"}
+        assert len(all_runs(registry)) == 1
+
+
 def test_a_version_whose_driver_died_before_its_aliases_gets_them(registry, made):
     """``find_expert`` finds the version, so no driver registers it again: ``close_stale`` completes it."""
     run_id = registry.expert_run("lib", "none", "trec", "aa11", {})
@@ -590,7 +601,9 @@ def test_stale_runs_are_closed(registry):
     registry.expert_run("lib", parent, "trec", "aa11", {})
     registry.start_run("lib", "search", {}, "", {}, search=True)
     other = registry.start_run("other", "run", {}, "", {})
+    assert sorted(registry.open_runs("lib")) == ["run", "search", "trec"]
     assert registry.close_stale("lib") == 3
+    assert registry.open_runs("lib") == registry.open_runs("never-run") == []
     assert [run.info.run_id for run in all_runs(registry, "RUNNING")] == [other]
     assert registry.close_stale("never-run") == 0
     assert {each.name for each in registry.libraries()} == {"lib", "other"}

@@ -337,6 +337,26 @@ def test_experts_predict_and_ui_pass_their_options(
     assert results[1].stderr == f"store: sqlite:///{tmp_path}/there/mlflow.db (--root)\n"
 
 
+def test_doctor_passes_its_options_and_its_exit_code(
+    replace: Callable[..., list[tuple]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = replace("orchestrator.doctor.cluster_job", "examine_cluster")
+    drilled = replace("orchestrator.doctor.drill", "run_drill")
+    examined = replace("orchestrator.doctor.examination", "examine")
+    shown = replace("orchestrator.doctor.check_screen", "show_checks")  # returns None: a check failed
+    address = ("--cluster", "http://head:8265")
+    results = [ttmoe("doctor", "quickstart", "--json"), ttmoe("doctor", "--drill", "--keep"),
+               ttmoe("doctor", *address), ttmoe("doctor", "--drill", "--json", *address)]  # fmt: skip
+    assert [result.exit_code for result in results] == [1, 1, 1, 1], results
+    assert examined[0][0].storage.root == "runs"
+    assert drilled[0][1] is True
+    assert [call[-1] for call in shown] == [True, False]
+    assert [call[2] for call in there] == [["doctor"], ["doctor", "--drill"]]
+    assert [call[-1] for call in there] == [False, True]
+    refused = ttmoe("doctor", "--keep")
+    assert (refused.exit_code, "--keep requires --drill" in refused.stderr) == (2, True)
+
+
 def test_commands_without_a_config_name_their_store_except_in_json(
     replace: Callable[..., list[tuple]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
