@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict
 
 from rich.console import Console
@@ -27,7 +28,7 @@ def show_checks(checks: Iterable[Check], console: Console, *, as_json: bool = Fa
         as_json: Print one JSON object instead, at the end.
     """
     made = []
-    with console.status("checking") if console.is_terminal and not as_json else console:
+    with console.status("checking") if console.is_terminal and not as_json else nullcontext():
         for check in checks:
             made.append(check)
             if not as_json:

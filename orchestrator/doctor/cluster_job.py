@@ -51,9 +51,13 @@ def examine_cluster(
     jobs.submit(job_id, package.command, package.files, package.env, {"library": package.library})
     if not as_json:
         console.print(f"Job {job_id} on {jobs.place}", highlight=False, markup=False, soft_wrap=True)
-    lines = jobs.follow(job_id)
-    for line in _json_lines(list(lines)) if as_json else lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    try:
+        lines = jobs.follow(job_id)
+        for line in _json_lines(lines) if as_json else lines:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        jobs.stop(job_id)
+        raise
     job = require_job(jobs, job_id)
     if job.status != "SUCCEEDED" and job.exit_code != _CHECKS_FAILED:
         raise job_failed_error(job)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 from cluster.attaching import cluster_address
 from cluster.driver_processes import WorkerProcess, kill_process, worker_processes
-from cluster.local import ray_session
 from orchestrator.config.loading import LoadedConfig
 from orchestrator.config.runtime_sections import TrackingSettings
 from orchestrator.config.schema import Config
@@ -22,10 +21,13 @@ from orchestrator.doctor.connection_relay import ConnectionRelay
 from orchestrator.doctor.drill_driver import DrillDriver, start_driver
 from orchestrator.doctor.drill_evidence import RegisteredExpert, check_evidence, registered_experts
 from orchestrator.doctor.machine_checks import check_storage
+from orchestrator.doctor.ray_check import check_ray
+from orchestrator.doctor.service_checks import check_tracking
 from orchestrator.doctor.temporary_folder import TemporaryFolder
 from orchestrator.doctor.tiny_library import tiny_config, write_tiny_library
 from orchestrator.plan.folders import LibraryFolders
 from orchestrator.registry import Registry
+from ttmoe.errors import InputError
 
 _TASKS = 4
 _TRAIN = {"steps": 600, "eval_every": 100, "patience": 0}
@@ -73,16 +75,17 @@ def run_drill(place: Config, *, keep: bool = False, start: StartDriver = start_d
         start: Starts a driver.
     """
     root = LibraryFolders.of(place).root
-    yield (storage := check_storage(root))
-    if storage.verdict == "failed":
-        return
+    for check in (check_storage(root), check_tracking(place.store)):
+        yield check
+        if check.verdict == "failed":
+            return
     drill, has_failed = _prepare(place, TemporaryFolder.below(root, "ttmoe-drill-"), start), False
     try:
         with closing(_make_checks(drill)) as checks:
             for check in checks:
                 has_failed = has_failed or check.verdict == "failed"
                 yield check
-    except BaseException:  # Ctrl-C; its driver has ended
+    except (KeyboardInterrupt, GeneratorExit):  # its driver has ended
         _remove(drill)
         raise
     if keep or has_failed:
@@ -105,14 +108,18 @@ def _prepare(place: Config, folder: TemporaryFolder, start: StartDriver) -> Dril
 
 def _remove(drill: Drill) -> None:
     if drill.server:
-        drill.open().remove_library(drill.loaded.config.library)
+        with suppress(InputError):  # the server is gone
+            drill.open().remove_library(drill.loaded.config.library)
     drill.folder.remove()
 
 
 def _make_checks(drill: Drill) -> Generator[Check]:
     before: dict[str, tuple[RegisteredExpert, ...]] = {}
     with ExitStack() as stack:
-        stack.enter_context(ray_session() if cluster_address() else nullcontext())
+        if cluster_address():
+            yield (check := check_ray(stack))
+            if check.verdict == "failed":
+                return
         driver = _start(drill, stack, drill.server, 1)
         yield (check := _check_worker(driver))
         if check.verdict != "failed":
@@ -127,7 +134,7 @@ def _make_checks(drill: Drill) -> Generator[Check]:
         yield _check_connection(driver, relay, drill.server)
         yield (check := _check_continued(driver))
     if check.verdict != "failed":
-        yield from check_evidence(drill.loaded, drill.store, drill.open(), before)
+        yield from check_evidence(drill.loaded, drill.store, before)
 
 
 def _start(drill: Drill, stack: ExitStack, uri: str | None, number: int) -> DrillDriver:
@@ -192,7 +199,10 @@ def _check_connection(driver: DrillDriver, relay: ConnectionRelay | None, server
 
 @checked("continued")
 def _check_continued(driver: DrillDriver) -> Check:
-    if code := driver.wait():
+    code = driver.wait()
+    if code is None:
+        return faulty(f"the same command does not end: {driver.last_line()}", _REPEAT)
+    if code:
         return faulty(f"the same command ended with exit code {code}: {driver.last_line()}", _REPEAT)
     return passed("the same command came to its end")
 

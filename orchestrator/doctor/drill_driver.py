@@ -16,7 +16,8 @@ from orchestrator.config.store_address import TRACKING_VARIABLE
 
 _STATE = re.compile(r"^  (\w+): (.+)$", re.MULTILINE)
 _POLL_SECONDS = 0.1
-START_SECONDS = 900
+_END_SECONDS = 3600.0
+START_SECONDS = 900.0
 """Longest wait for a change; the first start of workers on a shared file system takes minutes."""
 
 
@@ -38,8 +39,8 @@ class DrillDriver(Protocol):
     def kill(self) -> None:
         """Kill the driver, and wait for its end."""
 
-    def wait(self) -> int:
-        """Wait until the driver ends by itself; return its exit code."""
+    def wait(self) -> int | None:
+        """Wait until the driver ends by itself; return its exit code, or None if it does not end."""
 
     def last_line(self) -> str:
         """Return the last line that it has printed."""
@@ -79,9 +80,12 @@ class DriverProcess:
         self.process.kill()
         self.process.wait()
 
-    def wait(self) -> int:
-        """Wait until the driver ends by itself; return its exit code."""
-        return self.process.wait()
+    def wait(self) -> int | None:
+        """Wait until the driver ends by itself; return its exit code, or None if it does not end."""
+        try:
+            return self.process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            return None
 
     def last_line(self) -> str:
         """Return the last line that it has printed."""

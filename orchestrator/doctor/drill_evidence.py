@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -40,25 +40,32 @@ def registered_experts(registry: Registry, library: str) -> dict[str, tuple[Regi
 
 
 def check_evidence(
-    loaded: LoadedConfig, store: StoreAddress, registry: Registry, before: Mapping[str, tuple[RegisteredExpert, ...]]
-) -> list[Check]:
-    """Return the checks of the store after a drill.
+    loaded: LoadedConfig, store: StoreAddress, before: Mapping[str, tuple[RegisteredExpert, ...]]
+) -> Iterator[Check]:
+    """Make the checks of the store after a drill.
 
     Args:
         loaded: The config of the library.
         store: Its store.
-        registry: The same store, open.
         before: The experts that were registered before the driver was killed.
     """
-    library = loaded.config.library
-    return [
-        _check_once(loaded, registry),
-        _check_kept(registry, library, before),
-        _check_files(store, library),
-        _check_closed(registry, library),
-        _check_router(loaded, registry),
-        _check_answers(loaded, store),
-    ]
+    library, opened = loaded.config.library, list[Registry]()
+
+    @checked("store")
+    def reopen() -> Check:
+        opened.append(Registry.open(store.uri, store.artifacts, store.source))
+        return passed("")
+
+    if (check := reopen()).verdict == "failed":
+        yield check
+        return
+    registry = opened[0]
+    yield _check_once(loaded, registry)
+    yield _check_kept(registry, library, before)
+    yield _check_files(store, library)
+    yield _check_closed(registry, library)
+    yield _check_router(loaded, registry)
+    yield _check_answers(loaded, store)
 
 
 @checked("experts")

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 from cluster.attaching import cluster_address
-from cluster.local import ray_session
 from orchestrator.config.schema import Config
 from orchestrator.doctor.checks import Check, checked, merge_nodes, passed, passed_over
 from orchestrator.doctor.device_check import check_devices
@@ -21,7 +19,8 @@ from orchestrator.doctor.machine_checks import (
     check_shared_memory,
     check_storage,
 )
-from orchestrator.doctor.node_reports import NodeReport, ask_nodes, check_shared_storage, check_versions
+from orchestrator.doctor.node_reports import NodeReport, ask_nodes, check_shared_storage, check_versions, versions_here
+from orchestrator.doctor.ray_check import check_ray
 from orchestrator.doctor.service_checks import check_clock, check_hub, check_mlflow, check_tracking, clock_addresses
 from orchestrator.doctor.software_checks import check_deepspeed, check_packages, check_python
 from orchestrator.doctor.temporary_folder import TemporaryFolder
@@ -52,7 +51,7 @@ def examine(place: Config) -> Iterator[Check]:
     yield (storage := check_storage(folders.root))
     yield check_cache(folders.cache)
     with ExitStack() as stack:
-        started = _check_ray(stack, address)
+        started = check_ray(stack)
         yield started
         if started.verdict == "failed":
             yield passed_over_as("training", "Ray does not start")
@@ -70,19 +69,6 @@ def examine(place: Config) -> Iterator[Check]:
 def passed_over_as(name: str, reason: str) -> Check:
     """Return a check that was not made."""
     return checked(name)(lambda: passed_over(reason))()
-
-
-@checked("Ray")
-def _check_ray(stack: ExitStack, address: str | None) -> Check:
-    """Connect to Ray until the stack is closed, and run a task on each node."""
-    stack.enter_context(ray_session())
-    from orchestrator.pool.ray_workers import call_on_nodes, cluster_nodes
-
-    nodes = cluster_nodes()
-    call_on_nodes(nodes, int)
-    size = f"{sum(node.cpus for node in nodes):g} CPUs, {sum(node.gpus for node in nodes):g} GPUs"
-    nodes_of = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''} of the cluster at {address}"
-    return passed(f"{version('ray')}; {nodes_of if address else 'it starts here, and'} ran a task: {size}")
 
 
 def _node_checks(checks: list[Callable[[], Check]], root: Path, address: str | None) -> Iterator[Check]:
@@ -103,5 +89,5 @@ def _node_checks(checks: list[Callable[[], Check]], root: Path, address: str | N
         return
     yield from merge_nodes({node: report.checks for node, report in reports.items()})
     if address:
-        yield check_versions(reports)
+        yield check_versions(reports, versions_here())
         yield check_shared_storage(reports, root)

@@ -69,8 +69,12 @@ def ask_nodes(
 def report_of_node(checks: Sequence[Callable[[], Check]], folder: Path | None) -> NodeReport:
     """Return the report of the node on which this runs."""
     storage = _storage_fault(folder) if folder else ""
-    versions = {"Python": platform.python_version(), **{name: package_version(name) for name in _SAME}}
-    return NodeReport(tuple(check() for check in checks), versions, storage)
+    return NodeReport(tuple(check() for check in checks), versions_here(), storage)
+
+
+def versions_here() -> dict[str, str]:
+    """Return the versions that must be the same on all machines of a cluster."""
+    return {"Python": platform.python_version(), **{name: package_version(name) for name in _SAME}}
 
 
 def _storage_fault(folder: Path) -> str:
@@ -84,14 +88,19 @@ def _storage_fault(folder: Path) -> str:
 
 
 @checked("versions")
-def check_versions(reports: Mapping[str, NodeReport]) -> Check:
-    """Check that all nodes have the same versions."""
-    first = next(iter(reports.values())).versions
-    different = [name for name in first if len({report.versions[name] for report in reports.values()}) > 1]
+def check_versions(reports: Mapping[str, NodeReport], own: Mapping[str, str]) -> Check:
+    """Check that all nodes have the same versions as this machine.
+
+    Args:
+        reports: The report of each node.
+        own: The versions of this machine.
+    """
+    by_place = {**{node: report.versions for node, report in reports.items()}, "this machine": own}
+    different = [name for name in own if len({versions[name] for versions in by_place.values()}) > 1]
     if not different:
-        text = ", ".join(f"{name} {found}" for name, found in first.items())
-        return passed(f"the same on {len(reports)} nodes: {text}")
-    found = "; ".join(f"{name}: {_by_node(reports, name)}" for name in different)
+        text = ", ".join(f"{name} {found}" for name, found in own.items())
+        return passed(f"the same on {len(reports)} nodes and this machine: {text}")
+    found = "; ".join(f"{name}: {_by_place(by_place, name)}" for name in different)
     return faulty(found, "install the same versions on every node")
 
 
@@ -104,8 +113,8 @@ def check_shared_storage(reports: Mapping[str, NodeReport], root: Path) -> Check
     return passed(f"{len(reports)} nodes read and write {root}")
 
 
-def _by_node(reports: Mapping[str, NodeReport], name: str) -> str:
-    return ", ".join(f"{report.versions[name] or 'none'} on {node}" for node, report in reports.items())
+def _by_place(versions: Mapping[str, Mapping[str, str]], name: str) -> str:
+    return ", ".join(f"{each[name] or 'none'} on {place}" for place, each in versions.items())
 
 
 def _named(nodes: Sequence[Node], reports: Sequence[NodeReport]) -> dict[str, NodeReport]:

@@ -40,7 +40,7 @@ def test_both_nodes_are_checked_and_an_expert_is_trained(place, tmp_path):
     checks = {check["name"]: check for check in json.loads(done.out)["checks"]}
     assert checks["Ray"]["found"].split("; ")[1].startswith("2 nodes of the cluster at 127.0.0.2:")
     assert checks["nodes"]["found"] == "127.0.0.2, 127.0.0.3"
-    assert checks["versions"]["found"].startswith("the same on 2 nodes: ")
+    assert checks["versions"]["found"].startswith("the same on 2 nodes and this machine: ")
     assert checks["shared storage"]["found"].startswith("2 nodes read and write ")
     assert checks["training"]["verdict"] == "ok"
     assert "ports" not in checks

@@ -13,6 +13,7 @@ from typing import Any
 import commands
 import pytest
 from killed_driver import units_inline
+from mlflow_server import Server
 from rich.console import Console
 
 from cluster.driver_processes import WorkerProcess
@@ -109,3 +110,21 @@ def test_a_drill_on_this_machine_loses_nothing(tmp_path):
     assert "with 4 of 4 experts registered" not in done.out
     assert "Nothing failed" in done.out
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.thorough
+def test_a_drill_with_a_server_cuts_the_connection_and_leaves_nothing_there(fresh_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands, "ELSEWHERE", ())
+    shutil.copy(fresh_store, tmp_path)
+    server = Server(tmp_path)
+    server.start()
+    try:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.port}")
+        done = commands.ttmoe(tmp_path, "doctor", "--drill")
+    finally:
+        server.stop()
+        server.log.close()
+    assert done.code == 0, done.out + done.err
+    assert "requests of the driver were dropped" in " ".join(done.out.split())
+    assert commands.versions(tmp_path) == {}
+    assert [each.name for each in commands.open_registry(tmp_path).client.search_experiments()] == ["Default"]

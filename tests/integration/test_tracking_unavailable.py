@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 import time
-import urllib.request
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import commands
-import psutil
 import pytest
 import tiny
 from killed_driver import InlinePool, units_inline
-from proxy import Proxy, free_port
+from mlflow_server import Server
+from proxy import Proxy
 from rich.console import Console
 
 from ttmoe.errors import InputError
@@ -51,36 +48,6 @@ storage: {{cache: ../cache}}
 tracking: {{uri: "{uri}"}}
 failures: {{tracking_minutes: {minutes}}}
 """
-
-
-class Server:
-    """An MLflow server on SQLite that can be stopped and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.port, self.log = free_port(), (folder / "server.log").open("w")
-        self.command = [
-            sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(self.port), "--backend-store-uri",
-            f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "artifacts"),
-        ]  # fmt: skip
-
-    def start(self) -> None:
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        self.process = subprocess.Popen(self.command, env=environment, stdout=self.log, stderr=subprocess.STDOUT)
-        assert tiny.wait_for(self._responds, 90)
-
-    def stop(self) -> None:
-        family = [self.process, *psutil.Process(self.process.pid).children(recursive=True)]
-        self.process.terminate()
-        for process in psutil.wait_procs(family, timeout=20)[1]:  # it waits for requests that will not end
-            process.kill()
-        self.process.wait()
-
-    def _responds(self) -> bool:
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5).close()
-        except OSError:
-            return False
-        return True
 
 
 @pytest.fixture(scope="module")

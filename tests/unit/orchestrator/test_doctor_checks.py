@@ -243,11 +243,12 @@ def test_the_hub(monkeypatch):
 
 def test_nodes_with_other_versions_or_another_storage(tmp_path):
     own = report_of_node([], None)
-    assert check_versions({"a": own, "b": own}).verdict == "ok"
+    assert check_versions({"a": own, "b": own}, own.versions).verdict == "ok"
     other = NodeReport((), {**own.versions, "ray": "1.0"})
-    found = check_versions({"a": own, "b": other})
+    found = check_versions({"a": own, "b": other}, own.versions)
     assert found.verdict == "failed"
-    assert found.found == f"ray: {own.versions['ray']} on a, 1.0 on b"
+    assert found.found == f"ray: {own.versions['ray']} on a, 1.0 on b, {own.versions['ray']} on this machine"
+    assert check_versions({"a": other, "b": other}, own.versions).verdict == "failed"
     (tmp_path / "driver").write_text("written by the driver")
     seen, unseen = report_of_node([], tmp_path), report_of_node([], tmp_path / "elsewhere")
     assert len(os.listdir(tmp_path)) == 2  # what the node has written

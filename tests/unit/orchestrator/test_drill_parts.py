@@ -127,8 +127,8 @@ def test_a_driver_that_ends_early_ends_the_drill_with_its_last_line(tmp_path, sc
     place = place_of(None, str(tmp_path / "runs"))
     checks = list(drill.run_drill(place, start=lambda *_: script("echo 'no memory'; exit 1")))
     assert checks[0] == check_storage(tmp_path / "runs")
-    assert checks[1].found == "the run ended before an expert trained: no memory"
-    assert [check.name for check in checks[2:]] == ["left"]
+    assert checks[2].found == "the run ended before an expert trained: no memory"
+    assert [check.name for check in checks] == ["storage", "MLflow server", "worker killed", "left"]
 
 
 def test_a_temporary_folder_goes_with_the_folders_made_for_it(tmp_path):
