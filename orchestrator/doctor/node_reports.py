@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -118,4 +119,7 @@ def _by_place(versions: Mapping[str, Mapping[str, str]], name: str) -> str:
 
 
 def _named(nodes: Sequence[Node], reports: Sequence[NodeReport]) -> dict[str, NodeReport]:
-    return {node.name: report for node, report in zip(nodes, reports, strict=True)}
+    """Return the reports by the name of the node; several nodes on one machine have an id behind its name."""
+    shared = {name for name, count in Counter(node.name for node in nodes).items() if count > 1}
+    names = [f"{node.name} ({node.id[:6]})" if node.name in shared else node.name for node in nodes]
+    return dict(zip(names, reports, strict=True))

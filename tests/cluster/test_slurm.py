@@ -99,3 +99,13 @@ def test_a_job_that_reaches_its_time_limit_is_queued_again_and_finishes(place):
     assert done.code == 0, done.out + done.err
     assert "The time limit is near: the job is queued again, and continues." in done.out
     assert commands.versions(place.parent / "shared") == {f"tiny.{name}": 1 for name in (*TASKS, "router")}
+
+
+@pytest.mark.thorough
+def test_doctor_checks_every_node_of_an_allocation(place):
+    done = commands.ttmoe(place, "doctor", "tiny.yaml", "--cluster", "hpc", "--json")
+    assert done.code == 0, done.out + done.err
+    checks = {check["name"]: check for check in json.loads(done.out)["checks"]}
+    assert checks["Ray"]["found"].split("; ")[1].startswith("2 nodes of the cluster at ")
+    assert checks["training"]["verdict"] == "ok"
+    assert not list((place.parent / "shared").glob("ttmoe-doctor-*"))  # only the folder of the job is left

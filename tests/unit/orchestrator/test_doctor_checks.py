@@ -25,8 +25,9 @@ from orchestrator.doctor import device_check, machine_checks, service_checks, so
 from orchestrator.doctor.check_screen import check_lines, show_checks
 from orchestrator.doctor.checks import Check, checked, doubtful, faulty, merge_nodes, passed, passed_over
 from orchestrator.doctor.cluster_job import pack_checks
-from orchestrator.doctor.node_reports import NodeReport, check_shared_storage, check_versions, report_of_node
+from orchestrator.doctor.node_reports import NodeReport, ask_nodes, check_shared_storage, check_versions, report_of_node
 from orchestrator.doctor.place import place_of
+from orchestrator.pool.capacity import Node
 from orchestrator.submit.job_package import CONFIG_FILE
 from ttmoe.errors import InputError
 from workers.hardware import Gpu, Hardware
@@ -256,6 +257,15 @@ def test_nodes_with_other_versions_or_another_storage(tmp_path):
     found = check_shared_storage({"a": seen, "b": unseen}, tmp_path)
     assert found.verdict == "failed"
     assert found.found == f"b: it cannot use {tmp_path} (No such file or directory)"
+
+
+def test_two_nodes_of_one_machine_are_two_reports(tmp_path, monkeypatch):
+    monkeypatch.setattr("orchestrator.pool.ray_workers.call_on_nodes", lambda nodes, call, _: [call() for _ in nodes])
+    nodes = [Node("a", 1, 0, 0, id="1" * 20), Node("a", 1, 0, 0, id="2" * 20), Node("b", 1, 0, 0, id="3" * 20)]
+    reports = ask_nodes(nodes, [], tmp_path)
+    assert list(reports) == ["a (111111)", "a (222222)", "b"]
+    assert check_shared_storage(reports, tmp_path).verdict == "ok"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_lines_fit_a_terminal_and_json_has_them_all(capsys):
