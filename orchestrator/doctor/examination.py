@@ -54,6 +54,8 @@ def examine(place: Config) -> Iterator[Check]:
         started = check_ray(stack)
         yield started
         if started.verdict == "failed":
+            if address:  # the reason may be on this machine
+                yield from (check() for check in each_node)
             yield passed_over_as("training", "Ray does not start")
             return
         yield from _node_checks([*each_node, check_devices] if address else [check_devices], folders.root, address)

@@ -21,7 +21,7 @@ from rich.console import Console
 from cluster.profiles import RayProfile
 from orchestrator.config.loading import load_config
 from orchestrator.config.store_address import StoreAddress
-from orchestrator.doctor import device_check, machine_checks, service_checks, software_checks
+from orchestrator.doctor import device_check, examination, machine_checks, service_checks, software_checks
 from orchestrator.doctor.check_screen import check_lines, show_checks
 from orchestrator.doctor.checks import Check, checked, doubtful, faulty, merge_nodes, passed, passed_over
 from orchestrator.doctor.cluster_job import pack_checks
@@ -257,6 +257,18 @@ def test_nodes_with_other_versions_or_another_storage(tmp_path):
     found = check_shared_storage({"a": seen, "b": unseen}, tmp_path)
     assert found.verdict == "failed"
     assert found.found == f"b: it cannot use {tmp_path} (No such file or directory)"
+
+
+def test_where_no_cluster_answers_this_machine_is_checked(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(examination, "check_deepspeed", checked("DeepSpeed")(lambda: passed_over("not installed")))
+    checks = {check.name: check for check in examination.examine(place_of(None, str(tmp_path / "runs")))}
+    assert {name for name, check in checks.items() if check.verdict == "failed"} == {"Ray"}
+    assert "no Ray cluster answers" in checks["Ray"].found
+    assert checks["training"] == Check("training", "skipped", "Ray does not start")
+    assert {"Python", "packages", "open files", "hub"} <= checks.keys()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_nodes_of_one_machine_are_two_reports(tmp_path, monkeypatch):
