@@ -73,6 +73,7 @@ def test_a_ray_that_cannot_start_is_one_sentence(monkeypatch):
         pass
 
 
+@pytest.mark.thorough
 def test_a_home_that_cannot_be_written():
     code = """
 import os, ray

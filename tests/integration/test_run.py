@@ -318,6 +318,7 @@ class TestThen:
         succeeded(here(home, *commands[0]))
 
 
+@pytest.mark.thorough
 class TestSearchThatIsInterrupted:
     """A search with one choice that fails, stopped by Ctrl-C when its first trial has been recorded, and repeated."""
 

@@ -132,6 +132,7 @@ def test_the_lease_of_a_killed_driver_is_taken_over(server, proxy, home, start):
     assert statuses(server, "killed")["run", "KILLED"] == 1
 
 
+@pytest.mark.thorough
 def test_a_driver_that_was_suspended_ends_when_it_wakes_up(server, proxy, home, start):  # noqa: F811
     config = write_config(home, proxy, "suspended")
     one = start(config, "one", stops=True).stopped()

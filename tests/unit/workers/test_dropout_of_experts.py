@@ -203,6 +203,7 @@ def accuracy(base, names, name, threads, **changes):
         torch.set_num_threads(before)
 
 
+@pytest.mark.thorough
 def test_a_whole_training_ends_at_the_accuracy_of_one_alone(dropping_base):
     """Within the spread of trainings alone on one thread and on two, or one row."""
     changes = {"steps": 60, "eval_every": 20}

@@ -301,7 +301,9 @@ def test_trunk_states_are_opened_where_there_is_a_trunk_and_room(job, monkeypatc
     assert len([r for r in reports if (r.state, r.key) == ("trunk", "colours")]) == len(splits)
 
 
-@pytest.mark.parametrize(("steps", "trainings", "rows"), [(2, 1, 8), (30, 1, 180), (2, 12, 180)])
+@pytest.mark.parametrize(
+    ("steps", "trainings", "rows"), [(2, 1, 8), pytest.param(30, 1, 180, marks=pytest.mark.thorough), (2, 12, 180)]
+)
 def test_the_trunk_of_training_rows_is_computed_for_those_that_steps_read(job, tmp_path, steps, trainings, rows):
     """Of 180 rows; all of them if at least half are read, by this training and others."""
     spec, passed = AdapterSpec(rank=4, alpha=8.0, first_layer=1), []

@@ -107,11 +107,13 @@ def undisturbed():
     return give
 
 
-STOPS = [("plain", [33]), ("dropout", [33, 47]), ("dropout", [20]), ("tokens", [33]), ("several", [7]),
-         ("several", [20, 33]), ("several", [45])]  # fmt: skip
+STOPS = [("dropout", [33, 47]), ("several", [20, 33]), ("several", [45])]
+MORE_STOPS = [("plain", [33]), ("dropout", [20]), ("tokens", [33]), ("several", [7])]
 
 
-@pytest.mark.parametrize(("case", "stops"), STOPS, ids=str)
+@pytest.mark.parametrize(
+    ("case", "stops"), [*STOPS, *(pytest.param(*each, marks=pytest.mark.thorough) for each in MORE_STOPS)], ids=str
+)
 def test_stopped_between_checkpoints(job_of, undisturbed, case, stops):
     jobs = [job_of(*each) for each in CASES[case]]
     expected, expected_record = undisturbed(case, jobs)
