@@ -18,10 +18,11 @@ import pytest
 from packaging.requirements import Requirement
 from rich.console import Console
 
+from cluster.jobs import SubmittedJob
 from cluster.profiles import RayProfile
 from orchestrator.config.loading import load_config
 from orchestrator.config.store_address import StoreAddress
-from orchestrator.doctor import device_check, examination, machine_checks, service_checks, software_checks
+from orchestrator.doctor import cluster_job, device_check, examination, machine_checks, service_checks, software_checks
 from orchestrator.doctor.check_screen import check_lines, show_checks
 from orchestrator.doctor.checks import Check, checked, doubtful, faulty, merge_nodes, passed, passed_over
 from orchestrator.doctor.cluster_job import pack_checks
@@ -29,7 +30,7 @@ from orchestrator.doctor.node_reports import NodeReport, ask_nodes, check_shared
 from orchestrator.doctor.place import place_of
 from orchestrator.pool.capacity import Node
 from orchestrator.submit.job_package import CONFIG_FILE
-from ttmoe.errors import InputError
+from ttmoe.errors import InputError, WorkFailedError
 from workers.hardware import Gpu, Hardware
 
 Usage = namedtuple("Usage", "total used free")
@@ -310,3 +311,52 @@ def test_a_job_of_checks_takes_the_users_store_and_none_of_the_data(tmp_path):
     assert there.resources.cpus_per_expert == 2
     with pytest.raises(InputError, match="the storage of the cluster is not known"):
         pack_checks(None, profile.model_copy(update={"storage": None}), ["doctor"])
+
+
+class ScriptedJobs:
+    """A cluster whose only job prints lines and ends with an exit code; an error may come between."""
+
+    place = "http://head:8265"
+
+    def __init__(self, lines, code, error=None):
+        self.lines, self.code, self.error, self.stopped = lines, code, error, []
+
+    def submit(self, job_id, *_):
+        self.job = SubmittedJob(job_id, "FAILED" if self.code else "SUCCEEDED", "", {}, 0.0, 1.0, self.code)
+
+    def all(self):
+        return [self.job]
+
+    def follow(self, _):
+        yield from self.lines
+        if self.error:
+            raise self.error
+
+    def stop(self, job_id):
+        self.stopped.append(job_id)
+
+
+def test_a_job_of_checks_is_shown_and_its_exit_code_told(monkeypatch, tmp_path, capsys):
+    profile = RayProfile(kind="ray", address="http://head:8265", storage=str(tmp_path))
+
+    def examine(jobs, **options):
+        monkeypatch.setattr(cluster_job, "open_cluster", lambda _: jobs)
+        return cluster_job.examine_cluster(None, profile, ["doctor"], Console(width=80), **options)
+
+    assert examine(ScriptedJobs(["ok  disk"], 0))
+    assert not examine(ScriptedJobs(["failed  disk"], 1))
+    shown = capsys.readouterr().out
+    assert shown.startswith("Job ttmoe-doctor-")
+    assert "ok  disk" in shown
+    assert "failed  disk" in shown
+    printed = ["Ray says {this}", "{", ' "failed": 0,', ' "checks": []', "}", "(raylet) gone"]
+    assert examine(ScriptedJobs(printed, 0), as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"failed": 0, "checks": []}
+    with pytest.raises(WorkFailedError, match="ended as FAILED") as caught:
+        examine(ScriptedJobs(["python: not found"], 127), as_json=True)
+    assert caught.value.code == 127
+    assert "python: not found" in capsys.readouterr().out
+    jobs = ScriptedJobs([], 0, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        examine(jobs)
+    assert jobs.stopped == [jobs.job.id]
