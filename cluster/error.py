@@ -29,3 +29,9 @@ class ClusterEndedError(ClusterError):
     """The cluster that this process had started has ended by itself, and its work with it."""
 
     code = 1
+
+
+class ClusterStartError(ClusterError):
+    """The cluster that this process was starting has ended before it was ready."""
+
+    code = 1

@@ -8,19 +8,21 @@ import secrets
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
-import psutil
-
 from cluster.attaching import AUTH_MODE, authentication_of, cluster_address, connection_error, has_token
-from cluster.error import ClusterEndedError, ClusterError
+from cluster.embedded import embedded_cluster, require_alive
+from cluster.error import ClusterError
 from cluster.machine import available_cpus
-
-_PROCESSES = ("gcs_server", "raylet")  # without one of them, Ray does not work; the raylet ends with its agents
-_embedded: list[psutil.Process] = []
+from cluster.reported_end import report_end
 
 PASSED_ON = ("HF_TOKEN", "HF_ENDPOINT")  # variables that nodes need to download a base as this machine would
+
+_INIT: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING, "configure_logging": False}
+_END = """error: this machine
+  the command was killed, or ended by Ray, whose processes on this machine have ended
+  see whether its memory is exhausted (dmesg), and repeat the command: finished work is kept"""
 
 
 @contextmanager
@@ -33,6 +35,7 @@ def ray_session() -> Iterator[None]:
 
     Raises:
         ClusterError: If the cluster of ``RAY_ADDRESS`` cannot be used, or none can be started.
+        ClusterStartError: If a process of the embedded cluster ends while it is started.
         ClusterEndedError: If the embedded cluster has ended, and an error has left the context.
     """
     import ray
@@ -41,58 +44,42 @@ def ray_session() -> Iterator[None]:
         yield
         return
     address = cluster_address()
-    if address:
-        passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
-        own: dict[str, Any] = {"runtime_env": {"env_vars": passed}} if passed else {}
-    else:
-        own = {"address": "local", "num_cpus": available_cpus(), "include_dashboard": False}
     mode = authentication_of(address) if address else "token"
-    with authentication(mode), nullcontext() if address else _token():
+    with authentication(mode), nullcontext() if address else _token(), ExitStack() as started:
+        with kept_handler(signal.SIGTERM), _without_advice_on_threads():  # Ray's handler ends the process
+            if address:
+                _connect(address, mode)
+            else:
+                started.enter_context(report_end(_END))
+                started.enter_context(embedded_cluster(_start))
         try:
-            with kept_handler(signal.SIGTERM), _without_advice_on_threads():  # Ray's handler ends the process
-                ray.init(**own, log_to_driver=False, logging_level=logging.WARNING, configure_logging=False)
-        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
-            raise (connection_error(address, mode, error) if address else _start_error(error)) from None
-        try:
-            _embedded[:] = [] if address else _ray_processes()
             yield
         except ray.exceptions.RayError as error:
             require_alive(error)
             raise
         finally:
-            _embedded.clear()
             with kept_handler(signal.SIGTERM):  # after Ray there is none
                 ray.shutdown()
 
 
-def require_alive(cause: BaseException | None = None) -> None:
-    """Raise ClusterEndedError if a process of the embedded cluster has ended; does nothing on another cluster.
+def _connect(address: str, mode: str) -> None:
+    import ray
 
-    Ray itself notices the end of its processes late, and for one of them only by ending this process after a minute.
-
-    Args:
-        cause: The error that this end may have caused.
-    """
-    ended = [name for name, process in zip(_PROCESSES, _embedded, strict=False) if not _is_running(process)]
-    if ended:
-        raise ClusterEndedError(
-            f"Ray's process {ended[0]} ended",
-            where="this machine",
-            fix="see whether its memory is exhausted (dmesg), and repeat the command: finished work is kept",
-        ) from cause
-
-
-def _ray_processes() -> list[psutil.Process]:
-    """Return the child processes of this process that Ray's work depends on, in the order of ``_PROCESSES``."""
-    found = {child.name(): child for child in psutil.Process().children()}
-    return [found[name] for name in _PROCESSES]
-
-
-def _is_running(process: psutil.Process) -> bool:
+    passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    environment: dict[str, Any] = {"runtime_env": {"env_vars": passed}} if passed else {}
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+        ray.init(**environment, **_INIT)
+    except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+        raise connection_error(address, mode, error) from None
+
+
+def _start() -> None:
+    import ray
+
+    try:
+        ray.init(address="local", num_cpus=available_cpus(), include_dashboard=False, **_INIT)
+    except Exception as error:  # also a bare one, such as after waiting for the raylet
+        raise _start_error(error) from None
 
 
 def _start_error(error: Exception) -> ClusterError:
@@ -119,7 +106,7 @@ def _without_advice_on_threads() -> Iterator[None]:
     """Hide Ray's warning that it sets no handler of SIGTERM where this is not the main thread: none is wanted."""
 
     def is_other(record: logging.LogRecord) -> bool:
-        return "SIGTERM handler is not set" not in record.msg
+        return "SIGTERM handler is not set" not in str(record.msg)
 
     log = logging.getLogger("ray._private.worker")
     log.addFilter(is_other)

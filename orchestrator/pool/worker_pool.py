@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cluster.local import require_alive
+from cluster.embedded import require_alive
 from orchestrator.pool.capacity import JobResources, jobs_on_node, max_parallel_jobs, require_fits, serves
 from orchestrator.pool.device_record import DeviceRecord, name_devices
 from orchestrator.pool.failure_policy import RetryLimits

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,8 +22,9 @@ import ray
 import ray.data
 from rich.console import Console
 
+from cluster.embedded import while_alive
 from cluster.error import ClusterEndedError
-from cluster.local import ray_session, require_alive
+from cluster.local import ray_session
 from orchestrator.predict.answer_folder import AnswerFolder, check_folder, finish_ended_runs
 from orchestrator.predict.files import answer_chunk
 from orchestrator.predict.input_columns import InputColumns
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 MAX_FILE_ROWS = 16384
 """Rows of an output file; fewer if each worker would otherwise write fewer than ``_CHUNKS_PER_WORKER`` files."""
 _CHUNKS_PER_WORKER = 4  # so that a slow worker does not keep the others waiting
-_CHECK_SECONDS = 1.0  # between looks at Ray's own processes
 _WHERE, _FIX = "predict --ray", "repeat the command; no answers were written or replaced"
 
 
@@ -110,7 +109,7 @@ def predict_on_ray(request: PredictRequest, messages: Console) -> None:
     folder, created = AnswerFolder(out.resolve()), not out.exists()
     try:
         with ray_session():
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            nodes = [node["Resources"] for node in while_alive(ray.nodes) if node["Alive"]]
             pool = choose_pool_size(nodes, -(-scan.rows // CHUNK_ROWS), request.device, request.workers, request.gpus)
             chunk_rows = max(CHUNK_ROWS, scan.rows // (pool.workers * _CHUNKS_PER_WORKER))
             chunks = scan.merge_chunks(min(MAX_FILE_ROWS, chunk_rows))
@@ -121,7 +120,7 @@ def predict_on_ray(request: PredictRequest, messages: Console) -> None:
                        pool.device, answer_schema(scan), scan.nested)  # fmt: skip
             out.mkdir(exist_ok=True)
             with ThroughputDisplay(messages, scan.rows) as display:
-                _answer_chunks(chunks, pool, job, display)
+                while_alive(lambda: _answer_chunks(chunks, pool, job, display))
             folder.publish(len(chunks))
     except ClusterEndedError as error:
         fix = f"see whether its memory is exhausted (dmesg); {_FIX}"
@@ -154,26 +153,11 @@ def _answer_chunks(chunks: list[FileChunk], pool: PoolSize, job: _Job, display: 
         num_cpus=pool.cpus,
         num_gpus=pool.gpus,
     )
-    failures = list[BaseException]()
-
-    def read() -> None:
-        try:
-            for result in results.iter_rows():
-                if result["error"]:
-                    _raise_error(result["error"])
-                display.advance(int(result["rows"]))
-        except BaseException as error:
-            failures.append(error)
-
-    # Ray Data waits for ever for a cluster that has ended, so another thread waits for it.
-    reading = threading.Thread(target=read, name="answers", daemon=True)
-    reading.start()
-    while reading.is_alive():
-        reading.join(_CHECK_SECONDS)
-        require_alive()
-    for error in failures:
-        require_alive(error)
-        if not isinstance(error, ray.exceptions.RayError):
-            raise error
+    try:
+        for result in results.iter_rows():
+            if result["error"]:
+                _raise_error(result["error"])
+            display.advance(int(result["rows"]))
+    except ray.exceptions.RayError as error:
         what = f"Ray failed: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
         raise WorkFailedError(what, where=_WHERE, fix=_FIX) from error

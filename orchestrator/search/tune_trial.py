@@ -11,7 +11,7 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
-from cluster.local import require_alive
+from cluster.embedded import require_alive
 from orchestrator.plan.planning import Plan, trial_expert_job
 from orchestrator.plan.search_space import adapter_changes
 from orchestrator.progress.live_view import LiveView

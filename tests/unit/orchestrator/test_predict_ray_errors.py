@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from cluster import embedded
 from cluster.error import ClusterEndedError
 from orchestrator.predict import ray_data
 from orchestrator.predict.sizing import PoolSize
@@ -50,8 +51,9 @@ class TestTheEndOfRay:
             rows = SimpleNamespace(iter_rows=lambda: results)
             dataset = SimpleNamespace(map_batches=lambda *_, **__: rows)
             monkeypatch.setattr(ray_data.ray.data, "from_items", lambda *_, **__: dataset)
-            monkeypatch.setattr(ray_data, "_CHECK_SECONDS", 0.01)
-            ray_data._answer_chunks([], PoolSize(1, 1, 0), None, SimpleNamespace(advance=advance))
+            monkeypatch.setattr(embedded, "CHECK_SECONDS", 0.01)
+            display = SimpleNamespace(advance=advance)
+            embedded.while_alive(lambda: ray_data._answer_chunks([], PoolSize(1, 1, 0), None, display))
 
         return run
 
@@ -64,7 +66,7 @@ class TestTheEndOfRay:
             if ended.is_set():
                 raise ClusterEndedError("Ray's process raylet ended", where="this machine", fix="f") from cause
 
-        monkeypatch.setattr(ray_data, "require_alive", require_alive)
+        monkeypatch.setattr(embedded, "require_alive", require_alive)
         return ended
 
     def test_is_an_error_while_results_are_awaited(self, answer, ended):
