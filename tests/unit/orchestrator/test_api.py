@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster import local
+from cluster import embedded, local
 from orchestrator import api
 from orchestrator.predict.request import PredictRequest
 from orchestrator.run import driver
@@ -84,7 +84,7 @@ def test_ray_leaves_no_handler_and_says_nothing_of_threads(
     monkeypatch.setattr(
         ray, "shutdown", lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL) if not in_thread else None
     )
-    monkeypatch.setattr(local, "_ray_processes", lambda: [])
+    monkeypatch.setattr(embedded, "_PROCESSES", ())
     monkeypatch.setattr(logging.getLogger("ray"), "propagate", True)
     before = handlers()
 
