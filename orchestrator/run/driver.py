@@ -261,7 +261,10 @@ def _run_stages(context: RunContext, made: RunInProgress) -> Plan:
         stage_result.busy_seconds += pool.busy_seconds
         stage_result.waiting_seconds += pool.waiting_seconds
         served = plan.only(plan.experts.keys() - stage_result.failed.keys())
-        unmet = unmet_requirement(plan.config.router.require, list(plan.experts), served.experts)
+        skipped = {task for task, failure in stage_result.failed.items() if failure.kind == "skipped"}
+        unmet = unmet_requirement(
+            plan.config.router.require, [task for task in plan.experts if task not in skipped], served.experts
+        )
         if stage_result.stopped or unmet:
             raise experts_failed_error(plan, stage_result, unmet)
         library = served.folders.library

@@ -23,7 +23,8 @@ def ray():
     import ray
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "token")  # Ray would set it, and leave it
+        patch.setenv("RAY_AUTH_MODE", "")
+        patch.delenv("RAY_AUTH_MODE")  # so that the value that Ray sets, and leaves, is undone
         ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()

@@ -165,7 +165,7 @@ def test_the_log_of_experts_that_failed_together_is_named_and_uploaded_for_each(
     from workers.failure import Failure
 
     class FailsTogether:
-        def run(self, units, reduce_memory=None, resources=None):
+        def run(self, units, reduce_memory=None, resources=None, requests=None):
             (unit,) = units
             unit.log.parent.mkdir(parents=True)
             unit.log.write_text("a traceback")

@@ -114,7 +114,9 @@ def before_job(key: str, call: Callable[[], None]) -> type:
     done: list[str] = []
 
     class InterceptingPool(InlinePool):
-        def run(self, units: Any, reduce_memory: Any = None, resources: Any = None) -> Iterator[Any]:
+        def run(
+            self, units: Any, reduce_memory: Any = None, resources: Any = None, requests: Any = None
+        ) -> Iterator[Any]:
             def watched() -> Iterator[Any]:
                 for unit in units:
                     if not done and key in unit.jobs:
