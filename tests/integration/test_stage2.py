@@ -51,7 +51,9 @@ def scripted_pool(calls: list[Call], before: Callable[[Call, int], Failure | Non
     """A pool that asks ``before`` of each call of stage 2, with the number of its attempt, whether it fails."""
 
     class ScriptedPool(InlinePool):
-        def run(self, units: Any, reduce_memory: Any = None, resources: Any = None) -> Iterator[Any]:
+        def run(
+            self, units: Any, reduce_memory: Any = None, resources: Any = None, requests: Any = None
+        ) -> Iterator[Any]:
             queue, failures = list(units), defaultdict(list)
             if resources is None:  # stage 1
                 yield from super().run(units, reduce_memory)
