@@ -26,8 +26,8 @@ test-unit: $(VENV)/.test ## the tests that start no cluster (five minutes on two
 test-runs: $(VENV)/.test ## the tests that start Ray, MLflow or whole commands
 	$(PYTEST) tests/integration tests/e2e
 
-test-cluster: $(VENV)/.test ## the tests on clusters of several nodes (Ray; and Slurm, if it is installed)
-	$(PYTEST) tests/cluster
+test-cluster: $(VENV)/.test ## all tests on clusters of several nodes (Ray; Slurm, if it is installed): 25 minutes
+	$(PYTEST) --numprocesses=0 --thorough tests/cluster
 
 test-thorough: $(VENV)/.test ## all tests, with a crash at every step (half an hour)
 	$(PYTEST) --thorough

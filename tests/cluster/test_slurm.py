@@ -60,6 +60,7 @@ def wait_for(place: Path, job: str, text: str, seconds: float = 150) -> str:
     return log
 
 
+@pytest.mark.thorough
 def test_a_config_runs_on_all_nodes_of_an_allocation(place):
     done = commands.ttmoe(place, "submit", "tiny.yaml", "--cluster", "hpc", "--follow")
     assert done.code == 0, done.out + done.err

@@ -87,6 +87,7 @@ def test_killed_after_any_write_the_next_run_ends_as_if_nothing_had_been(start, 
     assert check_in_parallel(check, range(first, writes + 1, interval)) == []
 
 
+@pytest.mark.thorough
 def test_killed_again_and_again_it_still_comes_to_the_end(start, undisturbed):
     """Each run is killed after 30 writes, some of which every run makes; the others are kept."""
     folder = _fresh(start, "again")

@@ -71,7 +71,7 @@ def test_the_plan_shows_the_gpus_and_uses_them(library, monkeypatch):
     assert (found["resources"]["gpus"], found["resources"]["at_once"]) == (1, 2)
 
 
-@pytest.mark.parametrize("settings", [[], ["resources.node_labels.zone=a"]])
+@pytest.mark.parametrize("settings", [pytest.param([], marks=pytest.mark.thorough), ["resources.node_labels.zone=a"]])
 def test_the_experts_are_trained_there_on_a_gpu_each(library, cluster, settings):
     def work(job, folder, report):
         import os

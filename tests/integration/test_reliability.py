@@ -380,6 +380,7 @@ class TestTwoFail:
         assert now["running"] == []
 
 
+@pytest.mark.thorough
 def test_if_the_first_experts_fail_with_the_same_error_the_others_are_not_tried(fresh):
     home = fresh("alike")
     tasks = [f"{task}{i}" for i in range(3) for task in WORDS]

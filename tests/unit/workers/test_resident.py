@@ -36,7 +36,7 @@ def test_another_base_takes_the_place_of_the_first(base):
     assert count_base_loads() == before + 3
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_a_base_is_gone_when_the_next_is_loaded_even_if_its_loading_failed(base, monkeypatch, fails):
     loaded, alive, load_body = [], [], module.load_body
 
@@ -58,7 +58,7 @@ def test_a_base_is_gone_when_the_next_is_loaded_even_if_its_loading_failed(base,
     assert alive == [[], [False]]
 
 
-@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("error", [pytest.param(None, marks=pytest.mark.thorough), ValueError, KeyboardInterrupt])
 def test_experts_are_gone_whatever_happened(base, error):
     bench, raised = load_resident_base(base, "cpu"), pytest.raises(error) if error else nullcontext()
     with raised, bench.in_use() as bank:
