@@ -29,7 +29,7 @@ test-runs: $(VENV)/.test ## the tests that start Ray, MLflow or whole commands
 test-cluster: $(VENV)/.test ## all tests on clusters of several nodes (Ray; Slurm, if it is installed): 25 minutes
 	$(PYTEST) --numprocesses=0 --thorough tests/cluster
 
-test-thorough: $(VENV)/.test ## all tests, with a crash at every step (half an hour)
+test-thorough: $(VENV)/.test ## all tests, with a crash at every step (an hour)
 	$(PYTEST) --thorough
 
 style: $(VENV)/.style ## format, lint and type checks

@@ -44,6 +44,7 @@ class LocalJobs:
         files.write(folder.path)
         script = folder.path / SCRIPT
         script.write_text(_SCRIPT)
+        folder.write_record(metadata, process=0, began=0.0)  # so that it is listed from its start on
         path = os.pathsep.join(filter(None, [str(folder.path), os.environ.get("PYTHONPATH")]))
         with (folder.path / LOG).open("ab") as log:
             process = subprocess.Popen(
