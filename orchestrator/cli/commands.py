@@ -116,9 +116,9 @@ def submit_job(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job, and submit nothing.")] = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Print its output until the job ends.")] = False,
 ) -> None:
-    """Run a config on a cluster, as a job that does not need this machine.
+    """Run a config on a cluster, as a job.
 
-    Plans on the cluster first. Repeat the command to find the job, or to continue after one that failed.
+    The job does not need this machine. It plans on the cluster first. Repeat the command to find the job, or to continue after one that failed.
     """
     from orchestrator.config.clusters import find_cluster
     from orchestrator.config.loading import load_config

@@ -80,7 +80,10 @@ def skip_task(
     root: RootOption = None,
     uri: UriOption = None,
 ) -> None:
-    """Leave an expert out of the active run, which goes on without it; the next run trains it."""
+    """Leave an expert out of the active run.
+
+    The router serves the others, and the next run trains it.
+    """
     _request("skip", task, cluster, config, library, root, uri)
 
 
@@ -93,7 +96,10 @@ def retry_task(
     root: RootOption = None,
     uri: UriOption = None,
 ) -> None:
-    """Try an expert again that failed in the active run, or restart one that trains, from its checkpoint."""
+    """Try a failed expert of the active run again.
+
+    One that trains is stopped, and continues from its checkpoint.
+    """
     _request("retry", task, cluster, config, library, root, uri)
 
 
