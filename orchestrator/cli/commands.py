@@ -118,7 +118,8 @@ def submit_job(
 ) -> None:
     """Run a config on a cluster, as a job.
 
-    The job does not need this machine. It plans on the cluster first. Repeat the command to find the job, or to continue after one that failed.
+    The job does not need this machine. It plans on the cluster first. Repeat the command to find the job, or to
+    continue after one that failed.
     """
     from orchestrator.config.clusters import find_cluster
     from orchestrator.config.loading import load_config
