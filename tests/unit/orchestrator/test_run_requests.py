@@ -107,6 +107,7 @@ def test_a_request_arrives_once_and_its_answer_outlives_an_outage():
         while not requests_in(store.tags)[0].answer and time.monotonic() < ends:
             for job in inbox.take():
                 taken.append((job.action, job.key))
+                time.sleep(0.2)  # it is read again before it is answered
                 store.broken = 3
                 job.answer("is left out")
             time.sleep(0.01)
