@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
@@ -22,6 +21,7 @@ from cluster.error import ClusterError
 from cluster.job_files import JobFiles
 from cluster.jobs import JOB_VARIABLE
 from cluster.kuberay_profile import KubeRayProfile
+from cluster.rendering import render_template
 
 ANNOTATION = "ttmoe/"
 """Prefix of the annotations that keep a job's id and its metadata."""
@@ -91,12 +91,8 @@ def rayjob_manifest(
     _check_no_password(env)
     paths, texts, binaries = _config_map(profile, files)
     name = rayjob_name(job_id)
-    templates = Environment(
-        loader=PackageLoader("cluster"), trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined,
-        keep_trailing_newline=True, autoescape=False,  # it is no HTML; values are quoted as JSON, which YAML reads
-    )  # fmt: skip
-    templates.policies["json.dumps_kwargs"] = {"ensure_ascii": False}
-    text = templates.get_template("rayjob.yaml.j2").render(
+    text = render_template(
+        "rayjob.yaml.j2",
         profile=profile,
         name=name,
         annotations={f"{ANNOTATION}{key}": value for key, value in {"job": job_id, **metadata}.items()},
