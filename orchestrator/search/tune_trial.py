@@ -10,6 +10,7 @@ from typing import Any
 
 from ray import tune
 from ray.tune.search import Searcher
+from workers.trial import TrialRunner
 
 from cluster.embedded import require_alive
 from orchestrator.plan.planning import Plan, trial_expert_job
@@ -20,7 +21,6 @@ from orchestrator.search.trial_records import TrialRecords
 from ttmoe.adapter import AdapterSpec, plan_groups
 from ttmoe.base import empty_body
 from workers.expert_job import ExpertJob
-from workers.trial import TrialRunner
 
 
 class TuneTrial(tune.Trainable):
