@@ -87,7 +87,7 @@ def test_the_files_hold_the_trained_expert(job, base, colours, tmp_path):
 
 
 def test_the_test_split_is_not_used_before_training_has_ended(job, monkeypatch):
-    seen, honest = [], expert_runner.fit_experts
+    seen, honest = [], joint_training.fit_experts
 
     def fit(bank, trainings, **more):
         seen.append("fit")
@@ -174,7 +174,7 @@ def test_only_a_result_of_this_spec_counts(job, tmp_path):
 
 def test_a_choice_has_one_output_and_a_frozen_head_a_random_start(job, colours, monkeypatch):
     assert (job.classes, replace(job, data=replace(colours, kind="choice")).classes) == (3, 1)
-    starts, honest = [], expert_runner.fit_experts
+    starts, honest = [], joint_training.fit_experts
 
     def fit(bank, trainings, **more):
         starts.append(bank.experts[trainings[0].name].head.weight.abs().max().item())
