@@ -25,6 +25,7 @@ from orchestrator.cli.options import (
     selected_store,
 )
 from orchestrator.cli.startup import import_registry, prepare_command
+from orchestrator.cli.tune_commands import tune
 from ttmoe.errors import InputError
 
 app = command_group("Train, register and route libraries of TT-LoRA experts over one frozen language model.")
@@ -231,4 +232,5 @@ def ui(
     open_ui(selected_store(root, uri), port, console())
 
 
+command(app)(tune)
 command(app)(doctor)

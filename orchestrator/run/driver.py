@@ -91,15 +91,7 @@ def run_library(loaded: LoadedConfig, console: Console) -> RunOutcome:
 
 def _plan_and_run(loaded: LoadedConfig, made: RunInProgress, console: Console) -> None:
     """Do what ``run_library`` does, and keep in ``made`` how far it came."""
-    with console.status("planning: base, data, adapters"):
-        LibraryFolders.of(loaded.config).check()
-        store = loaded.config.store
-        # A server is asked before the planning, which takes longer; a plan that fails creates no file.
-        opened = None if store.is_missing else Registry.open(store.uri, store.artifacts, store.source)
-        plan = make_plan(loaded.config, registry=opened)
-        registry = (opened or Registry.open(store.uri, store.artifacts, store.source)).with_retries(
-            loaded.config.failures.tracking_minutes * 60, partial(console.print, soft_wrap=True)
-        )
+    plan, registry = plan_and_open(loaded, console)
     with (
         RunLimits(loaded.config.limits).keep() as limits,
         registry.hold_lease(plan.folders.library, "ttmoe run", registry.notify) as registry,
@@ -122,6 +114,20 @@ def _plan_and_run(loaded: LoadedConfig, made: RunInProgress, console: Console) -
         check_nodes(plan)
         forecast = make_forecast(plan, state, plan.nodes)
         _execute(plan, state, forecast, registry, loaded, made, console, limits)
+
+
+def plan_and_open(loaded: LoadedConfig, console: Console) -> tuple[Plan, Registry]:
+    """Plan a config, and open its store with retries; a plan that fails creates no file."""
+    with console.status("planning: base, data, adapters"):
+        LibraryFolders.of(loaded.config).check()
+        store = loaded.config.store
+        # A server is asked before the planning, which takes longer.
+        opened = None if store.is_missing else Registry.open(store.uri, store.artifacts, store.source)
+        plan = make_plan(loaded.config, registry=opened)
+        registry = (opened or Registry.open(store.uri, store.artifacts, store.source)).with_retries(
+            loaded.config.failures.tracking_minutes * 60, partial(console.print, soft_wrap=True)
+        )
+    return plan, registry
 
 
 def _print_todo(plan: Plan, state: LibraryState, console: Console) -> None:
@@ -275,10 +281,10 @@ def _run_stages(context: RunContext, made: RunInProgress) -> Plan:
             router = train_router(served, registry, context.run_id, pool, context.view, forecast.router)
         made.router = router
         _promote(plan, registry, registry.find_experts(library, served.lock), router)
-    if state.search_is_missing:
-        from orchestrator.search.tuning import run_search
+        if state.search_is_missing:
+            from orchestrator.search.tuning import run_search
 
-        run_search(plan, registry, context.view)
+            run_search(plan, registry, context.view, pool)
     return served
 
 

@@ -1,0 +1,46 @@
+"""``ttmoe tune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.options import ConfigArgument, JsonOption, SetOption, console
+
+MethodOption = Annotated[
+    str | None, typer.Option(metavar="METHOD", help="truncate, tpe, random or grid (search.method).")
+]
+TrialsOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Trials of each task (search.trials).")]
+
+
+def tune(
+    config: ConfigArgument,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TASK", help="Task to search on; can be repeated. By default those of the config."),
+    ] = None,
+    method: MethodOption = None,
+    trials: TrialsOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the space, a sample of it and a forecast, and train nothing.")
+    ] = False,
+    apply: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the config with the recommended adapters to this file."),
+    ] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Search for TT ranks and shapes that reach a high accuracy with few parameters.
+
+    Repeat the command to continue: trials that have ended are not made again, and the others resume.
+    """
+    from orchestrator.run.tune_driver import TuneRequest, tune_library
+
+    chosen = [f"search.method={method}"] if method else []
+    chosen += [f"search.trials={trials}"] if trials else []
+    request = TuneRequest(config, [*(overrides or []), *chosen], task or ())
+    loaded = request.load()
+    tune_library(loaded, console())

@@ -1,0 +1,113 @@
+"""Driver of ``ttmoe tune``: a search by itself, without training the experts of the library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from cluster.local import ray_session
+from orchestrator.config.loading import LoadedConfig, load_config
+from orchestrator.plan.forecast import check_search_fits, trial_resources
+from orchestrator.plan.planning import Plan
+from orchestrator.progress.live_view import LiveView
+from orchestrator.registry import Registry
+from orchestrator.registry.artifacts import TRIALS
+from orchestrator.report.search_tables import Record, finalists_table, front_table, read_search_records
+from orchestrator.run.driver import plan_and_open
+from orchestrator.run.limits import RunLimits
+from orchestrator.run.node_checks import check_nodes
+
+DEFAULTS = {"method": "tpe", "confirm": "3"}
+"""Settings of `search` that ``ttmoe tune`` has by default, and ``ttmoe run`` has not."""
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    """What ``ttmoe tune`` was asked for.
+
+    Attributes:
+        config: Path of a config or name of a packaged recipe.
+        overrides: Overrides such as ``search.trials=20``.
+        tasks: Tasks to search on; empty for those of the config, or all.
+    """
+
+    config: str
+    overrides: Sequence[str] = ()
+    tasks: Sequence[str] = ()
+
+    def load(self) -> LoadedConfig:
+        """Load the config with the search that was asked for.
+
+        Raises:
+            InputError: If the config is not valid.
+        """
+        loaded = load_config(self.config, self.overrides)
+        search = loaded.config.search
+        added = [
+            f"search.{key}={value}"
+            for key, value in DEFAULTS.items()
+            if search is None or key not in search.model_fields_set
+        ]
+        if len(self.tasks) == 1:
+            added += [f"search.task={self.tasks[0]}", "search.tasks=null"]
+        elif self.tasks or search is None:
+            added += [f"search.tasks={list(self.tasks) or 'all'}", "search.task=null"]
+        return load_config(self.config, [*self.overrides, *added])
+
+
+def tune_library(loaded: LoadedConfig, console: Console) -> list[Record]:
+    """Run the search of a config, print its tables, and return the record of each task.
+
+    A search that has finished is not made again; one that was interrupted goes on.
+
+    Raises:
+        InputError: The config, the data or the base cannot be used; raised before any work.
+        InfeasibleError: A trial fits on no node; raised before any work.
+        WorkFailedError: No trial of a task is measured, or the store stayed unavailable.
+        LimitReachedError: A limit of the config was reached.
+    """
+    plan, registry = plan_and_open(loaded, console)
+    with (
+        RunLimits(loaded.config.limits).keep() as limits,
+        registry.hold_lease(plan.folders.library, "ttmoe tune", registry.notify) as registry,
+    ):
+        registry.close_stale(plan.folders.library)
+        if (records := _finished(plan, registry)) is None:
+            _search(plan, registry, limits, console)
+            records = _finished(plan, registry)
+    for record in records or ():
+        console.print(front_table(record))
+        if record.get("finalists"):
+            console.print(finalists_table(record))
+    return list(records or ())
+
+
+def _finished(plan: Plan, registry: Registry) -> list[Record] | None:
+    folder = registry.search_artifacts(plan.folders.library, str(plan.search_hash))
+    return read_search_records(Path(folder) / TRIALS) if folder else None
+
+
+def _search(plan: Plan, registry: Registry, limits: RunLimits, console: Console) -> None:
+    from orchestrator.pool.worker_pool import WorkerPool
+    from orchestrator.search.tuning import run_search
+
+    check_search_fits(plan, None, plan.nodes)
+    check_nodes(plan)
+    resources, failures = plan.config.resources, plan.config.failures
+    with (
+        ray_session(),
+        LiveView(console) as view,
+        WorkerPool(
+            trial_resources(plan),
+            failures,
+            resources.max_parallel,
+            resources.autoscaling,
+            failures.stall_minutes * 60,
+            view.print,
+        ) as pool,
+    ):
+        limits.gpu_seconds = pool.gpu_seconds
+        run_search(plan, registry, view, pool)
