@@ -43,4 +43,11 @@ def tune(
     chosen += [f"search.trials={trials}"] if trials else []
     request = TuneRequest(config, [*(overrides or []), *chosen], task or ())
     loaded = request.load()
-    tune_library(loaded, console())
+    if apply:
+        from orchestrator.search.applying import check_target, write_recommended
+
+        check_target(loaded, apply)
+    records = tune_library(loaded, console())
+    if apply:
+        write_recommended(loaded, records, apply)
+        typer.echo(f"wrote {apply}; next: ttmoe run {apply}")

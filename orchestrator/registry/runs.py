@@ -141,9 +141,8 @@ def expert_run(
     changed = (tags or {}) | ({PARENT_TAG: parent} if moved else {})
     missing = [Param(key, str(value)) for key, value in params.items() if key not in run.data.params]
     store.artifact_uris[run.info.run_id] = run.info.artifact_uri
-    store.client.log_batch(
-        run.info.run_id, _metrics(metrics), missing, _tags(changed)
-    )  # without any of them, no request
+    # Without any of them, no request is sent.
+    store.client.log_batch(run.info.run_id, _metrics(metrics), missing, _tags(changed))
     if data:
         store.client.log_inputs(run.info.run_id, [_dataset_input(data)])
     return run.info.run_id

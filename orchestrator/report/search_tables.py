@@ -17,7 +17,8 @@ Record = Mapping[str, Any]
 def read_search_records(path: Path) -> list[Record]:
     """Return the record of each task of a search from its artifact ``trials.json``."""
     content = json.loads(path.read_text())
-    return content["tasks"] if "tasks" in content else [content]  # version 0.1.0 searched on one task
+    records: list[Record] = content.get("tasks", [content])  # version 0.1.0 searched on one task
+    return records
 
 
 def front_table(record: Record) -> Table:

@@ -46,11 +46,8 @@ class TuneRequest:
         """
         loaded = load_config(self.config, self.overrides)
         search = loaded.config.search
-        added = [
-            f"search.{key}={value}"
-            for key, value in DEFAULTS.items()
-            if search is None or key not in search.model_fields_set
-        ]
+        given = search.model_fields_set if search else set()
+        added = [f"search.{key}={value}" for key, value in DEFAULTS.items() if key not in given]
         if len(self.tasks) == 1:
             added += [f"search.task={self.tasks[0]}", "search.tasks=null"]
         elif self.tasks or search is None:

@@ -137,7 +137,7 @@ class Sampler:
 
 
 def _is_ordered(options: Sequence[Any]) -> bool:
-    """Return whether the options are numbers, of which neighbours are alike: the estimator then learns from them too."""
+    """Return whether the options are numbers: the estimator then learns from the neighbours of an option too."""
     return all(isinstance(option, (int, float)) and not isinstance(option, bool) for option in options)
 
 

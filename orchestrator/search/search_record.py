@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.search.finalists import Candidate, candidates, choose_winner
 from orchestrator.search.pareto import pareto_front
-from orchestrator.search.trial import Trial
+from orchestrator.search.trial import Point, Trial
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class TaskRecord:
         task: Name of the task.
         trials: All trials, as JSON objects: those that were measured first, in order, then those that failed.
         front: The measured trials that no other dominates, of the same form.
-        winner: The point that is recommended, with its mean accuracy over seeds; None if no trial is complete.
+        winner: The point that is recommended, with its mean accuracy over seeds, and under ``sections`` what makes a
+            task of a config train it; None if no trial is complete.
         finalists: The points that were repeated with several seeds, of the form of ``winner``.
         space: All options by choice.
         lora16_parameters: Parameters of LoRA of rank 16 on the same layers.
@@ -35,9 +36,23 @@ class TaskRecord:
 
 
 def make_task_record(
-    task: str, trials: Sequence[Trial], within: float, space: dict[str, Any], lora16_parameters: int
+    task: str,
+    trials: Sequence[Trial],
+    within: float,
+    space: dict[str, Any],
+    lora16_parameters: int,
+    config_sections: Callable[[Point], dict[str, Any]],
 ) -> TaskRecord:
-    """Return the record of a task's trials; ``within`` as for ``choose_winner``."""
+    """Return the record of a task's trials.
+
+    Args:
+        task: Name of the task.
+        trials: Its trials.
+        within: See ``choose_winner``.
+        space: All options by choice.
+        lora16_parameters: Parameters of LoRA of rank 16 on the same layers.
+        config_sections: Returns the sections of a task that has this point.
+    """
     measured = [_trial_json(trial) for trial in trials if trial.is_measured]
     failed = [_trial_json(trial) for trial in trials if trial.state == "failed"]
     winner = choose_winner(trials, within)
@@ -46,7 +61,7 @@ def make_task_record(
         task,
         measured + failed,
         pareto_front(measured),
-        _candidate_json(winner) if winner else None,
+        _candidate_json(winner) | {"sections": config_sections(winner.trials[0].point)} if winner else None,
         [_candidate_json(each) for each in sorted(repeated, key=lambda each: each.parameters)],
         space,
         lora16_parameters,

@@ -70,6 +70,21 @@ class TaskTrials:
         )
         return TrialJob(expert, rung)
 
+    def config_sections(self, point: Point) -> dict[str, Any]:
+        """Return the sections of a task in a config that make its expert one of this point."""
+        settings, task = self.space.settings(point), self.plan.experts[self.task].job
+        adapter: dict[str, Any] = {"method": "tt", "rank": settings.adapter.rank, "shape": settings.adapter.shape}
+        if settings.adapter.alpha != task.adapter.alpha:
+            adapter["alpha"] = settings.adapter.alpha
+        if settings.adapter.targets != task.adapter.targets:
+            adapter["targets"] = list(settings.adapter.targets)
+        if "layers" in point:
+            adapter["layers"] = point["layers"]
+        sections: dict[str, Any] = {"adapter": adapter}
+        if settings.train.lr != task.train.lr:
+            sections["train"] = {"lr": settings.train.lr}
+        return sections | ({"head": settings.head} if settings.head != task.head else {})
+
     def remove_files(self, trial: Trial) -> None:
         """Delete the checkpoints of a trial that will not be continued."""
         self.job(trial, trial.steps).expert.checkpoints.remove()

@@ -130,9 +130,14 @@ def _all_failed_error(search: TaskSearch) -> WorkFailedError:
 
 def _record(plan: Plan, settings: SearchSettings, search: TaskSearch, trials: TaskTrials) -> TaskRecord:
     groups = plan_groups(empty_body(plan.base), plan.experts[search.task].job.adapter)
-    choices = {name: list(options) for name, options in trials.space.choices.items()}
+    choices = {name: list(options) for name, options in trials.space.choices().items()}
     return make_task_record(
-        search.task, search.trials, settings.accuracy_within, choices, count_lora_parameters(groups)
+        search.task,
+        search.trials,
+        settings.accuracy_within,
+        choices,
+        count_lora_parameters(groups),
+        trials.config_sections,
     )
 
 

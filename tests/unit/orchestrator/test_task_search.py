@@ -48,7 +48,10 @@ def test_with_parameters_as_an_objective_a_small_trial_goes_on_although_it_is_le
     assert decisions(halving, [0.9, 0.5, 0.4, 0.8], [100, 10, 20, 90]) == [True, True, False, True]
 
 
-def search(size=SearchSize(6), earlier=(), rungs=(90,), seed=0):
+SIX = SearchSize(6)
+
+
+def search(size=SIX, earlier=(), rungs=(90,), seed=0):
     def make(number, point, origin, seed=0):
         return trial(number, point, origin, seed, state="waiting")
 

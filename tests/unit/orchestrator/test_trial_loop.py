@@ -97,7 +97,10 @@ class Trials:
         self.removed.append(trial.key)
 
 
-def make_loop(registry, tasks=("trec",), size=SearchSize(6), rungs=(90,), budget=SearchBudget(), run_id="search 1"):
+SIX, NO_LIMIT = SearchSize(6), SearchBudget()
+
+
+def make_loop(registry, tasks=("trec",), size=SIX, rungs=(90,), budget=NO_LIMIT, run_id="search 1"):
     runs = TrialRuns("lib", run_id, registry)
     earlier = runs.read()
     searches = {}
