@@ -20,7 +20,7 @@ from orchestrator.run.driver import plan_and_open
 from orchestrator.run.limits import RunLimits
 from orchestrator.run.node_checks import check_nodes
 
-DEFAULTS = {"method": "tpe", "confirm": "3"}
+DEFAULTS = {"method": "truncate", "confirm": "3"}
 """Settings of `search` that ``ttmoe tune`` has by default, and ``ttmoe run`` has not."""
 
 

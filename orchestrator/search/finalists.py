@@ -42,11 +42,16 @@ class Candidate:
 
 
 def candidates(trials: Sequence[Trial]) -> list[Candidate]:
-    """Return the points of all trials that were trained to the end, or cut from one that was."""
+    """Return the points of all trials that were trained to the end, or cut from one that was.
+
+    A cut counts until a trial of its point is trained: a config with this point trains it too.
+    """
     by_point: dict[str, list[Trial]] = {}
     for trial in sorted(trials, key=lambda each: (each.seed, each.number)):
         if trial.state == "finished" and trial.is_measured:
             by_point.setdefault(trial.point_key, []).append(trial)
+    for point, found in by_point.items():
+        by_point[point] = [trial for trial in found if trial.origin != "cut"] or found
     return [Candidate(tuple(found)) for found in by_point.values()]
 
 

@@ -3,37 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
-from orchestrator.search.finalists import choose_finalists
 from orchestrator.search.halving import Halving
+from orchestrator.search.repetitions import SearchSize, TrialMaker, next_repetition
 from orchestrator.search.sampler import Sampler
 from orchestrator.search.trial import Origin, Point, RungResult, Trial
-
-
-class TrialMaker(Protocol):
-    """Makes the trials of a task."""
-
-    def __call__(self, number: int, point: Point, origin: Origin, seed: int = 0) -> Trial:
-        """Return a new trial."""
-
-
-@dataclass(frozen=True)
-class SearchSize:
-    """How much one task's search may train.
-
-    Attributes:
-        trials: Number of trials that are sampled.
-        confirm: Number of further seeds for each finalist.
-        finalists: Largest number of finalists.
-        within: Accuracy by which the winner may be below the best finalist.
-    """
-
-    trials: int
-    confirm: int = 0
-    finalists: int = 4
-    within: float = 0.005
 
 
 class TaskSearch:
@@ -80,7 +54,11 @@ class TaskSearch:
         """
         if self._stopped:
             return None
-        trial = self._waiting.pop(0) if self._waiting else self._sample() or self._repeat()
+        trial = (
+            self._waiting.pop(0)
+            if self._waiting
+            else self._sample() or next_repetition(self.trials, self.size, self._add)
+        )
         if trial:
             trial.state = "running"
         return trial
@@ -130,22 +108,9 @@ class TaskSearch:
             return None
         point = self._sampler.suggest(len(self.trials) + 1)
         self._exhausted = point is None
-        return None if point is None else self._add(point, "sampled")
+        return None if point is None else self._add(point, "sampled", 0)
 
-    def _repeat(self) -> Trial | None:
-        """Return the next repetition of a finalist, once all points have their results."""
-        if not all(trial.has_ended for trial in self.trials if trial.seed == 0):
-            return None
-        first_seed = [trial for trial in self.trials if trial.seed == 0]
-        made = {(trial.point_key, trial.seed) for trial in self.trials}
-        for finalist in choose_finalists(first_seed, self.size.finalists, self.size.within):
-            first = finalist.trials[0]
-            for seed in range(1, self.size.confirm + 1):
-                if (first.point_key, seed) not in made:
-                    return self._add(first.point, "confirming", seed)
-        return None
-
-    def _add(self, point: Point, origin: Origin, seed: int = 0) -> Trial:
+    def _add(self, point: Point, origin: Origin, seed: int) -> Trial:
         trial = self._make(len(self.trials) + 1, point, origin, seed)
         self.trials.append(trial)
         return trial

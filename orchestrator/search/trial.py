@@ -12,9 +12,9 @@ from orchestrator.registry import RunRecord
 Point = dict[str, Any]
 """The options that a trial has of the search's choices, by name of the choice; JSON values."""
 
-Origin = Literal["sampled", "cut", "retrained", "confirming", "shared"]
-"""Why a trial was made: suggested by the sampler; cut from a larger expert; trained because its cut is doubtful; with
-another seed, to confirm a finalist; or to compare the tasks' winners on every task."""
+Origin = Literal["sampled", "parent", "cut", "retrained", "confirming"]
+"""Why a trial was made: suggested by the sampler; to be cut; cut from that one; trained because its cut is doubtful; or
+to confirm a finalist with another seed."""
 
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
 

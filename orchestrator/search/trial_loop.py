@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from orchestrator.pool.capacity import JobResources
 from orchestrator.pool.work_units import JobEvent, JobRunner, WorkUnit
 from orchestrator.progress.live_view import LiveView
+from orchestrator.search.cut_search import CutSearch
 from orchestrator.search.task_search import TaskSearch
 from orchestrator.search.trial import RungResult, Trial
 from orchestrator.search.trial_runs import TrialRuns
-from orchestrator.search.trial_units import TaskTrials, make_unit, with_less_memory
+from orchestrator.search.trial_units import TaskTrials, make_cutting_unit, make_unit, with_less_memory
 from workers.failure import Failure
+from workers.tuning.members import CuttingResult
 from workers.tuning.trial_job import TrialResult
 
 _FAILURES_AT_FIRST = 3  # trials that fail before any other of the task is measured; then the task is given up
@@ -48,7 +50,7 @@ class TrialLoop:
         view: Shows the progress.
     """
 
-    searches: dict[str, tuple[TaskSearch, TaskTrials]]
+    searches: dict[str, tuple[TaskSearch | CutSearch, TaskTrials]]
     runs: TrialRuns
     budget: SearchBudget
     view: LiveView
@@ -86,7 +88,8 @@ class TrialLoop:
         search, trials = self.searches[task]
         chosen: list[Trial] = []
         while len(chosen) < self.budget.trials_per_unit and (trial := search.next()):
-            if known := self.runs.known.get(trial.spec_hash):
+            known = self.runs.known.get(trial.spec_hash)
+            if known and trial.origin != "parent":  # what a parent is cut to is not known
                 self._take_known(search, trial, known)
                 continue
             self.runs.start(trial)
@@ -96,9 +99,12 @@ class TrialLoop:
             return None
         keys = frozenset(trial.key for trial in chosen)
         self._units |= dict.fromkeys(keys, keys)
-        return make_unit([trials.job(trial, search.next_rung(trial)) for trial in chosen])
+        jobs = [trials.job(trial, search.next_rung(trial)) for trial in chosen]
+        if isinstance(search, CutSearch) and chosen[0].origin == "parent":
+            return make_cutting_unit(jobs[0], search.ranks[1:])
+        return make_unit(jobs)
 
-    def _take_known(self, search: TaskSearch, trial: Trial, known: Trial) -> None:
+    def _take_known(self, search: TaskSearch | CutSearch, trial: Trial, known: Trial) -> None:
         """Take the result that the same trial has in another search."""
         trial.rungs = known.rungs[:-1]
         search.report(trial, known.rungs[-1], ended=True)
@@ -111,6 +117,8 @@ class TrialLoop:
             self.view.update(trial.key, progress)
         if isinstance(event.result, TrialResult):
             self._take_result(trial, event.result)
+        elif isinstance(event.result, CuttingResult):
+            self._take_cuts(trial, event.result)
         elif event.failure and event.done:
             self._take_failure(trial, event.failure)
         elif event.failure:
@@ -127,6 +135,17 @@ class TrialLoop:
         state = {"finished": "done", "stopped": "done", "waiting": "waiting"}[trial.state]
         note = f"{_note(trial)}; stopped at step {trial.steps}" if trial.state == "stopped" else _note(trial)
         self.view.set_state(trial.key, state, note, {"validation.accuracy": trial.accuracy})
+
+    def _take_cuts(self, parent: Trial, result: CuttingResult) -> None:
+        self._end(parent)
+        search, _ = self.searches[parent.task]
+        assert isinstance(search, CutSearch)
+        cuts = search.report_cuts(parent, result)
+        doubtful = search.doubtful()
+        for trial in [*cuts, parent]:  # the parent last: without the cuts it would not count
+            self.runs.record_rung(trial)
+            kind = "train this rank" if trial in doubtful else trial.origin
+            self.view.set_state(trial.key, "done", f"{_note(trial)}; {kind}", {"validation.accuracy": trial.accuracy})
 
     def _take_failure(self, trial: Trial, failure: Failure) -> None:
         self._end(trial)

@@ -7,15 +7,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from orchestrator.plan.identity import spec_hash
 from orchestrator.plan.planning import Plan, expert_spec
-from orchestrator.plan.space import PointSettings, SearchSpace
+from orchestrator.plan.space import PointSettings
 from orchestrator.pool.less_memory import with_half_micro_batch
 from orchestrator.pool.work_units import LOG_FILE, WorkUnit, run_jointly
 from orchestrator.search.trial import Origin, Point, Trial
+from workers.progress import ProgressCallback
+from workers.tuning.cutting_job import run_cutting
+from workers.tuning.members import CuttingJob, CuttingResult
 from workers.tuning.trial_job import TrialJob, run_trials
+
+# From a rank of 16, those up to 4 are distilled, where the loss of a cut has risen; larger ones gain nothing.
+_DISTILLED_SHARE = 4
+_DISTILLATION_SHARE = 10  # of the steps of a training
+
+
+class TrialSpace(Protocol):
+    """What trials need of a space."""
+
+    def choices(self) -> dict[str, tuple[Any, ...]]:
+        """Return the options of every choice by its name."""
+
+    def is_valid(self, point: Point) -> bool:
+        """Return whether a point is one of this space."""
+
+    def settings(self, point: Point) -> PointSettings:
+        """Return what a point trains."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +52,7 @@ class TaskTrials:
 
     plan: Plan
     task: str
-    space: SearchSpace
+    space: TrialSpace
     rungs: tuple[int, ...]
     folder: Path
 
@@ -97,12 +117,16 @@ class TaskTrials:
         return replace(settings, train=train.model_copy(update={"seed": (train.seed or 0) + seed}))
 
     def _spec_hash(self, settings: PointSettings, origin: Origin) -> str:
-        """Return the hash of what decides a trial's result. The rungs are part of it: it is evaluated at each."""
+        """Return the hash of what decides a trial's result. The rungs are part of it: it is evaluated at each.
+
+        A cut has that of a training of its point, and that it is a cut: its parent follows from the space.
+        """
         data = self.plan.experts[self.task].job.data
         shapes = {group.role: str(group.method) for group in settings.groups}
         spec = expert_spec(self.plan.base, settings.adapter, shapes, data, settings.train, settings.head)
         rungs = self.rungs[:-1] if origin == "sampled" else ()
-        return spec_hash(spec | ({"rungs": rungs} if rungs else {}))
+        cut = {"cut": self.space.choices()["rank"]} if origin == "cut" else {}
+        return spec_hash(spec | ({"rungs": rungs} if rungs else {}) | cut)
 
 
 def _describe(settings: PointSettings, point: Point) -> dict[str, Any]:
@@ -128,7 +152,23 @@ def make_unit(jobs: Sequence[TrialJob]) -> WorkUnit:
     return WorkUnit(partial(run_jointly, run_trials), {job.expert.task: job for job in jobs}, log)
 
 
-def with_less_memory(job: TrialJob) -> TrialJob | None:
+def make_cutting_unit(parent: TrialJob, ranks: Sequence[int]) -> WorkUnit:
+    """Return the unit that trains a parent and cuts it to these ranks. The smallest are distilled for a short time."""
+    expert = parent.expert
+    small = tuple(rank for rank in ranks if rank <= expert.adapter.rank // _DISTILLED_SHARE)
+    steps = max(1, expert.train.steps // _DISTILLATION_SHARE)
+    job = CuttingJob(expert, tuple(ranks), distill_steps=steps, distill=small)
+    return WorkUnit(partial(run_jointly, _run_cuttings), {expert.task: job}, Path(expert.folder, LOG_FILE))
+
+
+def _run_cuttings(jobs: Sequence[CuttingJob], report: ProgressCallback) -> dict[str, CuttingResult]:
+    return {job.expert.task: run_cutting(job, report) for job in jobs}
+
+
+AnyJob = TypeVar("AnyJob", TrialJob, CuttingJob)
+
+
+def with_less_memory(job: AnyJob) -> AnyJob | None:
     """Return the job with half the rows in the model at once, or None if that is one row already."""
     expert = with_half_micro_batch(job.expert)
     return None if expert is None else replace(job, expert=expert)

@@ -17,10 +17,13 @@ from orchestrator.registry import Registry
 from orchestrator.registry.artifacts import PARETO_PLOT, TRIALS
 from orchestrator.report.charts import draw_trials
 from orchestrator.report.figures import save_png
+from orchestrator.search.cut_search import CutSearch
 from orchestrator.search.halving import Halving, rung_steps
+from orchestrator.search.rank_space import RankSpace
+from orchestrator.search.repetitions import SearchSize
 from orchestrator.search.sampler import Sampler
 from orchestrator.search.search_record import TaskRecord, make_task_record
-from orchestrator.search.task_search import SearchSize, TaskSearch
+from orchestrator.search.task_search import TaskSearch
 from orchestrator.search.trial import Trial
 from orchestrator.search.trial_loop import SearchBudget, TrialLoop
 from orchestrator.search.trial_runs import TrialRuns
@@ -67,7 +70,8 @@ def run_search(plan: Plan, registry: Registry, view: LiveView, runner: JobRunner
         view.start_stage(f"Search: ranks and shapes for {', '.join(tasks)}", "trial", {})
         runs = TrialRuns(library, run, registry)
         earlier = runs.read()
-        searches = {task: _task_search(plan, settings, task, earlier) for task in tasks}
+        make = _cut_search if settings.method == "truncate" else _task_search
+        searches = {task: make(plan, settings, task, earlier) for task in tasks}
         _show_earlier(view, [trial for search, _ in searches.values() for trial in search.trials])
         budget = _budget(plan, settings)
         loop = TrialLoop(searches, runs, budget, view)
@@ -80,13 +84,26 @@ def run_search(plan: Plan, registry: Registry, view: LiveView, runner: JobRunner
     return records
 
 
+def _cut_search(
+    plan: Plan, settings: SearchSettings, task: str, earlier: Sequence[Trial]
+) -> tuple[CutSearch, TaskTrials]:
+    job = plan.experts[task].job
+    keeps_lr = settings.space is not None and settings.space.lr == "keep"
+    model, train = empty_body(plan.base), plan.config.search_train(task)
+    space = RankSpace(model, job.adapter, train, job.head, settings.ranks, keeps_lr=keeps_lr)
+    trials = TaskTrials(plan, task, space, (settings.steps,), _trials_folder(plan, task))
+    retrained = settings.budget.trials if settings.budget else 0
+    own = [trial for trial in earlier if trial.task == task]
+    return CutSearch(task, settings.ranks, settings.steps, _size(settings, retrained or 0), trials.make, own), trials
+
+
 def _task_search(
     plan: Plan, settings: SearchSettings, task: str, earlier: Sequence[Trial]
 ) -> tuple[TaskSearch, TaskTrials]:
     space = plan_space(plan, task)
     rungs = settings.rungs
     steps = rung_steps(rungs.first if rungs else None, rungs.factor if rungs else 2, settings.steps)
-    trials = TaskTrials(plan, task, space, steps, plan.work_folder("search", task, str(plan.search_hash)) / "trials")
+    trials = TaskTrials(plan, task, space, steps, _trials_folder(plan, task))
     sampler = Sampler(
         space,
         settings.method or "tpe",
@@ -96,9 +113,16 @@ def _task_search(
         trials.key,
     )
     halving = Halving(steps, rungs.factor if rungs else 2, settings.objectives)
-    size = SearchSize(settings.trials, settings.confirm, settings.finalists, settings.accuracy_within)
     own = [trial for trial in earlier if trial.task == task]
-    return TaskSearch(task, sampler, halving, size, trials.make, own), trials
+    return TaskSearch(task, sampler, halving, _size(settings, settings.trials), trials.make, own), trials
+
+
+def _size(settings: SearchSettings, trials: int) -> SearchSize:
+    return SearchSize(trials, settings.confirm, settings.finalists, settings.accuracy_within)
+
+
+def _trials_folder(plan: Plan, task: str) -> Path:
+    return plan.work_folder("search", task, str(plan.search_hash)) / "trials"
 
 
 def _budget(plan: Plan, settings: SearchSettings) -> SearchBudget:
@@ -118,7 +142,7 @@ def _show_earlier(view: LiveView, trials: Sequence[Trial]) -> None:
             view.set_state(trial.key, "cached", metrics={"validation.accuracy": trial.accuracy})
 
 
-def _all_failed_error(search: TaskSearch) -> WorkFailedError:
+def _all_failed_error(search: TaskSearch | CutSearch) -> WorkFailedError:
     failed = [trial for trial in search.trials if trial.state == "failed"]
     first = failed[0].error if failed else "none was started"
     return WorkFailedError(
@@ -128,7 +152,7 @@ def _all_failed_error(search: TaskSearch) -> WorkFailedError:
     )
 
 
-def _record(plan: Plan, settings: SearchSettings, search: TaskSearch, trials: TaskTrials) -> TaskRecord:
+def _record(plan: Plan, settings: SearchSettings, search: TaskSearch | CutSearch, trials: TaskTrials) -> TaskRecord:
     groups = plan_groups(empty_body(plan.base), plan.experts[search.task].job.adapter)
     choices = {name: list(options) for name, options in trials.space.choices().items()}
     return make_task_record(

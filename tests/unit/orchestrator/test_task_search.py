@@ -11,8 +11,9 @@ from orchestrator.registry import RunRecord
 from orchestrator.search.finalists import choose_finalists, choose_winner
 from orchestrator.search.halving import Halving, rung_steps
 from orchestrator.search.pareto import hypervolume, is_dominated, pareto_front
+from orchestrator.search.repetitions import SearchSize
 from orchestrator.search.sampler import Sampler
-from orchestrator.search.task_search import SearchSize, TaskSearch
+from orchestrator.search.task_search import TaskSearch
 from orchestrator.search.trial import RungResult, Trial, read_trial
 
 

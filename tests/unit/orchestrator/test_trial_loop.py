@@ -11,8 +11,9 @@ from test_task_search import record_of
 from orchestrator.pool.work_units import JobEvent, WorkUnit
 from orchestrator.progress.live_view import LiveView
 from orchestrator.search.halving import Halving
+from orchestrator.search.repetitions import SearchSize
 from orchestrator.search.sampler import Sampler
-from orchestrator.search.task_search import SearchSize, TaskSearch
+from orchestrator.search.task_search import TaskSearch
 from orchestrator.search.trial import Trial
 from orchestrator.search.trial_loop import SearchBudget, TrialLoop
 from orchestrator.search.trial_runs import TrialRuns

@@ -1,0 +1,60 @@
+"""The ranks of a task's own adapter, as a space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from orchestrator.plan.space import PointSettings
+from orchestrator.search.trial import Point
+from ttmoe.adapter import AdapterSpec, count_parameters, plan_groups
+from workers.training.learning_rate import lr_for_rank
+from workers.training.settings import TrainSettings
+
+
+class RankSpace:
+    """The points ``{"rank": r}``: the shapes, layers and everything else are those of the task's adapter.
+
+    Args:
+        model: Body of the base; its modules may be on the meta device.
+        adapter: Adapter of the task; ``train.lr`` is the learning rate for its rank, and falls with the root of it.
+        train: Training settings.
+        head: Head of the task.
+        ranks: The ranks.
+        keeps_lr: Whether every rank has the same learning rate.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        adapter: AdapterSpec,
+        train: TrainSettings,
+        head: str,
+        ranks: Sequence[int],
+        *,
+        keeps_lr: bool = False,
+    ) -> None:
+        self._model, self._adapter, self._train, self._head = model, adapter, train, head
+        self._ranks, self._keeps_lr = tuple(ranks), keeps_lr
+
+    def choices(self) -> dict[str, tuple[Any, ...]]:
+        """Return the options of every choice by its name."""
+        return {"rank": self._ranks}
+
+    def is_valid(self, point: Point) -> bool:
+        """Return whether a point is one of this space."""
+        return point.get("rank") in self._ranks
+
+    def settings(self, point: Point) -> PointSettings:
+        """Return what a point trains."""
+        rank = point["rank"]
+        shape = self._adapter.shape
+        factors = shape.split("@")[0] if isinstance(shape, str) else {k: v.split("@")[0] for k, v in shape.items()}
+        adapter = replace(self._adapter, method="tt", rank=rank, shape=factors)
+        lr = self._train.lr if self._keeps_lr else lr_for_rank(self._train.lr, self._adapter.rank, rank)
+        groups = plan_groups(self._model, adapter)
+        train = self._train.model_copy(update={"lr": lr})
+        return PointSettings(adapter, train, self._head, groups, count_parameters(groups))
