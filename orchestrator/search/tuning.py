@@ -42,29 +42,30 @@ def run_search(plan: Plan, registry: Registry, view: LiveView) -> None:
     if (search := plan.config.search) is None:
         raise ValueError("the config has no search")
     groups, space = plan_search_space(plan)
+    (task,) = plan.config.searched_tasks
     run = registry.start_run(
         plan.folders.library,
-        f"search {search.task}",
-        {"spec_hash": plan.search_hash, "task": search.task},
+        f"search {task}",
+        {"spec_hash": plan.search_hash, "task": task},
         json.dumps(search.model_dump(), indent=1),
         {"space": space},
         search=True,
         token=uuid.uuid4().hex,
     )
     with registry.end_run_on_exit(run):
-        view.start_stage(f"Search: ranks and shapes for {search.task}", "trial", {})
-        folder = plan.work_folder("search", search.task, str(plan.search_hash))
-        records = TrialRecords(folder, plan.folders.library, search.task, registry, run)
+        view.start_stage(f"Search: ranks and shapes for {task}", "trial", {})
+        folder = plan.work_folder("search", task, str(plan.search_hash))
+        records = TrialRecords(folder, plan.folders.library, task, registry, run)
         suggestions = Suggestions(space, search, earlier := records.read_earlier(space))
         for trial in earlier:
             view.set_state(trial["spec_hash"][:8], "cached", metrics={"validation.accuracy": trial["accuracy"]})
         if suggestions.left > 0:
-            job = replace(plan.experts[search.task].job, train=plan.config.search_train())
+            job = replace(plan.experts[task].job, train=plan.config.search_train(task))
             _tune(plan, job, suggestions, records, view)
         if not records.finished:
             raise _all_failed_error(records)
         record = {
-            "task": search.task,
+            "task": task,
             "trials": records.finished,
             "failed": records.failed,
             "front": pareto_front(records.finished),
@@ -72,7 +73,7 @@ def run_search(plan: Plan, registry: Registry, view: LiveView) -> None:
             "lora16_parameters": count_lora_parameters(groups),
         }
         (folder / TRIALS).write_text(json.dumps(record, indent=1))
-        save_png(draw_trials(records.finished, pareto_front(records.finished), search.task), folder / PARETO_PLOT)
+        save_png(draw_trials(records.finished, pareto_front(records.finished), task), folder / PARETO_PLOT)
         for name in (TRIALS, PARETO_PLOT):
             registry.log_file(run, folder / name)
 
