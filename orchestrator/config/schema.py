@@ -7,12 +7,12 @@ checks are here, so that they take less than a second.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, Field, PlainSerializer, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
 from cluster.profiles import ClusterProfile
 from orchestrator.config.completion import OnEnd
@@ -23,21 +23,12 @@ from orchestrator.config.runtime_sections import (
     StorageSettings,
     TrackingSettings,
 )
-from orchestrator.config.sections import AdapterSettings, BaseSettings, HeadMode
+from orchestrator.config.search_settings import SearchSettings
+from orchestrator.config.sections import AdapterSettings, BaseSettings, HeadMode, Overriding, Section
 from orchestrator.config.store_address import StoreAddress, find_store
 from workers.data.task import Task
 from workers.data.validation import STRICT_CONFIG, setting_error
-from workers.training.settings import PositiveInt, RouterSettings, TrainSettings
-
-Section = TypeVar("Section", bound=BaseModel)
-
-
-def _dump_set_fields(section: BaseModel) -> dict[str, Any]:
-    return section.model_dump(mode="json", exclude_unset=True)
-
-
-# A section that overrides another one. Defaults are not written out, because they would override as well.
-Overriding = Annotated[Section, PlainSerializer(_dump_set_fields)]
+from workers.training.settings import RouterSettings, TrainSettings
 
 
 def _check_name(name: str) -> str:
@@ -85,37 +76,6 @@ class TaskEntry(Task):
     head: HeadMode | None = Field(default=None, description="Head of this task, if it differs from the library's.")
 
 
-class SearchSettings(BaseModel):
-    """Settings of the search over TT ranks and shapes on one task."""
-
-    model_config = STRICT_CONFIG
-    task: str = Field(description="Task on which the trials are trained.")
-    trials: PositiveInt = Field(default=8, description="Number of trials.")
-    ranks: tuple[PositiveInt, ...] = Field(default=(2, 4, 8, 16), min_length=1, description="Ranks to search.")
-    cores: tuple[Annotated[int, Field(ge=2)], Annotated[int, Field(ge=2)]] = Field(
-        default=(4, 6), description="Minimum and maximum number of cores of a shape."
-    )
-    steps: PositiveInt = Field(default=100, description="Optimizer steps of a trial.")
-    max_parallel: PositiveInt | None = Field(
-        default=None, description="Maximum number of parallel trials; by default all that fit."
-    )
-    train: Overriding[TrainSettings] = Field(
-        default_factory=TrainSettings, description="Training settings that differ for trials."
-    )
-    seed: int = Field(default=0, ge=0, description="Random seed of the sampler.")
-
-    @model_validator(mode="after")
-    def _check(self) -> SearchSettings:
-        if self.cores[0] > self.cores[1]:
-            what = "the minimum number of cores is greater than the maximum"
-            raise setting_error(what, key=("cores",), fix=f"write {list(self.cores[::-1])}")
-        if "steps" in self.train.model_fields_set:
-            raise setting_error(
-                "the steps of a trial are set elsewhere", key=("train", "steps"), fix="set `search.steps`"
-            )
-        return self
-
-
 class Config(BaseModel):
     """A library: its base, its tasks, and the settings of experts, router and run."""
 
@@ -157,9 +117,8 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        if self.search and self.search.task not in self.tasks:
-            fix = _suggest_task(self.search.task, self.tasks)
-            raise setting_error(f"no task is named {self.search.task!r}", key=("search", "task"), fix=fix)
+        if self.search:
+            _check_searched_tasks(self.search, self.tasks)
         for name in self.router.require if isinstance(self.router.require, tuple) else ():
             if name not in self.tasks:
                 raise setting_error(
@@ -186,13 +145,16 @@ class Config(BaseModel):
         """Return whether the head of a task is trained or frozen."""
         return self.tasks[name].head or self.head
 
-    def search_train(self) -> TrainSettings:
-        """Return the training settings of a trial; raise ValueError if the config has no search."""
+    @property
+    def searched_tasks(self) -> tuple[str, ...]:
+        """The tasks on which the search trains trials; empty without a search."""
+        return self.search.task_names(self.tasks) if self.search else ()
+
+    def search_train(self, task: str) -> TrainSettings:
+        """Return the training settings of a trial on a searched task; raise ValueError if the config has no search."""
         if self.search is None:
             raise ValueError("the config has no search")
-        return _merge(self.task_train(self.search.task), self.search.train).model_copy(
-            update={"steps": self.search.steps}
-        )
+        return _merge(self.task_train(task), self.search.train).model_copy(update={"steps": self.search.steps})
 
     @property
     def cache(self) -> Path:
@@ -203,6 +165,17 @@ class Config(BaseModel):
     def store(self) -> StoreAddress:
         """The MLflow store."""
         return find_store(config_uri=self.tracking.uri, config_root=Path(self.storage.root))
+
+
+def _check_searched_tasks(search: SearchSettings, tasks: Mapping[str, TaskEntry]) -> None:
+    """Refuse a search on tasks that do not exist, or over heads where a task has none."""
+    key = "task" if search.task else "tasks"
+    for name in search.task_names(tasks):
+        if name not in tasks:
+            raise setting_error(f"no task is named {name!r}", key=("search", key), fix=_suggest_task(name, tasks))
+        if tasks[name].kind == "generate" and search.space and search.space.head:
+            what = f"task {name!r} is of kind generate and has no head"
+            raise setting_error(what, key=("search", "space", "head"), fix="remove this setting")
 
 
 def _check_shapes(adapter: AdapterSettings, key: tuple[str, ...]) -> None:

@@ -1,11 +1,11 @@
-"""The sections `base` and `adapter` of a config."""
+"""The sections `base` and `adapter` of a config, and types that several sections share."""
 
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, PlainSerializer, field_validator, model_validator
 
 from ttmoe.errors import InputError
 from ttmoe.shapes import TTShape
@@ -15,6 +15,43 @@ from workers.training.settings import Fraction, Pooling, PositiveFloat, Positive
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 HeadMode = Literal["trained", "frozen"]
+Section = TypeVar("Section", bound=BaseModel)
+
+
+def _dump_set_fields(section: BaseModel) -> dict[str, Any]:
+    return section.model_dump(mode="json", exclude_unset=True)
+
+
+def _check_layers(layers: str) -> str:
+    ends = re.fullmatch(r"all|(\d+)-(\d*)", layers)
+    if not ends or (ends[2] and int(ends[1]) > int(ends[2])):
+        fix = "write all, 4- (from 4 to the top) or 2-5 (5 included)"
+        raise setting_error("this is not a range of layers", fix=fix)
+    return layers
+
+
+def _check_targets(targets: tuple[str, ...]) -> tuple[str, ...]:
+    for index, target in enumerate(targets):
+        try:
+            re.compile(target)
+        except re.error as error:
+            what = f"this is not a regular expression: {error}"
+            raise setting_error(what, key=(str(index),), fix="write a role such as q") from None
+    return targets
+
+
+def layer_ends(layers: str) -> tuple[int, int | None]:
+    """Return the lowest and the highest layer (inclusive; None: the top one) of a range such as ``all`` or ``2-5``."""
+    if layers == "all":
+        return 0, None
+    first, last = layers.split("-")
+    return int(first), int(last) if last else None
+
+
+# A section that overrides another one. Defaults are not written out, because they would override as well.
+Overriding = Annotated[Section, PlainSerializer(_dump_set_fields)]
+LayerRange = Annotated[str, AfterValidator(_check_layers)]
+Targets = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_check_targets)]
 
 
 class BaseSettings(BaseModel):
@@ -70,12 +107,11 @@ class AdapterSettings(BaseModel):
     method: Literal["tt", "lora"] = Field(
         default="tt", description="Low-rank factors as tensor trains (tt) or matrices (lora)."
     )
-    targets: tuple[str, ...] = Field(
+    targets: Targets = Field(
         default=("q", "v"),
-        min_length=1,
         description="Adapted linear layers: q, k, v, o, up, gate, down, or regular expressions.",
     )
-    layers: str = Field(
+    layers: LayerRange = Field(
         default="all",
         description="Adapted layers: all, 4- (from 4 to the top) or 2-5; layers below are the shared trunk.",
     )
@@ -92,33 +128,12 @@ class AdapterSettings(BaseModel):
     @property
     def first(self) -> int:
         """Lowest adapted layer; equal to the depth of the trunk."""
-        return 0 if self.layers == "all" else int(self.layers.split("-")[0])
+        return layer_ends(self.layers)[0]
 
     @property
     def last(self) -> int | None:
         """Highest adapted layer, inclusive; None for the top layer."""
-        return None if self.layers == "all" or self.layers.endswith("-") else int(self.layers.split("-")[1])
-
-    @field_validator("layers")
-    @classmethod
-    def _check_layers(cls, layers: str) -> str:
-        ends = re.fullmatch(r"all|(\d+)-(\d*)", layers)
-        if not ends or (ends[2] and int(ends[1]) > int(ends[2])):
-            raise setting_error(
-                "this is not a range of layers", fix="write all, 4- (from 4 to the top) or 2-5 (5 included)"
-            )
-        return layers
-
-    @field_validator("targets")
-    @classmethod
-    def _check_targets(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
-        for index, target in enumerate(targets):
-            try:
-                re.compile(target)
-            except re.error as error:
-                what = f"this is not a regular expression: {error}"
-                raise setting_error(what, key=(str(index),), fix="write a role such as q") from None
-        return targets
+        return layer_ends(self.layers)[1]
 
     @field_validator("shape")
     @classmethod

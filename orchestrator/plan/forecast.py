@@ -154,11 +154,14 @@ def check_router_fits(plan: Plan, state: LibraryState, nodes: Sequence[Node]) ->
 
 
 def check_search_fits(plan: Plan, state: LibraryState, nodes: Sequence[Node]) -> None:
-    """Raise InfeasibleError if a search has to be made and no node can run a trial of it.
+    """Raise InfeasibleError if a search has to be made and no node can run a trial of it."""
+    if state.search_is_missing:
+        check_trial_fits(plan, nodes)
 
-    With autoscaling the check is skipped, because nodes may be added.
-    """
-    if state.search_is_missing and not plan.config.resources.autoscaling:
+
+def check_trial_fits(plan: Plan, nodes: Sequence[Node]) -> None:
+    """Raise InfeasibleError if no node can run a trial of the plan's search; with autoscaling nodes may be added."""
+    if not plan.config.resources.autoscaling:
         require_fits(nodes, trial_resources(plan), "a trial of the search", LESS_MEMORY)
 
 
@@ -166,10 +169,12 @@ def trial_resources(plan: Plan) -> JobResources:
     """Return what each trial of the plan's search reserves: what a job with one expert of the largest rank does."""
     if (search := plan.config.search) is None:
         raise ValueError("the config has no search")
-    expert = plan.experts[search.task]
-    adapter = replace(expert.job.adapter, method="tt", rank=max(search.ranks), shape="auto")
-    trial = replace(expert, job=replace(expert.job, adapter=adapter, train=plan.config.search_train()))
-    return _job_resources(replace(plan, experts={search.task: trial}), empty_body(plan.base), [search.task], 1)
+    trials = {}
+    for task in plan.config.searched_tasks:
+        expert = plan.experts[task]
+        adapter = replace(expert.job.adapter, method="tt", rank=max(search.ranks), shape="auto")
+        trials[task] = replace(expert, job=replace(expert.job, adapter=adapter, train=plan.config.search_train(task)))
+    return _job_resources(replace(plan, experts=trials), empty_body(plan.base), trials, 1)
 
 
 def estimate_memory(plan: Plan, model: nn.Module, tasks: Collection[str], experts: int) -> dict[str, MemoryEstimate]:

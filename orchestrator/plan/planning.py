@@ -237,13 +237,19 @@ def _search_hash(config: Config, experts: dict[str, ExpertPlan]) -> str | None:
     """Return the spec hash of the search: without what its trials replace, and what changes no result."""
     if (search := config.search) is None:
         return None
-    job, spec = experts[search.task].job, experts[search.task].spec
-    adapter = {key: value for key, value in spec["adapter"].items() if key not in REPLACED_BY_TRIALS}
-    return spec_hash(
-        {
-            "recipe": RECIPES["search"],
-            "settings": hashed_settings(search, exclude={"max_parallel", "train"}),
-            "train": _train_spec(config.search_train(), job.data, exclude=MEMORY_ONLY),
-            "task": {**spec, "adapter": adapter, "train": None},
-        }
-    )
+    settings = hashed_settings(search, exclude={"max_parallel", "trials_per_job", "tasks", "train"})
+    common = {"recipe": RECIPES["search"], "settings": settings}
+    of_task = {name: _searched_task_spec(config, experts[name]) for name in config.searched_tasks}
+    return spec_hash(common | (of_task[search.task] if search.task else {"tasks": of_task}))
+
+
+def _searched_task_spec(config: Config, expert: ExpertPlan) -> dict[str, Any]:
+    job, spec, space = expert.job, expert.spec, config.search and config.search.space
+    kept = {"rank"} if space and space.lr == "auto" else set()  # the learning rate of each trial follows from it
+    if config.search and config.search.method == "truncate":  # the task's own adapter is cut
+        kept = {"rank", "shape"}
+    adapter = {key: value for key, value in spec["adapter"].items() if key not in REPLACED_BY_TRIALS - kept}
+    return {
+        "train": _train_spec(config.search_train(job.task), job.data, exclude=MEMORY_ONLY),
+        "task": {**spec, "adapter": adapter, "train": None},
+    }

@@ -7,6 +7,7 @@ from typing import Any
 from orchestrator.config.schema import SearchSettings
 from orchestrator.plan.library_state import LibraryState
 from orchestrator.plan.planning import Plan
+from orchestrator.plan.space import SearchSpace
 from ttmoe.adapter import Group, plan_groups
 from ttmoe.base import empty_body
 from ttmoe.errors import InputError
@@ -16,7 +17,26 @@ from ttmoe.shapes import candidate_shapes
 def check_search_space(plan: Plan, state: LibraryState) -> None:
     """Raise InputError if a search has to be made and has nothing to choose from, before any work starts."""
     if state.search_is_missing:
-        plan_search_space(plan)
+        check_spaces(plan)
+
+
+def check_spaces(plan: Plan) -> None:
+    """Raise InputError if the plan's search has nothing to choose from on one of its tasks."""
+    for task in plan.config.searched_tasks:
+        make_search_space(plan, task)
+
+
+def make_search_space(plan: Plan, task: str) -> SearchSpace:
+    """Return the space of the search on one of the plan's searched tasks.
+
+    Raises:
+        InputError: If an option does not fit the base, or the space is empty.
+        ValueError: If the config has no search.
+    """
+    if (search := plan.config.search) is None:
+        raise ValueError("the config has no search")
+    job = plan.experts[task].job
+    return SearchSpace(empty_body(plan.base), job.adapter, plan.config.search_train(task), job.head, search)
 
 
 def plan_search_space(plan: Plan) -> tuple[list[Group], dict[str, list[Any]]]:
@@ -28,6 +48,8 @@ def plan_search_space(plan: Plan) -> tuple[list[Group], dict[str, list[Any]]]:
     """
     if (search := plan.config.search) is None:
         raise ValueError("the config has no search")
+    if search.task is None:
+        raise InputError("a run searches on one task", where="search.tasks", fix="set search.task, or use `ttmoe tune`")
     groups = plan_groups(empty_body(plan.base), plan.experts[search.task].job.adapter)
     return groups, search_space(groups, search)
 

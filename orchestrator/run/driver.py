@@ -140,7 +140,8 @@ def _print_todo(plan: Plan, state: LibraryState, console: Console) -> None:
     if state.router.state != "cached":
         todo.append("the router")
     if plan.config.search and state.search_is_missing:
-        todo.append(f"a search of {plan.config.search.trials} trials")
+        method, trials = plan.config.search.method, plan.config.search.trials
+        todo.append("a search by cutting" if method == "truncate" else f"a search of {trials} trials")
     lines = [f"Library {plan.folders.library} on {plan.base_text}"]
     lines += [f"Cached: {format_names(cached, _MOST_LISTED)}"] if cached else []
     for line in [*lines, f"To do: {', '.join(todo) or 'nothing'}"]:

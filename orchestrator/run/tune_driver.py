@@ -10,8 +10,9 @@ from rich.console import Console
 
 from cluster.local import ray_session
 from orchestrator.config.loading import LoadedConfig, load_config
-from orchestrator.plan.forecast import check_search_fits, trial_resources
+from orchestrator.plan.forecast import check_trial_fits, trial_resources
 from orchestrator.plan.planning import Plan
+from orchestrator.plan.search_space import check_spaces
 from orchestrator.progress.live_view import LiveView
 from orchestrator.registry import Registry
 from orchestrator.registry.artifacts import TRIALS
@@ -91,7 +92,8 @@ def _search(plan: Plan, registry: Registry, limits: RunLimits, console: Console)
     from orchestrator.pool.worker_pool import WorkerPool
     from orchestrator.search.tuning import run_search
 
-    check_search_fits(plan, None, plan.nodes)
+    check_spaces(plan)
+    check_trial_fits(plan, plan.nodes)
     check_nodes(plan)
     resources, failures = plan.config.resources, plan.config.failures
     with (

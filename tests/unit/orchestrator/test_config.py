@@ -62,7 +62,7 @@ def test_a_task_overrides_only_the_keys_it_sets(path: Path) -> None:
 
 
 def test_a_trial_merges_library_task_and_search(path: Path) -> None:
-    train = load(path, "tasks.one.train.batch_size=8").search_train()
+    train = load(path, "tasks.one.train.batch_size=8").search_train("one")
     assert (train.steps, train.lr, train.batch_size, train.seed) == (30, 2e-2, 8, 7)
 
 

@@ -29,11 +29,17 @@ VALID = (
     "tasks.new={kind: pair, source: {path: a.csv}, columns: {first: a, second: b}, label: {column: c}}",
     "tasks.new={kind: choice, source: {path: a.csv}, columns: {text: a, choices: [b, c]}, label: {column: d}}",
     "tasks.new={kind: generate, source: {path: a.csv}, columns: {prompt: a, answer: b}}",
+    "search={tasks: all}", "search={tasks: [trec, sarcasm]}", "search.method=grid", "search.objectives=[accuracy]",
+    "search.space={}", "search.space.lr=keep", "search.space.lr=[1e-3]", "search.space.targets=[[q], [q, 'mlp.*']]",
+    "search.space.layers=[all, 2-]", "search.rungs={first: 9}", "search.budget={minutes: 1.5}",
+    "search.trials_per_job=auto", "search.trials_per_job=4", "search.max_parameters=null",
     "storage.trunk_gb=0", "tracking.uri=http://h:5000",
 )  # fmt: skip
 WRONG = (
     "train.stesp=3", "train.steps=0", "train.steps=3.5", "train.steps=many", "train.schedule=cosin", "seed=-1",
     "adapter.layers=4", "adapter.targets=q", "adapter.targets=[]", "base.max_length=null", "search.cores=[2]",
+    "search.tasks=trec", "search.space.lr=fast", "search.space.targets=[q, v]", "search.objectives=[size]",
+    "search.rungs={factor: 3}", "search.trials_per_job=0",
     "router.require=1.5", "router.layers=[a]", "tasks.trec.kind=texts", "tasks.trec.columns={txt: a}",
     "tasks.trec.label=yes", "tasks.trec.where=[{column: a, in: []}]", "library=null", "tasks.trec.source=a.csv",
     "tasks.reviews.label.ranges={low: [0], high: [0, null]}",

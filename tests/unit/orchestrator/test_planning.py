@@ -126,12 +126,33 @@ def test_without_a_search_its_hash_is_none(config):
     assert make_plan(config(search=None)).search_hash is None
 
 
+def test_a_search_on_several_tasks_is_the_same_in_any_order(config):
+    def search_hash(**search):
+        return make_plan(config(search={"trials": 2, "steps": 10, **search})).search_hash
+
+    both = search_hash(tasks=["colours", "animals"])
+    assert both == search_hash(tasks=["animals", "colours"]) == search_hash(tasks="all")
+    assert both == search_hash(tasks="all", trials_per_job=2, max_parallel=1)
+    assert (
+        len({both, search_hash(task="colours"), search_hash(tasks=["colours"]), search_hash(tasks="all", seed=1)}) == 4
+    )
+
+
+def test_the_adapters_rank_is_part_of_a_search_whose_learning_rate_follows_from_it(config):
+    def search_hash(rank, **search):
+        return make_plan(config(adapter={"rank": rank}, search={"task": "colours", **search})).search_hash
+
+    assert search_hash(4) == search_hash(8)
+    assert search_hash(4, space={"lr": "keep"}) == search_hash(8, space={"lr": "keep"})
+    assert search_hash(4, space={}) != search_hash(8, space={})
+
+
 def test_a_trial_with_the_experts_adapter_differs_only_by_its_training(config):
     plan = make_plan(config())
     job = plan.experts["colours"].job
     groups = plan_groups(empty_body(plan.base), job.adapter)
     assert trial_expert_job(plan, "colours", groups, job.adapter, job.train).spec_hash == job.spec_hash
-    trial = trial_expert_job(plan, "colours", groups, job.adapter, plan.config.search_train())
+    trial = trial_expert_job(plan, "colours", groups, job.adapter, plan.config.search_train("colours"))
     assert trial.spec_hash != job.spec_hash
     assert (trial.train.steps, trial.trainings, job.trainings) == (10, 2, 1)
 
