@@ -12,9 +12,11 @@ from typing import Any
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
+from orchestrator.config.search_settings import Objective
 from orchestrator.search.pareto import is_dominated
-from orchestrator.search.sampler import Objective
 from orchestrator.search.trial import RungResult, Trial
+
+_NO_CONTROLLER: Any = None  # these schedulers never ask Tune's loop
 
 
 def rung_steps(first: int | None, factor: int, steps: int) -> tuple[int, ...]:
@@ -61,9 +63,9 @@ class Halving:
         """Return whether a trial that reached a rung, but not the last one, is trained further."""
         if trial.key not in self._trials:
             self._trials[trial.key] = TuneTrial("ttmoe", trial_id=trial.key, stub=True)
-            self._scheduler.on_trial_add(None, self._trials[trial.key])
+            self._scheduler.on_trial_add(_NO_CONTROLLER, self._trials[trial.key])
         report = {"steps": result.steps, "accuracy": result.accuracy, "parameters": trial.parameters}
-        decision = self._scheduler.on_trial_result(None, self._trials[trial.key], report)
+        decision = self._scheduler.on_trial_result(_NO_CONTROLLER, self._trials[trial.key], report)
         return bool(decision == TrialScheduler.CONTINUE)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from orchestrator.plan.choosing import Point
 from orchestrator.plan.space import PointSettings
-from orchestrator.search.trial import Point
 from ttmoe.adapter import AdapterSpec, count_parameters, plan_groups
 from workers.training.learning_rate import lr_for_rank
 from workers.training.settings import TrainSettings
