@@ -186,6 +186,11 @@ def test_a_trial_reserves_the_memory_of_an_expert_with_its_own_training(planned)
     large = {"train": {"batch_size": 20000}}
     assert trial_resources(planned({"ranks": [4], **large})).memory > 2 * own
     assert trial_resources(planned({"ranks": [2, 64]})).memory > own
+    layers = {"adapter": {"layers": "1-"}}
+    more = trial_resources(planned({"ranks": [4], "space": {"layers": ["1-", "all"]}}, **layers)).memory
+    assert more > trial_resources(planned({"ranks": [4]}, **layers)).memory
+    several = planned({"ranks": [4], "task": None, "tasks": "all"}, tasks={"animals": {"train": {"batch_size": 20000}}})
+    assert trial_resources(several).memory > 2 * own
     assert trial_resources(planned(resources={"cpus_per_expert": 2})).cpus == 2
 
 
@@ -325,3 +330,8 @@ def test_a_search_without_a_shape_is_refused_by_the_plan(planned):
     plan = planned({"cores": [14, 15]})
     with pytest.raises(InputError, match="no shape with 14 to 15 cores"):
         check_search_space(plan, SimpleNamespace(search_is_missing=True))
+    check_search_space(plan, SimpleNamespace(search_is_missing=False))
+    several = planned({"task": None, "tasks": "all"}, tasks={"animals": {"adapter": {"targets": ["q", "up"]}}})
+    check_search_space(several, SimpleNamespace(search_is_missing=True))
+    with pytest.raises(InputError, match="no point has at most 1 parameters"):
+        check_search_space(planned({"max_parameters": 1}), SimpleNamespace(search_is_missing=True))
