@@ -10,7 +10,7 @@ from pathlib import Path
 from orchestrator.config.search_settings import SearchSettings
 from orchestrator.plan.forecast import trial_resources
 from orchestrator.plan.planning import Plan
-from orchestrator.plan.search_space import make_search_space
+from orchestrator.plan.space import plan_space
 from orchestrator.pool.work_units import JobRunner
 from orchestrator.progress.live_view import LiveView
 from orchestrator.registry import Registry
@@ -100,7 +100,7 @@ def _cut_search(
 def _task_search(
     plan: Plan, settings: SearchSettings, task: str, earlier: Sequence[Trial]
 ) -> tuple[TaskSearch, TaskTrials]:
-    space = make_search_space(plan, task)
+    space = plan_space(plan, task, empty_body(plan.base))
     rungs = settings.rungs
     steps = rung_steps(rungs.first if rungs else None, rungs.factor if rungs else 2, settings.steps)
     trials = TaskTrials(plan, task, space, steps, _trials_folder(plan, task))
