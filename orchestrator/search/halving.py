@@ -19,23 +19,11 @@ from orchestrator.search.trial import RungResult, Trial
 _NO_CONTROLLER: Any = None  # these schedulers never ask Tune's loop
 
 
-def rung_steps(first: int | None, factor: int, steps: int) -> tuple[int, ...]:
-    """Return the steps of all rungs: ``first``, each next one ``factor`` times as many, and ``steps`` as the last.
-
-    Without ``first``, the end of the training is the only rung.
-    """
-    rungs = []
-    while first is not None and first < steps:
-        rungs.append(first)
-        first *= factor
-    return (*rungs, steps)
-
-
 class Halving:
     """Decides at every rung which trials of a task go on.
 
     Args:
-        rungs: Steps of the rungs, see ``rung_steps``.
+        rungs: Steps of the rungs, see ``SearchSettings.rung_steps``.
         factor: One of so many trials goes on.
         objectives: With accuracy alone, asynchronous successive halving (Li et al. 2020, ASHA) as Ray Tune has it.
             With several, every trial goes on that no other dominates at the rung, and so do the most accurate ones.

@@ -18,8 +18,8 @@ from orchestrator.registry.artifacts import PARETO_PLOT, TRIALS
 from orchestrator.report.charts import draw_trials
 from orchestrator.report.figures import save_png
 from orchestrator.search.cut_search import CutSearch
-from orchestrator.search.halving import Halving, rung_steps
-from orchestrator.search.rank_space import RankSpace
+from orchestrator.search.halving import Halving
+from orchestrator.search.rank_space import rank_space
 from orchestrator.search.repetitions import SearchSize
 from orchestrator.search.sampler import Sampler
 from orchestrator.search.search_record import TaskRecord, make_task_record
@@ -87,10 +87,7 @@ def run_search(plan: Plan, registry: Registry, view: LiveView, runner: JobRunner
 def _cut_search(
     plan: Plan, settings: SearchSettings, task: str, earlier: Sequence[Trial]
 ) -> tuple[CutSearch, TaskTrials]:
-    job = plan.experts[task].job
-    keeps_lr = settings.space is not None and settings.space.lr == "keep"
-    model, train = empty_body(plan.base), plan.config.search_train(task)
-    space = RankSpace(model, job.adapter, train, job.head, settings.ranks, keeps_lr=keeps_lr)
+    space = rank_space(plan, task, empty_body(plan.base))
     trials = TaskTrials(plan, task, space, (settings.steps,), _trials_folder(plan, task))
     retrained = settings.budget.trials if settings.budget else 0
     own = [trial for trial in earlier if trial.task == task]
@@ -102,7 +99,7 @@ def _task_search(
 ) -> tuple[TaskSearch, TaskTrials]:
     space = plan_space(plan, task, empty_body(plan.base))
     rungs = settings.rungs
-    steps = rung_steps(rungs.first if rungs else None, rungs.factor if rungs else 2, settings.steps)
+    steps = settings.rung_steps
     trials = TaskTrials(plan, task, space, steps, _trials_folder(plan, task))
     sampler = Sampler(
         space,

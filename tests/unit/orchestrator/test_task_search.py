@@ -9,19 +9,12 @@ from test_sampler import Grid, accuracy, key
 
 from orchestrator.registry import RunRecord
 from orchestrator.search.finalists import choose_finalists, choose_winner
-from orchestrator.search.halving import Halving, rung_steps
+from orchestrator.search.halving import Halving
 from orchestrator.search.pareto import hypervolume, is_dominated, pareto_front
 from orchestrator.search.repetitions import SearchSize
 from orchestrator.search.sampler import Sampler
 from orchestrator.search.task_search import TaskSearch
 from orchestrator.search.trial import RungResult, Trial, read_trial
-
-
-def test_rungs_grow_by_the_factor_up_to_the_whole_training():
-    assert rung_steps(25, 3, 200) == (25, 75, 200)
-    assert rung_steps(25, 2, 100) == (25, 50, 100)
-    assert rung_steps(None, 3, 200) == (200,)
-    assert rung_steps(300, 3, 200) == (200,)
 
 
 def trial(number=1, point=None, origin="sampled", seed=0, accuracies=(), state="finished", parameters=None):
