@@ -37,6 +37,7 @@ def tune(
 
     Repeat the command to continue: trials that have ended are not made again, and the others resume.
     """
+    from orchestrator.plan.json_output import to_json
     from orchestrator.run.tune_driver import TuneRequest, show_search, tune_library
 
     chosen = [f"search.method={method}"] if method else []
@@ -50,7 +51,9 @@ def tune(
         from orchestrator.search.applying import check_target, write_recommended
 
         check_target(loaded, apply)
-    records = tune_library(loaded, console())
+    records = tune_library(loaded, console(quiet=as_json))
+    if as_json:
+        typer.echo(to_json(records))
     if apply:
         write_recommended(loaded, records, apply)
-        typer.echo(f"wrote {apply}; next: ttmoe run {apply}")
+        typer.echo(f"wrote {apply}; next: ttmoe run {apply}", err=as_json)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -33,12 +34,12 @@ class TuneRequest:
     """What ``ttmoe tune`` was asked for.
 
     Attributes:
-        config: Path of a config or name of a packaged recipe.
+        config: Path of a config, name of a packaged recipe, or the content of a config.
         overrides: Overrides such as ``search.trials=20``.
         tasks: Tasks to search on; empty for those of the config, or all.
     """
 
-    config: str
+    config: str | Path | Mapping[str, Any]
     overrides: Sequence[str] = ()
     tasks: Sequence[str] = ()
 
