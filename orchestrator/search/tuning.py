@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from orchestrator.config.search_settings import SearchSettings
-from orchestrator.plan.forecast import trial_resources
+from orchestrator.plan.forecast import trial_resources, trials_per_job
 from orchestrator.plan.planning import Plan
 from orchestrator.plan.space import plan_space
 from orchestrator.pool.work_units import JobRunner
@@ -23,6 +24,7 @@ from orchestrator.search.rank_space import rank_space
 from orchestrator.search.repetitions import SearchSize
 from orchestrator.search.sampler import Sampler
 from orchestrator.search.search_record import TaskRecord, make_task_record
+from orchestrator.search.shared_point import find_shared_point
 from orchestrator.search.task_search import TaskSearch
 from orchestrator.search.trial import Trial
 from orchestrator.search.trial_loop import SearchBudget, TrialLoop
@@ -70,8 +72,13 @@ def run_search(plan: Plan, registry: Registry, view: LiveView, runner: JobRunner
         view.start_stage(f"Search: ranks and shapes for {', '.join(tasks)}", "trial", {})
         runs = TrialRuns(library, run, registry)
         earlier = runs.read()
-        make = _cut_search if settings.method == "truncate" else _task_search
-        searches = {task: make(plan, settings, task, earlier) for task in tasks}
+        known = runs.known.values() if settings.warm_start else ()
+        searches = {
+            task: _cut_search(plan, settings, task, earlier)
+            if settings.method == "truncate"
+            else _task_search(plan, settings, task, earlier, known)
+            for task in tasks
+        }
         _show_earlier(view, [trial for search, _ in searches.values() for trial in search.trials])
         budget = _budget(plan, settings)
         loop = TrialLoop(searches, runs, budget, view)
@@ -80,7 +87,10 @@ def run_search(plan: Plan, registry: Registry, view: LiveView, runner: JobRunner
             if not any(trial.is_measured for trial in search.trials):
                 raise _all_failed_error(search)
         records = [_record(plan, settings, search, trials) for search, trials in searches.values()]
-        _log(records, registry, run, plan.work_folder("search", tasks[0], spec))
+        shared = find_shared_point(
+            {task: search.trials for task, (search, _) in searches.items()}, settings.accuracy_within
+        )
+        _log(records, shared, registry, run, plan.work_folder("search", tasks[0], spec))
     return records
 
 
@@ -95,8 +105,9 @@ def _cut_search(
 
 
 def _task_search(
-    plan: Plan, settings: SearchSettings, task: str, earlier: Sequence[Trial]
+    plan: Plan, settings: SearchSettings, task: str, earlier: Sequence[Trial], known: Iterable[Trial]
 ) -> tuple[TaskSearch, TaskTrials]:
+    """Return the search of one task by trials; the sampler learns from ``known`` ones of other searches too."""
     space = plan_space(plan, task, empty_body(plan.base))
     rungs = settings.rungs
     steps = settings.rung_steps
@@ -109,6 +120,9 @@ def _task_search(
         max(_LEAST_STARTUP, settings.trials // _STARTUP_SHARE),
         trials.key,
     )
+    for trial in known:
+        if trial.task == task and trial.seed == 0 and trial.context == trials.context:
+            sampler.tell(trial)
     halving = Halving(steps, rungs.factor if rungs else 2, settings.objectives)
     own = [trial for trial in earlier if trial.task == task]
     return TaskSearch(task, sampler, halving, _size(settings, settings.trials), trials.make, own), trials
@@ -129,7 +143,7 @@ def _budget(plan: Plan, settings: SearchSettings) -> SearchBudget:
         steps=budget.steps if budget else None,
         seconds=budget.minutes * 60 if budget and budget.minutes else None,
         parallel=min((limit for limit in limits if limit is not None), default=None),
-        trials_per_unit=1 if settings.trials_per_job == "auto" else settings.trials_per_job,
+        trials_per_unit=trials_per_job(plan),
     )
 
 
@@ -162,9 +176,12 @@ def _record(plan: Plan, settings: SearchSettings, search: TaskSearch | CutSearch
     )
 
 
-def _log(records: Sequence[TaskRecord], registry: Registry, run: str, folder: Path) -> None:
+def _log(
+    records: Sequence[TaskRecord], shared: dict[str, Any] | None, registry: Registry, run: str, folder: Path
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / TRIALS).write_text(json.dumps({"tasks": [vars(record) for record in records]}, indent=1))
+    content = {"tasks": [vars(record) for record in records], "shared": shared}
+    (folder / TRIALS).write_text(json.dumps(content, indent=1))
     first = records[0]
     save_png(draw_trials(first.trials, first.front, first.task), folder / PARETO_PLOT)
     for name in (TRIALS, PARETO_PLOT):
