@@ -45,13 +45,14 @@ def next_repetition(
         size: How much may be trained.
         add: Adds a trial of a point, origin and seed.
     """
-    first_seed = [trial for trial in trials if trial.seed == 0]
-    if not all(trial.has_ended for trial in first_seed):
+    first_seed = [trial for trial in trials if trial.seed == 0 and trial.origin != "confirming"]
+    if not size.confirm or not all(trial.has_ended for trial in first_seed):
         return None
-    made = {(trial.point_key, trial.seed) for trial in trials}
+    # A cut is no training: its point is trained with the task's own seed, too.
+    made = {(trial.point_key, trial.seed) for trial in trials if trial.origin != "cut"}
     for finalist in choose_finalists(first_seed, size.finalists, size.within):
-        first = finalist.trials[0]
-        for seed in range(1, size.confirm + 1):
-            if (first.point_key, seed) not in made:
-                return add(first.point, "confirming", seed)
+        point, key = finalist.trials[0].point, finalist.trials[0].point_key
+        for seed in range(size.confirm + 1):
+            if (key, seed) not in made:
+                return add(point, "confirming", seed)
     return None
