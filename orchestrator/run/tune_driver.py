@@ -25,8 +25,8 @@ from orchestrator.run.limits import RunLimits
 from orchestrator.run.node_checks import check_nodes
 from ttmoe.base import empty_body
 
-_CONFIRM = 3
-"""Default of `search.confirm` for ``ttmoe tune``; a search of ``ttmoe run`` repeats nothing."""
+_DEFAULTS = {"confirm": "3", "references": "[1, 4, 16]"}
+"""Settings of `search` that ``ttmoe tune`` has by default; a search of ``ttmoe run`` trains neither."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class TuneRequest:
         search = load_config(self.config, others).config.search
         given = {name[1] for name in names if name[0] == "search" and len(name) > 1}
         given |= search.model_fields_set if search else set()
-        added = [] if "confirm" in given else [f"search.confirm={_CONFIRM}"]
+        added = [f"search.{key}={value}" for key, value in _DEFAULTS.items() if key not in given]
         if "method" not in given:
             # What is given can only be searched by trials: a cut has no other choice than the rank, and no rungs.
             added.append(f"search.method={'tpe' if given & {'space', 'rungs'} else 'truncate'}")
