@@ -11,7 +11,7 @@ from typing import Any, cast
 from torch import nn
 
 from orchestrator.config.search_settings import SearchSettings, SpaceSettings
-from orchestrator.plan.choosing import Choose, Choosing, Enumeration, Point, choose_shapes
+from orchestrator.plan.choosing import Choose, Choosing, Enumeration, Point, choose_shape
 from orchestrator.plan.planning import Plan
 from orchestrator.plan.site_choices import Sites, plan_sites
 from ttmoe.adapter import AdapterSpec, Group, count_parameters
@@ -73,17 +73,13 @@ class SearchSpace:
             what = f"no point has at most {most:,} parameters; the smallest has {fewest:,}"
             raise InputError(what, where="search.max_parameters", fix="raise it, or allow lower ranks or more cores")
 
-    def suggest(self, choose: Choose, *, only_valid: bool = False) -> Point:
-        """Return a point, calling ``choose(name, options)`` for each choice that applies.
+    def suggest(self, choose: Choose) -> Point:
+        """Return a valid point, calling ``choose(name, options)`` for each choice that applies.
 
-        Args:
-            choose: Makes the choices.
-            only_valid: Offer only options with which the point can have at most ``search.max_parameters``. The options
-                of a choice then depend on earlier ones. Without it they never do, but the point may have too many.
+        The options of a choice are always the same. If the chosen one would lead to more parameters than
+        ``search.max_parameters``, the point has the nearest option that does not.
         """
-        choosing = Choosing(choose, self._search.max_parameters if only_valid else None)
-        self._choose(choosing)
-        return choosing.point
+        return self._make_point(Choosing(choose, self._search.max_parameters))
 
     def is_valid(self, point: Point) -> bool:
         """Return whether a point is one of this space: exactly its choices, and not too many parameters."""
@@ -118,7 +114,7 @@ class SearchSpace:
         """Yield every valid point once."""
         every = Enumeration()
         while every.is_not_done:
-            yield self.suggest(every.choose, only_valid=True)
+            yield self._make_point(Choosing(every.choose, self._search.max_parameters, offers_all=False))
             every.advance()
 
     def size(self, limit: int = 1_000_000) -> int:
@@ -138,7 +134,8 @@ class SearchSpace:
             return draw.sample(points, min(number, len(points)))
         found: dict[str, Point] = {}
         for _ in range(draws):
-            point = self.suggest(lambda _, options: draw.choice(options), only_valid=True)
+            choosing = Choosing(lambda _, options: draw.choice(options), self._search.max_parameters, offers_all=False)
+            point = self._make_point(choosing)
             found.setdefault(str(point), point)
         return list(found.values())[:number]
 
@@ -158,19 +155,23 @@ class SearchSpace:
     def _options_of(self, name: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(getattr(sites, name) for sites in self._sites.values()))
 
+    def _make_point(self, choosing: Choosing) -> Point:
+        self._choose(choosing)
+        return choosing.point
+
     def _repeat(self, point: Point) -> tuple[Point, Sites, dict[str, TTShape]]:
         choosing = Choosing(lambda name, options: options[options.index(point[name])])
-        return choosing.point, *self._choose(choosing)
+        sites, chosen = self._choose(choosing)
+        pairs = list(zip(sites.shapes, chosen, strict=True))
+        return choosing.point, sites, {g.role: shape.shape_of(g, *args) for shape, args in pairs for g in shape.groups}
 
-    def _choose(self, choosing: Choosing) -> tuple[Sites, dict[str, TTShape]]:
-        """Make all choices; return the adapted maps and the shape of each role."""
+    def _choose(self, choosing: Choosing) -> tuple[Sites, list[tuple[int, str, dict[str, str]]]]:
+        """Make all choices; return the adapted maps, and what ``choose_shape`` returns for each of their shapes."""
         sites = self._choose_sites(choosing)
-        shapes: dict[str, TTShape] = {}
-        for number, shape in enumerate(sites.shapes, 1):
-            shapes |= choose_shapes(choosing, shape, sites.shapes[number:])
+        chosen = [choose_shape(choosing, each, sites.shapes[i + 1 :]) for i, each in enumerate(sites.shapes)]
         for name, options in self._others.items():
             choosing.pick(name, options, lambda _: 0)
-        return sites, shapes
+        return sites, chosen
 
     def _choose_sites(self, choosing: Choosing) -> Sites:
         left = list(self._sites.values())

@@ -97,11 +97,21 @@ def test_every_point_is_there_once_and_fits_the_base(tiny_llama, search, bound):
         assert settings.parameters == sum(g.method.parameters * len(g.sites) for g in settings.groups)
         assert settings.parameters <= (bound or 10**9)
         assert all(value in names[name] for name, value in point.items())
-    rng = random.Random(0)
-    for _ in range(100):  # what is suggested is either listed or too large
+    rng, bare_space = random.Random(0), space_of(tiny_llama, **search)
+    for _ in range(100):
         point = space.suggest(lambda _, options: rng.choice(options))
-        assert (str(sorted(point.items())) in found) == space.is_valid(point)
-        assert space.is_valid(point) == (space.settings(point).parameters <= (bound or 10**9))
+        assert str(sorted(point.items())) in found
+        assert space.is_valid(point)
+        point = bare_space.suggest(lambda _, options: rng.choice(options))
+        assert space.is_valid(point) == (bare_space.settings(point).parameters <= (bound or 10**9))
+
+
+def test_a_suggestion_above_the_bound_becomes_the_nearest_that_is_not(minilm):
+    space = space_of(minilm, ranks=[1, 2, 4, 8], cores=[4, 6], max_parameters=7000, space={"alpha": [4, 8]})
+    wanted = {"rank": 8, "factors": "2+2", "alpha": 8.0}
+    assert space.suggest(lambda name, options: wanted[name]) == {"rank": 4, "factors": "3+3", "alpha": 8.0}
+    wanted["rank"] = 1
+    assert space.suggest(lambda name, options: wanted[name]) == wanted
 
 
 def test_the_options_of_a_choice_never_change(tiny_llama):
