@@ -163,15 +163,14 @@ def test_all_shapes_are_those_of_the_candidates_in_every_order(minilm):
     assert sorted(shapes) == sorted(str(s) for s in every if len(s.inputs) == 2)
 
 
-@pytest.mark.parametrize("bound", [None, 60_000])
-@pytest.mark.parametrize("per_role", [False, True])
+@pytest.mark.parametrize(("per_role", "bound"), [(False, None), (True, 60_000)])
 def test_with_all_options_an_8b_llama_is_counted_and_sampled_without_a_list(llama, per_role, bound):
     more = {"shapes": "all", "per_role": per_role, "targets": [["q", "v"], ROLES], "layers": ["all", "16-"],
             "alpha": [4, 8, 16], "head": ["trained", "frozen"]}  # fmt: skip
     space = space_of(llama, ranks=[1, 2, 4, 8, 16], cores=[4, 10], max_parameters=bound, space=more)
     assert space.size() == 1_000_000
-    points = space.sample(0, 20)
-    assert len({str(point) for point in points}) == 20
+    points = space.sample(0, 5)
+    assert len({str(point) for point in points}) == 5
     assert all(space.is_valid(point) for point in points)
 
 
