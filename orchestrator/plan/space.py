@@ -73,13 +73,18 @@ class SearchSpace:
             what = f"no point has at most {most:,} parameters; the smallest has {fewest:,}"
             raise InputError(what, where="search.max_parameters", fix="raise it, or allow lower ranks or more cores")
 
-    def suggest(self, choose: Choose) -> Point:
+    def suggest(self, choose: Choose, *, only_valid: bool = False) -> Point:
         """Return a valid point, calling ``choose(name, options)`` for each choice that applies.
 
-        The options of a choice are always the same. If the chosen one would lead to more parameters than
-        ``search.max_parameters``, the point has the nearest option that does not.
+        Args:
+            choose: Makes the choices.
+            only_valid: Offer only options with which the point has at most ``search.max_parameters``; they then depend
+                on earlier choices. Otherwise the options of a choice are always the same, and the point has the nearest
+                possible one in place of one with which it would have more.
         """
-        return self._make_point(Choosing(choose, self._search.max_parameters))
+        choosing = Choosing(choose, self._search.max_parameters, offers_all=not only_valid)
+        self._choose(choosing)
+        return choosing.point
 
     def is_valid(self, point: Point) -> bool:
         """Return whether a point is one of this space: exactly its choices, and not too many parameters."""
@@ -114,7 +119,7 @@ class SearchSpace:
         """Yield every valid point once."""
         every = Enumeration()
         while every.is_not_done:
-            yield self._make_point(Choosing(every.choose, self._search.max_parameters, offers_all=False))
+            yield self.suggest(every.choose, only_valid=True)
             every.advance()
 
     def size(self, limit: int = 1_000_000) -> int:
@@ -134,8 +139,7 @@ class SearchSpace:
             return draw.sample(points, min(number, len(points)))
         found: dict[str, Point] = {}
         for _ in range(draws):
-            choosing = Choosing(lambda _, options: draw.choice(options), self._search.max_parameters, offers_all=False)
-            point = self._make_point(choosing)
+            point = self.suggest(lambda _, options: draw.choice(options), only_valid=True)
             found.setdefault(str(point), point)
         return list(found.values())[:number]
 
@@ -154,10 +158,6 @@ class SearchSpace:
 
     def _options_of(self, name: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(getattr(sites, name) for sites in self._sites.values()))
-
-    def _make_point(self, choosing: Choosing) -> Point:
-        self._choose(choosing)
-        return choosing.point
 
     def _repeat(self, point: Point) -> tuple[Point, Sites, dict[str, TTShape]]:
         choosing = Choosing(lambda name, options: options[options.index(point[name])])
