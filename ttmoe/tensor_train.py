@@ -37,11 +37,15 @@ def cores_to_factors(cores: Sequence[Tensor], split: int) -> tuple[Tensor, Tenso
         A (..., r, in), and B (..., out, r) as the transposed view of a contiguous tensor (..., r, out).
     """
     inputs = [core.transpose(-3, -1) for core in reversed(cores[:split])]
-    return _contract(inputs), _contract(cores[split:]).mT
+    return contract_cores(inputs), contract_cores(cores[split:]).mT
 
 
-def _contract(cores: Sequence[Tensor]) -> Tensor:
-    """Contract cores whose last bond is 1 to (..., first bond, product of n), with the first core slowest."""
+def contract_cores(cores: Sequence[Tensor]) -> Tensor:
+    """Return the product (..., first bond, product of n) of cores whose last bond is 1, the first core slowest.
+
+    Args:
+        cores: Cores (..., left bond, n, right bond).
+    """
     # Starting at the bond of 1, every step multiplies a small matrix (left n, right) with the wide state (right, done),
     # and the result is already in index order. Only input cores, a few kilobytes, are ever copied.
     state = cores[-1].flatten(-2)

@@ -165,7 +165,7 @@ def _layer_inputs(
         raise _StopForward
 
     with ExitStack() as stack:
-        stack.enter_context(_eval_mode(model))
+        stack.enter_context(eval_mode(model))  # cached states must not contain the dropout of one pass
         stack.enter_context(_inputs_used(layers[: depth + 1], before))
         if depth == len(layers):
             stack.callback(layers[-1].register_forward_hook(after).remove)
@@ -190,8 +190,8 @@ def _inputs_used(layers: Sequence[nn.Module], use: Use) -> Iterator[None]:
 
 
 @contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off within this context: cached states must not contain the dropout of one pass."""
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off within this context; afterwards every module has its own mode again."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -136,7 +137,8 @@ def prepare_training(
 def load_rows(job: ExpertJob, resident_base: ResidentBase, split: str, report: ProgressCallback) -> TokenizedRows:
     """Return the tokens of a split, with trunk states if the job caches them; fill the cache if necessary.
 
-    Trunk states of the training split are not cached for a training that reads a small part of it.
+    Trunk states of the training split are not cached for a training that reads a small part of it. The process keeps
+    the rows of a job that is one of several trainings on them, until a job reads other rows.
 
     Args:
         job: The job; its expert must be in the bank.
@@ -144,8 +146,12 @@ def load_rows(job: ExpertJob, resident_base: ResidentBase, split: str, report: P
         split: ``train``, ``validation`` or ``test``.
         report: Receives progress reports with the task as key.
     """
-    with activity_timer("tokens", job.task):
-        rows = load_tokenized_rows(job.base, resident_base.tokenizer, job.data, split, job.cache_folder)
+
+    def read_tokens() -> TokenizedRows:
+        with activity_timer("tokens", job.task):
+            return load_tokenized_rows(job.base, resident_base.tokenizer, job.data, split, job.cache_folder)
+
+    rows = _kept(job, resident_base, (split,), read_tokens)
     depth = resident_base.bank.expert(job.task).adapter.lowest_layer
     if not depth or not job.trunk_bytes:
         return rows
@@ -155,17 +161,36 @@ def load_rows(job: ExpertJob, resident_base: ResidentBase, split: str, report: P
     def report_with_key(progress: Progress) -> None:
         report(replace(progress, key=job.task))
 
-    with activity_timer("trunk", job.task):
-        states = load_or_compute_trunk(
-            resident_base.bank,
-            rows,
-            base=job.base,
-            fingerprint=job.data.fingerprint,
-            split=split,
-            depth=depth,
-            pad_id=resident_base.pad_id,
-            cache=job.cache_folder,
-            budget=job.trunk_bytes,
-            report=report_with_key,
-        )
-    return replace(rows, states=states)
+    def read_states() -> TokenizedRows:
+        with activity_timer("trunk", job.task):
+            states = load_or_compute_trunk(
+                resident_base.bank,
+                rows,
+                base=job.base,
+                fingerprint=job.data.fingerprint,
+                split=split,
+                depth=depth,
+                pad_id=resident_base.pad_id,
+                cache=job.cache_folder,
+                budget=job.trunk_bytes,
+                report=report_with_key,
+            )
+        return replace(rows, states=states)
+
+    return _kept(job, resident_base, (split, depth, job.trunk_bytes), read_states)
+
+
+def _kept(
+    job: ExpertJob, resident_base: ResidentBase, key: tuple[Any, ...], read: Callable[[], TokenizedRows]
+) -> TokenizedRows:
+    """Return what ``read`` returns; keep it in the process for further trainings on the same rows, if there will be."""
+    if job.trainings < 2:
+        return read()
+    source = (job.cache_folder, job.data.folder, job.data.fingerprint, job.base.max_length)
+    kept = resident_base.kept_rows
+    if source not in kept:
+        kept.clear()  # only those of one task
+    rows = kept.setdefault(source, {})
+    if key not in rows:
+        rows[key] = read()
+    return rows[key]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,16 +13,16 @@ from torch import Tensor
 from ttmoe.adapter import count_parameters
 from ttmoe.bank import Bank
 from ttmoe.expert_files import load_expert, save_expert
-from workers.base.resident import ResidentBase, count_base_loads, load_resident_base
-from workers.expert_job import ExpertJob, estimate_jobs_memory, load_rows, prepare_training
+from workers.base.resident import ResidentBase, count_base_loads
+from workers.expert_job import ExpertJob, load_rows
 from workers.expert_result import ExpertResult, finished_result, write_result
-from workers.failure import Failure, to_failure
+from workers.failure import Failure
+from workers.joint_training import train_jointly
 from workers.progress import Progress, ProgressCallback
-from workers.stopwatch import Stopwatch, activity_timer, current_stopwatch
+from workers.stopwatch import activity_timer, current_stopwatch
 from workers.training.batches import TokenizedRows
 from workers.training.evaluation import accuracy_and_loss, expert_scores, last_batch_scores
-from workers.training.loop import TrainingFailedError, fit_experts
-from workers.training.memory_limit import MemoryLimit
+from workers.training.loop import TrainingFailedError
 from workers.training.state import ExpertTraining, FitResult
 
 _RELOADED = "reloaded copy"  # name of the expert that is loaded from the saved files
@@ -55,13 +54,14 @@ def run_experts(jobs: Sequence[ExpertJob], report: ProgressCallback) -> Outcomes
             outcomes[job.task] = result
             job.checkpoints.remove()
     unfinished = [job for job in jobs if job.task not in outcomes]
-    if unfinished:
-        try:
-            with Stopwatch().running():
-                _run(unfinished, report, outcomes)
-        except Exception as error:
-            failure = to_failure(error)
-            outcomes |= {job.task: failure for job in unfinished if job.task not in outcomes}
+    start, loads_before = time.monotonic(), count_base_loads()
+
+    def finish(job: ExpertJob, resident_base: ResidentBase, training: ExpertTraining, fit: FitResult) -> ExpertResult:
+        loads = count_base_loads() - loads_before if job is unfinished[0] else 0
+        answer_tokens = max((item.answer_length for item in training.train.items), default=0)
+        return _finish(job, resident_base, fit, {"base_loads": float(loads)}, start, answer_tokens, report)
+
+    train_jointly(unfinished, report, finish, outcomes)
     return {job.task: outcomes[job.task] for job in jobs}
 
 
@@ -75,46 +75,6 @@ def run_expert(job: ExpertJob, report: ProgressCallback) -> ExpertResult:
     if isinstance(outcome, Failure):
         raise TrainingFailedError(outcome)
     return outcome
-
-
-def _run(jobs: Sequence[ExpertJob], report: ProgressCallback, outcomes: Outcomes) -> None:
-    torch.set_num_threads(jobs[0].threads)
-    for job in jobs:
-        report(Progress("loading", 0, job.train.steps, key=job.task))
-    start, loads_before = time.monotonic(), count_base_loads()
-    with activity_timer("loading", *[job.task for job in jobs]):
-        resident_base = load_resident_base(jobs[0].base, jobs[0].device)
-    base_loads = {jobs[0].task: float(count_base_loads() - loads_before)}
-    with resident_base.in_use() as bank:
-        trainings: dict[str, ExpertTraining] = {}
-        for job in jobs:
-            with _catch_failure(job, outcomes):
-                trainings[job.task] = prepare_training(job, resident_base, report)
-        if not trainings:
-            return
-        prepared = [job for job in jobs if job.task in trainings]
-        memory_limit = MemoryLimit(estimate_jobs_memory(prepared, bank.model).host)
-        fits = fit_experts(
-            bank, list(trainings.values()), pad_id=resident_base.pad_id, report=report, memory_limit=memory_limit
-        )
-        for job in prepared:
-            fit = fits[job.task]
-            if isinstance(fit, Failure):
-                outcomes[job.task] = fit
-                continue
-            with _catch_failure(job, outcomes):
-                metrics = {"base_loads": base_loads.get(job.task, 0.0)}
-                answer_tokens = max((item.answer_length for item in trainings[job.task].train.items), default=0)
-                outcomes[job.task] = _finish(job, resident_base, fit, metrics, start, answer_tokens, report)
-
-
-@contextmanager
-def _catch_failure(job: ExpertJob, outcomes: Outcomes) -> Iterator[None]:
-    """Record an error in the block as the failure of this job."""
-    try:
-        yield
-    except Exception as error:
-        outcomes[job.task] = to_failure(error)
 
 
 def _finish(

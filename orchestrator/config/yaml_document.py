@@ -185,6 +185,24 @@ def parse_value(text: str) -> Any:
     return yaml.load(text, _Loader)
 
 
+def read_nodes(text: str) -> yaml.MappingNode:
+    """Return the node tree of the text of a valid config, without merged keys (<<) inserted."""
+    node = yaml.compose(text, _Loader)
+    assert isinstance(node, yaml.MappingNode)
+    return node
+
+
+def construct(node: yaml.Node) -> Any:
+    """Return the value of a node from ``read_nodes``."""
+    return _Loader("").construct_document(node)
+
+
+def dump_flow(data: Any) -> str:
+    """Return ``data`` as YAML on one line."""
+    text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6, default_flow_style=True)
+    return text.removesuffix("...\n").strip()  # the end of a document that is a plain value
+
+
 def dump_yaml(data: Any) -> str:
     """Return ``data`` as YAML text with the keys in their order."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)

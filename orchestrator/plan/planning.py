@@ -246,6 +246,8 @@ def _search_hash(config: Config, experts: dict[str, ExpertPlan]) -> str | None:
 def _searched_task_spec(config: Config, expert: ExpertPlan) -> dict[str, Any]:
     job, spec, space = expert.job, expert.spec, config.search and config.search.space
     kept = {"rank"} if space and space.lr == "auto" else set()  # the learning rate of each trial follows from it
+    if config.search and config.search.method == "truncate":  # the task's own adapter is cut
+        kept = {"rank", "shape"}
     adapter = {key: value for key, value in spec["adapter"].items() if key not in REPLACED_BY_TRIALS - kept}
     return {
         "train": _train_spec(config.search_train(job.task), job.data, exclude=MEMORY_ONLY),

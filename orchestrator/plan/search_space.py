@@ -17,9 +17,14 @@ from ttmoe.shapes import candidate_shapes
 def check_search_space(plan: Plan, state: LibraryState) -> None:
     """Raise InputError if a search has to be made and has nothing to choose from, before any work starts."""
     if state.search_is_missing:
-        model = empty_body(plan.base)
-        for task in plan.config.searched_tasks:
-            plan_space(plan, task, model)
+        check_spaces(plan)
+
+
+def check_spaces(plan: Plan) -> None:
+    """Raise InputError if the plan's search has nothing to choose from on one of its tasks."""
+    model = empty_body(plan.base)
+    for task in plan.config.searched_tasks:
+        plan_space(plan, task, model)
 
 
 def plan_search_space(plan: Plan) -> tuple[list[Group], dict[str, list[Any]]]:

@@ -96,6 +96,7 @@ class JobRunner(Protocol):
         reduce_memory: Callable[[Any], Any] | None = None,
         resources: JobResources | None = None,
         requests: Callable[[], Iterable[JobRequest]] = tuple,
+        more_units: Callable[[int], Iterable[WorkUnit]] | None = None,
     ) -> Generator[JobEvent | None, None, None]:
         """Run all units and yield their events.
 
@@ -106,6 +107,9 @@ class JobRunner(Protocol):
                 it for its memory.
             resources: What a worker of these units reserves, at least; by default what the runner's workers do.
             requests: Returns the requests for jobs that arrived since the last call; called at every poll.
+            more_units: Returns at most so many further units, which may depend on the events so far; called at every
+                poll with the number of workers for which there is no unit. The call ends when it returns none while
+                nothing runs.
 
         Yields:
             Job events as they arrive, and None after a poll without a finished unit. Closing the generator stops the

@@ -108,6 +108,7 @@ class WorkerPool:
         reduce_memory: Callable[[Any], Any] | None = None,
         resources: JobResources | None = None,
         requests: Callable[[], Iterable[JobRequest]] = tuple,
+        more_units: Callable[[int], Iterable[WorkUnit]] | None = None,
     ) -> Generator[JobEvent | None, None, None]:
         """Run all units and yield their events, see ``JobRunner.run``.
 
@@ -118,13 +119,23 @@ class WorkerPool:
             WorkFailedError: If workers end before they start, several times in a row, or if all devices are left out.
             InfeasibleError: If no node has ``resources``, and none will be added.
         """
-        self._reserve(resources or self.resources, alone=len(units) == 1)
-        queue, failures = [QueuedUnit(unit) for unit in units], defaultdict[str, list[Failure]](list)
+        self._reserve(resources or self.resources, alone=len(units) == 1 and more_units is None)
+        units, queue, failures = (
+            list(units),
+            [QueuedUnit(unit) for unit in units],
+            defaultdict[str, list[Failure]](list),
+        )
         for worker in self.workers:
             worker.changed = time.monotonic()  # the time between two calls is no waiting
         try:
-            while queue or any(worker.unit for worker in self.workers):
+            while True:
                 require_alive()
+                if more_units:
+                    added = list(more_units(self._without_unit(queue)))
+                    units += added
+                    queue += [QueuedUnit(unit) for unit in added]
+                if not queue and not self._busy:
+                    break
                 self._start_workers(queue)
                 self._require_device()
                 for request in requests():
@@ -218,6 +229,11 @@ class WorkerPool:
     @property
     def _busy(self) -> int:
         return sum(worker.unit is not None for worker in self.workers)
+
+    def _without_unit(self, queue: Sequence[QueuedUnit]) -> int:
+        """Return the number of workers, started or not, for which there is no unit."""
+        places = self._most_busy if self.autoscaling else min(self._places, self._most_busy)
+        return max(0, places - self._busy - len(queue))
 
     @property
     def _running(self) -> int:

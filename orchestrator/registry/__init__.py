@@ -54,6 +54,7 @@ with warnings.catch_warnings():
         newest_run,
         planned_work,
         run_record,
+        trial_runs,
     )
     from orchestrator.registry.runs import (
         expert_run,
@@ -63,7 +64,7 @@ with warnings.catch_warnings():
         start_run,
         tag_run,
     )
-    from orchestrator.registry.searches import search_artifacts
+    from orchestrator.registry.searches import continue_search, search_artifacts
     from orchestrator.registry.store import Library, libraries, open_store
     from orchestrator.registry.uploads import artifact_address, log_file
     from orchestrator.registry.version_files import check_files, fetch, read_file, version_has_files
@@ -147,6 +148,8 @@ class Registry(RetryingStore):
     router_lock = retried(router_lock)
 
     search_artifacts = retried(search_artifacts)
+    continue_search = retried(continue_search)
+    trial_runs = retried(trial_runs)
 
     promote = retried(promote)
     tag_version = retried(tag_version)

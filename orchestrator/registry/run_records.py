@@ -71,6 +71,19 @@ def child_runs(store: Store, library: str, parent: str) -> list[RunRecord]:
     return sorted(map(_record, runs), key=lambda run: run.tags.get("task", run.name))
 
 
+def trial_runs(store: Store, library: str) -> list[RunRecord]:
+    """Return the runs of all trials of the library's searches, the oldest first. A query reads 1,000 runs."""
+    if (experiment := store.find_experiment(library, search=True)) is None:
+        return []
+    query, order = f"tags.`{TAG}kind` = 'trial'", ["attributes.start_time ASC"]
+
+    def page(token: str | None) -> Any:
+        ids = [experiment.experiment_id]
+        return store.client.search_runs(ids, query, max_results=1000, order_by=order, page_token=token)
+
+    return list(map(_record, all_pages(page)))
+
+
 def planned_work(store: Store, run_id: str) -> dict[str, Any]:
     """Return the content of the run's ``plan.json``, or an empty dict if the artifact is missing."""
     with tempfile.TemporaryDirectory() as scratch:

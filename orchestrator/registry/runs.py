@@ -99,6 +99,8 @@ def expert_run(
     is_new: bool = False,
     metrics: Iterable[MetricRow] = (),
     data: TrainingData | None = None,
+    name: str = "",
+    tags: dict[str, Any] | None = None,
 ) -> str:
     """Continue the run of a task's spec as a part of ``parent``, or start one.
 
@@ -113,6 +115,8 @@ def expert_run(
         is_new: Whether the spec is known to have no run, so that none is searched for.
         metrics: Metric values to log in the same request; see ``log_metrics``.
         data: The run's data set.
+        name: Name of a new run; by default the task.
+        tags: Further tags to set, see ``tag_run``.
 
     Returns:
         The run id. The run's status is RUNNING.
@@ -121,9 +125,9 @@ def expert_run(
     check_name(task, "task")
     experiment = store.experiment_id(library, search=search)
     if not (runs := [] if is_new else _find_runs(store, experiment, task, spec_hash)):
-        tags = {"spec_hash": spec_hash, "task": task} | ({PARENT_TAG: parent} if parent else {})
-        kind = "trial" if search else "expert"
-        runs = [store.client.create_run(experiment, run_name=task, tags=_run_tags(kind, library, tags))]
+        first_tags = {"spec_hash": spec_hash, "task": task} | ({PARENT_TAG: parent} if parent else {}) | (tags or {})
+        run_tags = _run_tags("trial" if search else "expert", library, first_tags)
+        runs = [store.client.create_run(experiment, run_name=name or task, tags=run_tags)]
         if store.may_duplicate:
             runs = _find_runs(store, experiment, task, spec_hash)
     run, *duplicates = runs
@@ -134,29 +138,40 @@ def expert_run(
     if OLD_PARENT_TAG in run.data.tags:
         store.client.delete_tag(run.info.run_id, OLD_PARENT_TAG)
     moved = parent and run.data.tags.get(TAG + PARENT_TAG) != parent
-    new_parent = [RunTag(TAG + PARENT_TAG, str(parent))] if moved else []
+    changed = {key: value for key, value in (tags or {}).items() if run.data.tags.get(TAG + key) != str(value)}
+    changed |= {PARENT_TAG: parent} if moved else {}
     missing = [Param(key, str(value)) for key, value in params.items() if key not in run.data.params]
     store.artifact_uris[run.info.run_id] = run.info.artifact_uri
-    store.client.log_batch(run.info.run_id, _metrics(metrics), missing, new_parent)  # without any of them, no request
+    # Without any of them, no request is sent.
+    store.client.log_batch(run.info.run_id, _metrics(metrics), missing, _tags(changed))
     if data:
         store.client.log_inputs(run.info.run_id, [_dataset_input(data)])
     return run.info.run_id
 
 
-def log_metrics(store: Store, run_id: str, rows: Iterable[MetricRow]) -> None:
-    """Log metric values; a row that is logged twice is stored once.
+def log_metrics(
+    store: Store,
+    run_id: str,
+    rows: Iterable[MetricRow],
+    tags: dict[str, Any] | None = None,
+    params: dict[str, Any] | None = None,
+) -> None:
+    """Log metric values, and tags and parameters in the same request; a row that is logged twice is stored once.
 
     Args:
         store: An open store.
         run_id: The run.
         rows: Tuples ``(key, value, step, time)``, the time in milliseconds since the epoch. NaN values are stored.
+        tags: Tags, see ``tag_run``.
+        params: Parameters; those that the run has must have the same value.
     """
-    store.client.log_batch(run_id, _metrics(rows))
+    parameters = [Param(key, str(value)) for key, value in (params or {}).items()]
+    store.client.log_batch(run_id, _metrics(rows), parameters, _tags(tags or {}))
 
 
 def tag_run(store: Store, run_id: str, tags: dict[str, Any]) -> None:
     """Set tags of a run. The prefix ``ttmoe.`` is added to keys other than MLflow's own (``mlflow.*``)."""
-    store.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in to_mlflow_tags(tags).items()])
+    store.client.log_batch(run_id, tags=_tags(tags))
 
 
 def log_text(store: Store, run_id: str, text: str, name: str) -> None:
@@ -171,6 +186,10 @@ def finish_run(store: Store, run_id: str, status: FinalStatus) -> None:
 
 def _metrics(rows: Iterable[MetricRow]) -> list[Metric]:
     return [Metric(key, float(value), int(time), int(step)) for key, value, step, time in rows]
+
+
+def _tags(tags: dict[str, Any]) -> list[RunTag]:
+    return [RunTag(key, value) for key, value in to_mlflow_tags(tags).items()]
 
 
 def _dataset_input(data: TrainingData) -> DatasetInput:

@@ -17,6 +17,7 @@ from orchestrator.registry import Registry, RunRecord, Version
 from orchestrator.registry.artifacts import EVALUATION, TRIALS
 from orchestrator.report.content import Curve, ExpertRow, Points, ResourceUsage, RoutingReport, RunReport, SearchReport
 from orchestrator.report.incidents import EXPERT_STAGE_PREFIX, Incident
+from orchestrator.report.search_tables import read_search_records
 
 MAX_CURVES = 60  # experts whose metric histories are read, with two queries each
 MAX_POINTS = 200  # points of a curve
@@ -200,7 +201,7 @@ def _search(plan: Plan, registry: Registry) -> SearchReport | None:
     folder = registry.search_artifacts(plan.folders.library, plan.search_hash)
     if folder is None:
         return None
-    record = json.loads((folder / TRIALS).read_text())
+    record = read_search_records(folder / TRIALS)[0]
     return SearchReport(record["task"], tuple(record["trials"]), tuple(record["front"]))
 
 

@@ -16,6 +16,7 @@ from orchestrator.plan.planning import Plan
 from orchestrator.registry import Registry, Version
 from orchestrator.registry.artifacts import CONFUSION_PLOT, EVALUATION, PARETO_PLOT, TRIALS
 from orchestrator.report.next_steps import suggest_commands
+from orchestrator.report.search_tables import front_table, read_search_records
 
 CONFUSION, PARETO = "routing, confusion", "search, Pareto front"
 
@@ -37,7 +38,7 @@ def show_summary(
     evaluation = json.loads(pictures[CONFUSION].with_name(EVALUATION).read_text())
     tables = [_experts(plan, versions, evaluation)]
     if PARETO in pictures:
-        tables.append(_search(json.loads(pictures[PARETO].with_name(TRIALS).read_text())))
+        tables += map(front_table, read_search_records(pictures[PARETO].with_name(TRIALS)))
     store = f"{mask_uri(plan.config.store.uri)}  (ttmoe ui)"
     outputs: dict[str, Path | str] = {"experts and router": store, **pictures, "logs and files": plan.folders.home}
     for table in tables:
@@ -92,27 +93,6 @@ def _experts(plan: Plan, versions: Mapping[str, Version], evaluation: dict[str, 
         )
     table.add_section()
     table.add_row("mean", "", "", *(f"{total / len(plan.experts):.3f}" for total in totals), "", "")
-    return table
-
-
-def _search(record: dict[str, Any]) -> Table:
-    table = Table(
-        box=SIMPLE_HEAD,
-        title=f"Search on {record['task']}: {len(record['trials'])} trials, the Pareto front",
-        title_justify="left",
-    )
-    for head in ("rank", "factors", "cores", "parameters", "of LoRA-16", "validation accuracy"):
-        table.add_column(head, justify="right")
-    for trial in sorted(record["front"], key=lambda trial: trial["parameters"]):
-        share = trial["parameters"] / record["lora16_parameters"]
-        table.add_row(
-            str(trial["rank"]),
-            trial["factors"],
-            str(trial["cores"]),
-            f"{trial['parameters']:,.0f}",
-            f"{share:.1%}",
-            f"{trial['accuracy']:.3f}",
-        )
     return table
 
 

@@ -91,15 +91,7 @@ def run_library(loaded: LoadedConfig, console: Console) -> RunOutcome:
 
 def _plan_and_run(loaded: LoadedConfig, made: RunInProgress, console: Console) -> None:
     """Do what ``run_library`` does, and keep in ``made`` how far it came."""
-    with console.status("planning: base, data, adapters"):
-        LibraryFolders.of(loaded.config).check()
-        store = loaded.config.store
-        # A server is asked before the planning, which takes longer; a plan that fails creates no file.
-        opened = None if store.is_missing else Registry.open(store.uri, store.artifacts, store.source)
-        plan = make_plan(loaded.config, registry=opened)
-        registry = (opened or Registry.open(store.uri, store.artifacts, store.source)).with_retries(
-            loaded.config.failures.tracking_minutes * 60, partial(console.print, soft_wrap=True)
-        )
+    plan, registry = plan_and_open(loaded, console)
     with (
         RunLimits(loaded.config.limits).keep() as limits,
         registry.hold_lease(plan.folders.library, "ttmoe run", registry.notify) as registry,
@@ -124,6 +116,20 @@ def _plan_and_run(loaded: LoadedConfig, made: RunInProgress, console: Console) -
         _execute(plan, state, forecast, registry, loaded, made, console, limits)
 
 
+def plan_and_open(loaded: LoadedConfig, console: Console) -> tuple[Plan, Registry]:
+    """Plan a config, and open its store with retries; a plan that fails creates no file."""
+    with console.status("planning: base, data, adapters"):
+        LibraryFolders.of(loaded.config).check()
+        store = loaded.config.store
+        # A server is asked before the planning, which takes longer.
+        opened = None if store.is_missing else Registry.open(store.uri, store.artifacts, store.source)
+        plan = make_plan(loaded.config, registry=opened)
+        registry = (opened or Registry.open(store.uri, store.artifacts, store.source)).with_retries(
+            loaded.config.failures.tracking_minutes * 60, partial(console.print, soft_wrap=True)
+        )
+    return plan, registry
+
+
 def _print_todo(plan: Plan, state: LibraryState, console: Console) -> None:
     missing = state.todo
     cached = [task for task in plan.experts if task not in missing]
@@ -134,7 +140,8 @@ def _print_todo(plan: Plan, state: LibraryState, console: Console) -> None:
     if state.router.state != "cached":
         todo.append("the router")
     if plan.config.search and state.search_is_missing:
-        todo.append(f"a search of {plan.config.search.trials} trials")
+        method, trials = plan.config.search.method, plan.config.search.trials
+        todo.append("a search by cutting" if method == "truncate" else f"a search of {trials} trials")
     lines = [f"Library {plan.folders.library} on {plan.base_text}"]
     lines += [f"Cached: {format_names(cached, _MOST_LISTED)}"] if cached else []
     for line in [*lines, f"To do: {', '.join(todo) or 'nothing'}"]:
@@ -275,10 +282,10 @@ def _run_stages(context: RunContext, made: RunInProgress) -> Plan:
             router = train_router(served, registry, context.run_id, pool, context.view, forecast.router)
         made.router = router
         _promote(plan, registry, registry.find_experts(library, served.lock), router)
-    if state.search_is_missing:
-        from orchestrator.search.tuning import run_search
+        if state.search_is_missing:
+            from orchestrator.search.tuning import run_search
 
-        run_search(plan, registry, context.view)
+            run_search(plan, registry, context.view, pool)
     return served
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from orchestrator.plan.packing import pack_jobs
 from orchestrator.plan.planning import Plan
+from orchestrator.pool.less_memory import with_half_micro_batch
 from orchestrator.pool.work_units import LOG_FILE, JobEvent, JobRunner, WorkUnit, run_jointly
 from orchestrator.progress.live_view import LiveView
 from orchestrator.recording.expert_operations import ExpertOperations
@@ -16,7 +17,6 @@ from orchestrator.recording.recorder import Recorder
 from orchestrator.recording.registrar import STAGE, Registrar, Stage1Result
 from orchestrator.recording.request_inbox import RequestInbox
 from orchestrator.registry import Registry
-from orchestrator.run.less_memory import with_half_micro_batch
 from workers.expert_job import ExpertJob
 from workers.expert_result import finished_result
 from workers.expert_runner import run_experts

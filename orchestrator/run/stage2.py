@@ -15,6 +15,7 @@ from orchestrator.plan.planning import Plan
 from orchestrator.plan.quantities import format_names
 from orchestrator.plan.router_forecast import RouterForecast
 from orchestrator.pool.capacity import JobResources
+from orchestrator.pool.less_memory import Call, with_half_batch, with_half_chunk
 from orchestrator.pool.work_units import JobRunner, WorkUnit
 from orchestrator.progress.live_view import LiveView
 from orchestrator.recording.descriptions import describe_router, describe_router_model
@@ -24,7 +25,6 @@ from orchestrator.registry.artifacts import CONFUSION_PLOT, EVALUATION
 from orchestrator.report.charts import draw_confusion
 from orchestrator.report.figures import save_png
 from orchestrator.report.routed_evaluation import summarize_routing
-from orchestrator.run.less_memory import Call, with_half_batch, with_half_chunk
 from ttmoe.batching import BATCH_ROWS
 from ttmoe.errors import WorkFailedError
 from workers.cache.feature_store import SPLITS, compute_features, feature_folder, features_complete

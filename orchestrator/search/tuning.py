@@ -1,144 +1,188 @@
-"""Search ranks and shapes for one task: Optuna suggests the trials, Ray Tune runs them."""
+"""The search over ranks and shapes: Optuna suggests points, Ray Tune decides at rungs, the worker pool trains."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
-import signal
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
-from cluster.local import kept_handler
-from orchestrator.plan.forecast import trial_resources
+from orchestrator.config.search_settings import SearchSettings
+from orchestrator.plan.forecast import trial_resources, trials_per_job
 from orchestrator.plan.planning import Plan
-from orchestrator.plan.search_space import plan_search_space
+from orchestrator.plan.space import plan_space
+from orchestrator.pool.work_units import JobRunner
 from orchestrator.progress.live_view import LiveView
 from orchestrator.registry import Registry
 from orchestrator.registry.artifacts import PARETO_PLOT, TRIALS
 from orchestrator.report.charts import draw_trials
 from orchestrator.report.figures import save_png
-from orchestrator.search.pareto import pareto_front
-from orchestrator.search.suggestions import Suggestions
-from orchestrator.search.trial_records import TrialRecords
-from ttmoe.adapter import count_lora_parameters
+from orchestrator.search.cut_search import CutSearch
+from orchestrator.search.halving import Halving
+from orchestrator.search.rank_space import rank_space
+from orchestrator.search.repetitions import SearchSize
+from orchestrator.search.sampler import Sampler
+from orchestrator.search.search_record import TaskRecord, make_task_record
+from orchestrator.search.shared_point import find_shared_point
+from orchestrator.search.task_search import TaskSearch
+from orchestrator.search.trial import Trial
+from orchestrator.search.trial_loop import SearchBudget, TrialLoop
+from orchestrator.search.trial_runs import TrialRuns
+from orchestrator.search.trial_units import TaskTrials
+from ttmoe.adapter import count_lora_parameters, plan_groups
 from ttmoe.base import empty_body
 from ttmoe.errors import WorkFailedError
-from workers.expert_job import ExpertJob
 
-_NO_HANDLER = "TUNE_DISABLE_SIGINT_HANDLER"  # a variable that Tune reads
+_STARTUP_SHARE, _LEAST_STARTUP = 3, 4  # a third of the trials is random, before an estimator is used
 
 
-def run_search(plan: Plan, registry: Registry, view: LiveView) -> None:
-    """Run the plan's search and record it in MLflow: a run with the Pareto front, and one per trial as it ends.
+def run_search(plan: Plan, registry: Registry, view: LiveView, runner: JobRunner) -> list[TaskRecord]:
+    """Run the plan's search, and record it in MLflow as it happens: a run for the search, and one for each trial.
 
-    Trials that finished before an interruption are not made again. A failed trial does not affect the others.
+    A search that was interrupted goes on: trials that have ended are not made again, and the others resume at their
+    last rung. A failed trial does not affect the others.
+
+    Args:
+        plan: The plan; its config has a search.
+        registry: An open registry.
+        view: Shows the trials.
+        runner: Runs them; its workers keep the base, and the rows of the task.
+
+    Returns:
+        The record of each task.
 
     Raises:
-        WorkFailedError: If no trial finishes.
+        WorkFailedError: No trial of a task is measured.
     """
-    if (search := plan.config.search) is None:
+    if (settings := plan.config.search) is None:
         raise ValueError("the config has no search")
-    groups, space = plan_search_space(plan)
-    (task,) = plan.config.searched_tasks
-    run = registry.start_run(
-        plan.folders.library,
-        f"search {task}",
-        {"spec_hash": plan.search_hash, "task": task},
-        json.dumps(search.model_dump(), indent=1),
-        {"space": space},
+    library, spec = plan.folders.library, str(plan.search_hash)
+    tasks = settings.task_names(plan.experts)
+    run = registry.continue_search(library, spec) or registry.start_run(
+        library,
+        f"search {tasks[0] if len(tasks) == 1 else f'{len(tasks)} tasks'}",
+        {"spec_hash": spec, "task": ",".join(tasks)},
+        json.dumps(settings.model_dump(), indent=1),
+        {"tasks": tasks},
         search=True,
         token=uuid.uuid4().hex,
     )
     with registry.end_run_on_exit(run):
-        view.start_stage(f"Search: ranks and shapes for {task}", "trial", {})
-        folder = plan.work_folder("search", task, str(plan.search_hash))
-        records = TrialRecords(folder, plan.folders.library, task, registry, run)
-        suggestions = Suggestions(space, search, earlier := records.read_earlier(space))
-        for trial in earlier:
-            view.set_state(trial["spec_hash"][:8], "cached", metrics={"validation.accuracy": trial["accuracy"]})
-        if suggestions.left > 0:
-            job = replace(plan.experts[task].job, train=plan.config.search_train(task))
-            _tune(plan, job, suggestions, records, view)
-        if not records.finished:
-            raise _all_failed_error(records)
-        record = {
-            "task": task,
-            "trials": records.finished,
-            "failed": records.failed,
-            "front": pareto_front(records.finished),
-            "space": space,
-            "lora16_parameters": count_lora_parameters(groups),
+        view.start_stage(f"Search: ranks and shapes for {', '.join(tasks)}", "trial", {})
+        runs = TrialRuns(library, run, registry)
+        earlier = runs.read()
+        known = runs.known.values() if settings.warm_start else ()
+        searches = {
+            task: _cut_search(plan, settings, task, earlier)
+            if settings.method == "truncate"
+            else _task_search(plan, settings, task, earlier, known)
+            for task in tasks
         }
-        (folder / TRIALS).write_text(json.dumps(record, indent=1))
-        save_png(draw_trials(records.finished, pareto_front(records.finished), task), folder / PARETO_PLOT)
-        for name in (TRIALS, PARETO_PLOT):
-            registry.log_file(run, folder / name)
+        _show_earlier(view, [trial for search, _ in searches.values() for trial in search.trials])
+        budget = _budget(plan, settings)
+        loop = TrialLoop(searches, runs, budget, view)
+        loop.run(runner, trial_resources(plan))
+        for search, _ in searches.values():
+            if not any(trial.is_measured for trial in search.trials):
+                raise _all_failed_error(search)
+        records = [_record(plan, settings, search, trials) for search, trials in searches.values()]
+        shared = find_shared_point(
+            {task: search.trials for task, (search, _) in searches.items()}, settings.accuracy_within
+        )
+        _log(records, shared, registry, run, plan.work_folder("search", tasks[0], spec))
+    return records
 
 
-def max_parallel_trials(plan: Plan) -> int | None:
-    """Return how many trials may run at once: the smaller limit of the search and of the run; None without any."""
-    limits = [plan.config.search.max_parallel if plan.config.search else None, plan.config.resources.max_parallel]
-    return min((limit for limit in limits if limit is not None), default=None)
+def _cut_search(
+    plan: Plan, settings: SearchSettings, task: str, earlier: Sequence[Trial]
+) -> tuple[CutSearch, TaskTrials]:
+    space = rank_space(plan, task, empty_body(plan.base))
+    trials = TaskTrials(plan, task, space, (settings.steps,), _trials_folder(plan, task))
+    retrained = settings.budget.trials if settings.budget else 0
+    own = [trial for trial in earlier if trial.task == task]
+    return CutSearch(task, settings.ranks, settings.steps, _size(settings, retrained or 0), trials.make, own), trials
 
 
-def _all_failed_error(records: TrialRecords) -> WorkFailedError:
-    first = records.failed[0]["error"] if records.failed else "none was started"
+def _task_search(
+    plan: Plan, settings: SearchSettings, task: str, earlier: Sequence[Trial], known: Iterable[Trial]
+) -> tuple[TaskSearch, TaskTrials]:
+    """Return the search of one task by trials; the sampler learns from ``known`` ones of other searches too."""
+    space = plan_space(plan, task, empty_body(plan.base))
+    rungs = settings.rungs
+    steps = settings.rung_steps
+    trials = TaskTrials(plan, task, space, steps, _trials_folder(plan, task))
+    sampler = Sampler(
+        space,
+        settings.method or "tpe",
+        settings.objectives,
+        settings.seed,
+        max(_LEAST_STARTUP, settings.trials // _STARTUP_SHARE),
+        trials.key,
+    )
+    for trial in known:
+        if trial.task == task and trial.seed == 0 and trial.context == trials.context:
+            sampler.tell(trial)
+    halving = Halving(steps, rungs.factor if rungs else 2, settings.objectives)
+    own = [trial for trial in earlier if trial.task == task]
+    return TaskSearch(task, sampler, halving, _size(settings, settings.trials), trials.make, own), trials
+
+
+def _size(settings: SearchSettings, trials: int) -> SearchSize:
+    return SearchSize(trials, settings.confirm, settings.finalists, settings.accuracy_within)
+
+
+def _trials_folder(plan: Plan, task: str) -> Path:
+    return plan.work_folder("search", task, str(plan.search_hash)) / "trials"
+
+
+def _budget(plan: Plan, settings: SearchSettings) -> SearchBudget:
+    limits = [settings.max_parallel, plan.config.resources.max_parallel]
+    budget = settings.budget
+    return SearchBudget(
+        steps=budget.steps if budget else None,
+        seconds=budget.minutes * 60 if budget and budget.minutes else None,
+        parallel=min((limit for limit in limits if limit is not None), default=None),
+        trials_per_unit=trials_per_job(plan),
+    )
+
+
+def _show_earlier(view: LiveView, trials: Sequence[Trial]) -> None:
+    for trial in trials:
+        if trial.has_ended:
+            view.set_state(trial.key, "cached", metrics={"validation.accuracy": trial.accuracy})
+
+
+def _all_failed_error(search: TaskSearch | CutSearch) -> WorkFailedError:
+    failed = [trial for trial in search.trials if trial.state == "failed"]
+    first = failed[0].error if failed else "none was started"
     return WorkFailedError(
-        f"none of the {len(records.failed)} trials of the search finished; the first: {first}",
+        f"none of the {len(failed)} trials of {search.task!r} finished; the first: {first}",
         where="search",
         fix="repeat the command to try them again",
     )
 
 
-def _tune(plan: Plan, job: ExpertJob, suggestions: Suggestions, records: TrialRecords, view: LiveView) -> None:
-    from ray import tune
-
-    from orchestrator.search.tune_trial import SuggestedChoices, TrialCallback, TuneTrial, trial_job
-
-    reserved = trial_resources(plan)
-    model = empty_body(plan.base)
-    tuner = tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(TuneTrial, plan=plan, job=job),
-            {"CPU": reserved.cpus, "GPU": reserved.gpus, "memory": reserved.memory},
-        ),
-        tune_config=tune.TuneConfig(
-            search_alg=SuggestedChoices(suggestions),
-            num_samples=suggestions.left,
-            max_concurrent_trials=max_parallel_trials(plan),
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(records.folder.parent),
-            verbose=0,
-            callbacks=[TrialCallback(view, records, lambda choice: trial_job(plan, model, job, choice)[1])],
-            failure_config=tune.FailureConfig(max_failures=1),
-        ),
+def _record(plan: Plan, settings: SearchSettings, search: TaskSearch | CutSearch, trials: TaskTrials) -> TaskRecord:
+    groups = plan_groups(empty_body(plan.base), plan.experts[search.task].job.adapter)
+    choices = {name: list(options) for name, options in trials.space.choices().items()}
+    return make_task_record(
+        search.task,
+        search.trials,
+        settings.accuracy_within,
+        choices,
+        count_lora_parameters(groups),
+        trials.config_sections,
     )
-    with _quiet_tune():
-        tuner.fit()
 
 
-@contextmanager
-def _quiet_tune() -> Iterator[None]:
-    """Keep Tune from handling signals and printing within the context; a notebook may use it for its own trials after.
-
-    Its handler of SIGINT would swallow Ctrl-C: it ends the loop as if all trials had ended. Its log would have the
-    traceback of a failed trial, whose error the live view and the trial's run have.
-    """
-    log, before = logging.getLogger("ray.tune"), os.environ.get(_NO_HANDLER)
-    level = log.level
-    os.environ[_NO_HANDLER] = "1"
-    log.setLevel(logging.CRITICAL)
-    try:
-        with kept_handler(signal.SIGUSR1):
-            yield
-    finally:
-        log.setLevel(level)
-        os.environ.pop(_NO_HANDLER, None)
-        if before is not None:
-            os.environ[_NO_HANDLER] = before
+def _log(
+    records: Sequence[TaskRecord], shared: dict[str, Any] | None, registry: Registry, run: str, folder: Path
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"tasks": [vars(record) for record in records], "shared": shared}
+    (folder / TRIALS).write_text(json.dumps(content, indent=1))
+    first = records[0]
+    save_png(draw_trials(first.trials, first.front, first.task), folder / PARETO_PLOT)
+    for name in (TRIALS, PARETO_PLOT):
+        registry.log_file(run, folder / name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,11 +25,13 @@ class ResidentBase:
         bank: The bank on the base; it contains experts only inside ``in_use``.
         tokenizer: The tokenizer of the base.
         pad_id: Token id for padding.
+        kept_rows: Rows that the process keeps for several trainings, by what they were read from and how.
     """
 
     bank: Bank
     tokenizer: Any
     pad_id: int
+    kept_rows: dict[Any, dict[Any, Any]] = field(default_factory=dict)
 
     @contextmanager
     def in_use(self) -> Iterator[Bank]:

@@ -70,7 +70,7 @@ def add_gradients(
     """
     stats, losses = [PassStats(0.0) for _ in batches], []
     for micro in _micro_batches(batches, micro_batch):
-        parts = _losses(bank, batches, micro, pad_id, depth)
+        parts = batch_losses(bank, batches, micro, pad_id, depth)
         reduce(add, parts.values()).backward()  # type: ignore[no-untyped-call]
         losses.append({index: loss.detach() for index, loss in parts.items()})
         _count_tokens(stats, batches, micro)
@@ -90,10 +90,18 @@ def _micro_batches(batches: Sequence[ExpertBatch], size: int | None) -> Iterator
         yield {index: [row for _, row in group] for index, group in groups}
 
 
-def _losses(
+def batch_losses(
     bank: Bank, batches: Sequence[ExpertBatch], micro: MicroBatch, pad_id: int, depth: int
 ) -> dict[int, Tensor]:
-    """Return each batch's mean loss over its rows in this micro-batch, weighted by their share of the batch."""
+    """Return each batch's mean loss over its rows in a micro-batch, weighted by their share of the batch.
+
+    Args:
+        bank: As ``add_gradients`` takes it; so are ``batches``, ``pad_id`` and ``depth``.
+        batches: The batches.
+        micro: The rows, by the index of their batch.
+        pad_id: Token id used for padding.
+        depth: Depth of the trunk.
+    """
     items = [batches[index].rows.items[row] for index, rows in micro.items() for row in rows]
     names = [batches[index].name for index, rows in micro.items() for _ in rows]
     states = _concatenate([batches[index].rows.gather_states(rows, bank.device) for index, rows in micro.items()])

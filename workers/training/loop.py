@@ -184,6 +184,8 @@ class _Session:
     def _finish_trainings(self) -> None:
         for state in [state for state in self.active if state.is_finished]:
             with self._errors_of(state):
+                if state.last_step < state.settings.steps:
+                    state.save()  # a later call resumes from the pause
                 result = state.finish()
                 if len(state.validation) < len(state.training.validation):
                     result.best = self._measure(state, state.training.validation)

@@ -40,6 +40,8 @@ class ExpertTraining:
         settings: Training settings.
         head: ``trained`` or ``frozen``.
         checkpoints: Where to save checkpoints and resume from; None saves none.
+        pause_at: Step at which to evaluate, save a checkpoint and end, so that a later call resumes there; None trains
+            to the end. It must not be below the step of a checkpoint.
     """
 
     name: str
@@ -48,6 +50,7 @@ class ExpertTraining:
     settings: TrainSettings
     head: str
     checkpoints: CheckpointFolder | None = None
+    pause_at: int | None = None
 
 
 @dataclass
@@ -117,14 +120,19 @@ class TrainingState:
 
     @property
     def is_finished(self) -> bool:
-        """Whether all steps are taken, or ``patience`` evaluations brought no improvement."""
+        """Whether all steps up to the pause are taken, or ``patience`` evaluations brought no improvement."""
         patience = self.settings.patience
-        return self.result.steps >= self.settings.steps or bool(patience and self.evaluations_since_best >= patience)
+        return self.result.steps >= self.last_step or bool(patience and self.evaluations_since_best >= patience)
+
+    @property
+    def last_step(self) -> int:
+        """The step at which this call ends: the pause, or the last step of the settings."""
+        return min(self.settings.steps, self.training.pause_at or self.settings.steps)
 
     @property
     def evaluation_is_due(self) -> bool:
         """Whether to evaluate on the validation split after the last step."""
-        return self.result.steps % self.settings.eval_every == 0 or self.result.steps == self.settings.steps
+        return self.result.steps % self.settings.eval_every == 0 or self.result.steps == self.last_step
 
     @property
     def seconds_left(self) -> float:

@@ -17,7 +17,7 @@ from ttmoe.bank import Bank
 from ttmoe.base import load_body, load_tokenizer
 from ttmoe.encoding import collate, pad_id_of
 from ttmoe.expert_files import load_expert, read_manifest
-from workers import expert_job, expert_runner
+from workers import expert_job, expert_runner, joint_training
 from workers.base.resident import count_base_loads, load_resident_base, release_resident_base
 from workers.data.prepared import load_split
 from workers.expert_job import ExpertJob, estimate_jobs_memory
@@ -30,7 +30,7 @@ from workers.training.batches import tokenize
 from workers.training.evaluation import evaluate
 from workers.training.loop import TrainingFailedError
 from workers.training.settings import TrainSettings
-from workers.trial import TrialRunner
+from workers.tuning.trial_job import TrialJob, run_trials
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_the_files_hold_the_trained_expert(job, base, colours, tmp_path):
 
 
 def test_the_test_split_is_not_used_before_training_has_ended(job, monkeypatch):
-    seen, honest = [], expert_runner.fit_experts
+    seen, honest = [], joint_training.fit_experts
 
     def fit(bank, trainings, **more):
         seen.append("fit")
@@ -99,7 +99,7 @@ def test_the_test_split_is_not_used_before_training_has_ended(job, monkeypatch):
         seen.append(split)
         return honest(base, tokenizer, data, split, cache)
 
-    monkeypatch.setattr(expert_runner, "fit_experts", fit)
+    monkeypatch.setattr(joint_training, "fit_experts", fit)
     monkeypatch.setattr(expert_job, "load_tokenized_rows", load_tokenized_rows)
     run_expert(job, nothing)
     assert seen == ["train", "validation", "fit", "fitted", "test"]
@@ -174,13 +174,13 @@ def test_only_a_result_of_this_spec_counts(job, tmp_path):
 
 def test_a_choice_has_one_output_and_a_frozen_head_a_random_start(job, colours, monkeypatch):
     assert (job.classes, replace(job, data=replace(colours, kind="choice")).classes) == (3, 1)
-    starts, honest = [], expert_runner.fit_experts
+    starts, honest = [], joint_training.fit_experts
 
     def fit(bank, trainings, **more):
         starts.append(bank.experts[trainings[0].name].head.weight.abs().max().item())
         return honest(bank, trainings, **more)
 
-    monkeypatch.setattr(expert_runner, "fit_experts", fit)
+    monkeypatch.setattr(joint_training, "fit_experts", fit)
     for head in ("trained", "frozen"):
         train = job.train.model_copy(update={"steps": 1})
         run_expert(replace(job, head=head, train=train, folder=f"{job.folder}-{head}"), nothing)
@@ -214,7 +214,7 @@ def test_several_are_trained_at_once_on_one_load_of_the_base(jobs, tmp_path):
 def test_a_finished_expert_is_not_trained_again(job, monkeypatch):
     result = run_expert(job, nothing)
     (Path(job.folder) / "checkpoints").mkdir()  # stopped just before they were removed
-    monkeypatch.setattr(expert_runner, "fit_experts", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(joint_training, "fit_experts", lambda *_, **__: 1 / 0)
     reports = []
     assert run_experts((job,), reports.append) == {"colours": result}
     assert reports == []
@@ -315,7 +315,7 @@ def test_the_trunk_of_training_rows_is_computed_for_those_that_steps_read(job, t
     train = job.train.model_copy(update={"steps": steps, "batch_size": 4, "eval_every": steps})
     job = replace(job, adapter=spec, train=train, trunk_bytes=10**9, cache=str(tmp_path), trainings=trainings)
     with query.register_forward_hook(lambda _, inputs, __: passed.append(len(inputs[0]))):
-        TrialRunner.load(job).run(job)
+        run_trials([TrialJob(job, steps)], lambda progress: None)
     assert sum(passed) == 180 + 60 + rows  # for the scale of the head; validation rows, once; and training rows
 
 
@@ -344,7 +344,7 @@ def test_a_training_keeps_to_what_was_planned_for_the_largest_of_a_job(job, monk
         limits.append(limit)
         return memory_limit.MemoryLimit(2**60)
 
-    monkeypatch.setattr(expert_runner, "MemoryLimit", allow)
+    monkeypatch.setattr(joint_training, "MemoryLimit", allow)
     one = replace(job, train=job.train.model_copy(update={"steps": 2, "eval_every": 2}))
     many = replace(one, task="other", train=one.train.model_copy(update={"batch_size": 4096}), folder=f"{job.folder}-2")
     run_experts((one, many), nothing)

@@ -1,0 +1,57 @@
+"""The tables of a finished search: the Pareto front, and the points that were repeated with several seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+Record = Mapping[str, Any]
+"""What a search found for one task, an element of the artifact ``trials.json``."""
+
+
+def read_search_records(path: Path) -> list[Record]:
+    """Return the record of each task of a search from its artifact ``trials.json``."""
+    content = json.loads(path.read_text())
+    records: list[Record] = content.get("tasks", [content])  # version 0.1.0 searched on one task
+    return records
+
+
+def front_table(record: Record) -> Table:
+    """Return the table of the Pareto front of one task; the recommended point is marked."""
+    count = len(record["trials"])
+    table = _table(f"Search on {record['task']}: {count} trials, the Pareto front")
+    for head in ("rank", "factors", "parameters", "of LoRA-16", "validation accuracy"):
+        table.add_column(head, justify="right")
+    table.add_column("")
+    winner = record.get("winner") or {}
+    for trial in sorted(record["front"], key=lambda trial: trial["parameters"]):
+        marked = trial.get("number") in winner.get("trials", ())
+        table.add_row(*_point_cells(record, trial), f"{trial['accuracy']:.3f}", "recommended" if marked else "")
+    return table
+
+
+def finalists_table(record: Record) -> Table:
+    """Return the table of the points of one task that were repeated, with mean and spread over the seeds."""
+    table = _table(f"Finalists on {record['task']}, over several seeds")
+    for head in ("rank", "factors", "parameters", "of LoRA-16", "seeds", "validation accuracy"):
+        table.add_column(head, justify="right")
+    table.add_column("")
+    for each in record["finalists"]:
+        accuracy = f"{each['accuracy']:.3f} ± {each['spread']:.3f}"
+        marked = each["point"] == record["winner"]["point"]
+        table.add_row(*_point_cells(record, each), str(each["seeds"]), accuracy, "recommended" if marked else "")
+    return table
+
+
+def _table(title: str) -> Table:
+    return Table(box=SIMPLE_HEAD, title=title, title_justify="left")
+
+
+def _point_cells(record: Record, point: Mapping[str, Any]) -> tuple[str, ...]:
+    share = point["parameters"] / record["lora16_parameters"]
+    return str(point["rank"]), str(point["factors"]), f"{point['parameters']:,.0f}", f"{share:.1%}"

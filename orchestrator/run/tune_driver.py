@@ -1,0 +1,150 @@
+"""Driver of ``ttmoe tune``: a search by itself, without training the experts of the library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cluster.local import ray_session
+from orchestrator.config.loading import LoadedConfig, load_config
+from orchestrator.plan.choosing import Point
+from orchestrator.plan.forecast import check_trial_fits, trial_resources
+from orchestrator.plan.planned_library import plan_library
+from orchestrator.plan.planning import Plan
+from orchestrator.plan.search_space import check_spaces
+from orchestrator.progress.live_view import LiveView
+from orchestrator.registry import Registry
+from orchestrator.registry.artifacts import TRIALS
+from orchestrator.report.search_tables import Record, finalists_table, front_table, read_search_records
+from orchestrator.run.driver import plan_and_open
+from orchestrator.run.limits import RunLimits
+from orchestrator.run.node_checks import check_nodes
+from ttmoe.base import empty_body
+
+_CONFIRM = 3
+"""Default of `search.confirm` for ``ttmoe tune``; a search of ``ttmoe run`` repeats nothing."""
+
+
+@dataclass(frozen=True)
+class TuneRequest:
+    """What ``ttmoe tune`` was asked for.
+
+    Attributes:
+        config: Path of a config, name of a packaged recipe, or the content of a config.
+        overrides: Overrides such as ``search.trials=20``.
+        tasks: Tasks to search on; empty for those of the config, or all.
+    """
+
+    config: str | Path | Mapping[str, Any]
+    overrides: Sequence[str] = ()
+    tasks: Sequence[str] = ()
+
+    def load(self) -> LoadedConfig:
+        """Load the config with the search that was asked for.
+
+        Raises:
+            InputError: If the config is not valid.
+        """
+        names = [text.partition("=")[0].strip().split(".") for text in self.overrides]
+        others = [text for text, name in zip(self.overrides, names, strict=True) if name[0] != "search"]
+        search = load_config(self.config, others).config.search
+        given = {name[1] for name in names if name[0] == "search" and len(name) > 1}
+        given |= search.model_fields_set if search else set()
+        added = [] if "confirm" in given else [f"search.confirm={_CONFIRM}"]
+        if "method" not in given:
+            # What is given can only be searched by trials: a cut has no other choice than the rank, and no rungs.
+            added.append(f"search.method={'tpe' if given & {'space', 'rungs'} else 'truncate'}")
+        if len(self.tasks) == 1:
+            added += [f"search.task={self.tasks[0]}", "search.tasks=null"]
+        elif self.tasks or not given & {"task", "tasks"}:
+            added += [f"search.tasks={list(self.tasks) or 'all'}", "search.task=null"]
+        return load_config(self.config, [*self.overrides, *added])
+
+
+def show_search(loaded: LoadedConfig, console: Console, *, as_json: bool = False) -> None:
+    """Print what the search of a config would do; nothing is trained.
+
+    Raises:
+        InputError: The config, the data or the base cannot be used.
+    """
+    from orchestrator.search.rank_space import rank_space
+    from orchestrator.search.search_forecast import forecast_search
+    from orchestrator.search.space_screen import show_space
+    from orchestrator.search.trial import read_trial
+
+    planned = plan_library(loaded, None if as_json else console)
+    plan, method = planned.plan, str(loaded.config.search and loaded.config.search.method)
+    store = loaded.config.store
+    registry = None if store.is_missing else Registry.open(store.uri, store.artifacts, store.source)
+    runs = registry.trial_runs(plan.folders.library) if registry else []
+    earlier: dict[str, list[Point]] = {}
+    for trial in filter(None, map(read_trial, runs)):
+        if trial.has_ended and trial.seed == 0:
+            earlier.setdefault(trial.task, []).append(trial.point)
+    spaces = None
+    if method == "truncate":
+        model = empty_body(plan.base)
+        spaces = {task: rank_space(plan, task, model) for task in plan.config.searched_tasks}
+    show_space(forecast_search(plan, planned.state, method, earlier, spaces), console, as_json=as_json)
+    if planned.problem:
+        raise planned.problem
+
+
+def tune_library(loaded: LoadedConfig, console: Console) -> list[Record]:
+    """Run the search of a config, print its tables, and return the record of each task.
+
+    A search that has finished is not made again; one that was interrupted goes on.
+
+    Raises:
+        InputError: The config, the data or the base cannot be used; raised before any work.
+        InfeasibleError: A trial fits on no node; raised before any work.
+        WorkFailedError: No trial of a task is measured, or the store stayed unavailable.
+        LimitReachedError: A limit of the config was reached.
+    """
+    plan, registry = plan_and_open(loaded, console)
+    with (
+        RunLimits(loaded.config.limits).keep() as limits,
+        registry.hold_lease(plan.folders.library, "ttmoe tune", registry.notify) as registry,
+    ):
+        registry.close_stale(plan.folders.library)
+        if (records := _finished(plan, registry)) is None:
+            _search(plan, registry, limits, console)
+            records = _finished(plan, registry)
+    for record in records or ():
+        console.print(front_table(record))
+        if record.get("finalists"):
+            console.print(finalists_table(record))
+    return list(records or ())
+
+
+def _finished(plan: Plan, registry: Registry) -> list[Record] | None:
+    folder = registry.search_artifacts(plan.folders.library, str(plan.search_hash))
+    return read_search_records(Path(folder) / TRIALS) if folder else None
+
+
+def _search(plan: Plan, registry: Registry, limits: RunLimits, console: Console) -> None:
+    from orchestrator.pool.worker_pool import WorkerPool
+    from orchestrator.search.tuning import run_search
+
+    check_spaces(plan)
+    check_trial_fits(plan, plan.nodes)
+    check_nodes(plan)
+    resources, failures = plan.config.resources, plan.config.failures
+    with (
+        ray_session(),
+        LiveView(console) as view,
+        WorkerPool(
+            trial_resources(plan),
+            failures,
+            resources.max_parallel,
+            resources.autoscaling,
+            failures.stall_minutes * 60,
+            view.print,
+        ) as pool,
+    ):
+        limits.gpu_seconds = pool.gpu_seconds
+        run_search(plan, registry, view, pool)

@@ -1,0 +1,130 @@
+"""The search of one task by cutting: one training at the highest rank gives a trial of every lower one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.plan.choosing import Point
+from orchestrator.search.repetitions import SearchSize, TrialMaker, next_repetition
+from orchestrator.search.trial import Origin, RungResult, Trial
+from workers.tuning.members import CuttingResult, Member
+
+
+class CutSearch:
+    """The trials of one task: the parent, its cuts, the ranks whose cut is doubtful, and repetitions of finalists.
+
+    It has the methods of ``TaskSearch``.
+
+    Args:
+        task: Name of the task.
+        ranks: The ranks; the highest is that of the parent.
+        steps: Steps of a training.
+        size: How much may be trained.
+        make: Makes a trial.
+        earlier: Trials of this search that exist, such as those before an interruption.
+
+    Attributes:
+        trials: All trials, by number.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        ranks: Sequence[int],
+        steps: int,
+        size: SearchSize,
+        make: TrialMaker,
+        earlier: Sequence[Trial] = (),
+    ) -> None:
+        self.task, self.size = task, size
+        self.ranks = sorted(set(ranks), reverse=True)
+        self.trials = sorted(earlier, key=lambda each: each.number)
+        self._steps, self._make, self._stopped = steps, make, False
+        self._waiting = [trial for trial in self.trials if not trial.has_ended]
+        parents = [trial for trial in self.trials if trial.origin == "parent"]
+        if parents and parents[0].has_ended and not self._cuts():
+            parents[0].state = "waiting"  # its cuts were not recorded: they are made again from its files
+            self._waiting.insert(0, parents[0])
+
+    def stop(self) -> None:
+        """Train nothing more, because a budget is used up."""
+        self._stopped = True
+
+    def next(self) -> Trial | None:
+        """Return the trial to train next; None if there is none now."""
+        if self._stopped:
+            return None
+        if self._waiting:
+            trial: Trial | None = self._waiting.pop(0)
+        elif not self.trials:
+            trial = self._add(self._point(self.ranks[0]), "parent", 0)
+        elif not self.trials[0].has_ended:
+            return None
+        else:
+            trial = self._retrain() or next_repetition(self.trials, self.size, self._add)
+        if trial:
+            trial.state = "running"
+        return trial
+
+    def next_rung(self, trial: Trial) -> int:
+        """Return the steps up to which a trial is trained: all."""
+        return self._steps
+
+    def report(self, trial: Trial, result: RungResult, *, ended: bool) -> None:
+        """Take the result of a trial that was trained to its end."""
+        trial.rungs.append(result)
+        trial.state = "finished"
+
+    def report_cuts(self, parent: Trial, result: CuttingResult) -> list[Trial]:
+        """Take the parent's result and its cuts; return the trials of the cuts."""
+        parent.rungs = [_rung(result.parent)]
+        parent.state = "finished"
+        cuts = []
+        for member in result.members:
+            trial = self._add(self._point(member.rank), "cut", 0)
+            trial.rungs.append(_rung(member))
+            trial.state = "finished"
+            cuts.append(trial)
+        return cuts
+
+    def fail(self, trial: Trial, error: str) -> None:
+        """Note that a trial has failed."""
+        trial.state, trial.error = "failed", error
+
+    def doubtful(self) -> list[Trial]:
+        """Return the cuts that are worse than their neighbours, the largest first.
+
+        These are cuts that are less accurate than the next larger one by more than ``within``, and those that a smaller
+        one surpasses: at their rank, a training may do better.
+        """
+        found = []
+        line = sorted([self.trials[0], *self._cuts()], key=lambda each: -each.parameters)
+        for index, trial in enumerate(line[1:], 1):
+            falls = trial.accuracy < line[index - 1].accuracy - self.size.within
+            surpassed = any(smaller.accuracy > trial.accuracy for smaller in line[index + 1 :])
+            if falls or surpassed:
+                found.append(trial)
+        return found
+
+    def _retrain(self) -> Trial | None:
+        """Return the trial of a rank whose cut is doubtful and that was not trained yet."""
+        done = [trial.point_key for trial in self.trials if trial.origin == "retrained"]
+        if len(done) >= self.size.trials:
+            return None
+        left = [trial for trial in self.doubtful() if trial.point_key not in done]
+        return self._add(left[0].point, "retrained", 0) if left else None
+
+    def _cuts(self) -> list[Trial]:
+        return [trial for trial in self.trials if trial.origin == "cut"]
+
+    def _point(self, rank: int) -> Point:
+        return {"rank": rank}
+
+    def _add(self, point: Point, origin: Origin, seed: int) -> Trial:
+        trial = self._make(len(self.trials) + 1, point, origin, seed)
+        self.trials.append(trial)
+        return trial
+
+
+def _rung(member: Member) -> RungResult:
+    return RungResult(member.steps, member.accuracy, member.loss, member.seconds)

@@ -1,0 +1,104 @@
+"""The record of a search, from which its artifacts and its report are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.plan.choosing import Point
+from orchestrator.search.finalists import Candidate, candidates, choose_winner
+from orchestrator.search.pareto import pareto_front
+from orchestrator.search.trial import Trial
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """The result of the search of one task.
+
+    Attributes:
+        task: Name of the task.
+        trials: The trials that were measured, as JSON objects.
+        failed: Those that failed.
+        front: The measured trials that no other dominates, of the same form.
+        winner: The point that is recommended, with its mean accuracy over seeds, and under ``sections`` what makes a
+            task of a config train it; None if no trial is complete.
+        finalists: The points that were repeated with several seeds, of the form of ``winner``.
+        space: All options by choice.
+        lora16_parameters: Parameters of LoRA of rank 16 on the same layers.
+    """
+
+    task: str
+    trials: list[dict[str, Any]]
+    failed: list[dict[str, Any]]
+    front: list[dict[str, Any]]
+    winner: dict[str, Any] | None
+    finalists: list[dict[str, Any]]
+    space: dict[str, Any]
+    lora16_parameters: int
+
+
+def make_task_record(
+    task: str,
+    trials: Sequence[Trial],
+    within: float,
+    space: dict[str, Any],
+    lora16_parameters: int,
+    config_sections: Callable[[Point], dict[str, Any]],
+) -> TaskRecord:
+    """Return the record of a task's trials.
+
+    Args:
+        task: Name of the task.
+        trials: Its trials.
+        within: See ``choose_winner``.
+        space: All options by choice.
+        lora16_parameters: Parameters of LoRA of rank 16 on the same layers.
+        config_sections: Returns the sections of a task that has this point.
+    """
+    measured = [_trial_json(trial) for trial in trials if trial.is_measured]
+    failed = [_trial_json(trial) for trial in trials if trial.state == "failed"]
+    winner = choose_winner(trials, within)
+    repeated = [each for each in candidates(trials) if len(each.trials) > 1]
+    return TaskRecord(
+        task,
+        measured,
+        failed,
+        pareto_front(measured),
+        _candidate_json(winner) | {"sections": config_sections(winner.trials[0].point)} if winner else None,
+        [_candidate_json(each) for each in sorted(repeated, key=lambda each: each.parameters)],
+        space,
+        lora16_parameters,
+    )
+
+
+def _trial_json(trial: Trial) -> dict[str, Any]:
+    found = {
+        "number": trial.number,
+        "state": trial.state,
+        "origin": trial.origin,
+        "seed": trial.seed,
+        "point": trial.point,
+        "spec_hash": trial.spec_hash,
+        "parameters": trial.parameters,
+        **trial.description,
+        "rungs": [vars(rung) for rung in trial.rungs],
+    }
+    if trial.is_measured:
+        found |= trial.metrics() | {"steps": trial.steps}
+    return found | ({"error": trial.error} if trial.error else {})
+
+
+def _candidate_json(candidate: Candidate) -> dict[str, Any]:
+    first = candidate.trials[0]
+    return {
+        "point": first.point,
+        **first.description,
+        "parameters": candidate.parameters,
+        "accuracy": candidate.accuracy,
+        "spread": candidate.spread,
+        "loss": candidate.loss,
+        "seeds": len(candidate.trials),
+        "accuracies": [trial.accuracy for trial in candidate.trials],
+        "trials": [trial.number for trial in candidate.trials],
+    }

@@ -1,0 +1,191 @@
+"""The cutting job: one training of an expert gives experts of every smaller rank, measured on the validation split."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from ttmoe.adapter import count_parameters
+from ttmoe.bank import Bank
+from ttmoe.cutting import cut_expert, spec_of_rank
+from ttmoe.expert import Expert
+from ttmoe.methods import TensorTrain
+from workers.base.resident import load_resident_base
+from workers.progress import Progress, ProgressCallback
+from workers.stopping import raise_if_stopped
+from workers.training.batches import training_batches
+from workers.tuning.distillation import distil, distillation_settings, teacher_answers
+from workers.tuning.members import CuttingJob, CuttingResult, Member
+from workers.tuning.parent import Parent, load_or_train_parent, save_member
+from workers.tuning.passes import measure_experts, training_moments
+
+
+def run_cutting(job: CuttingJob, report: ProgressCallback) -> CuttingResult:
+    """Train or load the parent, cut it to every rank, and measure all on the validation split.
+
+    A parent that an earlier attempt has trained is not trained again; an interrupted training resumes.
+
+    Args:
+        job: The job.
+        report: Receives progress reports with the task as key.
+
+    Raises:
+        TrainingFailedError: If the parent's training fails.
+        InputError: If the files of a given parent are damaged or do not fit.
+        StoppedError: If the work is to stop.
+    """
+    expert, seconds = job.expert, _Seconds()
+    torch.set_num_threads(expert.threads)
+    report(Progress("loading", 0, expert.train.steps, key=expert.task))
+    with seconds.of("loading"):
+        resident_base = load_resident_base(expert.base, expert.device)
+    with resident_base.in_use() as bank:
+        with seconds.of("parent"):
+            parent = load_or_train_parent(expert, job.parent, resident_base, report)
+        with seconds.of("moments"):
+            beat = _heartbeat(report, expert.task, "moments")
+            moments = training_moments(
+                bank, expert.task, parent.train, resident_base.pad_id, expert.train, job.rows, beat
+            )
+        cuts: dict[int, float] = {}
+        for done, rank in enumerate(job.ranks):
+            _heartbeat(report, expert.task, "cutting", done, len(job.ranks))()
+            with seconds.of("cuts"):
+                start, spec = time.monotonic(), spec_of_rank(bank.expert(expert.task).adapter.spec, rank)
+                bank.attach(_name(job, rank), cut_expert(bank, expert.task, spec, moments).requires_grad_(False))
+                cuts[rank] = time.monotonic() - start
+        with seconds.of("validation"):
+            names, beat = [_name(job, rank) for rank in job.ranks], _heartbeat(report, expert.task, "validating")
+            found = measure_experts(bank, [expert.task, *names], parent.validation, resident_base.pad_id, beat)
+        own = found[expert.task]
+        whole = _member(bank.expert(expert.task), own, own, parent.steps, parent.seconds, parent.folder)
+        members = [
+            _member(bank.expert(name), found[name], found[name], 0, cuts[rank])
+            for name, rank in zip(names, job.ranks, strict=True)
+        ]
+        with seconds.of("distillation"):
+            members = _distil(job, bank, parent, members, resident_base.pad_id, report)
+        members = [_keep(job, bank, member, parent.answer_tokens) for member in members]
+    steps = float(sum(member.steps for member in (whole, *members)))
+    return CuttingResult(whole, tuple(members), seconds.metrics | {"steps": steps})
+
+
+class _Seconds:
+    """The seconds of the parts of a job."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, float] = {}
+
+    @contextmanager
+    def of(self, part: str) -> Iterator[None]:
+        """Add the time in this context to a part."""
+        start, key = time.monotonic(), f"seconds.{part}"
+        yield
+        self.metrics[key] = self.metrics.get(key, 0.0) + time.monotonic() - start
+
+
+def _name(job: CuttingJob, rank: int) -> str:
+    """Return the name of a member in the bank."""
+    return f"{job.expert.task} of rank {rank}"
+
+
+def _heartbeat(report: ProgressCallback, task: str, state: str, step: int = 0, steps: int = 0) -> Callable[[], None]:
+    """Return a function that reports an activity, and ends the work if it is to stop."""
+
+    def beat() -> None:
+        report(Progress(state, step, steps, key=task))
+        raise_if_stopped(lambda: None)
+
+    return beat
+
+
+def _member(
+    expert: Expert, metrics: dict[str, float], cut: dict[str, float], steps: int, seconds: float, folder: str = ""
+) -> Member:
+    """Describe an expert of the bank."""
+    groups = expert.adapter.groups
+    shapes = {g.role: str(g.method.shape if isinstance(g.method, TensorTrain) else g.method) for g in groups}
+    return Member(
+        rank=expert.adapter.spec.rank,
+        shapes=shapes,
+        parameters=count_parameters(groups),
+        accuracy=metrics["accuracy"],
+        loss=metrics["loss"],
+        distilled=False,
+        accuracy_cut=cut["accuracy"],
+        loss_cut=cut["loss"],
+        steps=steps,
+        seconds=seconds,
+        folder=folder,
+    )
+
+
+def _distil(
+    job: CuttingJob, bank: Bank, parent: Parent, members: list[Member], pad_id: int, report: ProgressCallback
+) -> list[Member]:
+    """Distil the members that the job names; validation says whether the new weights are kept."""
+    expert, train = job.expert, job.expert.train
+    if not job.distilled_ranks:
+        return members
+    every = training_batches(parent.train, train.batch_size, train.seed or 0, train.batch_tokens)
+    batches, teacher_rank = list(islice(every, job.distill_steps)), bank.expert(expert.task).adapter.spec.rank
+    beat = _heartbeat(report, expert.task, "distilling", 0, len(job.distilled_ranks))
+    answers = teacher_answers(bank, expert.task, parent.train, batches, pad_id)
+    for index, member in enumerate(members):
+        if member.rank in job.distilled_ranks:
+            start, name = time.monotonic(), _name(job, member.rank)
+            student = bank.expert(name)
+            before = {key: value.clone() for key, value in student.state_dict().items()}
+            _require_gradients(student, expert.head)
+            settings = distillation_settings(train, teacher_rank, member.rank, len(batches))
+            distil(bank, name, parent.train, batches, answers, settings, pad_id, beat)
+            student.requires_grad_(False)
+            after = measure_experts(bank, [name], parent.validation, pad_id, beat)[name]
+            better = _is_better(after, member, len(parent.validation))
+            if not better:
+                student.load_state_dict(before)
+                after = {"accuracy": member.accuracy, "loss": member.loss}
+            members[index] = replace(
+                member,
+                accuracy=after["accuracy"],
+                loss=after["loss"],
+                distilled=better,
+                steps=len(batches),
+                seconds=member.seconds + time.monotonic() - start,
+            )
+    return members
+
+
+def _is_better(after: dict[str, float], cut: Member, rows: int) -> bool:
+    """Return whether a distilled member has less loss and no fewer right answers than by chance.
+
+    The loss tells more than the accuracy of some hundred rows, but where most rows are uncertain it falls with answers.
+    """
+    chance = math.sqrt(cut.accuracy * (1 - cut.accuracy) / rows)
+    return after["loss"] < cut.loss and after["accuracy"] >= cut.accuracy - chance
+
+
+def _require_gradients(expert: Expert, head: str) -> None:
+    """Let an expert be trained, as its parent was."""
+    expert.requires_grad_(True)
+    expert.head.requires_grad_(head == "trained" and expert.head.out_features > 0)
+    if expert.head.out_features == 1:  # all options share the bias
+        expert.head.bias.requires_grad_(False)
+
+
+def _keep(job: CuttingJob, bank: Bank, member: Member, answer_tokens: int) -> Member:
+    """Write the files of a member, if they are to be kept."""
+    if member.rank not in job.keep:
+        return member
+    folder = Path(job.expert.folder, f"rank-{member.rank}")
+    metrics = {"validation.accuracy": member.accuracy, "validation.loss": member.loss}
+    expert = bank.expert(_name(job, member.rank))
+    save_member(job.expert, expert, folder, job.keep[member.rank], metrics, answer_tokens)
+    return replace(member, folder=str(folder))

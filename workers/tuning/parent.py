@@ -1,0 +1,100 @@
+"""The parent of a cutting job: loaded from its files, or trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ttmoe.errors import InputError
+from ttmoe.expert import Expert
+from ttmoe.expert_files import load_expert, read_manifest, save_expert
+from workers.base.resident import ResidentBase
+from workers.expert_job import ExpertJob, load_rows, prepare_training
+from workers.progress import ProgressCallback
+from workers.training.batches import TokenizedRows
+from workers.training.loop import fit_expert
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A parent in the bank.
+
+    Attributes:
+        train: Its training split.
+        validation: Its validation split.
+        steps: Steps of its training; 0 if it was given.
+        seconds: Seconds of its training; 0 if it was given.
+        folder: Folder of its files.
+    """
+
+    train: TokenizedRows
+    validation: TokenizedRows
+    steps: int
+    seconds: float
+    folder: str
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens of the longest answer in the training split; 0 for an expert that does not generate text."""
+        return max((item.answer_length for item in self.train.items), default=0)
+
+
+def load_or_train_parent(
+    expert: ExpertJob, given: str, resident_base: ResidentBase, report: ProgressCallback
+) -> Parent:
+    """Add a parent to the bank, frozen, under its task's name.
+
+    Args:
+        expert: The parent's job. A trained parent's files are in ``parent`` in its folder.
+        given: Folder of a parent that is trained already; "" for one that is trained here, unless its files exist.
+        resident_base: The loaded base.
+        report: Receives progress reports with the task as key.
+
+    Raises:
+        TrainingFailedError: If its training fails.
+        InputError: If the files of a given parent are damaged or do not fit.
+    """
+    own = Path(expert.folder, "parent")
+    folder = Path(given) if given else own
+    if given or _is_trained(own, expert.spec_hash):
+        manifest = load_expert(resident_base.bank, folder, expert.base.digest, name=expert.task)
+        # Nothing else reads the training rows of a given parent: states of those that are drawn are computed here.
+        reading = replace(expert, trunk_bytes=0) if given else expert
+        train = load_rows(reading, resident_base, "train", report)
+        validation = load_rows(expert, resident_base, "validation", report)
+        metrics = manifest.metrics
+        steps, seconds = (0, 0.0) if given else (int(metrics["steps"]), metrics["seconds.training"])
+        return Parent(train, validation, steps, seconds, str(folder))
+    training = prepare_training(expert, resident_base, report)
+    fit = fit_expert(resident_base.bank, training, pad_id=resident_base.pad_id, report=report)
+    parent = Parent(training.train, training.validation, fit.steps, fit.seconds, str(folder))
+    resident_base.bank.expert(expert.task).requires_grad_(False)
+    save_member(
+        expert, resident_base.bank.expert(expert.task), folder, expert.spec_hash, fit.metrics(), parent.answer_tokens
+    )
+    expert.checkpoints.remove()
+    return parent
+
+
+def _is_trained(folder: Path, spec_hash: str) -> bool:
+    try:
+        return read_manifest(folder).spec_hash == spec_hash
+    except InputError:
+        return False
+
+
+def save_member(
+    job: ExpertJob, expert: Expert, folder: Path, spec_hash: str, metrics: dict[str, float], answer_tokens: int
+) -> None:
+    """Write the files of a parent or a member; the arguments are those of ``save_expert``."""
+    save_expert(
+        expert,
+        folder,
+        task=job.task,
+        kind=job.data.kind,
+        labels=job.data.label_names,
+        base=job.base.record(),
+        spec_hash=spec_hash,
+        metrics=metrics,
+        answer_tokens=answer_tokens,
+    )
