@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 from orchestrator.config.search_settings import SearchSettings
+from orchestrator.config.yaml_document import dump_yaml
 from orchestrator.plan.forecast import trial_resources
 from orchestrator.plan.planning import Plan
 from orchestrator.plan.search_space import make_search_space
 from orchestrator.pool.work_units import JobRunner
 from orchestrator.progress.live_view import LiveView
 from orchestrator.registry import Registry
-from orchestrator.registry.artifacts import PARETO_PLOT, TRIALS
-from orchestrator.report.charts import draw_trials
+from orchestrator.registry.artifacts import PARETO_PLOT, SEARCH_REPORT, TRIALS
 from orchestrator.report.figures import save_png
+from orchestrator.report.search_charts import draw_trials
+from orchestrator.report.search_page import SearchHeader, write_search_report
 from orchestrator.search.cut_search import CutSearch
 from orchestrator.search.halving import Halving, rung_steps
 from orchestrator.search.rank_space import RankSpace
@@ -80,7 +84,7 @@ def run_search(plan: Plan, registry: Registry, view: LiveView, runner: JobRunner
             if not any(trial.is_measured for trial in search.trials):
                 raise _all_failed_error(search)
         records = [_record(plan, settings, search, trials) for search, trials in searches.values()]
-        _log(records, registry, run, plan.work_folder("search", tasks[0], spec))
+        _log(plan, records, registry, run, plan.work_folder("search", tasks[0], spec))
     return records
 
 
@@ -165,10 +169,16 @@ def _record(plan: Plan, settings: SearchSettings, search: TaskSearch | CutSearch
     )
 
 
-def _log(records: Sequence[TaskRecord], registry: Registry, run: str, folder: Path) -> None:
+def _log(plan: Plan, records: Sequence[TaskRecord], registry: Registry, run: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / TRIALS).write_text(json.dumps({"tasks": [vars(record) for record in records]}, indent=1))
+    found = [vars(record) for record in records]
+    (folder / TRIALS).write_text(json.dumps({"tasks": found}, indent=1))
     first = records[0]
-    save_png(draw_trials(first.trials, first.front, first.task), folder / PARETO_PLOT)
-    for name in (TRIALS, PARETO_PLOT):
+    save_png(draw_trials(first.trials, first.front, first.task, winner=first.winner), folder / PARETO_PLOT)
+    began = registry.run_record(run).began
+    settings = dump_yaml({"search": plan.config.search.model_dump(mode="json")}) if plan.config.search else ""
+    seconds = (datetime.now(UTC) - began).total_seconds()
+    header = SearchHeader(plan.folders.library, plan.base.id, version("ttmoe"), began, seconds, settings)
+    write_search_report(folder / SEARCH_REPORT, header, found)
+    for name in (TRIALS, PARETO_PLOT, SEARCH_REPORT):
         registry.log_file(run, folder / name)
