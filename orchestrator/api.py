@@ -1,4 +1,4 @@
-"""The commands ``plan``, ``run``, ``submit``, ``status`` and ``predict`` as functions that return values.
+"""The commands ``plan``, ``run``, ``tune``, ``submit``, ``status`` and ``predict`` as functions that return values.
 
 They raise InputError, WorkFailedError or ClusterError where the command line prints an error. They print nothing
 without a console, end no process, and leave no signal handlers. torch, Ray and MLflow are imported when they are
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,11 +71,42 @@ def run(config: ConfigSource, overrides: Sequence[str] = (), *, console: Console
     return run_library(loaded, console or _quiet())
 
 
+def tune(
+    config: ConfigSource,
+    overrides: Sequence[str] = (),
+    *,
+    tasks: Sequence[str] = (),
+    console: Console | None = None,
+) -> list[Mapping[str, Any]]:
+    """Search for TT ranks and shapes that reach a high accuracy with few parameters. Called again, it continues.
+
+    Args:
+        config: The config.
+        overrides: Overrides such as ``search.trials=20``.
+        tasks: Tasks to search on; by default those of the config's search, or all.
+        console: Prints the progress, the result and warnings.
+
+    Returns:
+        For each task what was found: ``trials``, ``front``, ``finalists``, and the ``winner`` with the ``sections`` of
+        a task in a config that has it.
+
+    Raises:
+        InputError: If the config cannot be searched, or a trial fits no node; raised before any work.
+        WorkFailedError: If no trial of a task is measured, or the store stayed unavailable.
+        ClusterError: If the cluster cannot be used.
+    """
+    from orchestrator.run.tune_driver import TuneRequest, tune_library
+
+    request = TuneRequest(config, _listed(overrides), _listed(tasks))
+    return tune_library(request.load(), console or _quiet())
+
+
 def submit(
     config: ConfigSource,
     cluster: str,
     overrides: Sequence[str] = (),
     *,
+    command: Literal["run", "tune"] = "run",
     follow: bool = False,
     console: Console | None = None,
 ) -> Submission:
@@ -85,6 +116,7 @@ def submit(
         config: The config.
         cluster: Cluster: a name in the config or in ``clusters.yaml``, or ``http://HOST:8265``.
         overrides: Overrides such as ``train.steps=100``.
+        command: What the job does with the config: ``run``, or ``tune`` for its search.
         follow: Wait until the job ends.
         console: Prints the output of the job.
 
@@ -103,7 +135,7 @@ def submit(
     profile = find_cluster(cluster, loaded.config.clusters)
     from orchestrator.submit.submission import submit_config
 
-    submission = submit_config(loaded, profile, console or _quiet(), follow=follow)
+    submission = submit_config(loaded, profile, console or _quiet(), command=command, follow=follow)
     if submission.problem:
         raise submission.problem
     return submission

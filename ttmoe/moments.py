@@ -19,7 +19,7 @@ from ttmoe.bank import Bank
 from ttmoe.targets import Site
 from ttmoe.trunk import eval_mode
 
-NOISE = 1e-5  # a gradient below this share of the largest of its pass is taken for rounding
+NOISE = 1e-5  # a token's gradient below this share of the largest of its row is taken for rounding
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,12 @@ class MomentCollector:
 
     @torch.no_grad()
     def _add(self, key: str, index: int, received: Tensor, gradient: Tensor) -> None:
-        gradients = gradient.reshape(-1, gradient.shape[-1]).float()
         # A token without a gradient has no effect on the loss, so what it receives is of no account: padding, or the
         # query of a causal model's first token, whose states are the largest of all.
-        largest = gradients.abs().amax(dim=1, keepdim=True)
-        counts = largest > NOISE * largest.max()
-        inputs = received.reshape(-1, received.shape[-1]).float() * counts
+        largest = gradient.abs().amax(dim=-1, keepdim=True)
+        counts = largest > NOISE * largest.amax(dim=-2, keepdim=True)
+        inputs = (received * counts).reshape(-1, received.shape[-1]).float()
+        gradients = gradient.reshape(-1, gradient.shape[-1]).float()
         self.moments.inputs[key][index].addmm_(inputs.T, inputs)
         self.moments.gradients[key][index].addmm_(gradients.T, gradients)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -27,6 +27,8 @@ from orchestrator.cli.options import (
 from orchestrator.cli.startup import import_registry, prepare_command
 from orchestrator.cli.tune_commands import tune
 from ttmoe.errors import InputError
+
+JobCommand = Literal["run", "tune"]
 
 app = command_group("Train, register and route libraries of TT-LoRA experts over one frozen language model.")
 app.add_typer(experts, name="experts")
@@ -116,6 +118,9 @@ def submit_job(
     overrides: SetOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the job, and submit nothing.")] = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Print its output until the job ends.")] = False,
+    job_command: Annotated[
+        JobCommand, typer.Option("--command", help="What the job does with the config: run, or tune (its search).")
+    ] = "run",
 ) -> None:
     """Run a config on a cluster, as a job.
 
@@ -131,9 +136,9 @@ def submit_job(
     from orchestrator.submit.submission_screen import show_dry_run, show_submission
 
     if dry_run:
-        show_dry_run(loaded, profile, console())
+        show_dry_run(loaded, profile, console(), job_command)
         return
-    submission = submit_config(loaded, profile, console(), follow=follow)
+    submission = submit_config(loaded, profile, console(), command=job_command, follow=follow)
     show_submission(submission, cluster, console())
     if submission.problem:
         raise submission.problem

@@ -24,7 +24,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 ConfigArgument = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="Config file, or name of a packaged recipe: quickstart, smollm2.")
+    str,
+    typer.Argument(
+        metavar="CONFIG", help="Config file, or name of a packaged recipe: quickstart, smollm2, tune-paper."
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -119,8 +122,8 @@ def selected_store(root: Path | None, uri: str | None, *, quiet: bool = False) -
     return store
 
 
-def console() -> Console:
-    """Return a console on standard output."""
+def console(*, quiet: bool = False) -> Console:
+    """Return a console on standard output; a quiet one prints nothing."""
     from rich.console import Console
 
-    return Console(emoji=False)  # a text such as :key: stays as it is
+    return Console(emoji=False, quiet=quiet)  # a text such as :key: stays as it is

@@ -37,17 +37,23 @@ def tune(
 
     Repeat the command to continue: trials that have ended are not made again, and the others resume.
     """
-    from orchestrator.run.tune_driver import TuneRequest, tune_library
+    from orchestrator.plan.json_output import to_json
+    from orchestrator.run.tune_driver import TuneRequest, show_search, tune_library
 
     chosen = [f"search.method={method}"] if method else []
     chosen += [f"search.trials={trials}"] if trials else []
     request = TuneRequest(config, [*(overrides or []), *chosen], task or ())
     loaded = request.load()
+    if dry_run:
+        show_search(loaded, console(), as_json=as_json)
+        return
     if apply:
         from orchestrator.search.applying import check_target, write_recommended
 
         check_target(loaded, apply)
-    records = tune_library(loaded, console())
+    records = tune_library(loaded, console(quiet=as_json))
+    if as_json:
+        typer.echo(to_json({"tasks": records}))
     if apply:
         write_recommended(loaded, records, apply)
-        typer.echo(f"wrote {apply}; next: ttmoe run {apply}")
+        typer.echo(f"wrote {apply}; next: ttmoe run {apply}", err=as_json)

@@ -157,6 +157,15 @@ class SearchSettings(BaseModel):
             what = f"method {self.method} has its number of trials elsewhere"
             raise setting_error(what, key=("budget", "trials"), fix="set `search.trials`")
 
+    @property
+    def rung_steps(self) -> tuple[int, ...]:
+        """The steps of all rungs: those of the first one, then so many times as many, and the whole training last."""
+        rungs, step = [], self.rungs.first if self.rungs else self.steps
+        while self.rungs and step < self.steps:
+            rungs.append(step)
+            step *= self.rungs.factor
+        return (*rungs, self.steps)
+
     def task_names(self, tasks: Iterable[str]) -> tuple[str, ...]:
         """Return the searched tasks, of a library with these ``tasks``."""
         if self.task is not None:

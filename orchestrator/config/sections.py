@@ -118,7 +118,9 @@ class AdapterSettings(BaseModel):
     rank: PositiveInt = Field(default=8, description="Rank of the update: the middle TT rank, or LoRA's r.")
     alpha: PositiveFloat = Field(default=8.0, description="Scale of the update.")
     shape: str | dict[str, str] = Field(
-        default="auto", description="Shape of the TT cores: auto, 16x24|24x16, or a mapping from targets to shapes."
+        default="auto",
+        description="Shape of the TT cores: auto, 16x24|24x16, or a mapping from targets to shapes; "
+        "16x24|24x16@4 has the rank 4 whatever `rank` is.",
     )
     dropout: Fraction = Field(default=0.0, description="Dropout rate of the adapter's inputs.")
     init: Literal["zero", "paper"] = Field(
@@ -140,11 +142,11 @@ class AdapterSettings(BaseModel):
     def _check_shape(cls, shape: str | dict[str, str]) -> str | dict[str, str]:
         for role, text in shape.items() if isinstance(shape, dict) else [("", shape)]:
             try:
-                text == "auto" or TTShape.parse(f"{text}@1")
+                text == "auto" or TTShape.parse(text if "@" in text else f"{text}@1")
             except InputError:
                 raise setting_error(
                     "this is not a shape",
                     key=(role,) if role else (),
-                    fix="write auto, or input factors|output factors as in 16x24|24x16",
+                    fix="write auto, or input factors|output factors as in 16x24|24x16, or 16x24|24x16@4 for rank 4",
                 ) from None
         return shape

@@ -34,6 +34,7 @@ def with_task_sections(text: str, sections: TaskSections, comments: Mapping[str,
 def _edits(task: yaml.Node, sections: Mapping[str, Any], comment: str) -> Iterator[tuple[int, int, str]]:
     """Yield start, end and replacement of each change of one task's text."""
     existing = dict(_pairs(task))
+    assert isinstance(task, yaml.MappingNode)
     is_block = not task.flow_style
     first = task.value[0][0].start_mark
     added = ""
@@ -60,7 +61,7 @@ def _child(node: yaml.Node, name: str) -> yaml.Node:
 
 def _end(node: yaml.Node) -> int:
     """Return the position behind a node's last character; a block ends for PyYAML where the next key begins."""
-    if isinstance(node, yaml.ScalarNode) or node.flow_style or not node.value:
+    if not isinstance(node, yaml.CollectionNode) or node.flow_style or not node.value:
         return int(node.end_mark.index)
     last = node.value[-1]
     return _end(last[1] if isinstance(node, yaml.MappingNode) else last)

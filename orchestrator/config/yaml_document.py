@@ -187,7 +187,8 @@ def parse_value(text: str) -> Any:
 
 def read_nodes(text: str) -> yaml.MappingNode:
     """Return the node tree of the text of a valid config, without merged keys (<<) inserted."""
-    node: yaml.MappingNode = yaml.compose(text, _Loader)
+    node = yaml.compose(text, _Loader)
+    assert isinstance(node, yaml.MappingNode)
     return node
 
 

@@ -14,6 +14,7 @@ from orchestrator.plan.packing import pack_jobs
 from orchestrator.plan.planning import Plan
 from orchestrator.plan.quantities import format_bytes
 from orchestrator.plan.router_forecast import LESS_FEATURES, LESS_SPLIT, RouterForecast, forecast_router
+from orchestrator.plan.space import plan_space
 from orchestrator.plan.trunk_forecast import TrunkForecast, forecast_trunk
 from orchestrator.pool.capacity import JobResources, Node, limiting_resource, max_parallel_jobs, require_fits
 from ttmoe.base import empty_body
@@ -166,15 +167,15 @@ def check_trial_fits(plan: Plan, nodes: Sequence[Node]) -> None:
 
 
 def trial_resources(plan: Plan) -> JobResources:
-    """Return what each trial of the plan's search reserves: what a job with one expert of the largest rank does."""
-    if (search := plan.config.search) is None:
+    """Return what each trial of the plan's search reserves: what a job with the largest expert of the space does."""
+    if plan.config.search is None:
         raise ValueError("the config has no search")
-    trials = {}
+    model, trials = empty_body(plan.base), {}
     for task in plan.config.searched_tasks:
-        expert = plan.experts[task]
-        adapter = replace(expert.job.adapter, method="tt", rank=max(search.ranks), shape="auto")
-        trials[task] = replace(expert, job=replace(expert.job, adapter=adapter, train=plan.config.search_train(task)))
-    return _job_resources(replace(plan, experts=trials), empty_body(plan.base), trials, 1)
+        expert, train = plan.experts[task], plan.config.search_train(task)
+        for number, adapter in enumerate(plan_space(plan, task, model).largest_adapters()):
+            trials[f"{task} {number}"] = replace(expert, job=replace(expert.job, adapter=adapter, train=train))
+    return _job_resources(replace(plan, experts=trials), model, trials, 1)
 
 
 def estimate_memory(plan: Plan, model: nn.Module, tasks: Collection[str], experts: int) -> dict[str, MemoryEstimate]:

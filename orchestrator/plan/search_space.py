@@ -7,7 +7,7 @@ from typing import Any
 from orchestrator.config.schema import SearchSettings
 from orchestrator.plan.library_state import LibraryState
 from orchestrator.plan.planning import Plan
-from orchestrator.plan.space import SearchSpace
+from orchestrator.plan.space import plan_space
 from ttmoe.adapter import Group, plan_groups
 from ttmoe.base import empty_body
 from ttmoe.errors import InputError
@@ -22,21 +22,9 @@ def check_search_space(plan: Plan, state: LibraryState) -> None:
 
 def check_spaces(plan: Plan) -> None:
     """Raise InputError if the plan's search has nothing to choose from on one of its tasks."""
+    model = empty_body(plan.base)
     for task in plan.config.searched_tasks:
-        make_search_space(plan, task)
-
-
-def make_search_space(plan: Plan, task: str) -> SearchSpace:
-    """Return the space of the search on one of the plan's searched tasks.
-
-    Raises:
-        InputError: If an option does not fit the base, or the space is empty.
-        ValueError: If the config has no search.
-    """
-    if (search := plan.config.search) is None:
-        raise ValueError("the config has no search")
-    job = plan.experts[task].job
-    return SearchSpace(empty_body(plan.base), job.adapter, plan.config.search_train(task), job.head, search)
+        plan_space(plan, task, model)
 
 
 def plan_search_space(plan: Plan) -> tuple[list[Group], dict[str, list[Any]]]:

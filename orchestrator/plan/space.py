@@ -12,8 +12,10 @@ from torch import nn
 
 from orchestrator.config.search_settings import SearchSettings, SpaceSettings
 from orchestrator.plan.choosing import Choose, Choosing, Enumeration, Point, choose_shapes
+from orchestrator.plan.planning import Plan
 from orchestrator.plan.site_choices import Sites, plan_sites
 from ttmoe.adapter import AdapterSpec, Group, count_parameters
+from ttmoe.base import empty_body
 from ttmoe.errors import InputError
 from ttmoe.methods import TensorTrain, TensorTrainInit
 from ttmoe.shapes import TTShape
@@ -177,3 +179,21 @@ class SearchSpace:
                 of = {option: [sites for sites in left if getattr(sites, name) == option] for option in options}
                 left = of[choosing.pick(name, options, lambda option: min(s.fewest for s in of[option]))]  # noqa: B023
         return left[0]
+
+
+def plan_space(plan: Plan, task: str, model: nn.Module | None = None) -> SearchSpace:
+    """Return the space of the search on one of the plan's searched tasks.
+
+    Args:
+        plan: The plan; its config has a search.
+        task: Name of the task.
+        model: Body of the base, on any device; None: it is made on the meta device.
+
+    Raises:
+        InputError: If an option does not fit the base, or the space is empty.
+        ValueError: If the config has no search.
+    """
+    if (search := plan.config.search) is None:
+        raise ValueError("the config has no search")
+    job, train = plan.experts[task].job, plan.config.search_train(task)
+    return SearchSpace(model or empty_body(plan.base), job.adapter, train, job.head, search)

@@ -125,7 +125,7 @@ def expert_run(
     check_name(task, "task")
     experiment = store.experiment_id(library, search=search)
     if not (runs := [] if is_new else _find_runs(store, experiment, task, spec_hash)):
-        first_tags = {"spec_hash": spec_hash, "task": task} | ({PARENT_TAG: parent} if parent else {})
+        first_tags = {"spec_hash": spec_hash, "task": task} | ({PARENT_TAG: parent} if parent else {}) | (tags or {})
         run_tags = _run_tags("trial" if search else "expert", library, first_tags)
         runs = [store.client.create_run(experiment, run_name=name or task, tags=run_tags)]
         if store.may_duplicate:
@@ -138,7 +138,8 @@ def expert_run(
     if OLD_PARENT_TAG in run.data.tags:
         store.client.delete_tag(run.info.run_id, OLD_PARENT_TAG)
     moved = parent and run.data.tags.get(TAG + PARENT_TAG) != parent
-    changed = (tags or {}) | ({PARENT_TAG: parent} if moved else {})
+    changed = {key: value for key, value in (tags or {}).items() if run.data.tags.get(TAG + key) != str(value)}
+    changed |= {PARENT_TAG: parent} if moved else {}
     missing = [Param(key, str(value)) for key, value in params.items() if key not in run.data.params]
     store.artifact_uris[run.info.run_id] = run.info.artifact_uri
     # Without any of them, no request is sent.
@@ -148,16 +149,24 @@ def expert_run(
     return run.info.run_id
 
 
-def log_metrics(store: Store, run_id: str, rows: Iterable[MetricRow], tags: dict[str, Any] | None = None) -> None:
-    """Log metric values, and set tags in the same request; a row that is logged twice is stored once.
+def log_metrics(
+    store: Store,
+    run_id: str,
+    rows: Iterable[MetricRow],
+    tags: dict[str, Any] | None = None,
+    params: dict[str, Any] | None = None,
+) -> None:
+    """Log metric values, and tags and parameters in the same request; a row that is logged twice is stored once.
 
     Args:
         store: An open store.
         run_id: The run.
         rows: Tuples ``(key, value, step, time)``, the time in milliseconds since the epoch. NaN values are stored.
         tags: Tags, see ``tag_run``.
+        params: Parameters; those that the run has must have the same value.
     """
-    store.client.log_batch(run_id, _metrics(rows), tags=_tags(tags or {}))
+    parameters = [Param(key, str(value)) for key, value in (params or {}).items()]
+    store.client.log_batch(run_id, _metrics(rows), parameters, _tags(tags or {}))
 
 
 def tag_run(store: Store, run_id: str, tags: dict[str, Any]) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from cluster.local import ray_session
 from orchestrator.config.loading import LoadedConfig, load_config
+from orchestrator.plan.choosing import Point
 from orchestrator.plan.forecast import check_trial_fits, trial_resources
+from orchestrator.plan.planned_library import plan_library
 from orchestrator.plan.planning import Plan
 from orchestrator.plan.search_space import check_spaces
 from orchestrator.progress.live_view import LiveView
@@ -21,9 +24,10 @@ from orchestrator.report.summary import PARETO, SEARCH_PAGE, show_outputs
 from orchestrator.run.driver import plan_and_open
 from orchestrator.run.limits import RunLimits
 from orchestrator.run.node_checks import check_nodes
+from ttmoe.base import empty_body
 
-DEFAULTS = {"method": "truncate", "confirm": "3"}
-"""Settings of `search` that ``ttmoe tune`` has by default, and ``ttmoe run`` has not."""
+_CONFIRM = 3
+"""Default of `search.confirm` for ``ttmoe tune``; a search of ``ttmoe run`` repeats nothing."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,12 @@ class TuneRequest:
     """What ``ttmoe tune`` was asked for.
 
     Attributes:
-        config: Path of a config or name of a packaged recipe.
+        config: Path of a config, name of a packaged recipe, or the content of a config.
         overrides: Overrides such as ``search.trials=20``.
         tasks: Tasks to search on; empty for those of the config, or all.
     """
 
-    config: str
+    config: str | Path | Mapping[str, Any]
     overrides: Sequence[str] = ()
     tasks: Sequence[str] = ()
 
@@ -48,13 +52,45 @@ class TuneRequest:
         """
         loaded = load_config(self.config, self.overrides)
         search = loaded.config.search
-        given = search.model_fields_set if search else set()
-        added = [f"search.{key}={value}" for key, value in DEFAULTS.items() if key not in given]
+        added = [] if search and "confirm" in search.model_fields_set else [f"search.confirm={_CONFIRM}"]
+        if search is None or search.method is None:
+            # What is given can only be searched by trials: a cut has no other choice than the rank, and no rungs.
+            sampled = search and (search.space or search.rungs)
+            added.append(f"search.method={'tpe' if sampled else 'truncate'}")
         if len(self.tasks) == 1:
             added += [f"search.task={self.tasks[0]}", "search.tasks=null"]
         elif self.tasks or search is None:
             added += [f"search.tasks={list(self.tasks) or 'all'}", "search.task=null"]
         return load_config(self.config, [*self.overrides, *added])
+
+
+def show_search(loaded: LoadedConfig, console: Console, *, as_json: bool = False) -> None:
+    """Print what the search of a config would do; nothing is trained.
+
+    Raises:
+        InputError: The config, the data or the base cannot be used.
+    """
+    from orchestrator.search.rank_space import rank_space
+    from orchestrator.search.search_forecast import forecast_search
+    from orchestrator.search.space_screen import show_space
+    from orchestrator.search.trial import read_trial
+
+    planned = plan_library(loaded, None if as_json else console)
+    plan, method = planned.plan, str(loaded.config.search and loaded.config.search.method)
+    store = loaded.config.store
+    registry = None if store.is_missing else Registry.open(store.uri, store.artifacts, store.source)
+    runs = registry.trial_runs(plan.folders.library) if registry else []
+    earlier: dict[str, list[Point]] = {}
+    for trial in filter(None, map(read_trial, runs)):
+        if trial.has_ended and trial.seed == 0:
+            earlier.setdefault(trial.task, []).append(trial.point)
+    spaces = None
+    if method == "truncate":
+        model = empty_body(plan.base)
+        spaces = {task: rank_space(plan, task, model) for task in plan.config.searched_tasks}
+    show_space(forecast_search(plan, planned.state, method, earlier, spaces), console, as_json=as_json)
+    if planned.problem:
+        raise planned.problem
 
 
 def tune_library(loaded: LoadedConfig, console: Console) -> list[Record]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from orchestrator.plan.choosing import Point
 from orchestrator.search.repetitions import SearchSize, TrialMaker, next_repetition
-from orchestrator.search.trial import Origin, Point, RungResult, Trial
+from orchestrator.search.trial import Origin, RungResult, Trial
 from workers.tuning.members import CuttingResult, Member
 
 

@@ -12,28 +12,18 @@ from typing import Any
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
+from orchestrator.config.search_settings import Objective
 from orchestrator.search.pareto import is_dominated
-from orchestrator.search.sampler import Objective
 from orchestrator.search.trial import RungResult, Trial
 
-
-def rung_steps(first: int | None, factor: int, steps: int) -> tuple[int, ...]:
-    """Return the steps of all rungs: ``first``, each next one ``factor`` times as many, and ``steps`` as the last.
-
-    Without ``first``, the end of the training is the only rung.
-    """
-    rungs = []
-    while first is not None and first < steps:
-        rungs.append(first)
-        first *= factor
-    return (*rungs, steps)
+_NO_CONTROLLER: Any = None  # these schedulers never ask Tune's loop
 
 
 class Halving:
     """Decides at every rung which trials of a task go on.
 
     Args:
-        rungs: Steps of the rungs, see ``rung_steps``.
+        rungs: Steps of the rungs, see ``SearchSettings.rung_steps``.
         factor: One of so many trials goes on.
         objectives: With accuracy alone, asynchronous successive halving (Li et al. 2020, ASHA) as Ray Tune has it.
             With several, every trial goes on that no other dominates at the rung, and so do the most accurate ones.
@@ -61,9 +51,9 @@ class Halving:
         """Return whether a trial that reached a rung, but not the last one, is trained further."""
         if trial.key not in self._trials:
             self._trials[trial.key] = TuneTrial("ttmoe", trial_id=trial.key, stub=True)
-            self._scheduler.on_trial_add(None, self._trials[trial.key])
+            self._scheduler.on_trial_add(_NO_CONTROLLER, self._trials[trial.key])
         report = {"steps": result.steps, "accuracy": result.accuracy, "parameters": trial.parameters}
-        decision = self._scheduler.on_trial_result(None, self._trials[trial.key], report)
+        decision = self._scheduler.on_trial_result(_NO_CONTROLLER, self._trials[trial.key], report)
         return bool(decision == TrialScheduler.CONTINUE)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from orchestrator.plan.choosing import Point
+from orchestrator.plan.planning import Plan
 from orchestrator.plan.space import PointSettings
-from orchestrator.search.trial import Point
 from ttmoe.adapter import AdapterSpec, count_parameters, plan_groups
 from workers.training.learning_rate import lr_for_rank
 from workers.training.settings import TrainSettings
@@ -38,11 +39,19 @@ class RankSpace:
         keeps_lr: bool = False,
     ) -> None:
         self._model, self._adapter, self._train, self._head = model, adapter, train, head
-        self._ranks, self._keeps_lr = tuple(ranks), keeps_lr
+        self._ranks, self._keeps_lr = tuple(sorted(set(ranks))), keeps_lr
 
     def choices(self) -> dict[str, tuple[Any, ...]]:
         """Return the options of every choice by its name."""
         return {"rank": self._ranks}
+
+    def size(self, limit: int) -> int:
+        """Return the number of points, counted up to ``limit``."""
+        return min(limit, len(self._ranks))
+
+    def sample(self, seed: int, count: int) -> list[Point]:
+        """Return the first ``count`` points."""
+        return [{"rank": rank} for rank in self._ranks[:count]]
 
     def is_valid(self, point: Point) -> bool:
         """Return whether a point is one of this space."""
@@ -58,3 +67,18 @@ class RankSpace:
         groups = plan_groups(self._model, adapter)
         train = self._train.model_copy(update={"lr": lr})
         return PointSettings(adapter, train, self._head, groups, count_parameters(groups))
+
+
+def rank_space(plan: Plan, task: str, model: nn.Module) -> RankSpace:
+    """Return the ranks of one of the plan's searched tasks.
+
+    Args:
+        plan: The plan; its config has a search.
+        task: Name of the task.
+        model: Body of the base; its modules may be on the meta device.
+    """
+    if (search := plan.config.search) is None:
+        raise ValueError("the config has no search")
+    job, keeps_lr = plan.experts[task].job, search.space is not None and search.space.lr == "keep"
+    train = plan.config.search_train(task)
+    return RankSpace(model, job.adapter, train, job.head, search.ranks, keeps_lr=keeps_lr)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from orchestrator.plan.choosing import Point
 from orchestrator.search.finalists import choose_finalists
-from orchestrator.search.trial import Origin, Point, Trial
+from orchestrator.search.trial import Origin, Trial
 
 
 class TrialMaker(Protocol):

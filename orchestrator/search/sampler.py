@@ -12,9 +12,10 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
-from orchestrator.search.trial import Point, Trial
+from orchestrator.config.search_settings import Objective
+from orchestrator.plan.choosing import Point
+from orchestrator.search.trial import Trial
 
-Objective = Literal["accuracy", "parameters"]
 DIRECTIONS: dict[Objective, Literal["maximize", "minimize"]] = {"accuracy": "maximize", "parameters": "minimize"}
 _DRAWS = 100  # random points that are tried before the space is listed for one that is left
 _ESTIMATES = 10  # suggestions of the estimator that are tried before random points
@@ -97,10 +98,8 @@ class Sampler:
             rest = (point for point in self._grid if self._is_left(point))
             return next((self._taking(point) for point in rest), None)
         draw = random.Random(f"{self._seed} {number}")
-        if self._method == "tpe":
-            suggestions = (self._estimate(number, attempt) for attempt in range(_ESTIMATES))
-        else:
-            suggestions = iter(())
+        attempts = range(_ESTIMATES if self._method == "tpe" else 0)
+        suggestions = (self._estimate(number, attempt) for attempt in attempts)
         drawn = (self._space.suggest(lambda _, each: draw.choice(list(each)), only_valid=True) for _ in range(_DRAWS))
         for point in chain(suggestions, drawn):
             if self._is_left(point):

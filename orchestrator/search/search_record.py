@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.plan.choosing import Point
 from orchestrator.search.finalists import Candidate, candidates, choose_winner
 from orchestrator.search.importances import choice_importances
 from orchestrator.search.pareto import hypervolumes, pareto_front
-from orchestrator.search.trial import Point, Trial
+from orchestrator.search.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class TaskRecord:
 
     Attributes:
         task: Name of the task.
-        trials: All trials, as JSON objects: those that were measured first, in order, then those that failed.
+        trials: The trials that were measured, as JSON objects.
+        failed: Those that failed.
         front: The measured trials that no other dominates, of the same form.
         winner: The point that is recommended, with its mean accuracy over seeds, and under ``sections`` what makes a
             task of a config train it; None if no trial is complete.
@@ -33,6 +35,7 @@ class TaskRecord:
 
     task: str
     trials: list[dict[str, Any]]
+    failed: list[dict[str, Any]]
     front: list[dict[str, Any]]
     winner: dict[str, Any] | None
     finalists: list[dict[str, Any]]
@@ -67,7 +70,8 @@ def make_task_record(
     repeated = [each for each in candidates(trials) if len(each.trials) > 1]
     return TaskRecord(
         task,
-        measured + failed,
+        measured,
+        failed,
         pareto_front(measured),
         _candidate_json(winner) | {"sections": config_sections(winner.trials[0].point)} if winner else None,
         [_candidate_json(each) for each in sorted(repeated, key=lambda each: each.parameters)],

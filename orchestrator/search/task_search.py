@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from orchestrator.plan.choosing import Point
 from orchestrator.search.halving import Halving
 from orchestrator.search.repetitions import SearchSize, TrialMaker, next_repetition
 from orchestrator.search.sampler import Sampler
-from orchestrator.search.trial import Origin, Point, RungResult, Trial
+from orchestrator.search.trial import Origin, RungResult, Trial
 
 
 class TaskSearch:

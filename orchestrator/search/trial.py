@@ -7,10 +7,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from orchestrator.plan.choosing import Point
 from orchestrator.registry import RunRecord
-
-Point = dict[str, Any]
-"""The options that a trial has of the search's choices, by name of the choice; JSON values."""
 
 Origin = Literal["sampled", "parent", "cut", "retrained", "confirming"]
 """Why a trial was made: suggested by the sampler; to be cut; cut from that one; trained because its cut is doubtful; or
@@ -110,7 +108,12 @@ class Trial:
 
     def first_tags(self) -> dict[str, str]:
         """Return the tags of its run that stay."""
-        return {"point": self.point_key, "number": str(self.number), "origin": self.origin, "seed": str(self.seed)}
+        tags = {"point": self.point_key, "number": self.number, "origin": self.origin, "seed": self.seed}
+        return {key: str(value) for key, value in tags.items()} | {"described": json.dumps(self.params())}
+
+    def params(self) -> dict[str, Any]:
+        """Return the parameters of its run, which MLflow's tables show."""
+        return {**self.description, "parameters": self.parameters}
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics of its last rung."""
@@ -122,15 +125,16 @@ def read_trial(run: RunRecord) -> Trial | None:
     """Return the trial of an MLflow run; None if the run is not readable as one, as those of older versions."""
     try:
         rungs = [RungResult(*values) for values in json.loads(run.tags["rungs"])]
+        described = json.loads(run.tags["described"])
         trial = Trial(
             task=run.tags["task"],
             number=int(run.tags["number"]),
             point=json.loads(run.tags["point"]),
             spec_hash=run.tags["spec_hash"],
-            parameters=int(run.params["parameters"]),
+            parameters=int(described.pop("parameters")),
             origin=run.tags["origin"],  # type: ignore[arg-type]
             seed=int(run.tags["seed"]),
-            description={key: value for key, value in run.params.items() if key != "parameters"},
+            description=described,
             state=run.tags["state"],  # type: ignore[arg-type]
             rungs=rungs,
             run_id=run.run_id,

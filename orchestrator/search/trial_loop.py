@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -50,7 +50,7 @@ class TrialLoop:
         view: Shows the progress.
     """
 
-    searches: dict[str, tuple[TaskSearch | CutSearch, TaskTrials]]
+    searches: Mapping[str, tuple[TaskSearch | CutSearch, TaskTrials]]
     runs: TrialRuns
     budget: SearchBudget
     view: LiveView

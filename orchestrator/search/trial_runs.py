@@ -52,7 +52,7 @@ class TrialRuns:
         self.start(trial)
         last, now = trial.rungs[-1], int(time.time() * 1000)
         rows = [(key, value, last.steps, now) for key, value in trial.metrics().items()]
-        self.registry.log_metrics(trial.run_id, rows, trial.tags())
+        self.registry.log_metrics(trial.run_id, rows, trial.tags(), trial.params())
         if trial.has_ended:
             self.registry.finish_run(trial.run_id, "FINISHED")
 
@@ -71,7 +71,7 @@ class TrialRuns:
             self.run_id,
             trial.task,
             trial.spec_hash,
-            {**trial.description, "parameters": trial.parameters},
+            {},  # with the first results, which spares a request
             search=True,
             is_new=identity not in self._existing,
             name=trial.key,

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from orchestrator.plan.choosing import Point
 from orchestrator.plan.identity import spec_hash
 from orchestrator.plan.planning import Plan, expert_spec
 from orchestrator.plan.space import PointSettings
 from orchestrator.pool.less_memory import with_half_micro_batch
 from orchestrator.pool.work_units import LOG_FILE, WorkUnit, run_jointly
-from orchestrator.search.trial import Origin, Point, Trial
+from orchestrator.search.trial import Origin, Trial
 from workers.progress import ProgressCallback
 from workers.tuning.cutting_job import run_cutting
 from workers.tuning.members import CuttingJob, CuttingResult

@@ -13,7 +13,7 @@ from orchestrator.config.search_settings import SearchSettings
 from orchestrator.config.yaml_document import dump_yaml
 from orchestrator.plan.forecast import trial_resources
 from orchestrator.plan.planning import Plan
-from orchestrator.plan.search_space import make_search_space
+from orchestrator.plan.space import plan_space
 from orchestrator.pool.work_units import JobRunner
 from orchestrator.progress.live_view import LiveView
 from orchestrator.registry import Registry
@@ -22,8 +22,8 @@ from orchestrator.report.figures import save_png
 from orchestrator.report.search_charts import draw_trials
 from orchestrator.report.search_page import SearchHeader, write_search_report
 from orchestrator.search.cut_search import CutSearch
-from orchestrator.search.halving import Halving, rung_steps
-from orchestrator.search.rank_space import RankSpace
+from orchestrator.search.halving import Halving
+from orchestrator.search.rank_space import rank_space
 from orchestrator.search.repetitions import SearchSize
 from orchestrator.search.sampler import Sampler
 from orchestrator.search.search_record import TaskRecord, make_task_record
@@ -91,10 +91,7 @@ def run_search(plan: Plan, registry: Registry, view: LiveView, runner: JobRunner
 def _cut_search(
     plan: Plan, settings: SearchSettings, task: str, earlier: Sequence[Trial]
 ) -> tuple[CutSearch, TaskTrials]:
-    job = plan.experts[task].job
-    keeps_lr = settings.space is not None and settings.space.lr == "keep"
-    model, train = empty_body(plan.base), plan.config.search_train(task)
-    space = RankSpace(model, job.adapter, train, job.head, settings.ranks, keeps_lr=keeps_lr)
+    space = rank_space(plan, task, empty_body(plan.base))
     trials = TaskTrials(plan, task, space, (settings.steps,), _trials_folder(plan, task))
     retrained = settings.budget.trials if settings.budget else 0
     own = [trial for trial in earlier if trial.task == task]
@@ -104,9 +101,9 @@ def _cut_search(
 def _task_search(
     plan: Plan, settings: SearchSettings, task: str, earlier: Sequence[Trial]
 ) -> tuple[TaskSearch, TaskTrials]:
-    space = make_search_space(plan, task)
+    space = plan_space(plan, task, empty_body(plan.base))
     rungs = settings.rungs
-    steps = rung_steps(rungs.first if rungs else None, rungs.factor if rungs else 2, settings.steps)
+    steps = settings.rung_steps
     trials = TaskTrials(plan, task, space, steps, _trials_folder(plan, task))
     sampler = Sampler(
         space,

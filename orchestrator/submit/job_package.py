@@ -79,7 +79,8 @@ def pack_job(
         loaded: The config.
         profile: The cluster.
         command: Command of ``ttmoe`` that the job runs, with the config as its argument.
-        plan_first: Show the plan of the config before, and stop if it does not fit the cluster.
+        plan_first: Show the plan of the config before (of its search for the command ``tune``), and stop if it does not
+            fit the cluster.
 
     Raises:
         InputError: If the storage is not a folder that all nodes share, or a file is missing or too large, or a
@@ -110,7 +111,8 @@ def pack_job(
     files = JobFiles(paths, config_text) if image else JobFiles(paths, config_text | _own_metadata(), _own_code())
     files.check_size(profile.storage)
     python = f"{shlex.quote(profile.python)} -m orchestrator.cli"
-    plan = f'{python} plan {CONFIG_FILE} && echo "{PLAN_FITS}" && ' if plan_first else ""
+    planning = "tune --dry-run" if command == "tune" else "plan"
+    plan = f'{python} {planning} {CONFIG_FILE} && echo "{PLAN_FITS}" && ' if plan_first else ""
     line = f"{plan}exec {python} {command} {CONFIG_FILE}"
     return JobPackage(
         config.library, loaded.source_name, line, files, _environment(profile, tracking), root, tracking, image

@@ -44,7 +44,7 @@ class Submission:
 
 
 def submit_config(
-    loaded: LoadedConfig, profile: ClusterProfile, console: Console, *, follow: bool = False
+    loaded: LoadedConfig, profile: ClusterProfile, console: Console, *, command: str = "run", follow: bool = False
 ) -> Submission:
     """Submit a job that plans a config on a cluster and runs it, and wait until it is planned.
 
@@ -55,12 +55,13 @@ def submit_config(
         loaded: The config.
         profile: The cluster.
         console: Prints the output of the job.
+        command: ``run``, or ``tune`` for its search alone.
         follow: Wait until the job ends.
 
     Raises:
         InputError: If the job cannot be submitted.
     """
-    package = pack_job(loaded, profile)
+    package = pack_job(loaded, profile, command)
     jobs = open_cluster(profile)
     job_id, earlier = _next_attempt(jobs, package.id)
     if earlier and earlier.status == "SUCCEEDED":

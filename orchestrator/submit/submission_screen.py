@@ -14,9 +14,9 @@ from orchestrator.submit.job_package import CONFIG_FILE, pack_job
 from orchestrator.submit.submission import Submission
 
 
-def show_dry_run(loaded: LoadedConfig, profile: ClusterProfile, console: Console) -> None:
-    """Print the job that would be submitted."""
-    package = pack_job(loaded, profile)
+def show_dry_run(loaded: LoadedConfig, profile: ClusterProfile, console: Console, command: str = "run") -> None:
+    """Print the job that would be submitted; ``command`` as for ``submit_config``."""
+    package = pack_job(loaded, profile, command)
     sizes = package.files.data_sizes()
     lines = [
         *job_text(profile, package.id, package.command, package.files, package.env, package.metadata).split("\n"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import re
@@ -325,54 +324,51 @@ class TestSearchThatIsInterrupted:
     @pytest.fixture
     def search(self, home):
         """Run the search; returns how the command ended."""
-        from orchestrator.search import tune_trial
-
         trained = home / "trained.txt"
 
-        class Trial(tune_trial.TuneTrial):  # a local class reaches the workers by value
-            def step(self):
-                with trained.open("a") as file:
-                    file.write(f"{self.config}\n")
-                if self.config["rank"] == 8:
-                    raise ValueError("no [/such] rank")
-                return super().step()
+        def run_trials(jobs, report):  # a local function reaches the workers by value
+            from workers.failure import Failure
+            from workers.tuning.trial_job import run_trials
+
+            with trained.open("a") as file:
+                file.writelines(f"{job.expert.adapter.rank} {job.expert.adapter.shape}\n" for job in jobs)
+            fails = [job.expert.task for job in jobs if job.expert.adapter.rank == 8]
+            failures = dict.fromkeys(fails, Failure("code", "ValueError", "no [/such] rank"))
+            return failures | run_trials([job for job in jobs if job.expert.task not in fails], report)
 
         def run():
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(tune_trial, "TuneTrial", Trial)
+                patch.setattr("orchestrator.search.trial_units.run_trials", run_trials)
                 return here(home, "run", "tiny.yaml", "--set", "search.trials=4", "--set", "search.cores=[4, 4]",
                             "--set", "search.steps=5", "--set", "resources.max_parallel=1")  # fmt: skip
 
         return run
 
-    # Tune's log of an interrupted trial stays open until the process ends, which it does here only after other tests.
-    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
     def test_trials_that_finished_are_not_made_again_and_the_failed_one_is_marked(self, home, root, search):
-        from orchestrator.search.trial_records import TrialRecords
+        from orchestrator.search.trial_runs import TrialRuns
 
         before = statuses(root)
         with pytest.MonkeyPatch.context() as patch:
-            real = TrialRecords.add
+            real = TrialRuns.record_rung
 
-            def add(records, result):
-                real(records, result)
+            def record(runs, trial):
+                real(runs, trial)
                 raise KeyboardInterrupt
 
-            patch.setattr(TrialRecords, "add", add)
+            patch.setattr(TrialRuns, "record_rung", record)
             assert search().code == 130
-        gc.collect()
         assert statuses(root) - before == {("run", "KILLED"): 1, ("search", "KILLED"): 1, ("trial", "FINISHED"): 1}
         done = succeeded(search())
         assert "Search on colours: 3 trials" in done.out
         assert "failed: ValueError: no [/such] rank" in done.out
         assert statuses(root) - before == {
             ("run", "KILLED"): 1, ("run", "FINISHED"): 1,
-            ("search", "KILLED"): 1, ("search", "FINISHED"): 1, ("trial", "FINISHED"): 3, ("trial", "FAILED"): 1,
+            ("search", "FINISHED"): 1, ("trial", "FINISHED"): 3, ("trial", "FAILED"): 1,
         }  # fmt: skip
         (failed,) = [run for run in runs(root) if run.info.status == "FAILED"]
         assert failed.data.tags["ttmoe.error"] == "ValueError: no [/such] rank"
         tried = Counter((home / "trained.txt").read_text().splitlines())
-        assert sorted(tried.values()) == [1, 1, 1, 2]  # Tune tries the failing one once more
+        assert sorted(tried.values()) == [1, 1, 1, 1]
 
 
 @pytest.fixture(scope="module")

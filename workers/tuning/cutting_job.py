@@ -134,7 +134,7 @@ def _distil(
     if not job.distilled_ranks:
         return members
     every = training_batches(parent.train, train.batch_size, train.seed or 0, train.batch_tokens)
-    batches = list(islice(every, job.distill_steps))
+    batches, teacher_rank = list(islice(every, job.distill_steps)), bank.expert(expert.task).adapter.spec.rank
     beat = _heartbeat(report, expert.task, "distilling", 0, len(job.distilled_ranks))
     answers = teacher_answers(bank, expert.task, parent.train, batches, pad_id)
     for index, member in enumerate(members):
@@ -143,7 +143,7 @@ def _distil(
             student = bank.expert(name)
             before = {key: value.clone() for key, value in student.state_dict().items()}
             _require_gradients(student, expert.head)
-            settings = distillation_settings(train, member.rank, len(batches))
+            settings = distillation_settings(train, teacher_rank, member.rank, len(batches))
             distil(bank, name, parent.train, batches, answers, settings, pad_id, beat)
             student.requires_grad_(False)
             after = measure_experts(bank, [name], parent.validation, pad_id, beat)[name]

@@ -17,12 +17,13 @@ from workers.training.settings import TrainSettings
 from workers.tuning.passes import split_for_gradients, trunk_depth
 
 
-def distillation_settings(settings: TrainSettings, rank: int, steps: int) -> TrainSettings:
-    """Return the settings of a distillation to ``rank`` from those of the teacher's training.
+def distillation_settings(settings: TrainSettings, teacher_rank: int, rank: int, steps: int) -> TrainSettings:
+    """Return the settings of a distillation from those of the teacher's training.
 
-    The learning rate falls with the root of the rank: the lower the rank, the larger the steps that were found right.
+    The learning rate is half of what a training at ``rank`` would have: the best one falls with the root of the rank.
     """
-    return settings.model_copy(update={"steps": steps, "lr": settings.lr / math.sqrt(rank)})
+    rate = 0.5 * settings.lr * math.sqrt(teacher_rank / rank)
+    return settings.model_copy(update={"steps": steps, "lr": rate})
 
 
 @torch.no_grad()

@@ -5,9 +5,8 @@ A trial never sees the test split. It saves a checkpoint at each rung, from whic
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from workers.base.resident import ResidentBase
 from workers.expert_job import ExpertJob
@@ -49,7 +48,7 @@ class TrialResult:
     ended: bool
 
 
-def run_trials(jobs: Sequence[TrialJob], report: ProgressCallback) -> Mapping[str, Any]:
+def run_trials(jobs: Sequence[TrialJob], report: ProgressCallback) -> dict[str, TrialResult | Failure]:
     """Train trials together, each up to its rung.
 
     A trial that fails by its own fault, such as one that diverges, does not affect the others.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 from typing import Any
@@ -15,7 +14,6 @@ from orchestrator import api
 from orchestrator.predict.request import PredictRequest
 from orchestrator.run import driver
 from orchestrator.run.run_outcome import ExpertOutcome, RunInProgress
-from orchestrator.search.tuning import _quiet_tune
 from ttmoe.errors import InputError, PartFailedError
 from workers.failure import Failure
 
@@ -103,14 +101,3 @@ def test_ray_leaves_no_handler_and_says_nothing_of_threads(
         session()
     assert handlers() == before
     assert set(caplog.messages) == {"something else"}
-
-
-def test_tune_leaves_no_handler_and_its_settings_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TUNE_DISABLE_SIGINT_HANDLER", raising=False)
-    before, level = handlers(), logging.getLogger("ray.tune").level
-    with _quiet_tune():
-        assert os.environ["TUNE_DISABLE_SIGINT_HANDLER"] == "1"
-        signal.signal(signal.SIGUSR1, lambda *_: None)  # as Tune does
-    assert handlers() == before
-    assert "TUNE_DISABLE_SIGINT_HANDLER" not in os.environ
-    assert logging.getLogger("ray.tune").level == level

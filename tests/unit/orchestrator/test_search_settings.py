@@ -76,6 +76,15 @@ def test_the_searched_tasks(tmp_path):
     assert load(tmp_path, "tasks: all").searched_tasks == ("one", "two")
 
 
+def test_the_steps_of_the_rungs():
+    def rungs(**search):
+        return SearchSettings(task="one", **search).rung_steps
+
+    assert rungs() == (100,)
+    assert rungs(rungs={"first": 10}) == (10, 30, 90, 100)
+    assert rungs(steps=64, rungs={"first": 8, "factor": 2}) == (8, 16, 32, 64)
+
+
 EVERY_KEY = """\
 tasks: [one]; method: random; objectives: [accuracy]; trials: 9; ranks: [1, 2]; cores: [4, 8]; max_parameters: 5000; \
 space: {shapes: all, per_role: true, targets: [[q], [q, v]], layers: [all, 2-], alpha: [4], lr: [1e-3], \

@@ -9,8 +9,11 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
+from orchestrator.config.loading import load_config
 from orchestrator.config.search_settings import SearchSettings
+from orchestrator.config.sections import AdapterSettings
 from orchestrator.plan.factor_choices import factor_choices
+from orchestrator.plan.planning import adapter_spec
 from orchestrator.plan.search_space import adapter_changes, search_space
 from orchestrator.plan.shape_choices import bounded_sums
 from orchestrator.plan.space import SearchSpace
@@ -177,6 +180,16 @@ def test_roles_may_differ_and_the_shape_says_so(minilm):
     assert [group.method.rank for group in settings.groups] == [8, 2]
 
 
+@pytest.mark.parametrize("search", SPACES, ids=range(len(SPACES)))
+def test_a_config_can_contain_every_point(tiny_llama, search):
+    """With these settings of `adapter`, a run trains the adapter of the point."""
+    for point in space_of(tiny_llama, **search).sample(0, 10):
+        adapter = space_of(tiny_llama, **search).settings(point).adapter
+        layers = f"{adapter.first_layer}-" + ("" if adapter.last_layer is None else str(adapter.last_layer))
+        keys = {name: getattr(adapter, name) for name in ("method", "targets", "rank", "alpha", "shape")}
+        assert adapter_spec(AdapterSettings(layers=layers, **keys)) == adapter
+
+
 def test_a_role_has_factors_only_where_it_is_adapted(minilm):
     more = {"per_role": True, "targets": [["q"], ["q", "v"]], "layers": ["all", "4-"], "alpha": [4, 8]}
     space = space_of(minilm, ranks=[2, 8], cores=[4, 4], space=more)
@@ -263,3 +276,22 @@ def test_bounded_sums_are_all_sums_up_to_the_bound(bound):
     every = sorted(total for each in itertools.product(*lists) if (total := sum(each)) <= bound)
     assert sorted(bounded_sums(lists, bound, 100)) == every
     assert len(bounded_sums(lists, bound, 4)) >= min(4, len(every))
+
+
+def test_the_recipe_of_the_papers_question_contains_the_papers_answer():
+    """On Llama-3.2-1B, from its config alone: the published shapes at rank 5 have 33,920 parameters."""
+    paper = ["base={hub: meta-llama/Llama-3.2-1B, max_length: 128}"]
+    config = load_config("tune-paper", paper).config
+    model = bare(LlamaModel, LlamaConfig(hidden_size=2048, intermediate_size=8192, num_hidden_layers=16,
+                                         num_attention_heads=32, num_key_value_heads=8, head_dim=64))  # fmt: skip
+    adapter, train = adapter_spec(config.task_adapter("trec")), config.search_train("trec")
+    space = SearchSpace(model, adapter, train, config.task_head("trec"), config.search)
+    point = {"rank.q": 5, "factors.q": "4+4", "inputs.q.4": "16x8x4x4", "outputs.q.4": "4x4x8x16",
+             "rank.v": 5, "factors.v": "4+3", "inputs.v.4": "16x16x4x2", "outputs.v.3": "2x16x16",
+             "alpha": 16.0}  # fmt: skip
+    assert space.is_valid(point)
+    settings = space.settings(point)
+    assert (settings.parameters, settings.train.lr, settings.adapter.alpha) == (33_920, 5e-3, 16.0)
+    assert space.size() == 1_000_000
+    minilm = bare(BertModel, BertConfig(hidden_size=384, intermediate_size=1536, num_hidden_layers=6))
+    assert SearchSpace(minilm, adapter, train, "trained", config.search).size() == 1_000_000

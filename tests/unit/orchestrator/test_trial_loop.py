@@ -32,12 +32,14 @@ class Runs:
         assert search
         assert is_new == (run_id not in self.runs)
         before = self.runs.get(run_id, {})
-        self.runs[run_id] = before | {"run": parent, "task": task, "spec_hash": spec_hash, "params": params} | tags
+        assert params == {}
+        self.runs[run_id] = before | {"run": parent, "task": task, "spec_hash": spec_hash} | tags
         self.status[run_id] = "RUNNING"
         return run_id
 
-    def log_metrics(self, run_id, rows, tags):
+    def log_metrics(self, run_id, rows, tags, params):
         self.runs[run_id] |= tags
+        assert params["parameters"] > 0
         self.metrics.setdefault(run_id, []).extend((key, step, value) for key, value, step, _ in rows)
 
     def tag_run(self, run_id, tags):
@@ -49,8 +51,7 @@ class Runs:
     def trial_runs(self, library):
         found = []
         for run_id, tags in self.runs.items():
-            trial = Trial(tags["task"], 1, {}, tags["spec_hash"], tags["params"]["parameters"])
-            record = record_of(trial, **{k: v for k, v in tags.items() if k != "params"})
+            record = record_of(Trial(tags["task"], 1, {}, tags["spec_hash"], 0), **tags)
             found.append(SimpleNamespace(tags=record.tags, params=record.params, run_id=run_id))
         return found
 

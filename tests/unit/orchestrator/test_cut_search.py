@@ -1,0 +1,147 @@
+"""The search of one task by cutting: what is trained after the parent, and what an interruption changes."""
+
+import copy
+
+import pytest
+from library_plan import plan_of
+
+from orchestrator.search.cut_search import CutSearch
+from orchestrator.search.finalists import choose_winner
+from orchestrator.search.rank_space import rank_space
+from orchestrator.search.repetitions import SearchSize
+from orchestrator.search.trial import RungResult, Trial
+from orchestrator.search.trial_units import TaskTrials, make_cutting_unit
+from ttmoe.base import empty_body
+from workers.tuning.members import CuttingResult, Member
+
+RANKS = (4, 16, 8, 2, 1)
+
+
+def make(number, point, origin, seed=0):
+    return Trial("trec", number, point, f"{point['rank']} {origin} {seed}", 10 * point["rank"], origin, seed)
+
+
+def search(retrain=0, confirm=0, earlier=(), within=0.005):
+    return CutSearch("trec", RANKS, 200, SearchSize(retrain, confirm, 4, within), make, earlier)
+
+
+def member(rank, accuracy, steps=0):
+    return Member(rank, {"q": f"4x4|4x4@{rank}"}, 10 * rank, accuracy, 1 - accuracy, False, accuracy, 0.0, steps, 1.0)
+
+
+def cut(found, accuracies):
+    """Train the parent, and cut it: accuracies of rank 16 and of the lower ranks."""
+    parent = found.next()
+    members = tuple(member(rank, value) for rank, value in zip((8, 4, 2, 1), accuracies[1:], strict=True))
+    return found.report_cuts(parent, CuttingResult(member(16, accuracies[0], 200), members, {}))
+
+
+def train(found, accuracy=lambda trial: 0.9, most=100):
+    """Train what is asked for, up to ``most`` trials; return origin, rank and seed of each."""
+    trained = []
+    while len(trained) < most and (trial := found.next()):
+        assert found.next_rung(trial) == 200
+        trained.append((trial.origin, trial.point["rank"], trial.seed))
+        found.report(trial, RungResult(200, accuracy(trial), 0.1, 1.0), ended=True)
+    return trained
+
+
+def test_one_training_gives_a_trial_of_every_rank():
+    found = search()
+    cuts = cut(found, [0.95, 0.95, 0.94, 0.93, 0.8])
+    assert [(trial.point["rank"], trial.origin, trial.state) for trial in found.trials] == [
+        (16, "parent", "finished"), *((rank, "cut", "finished") for rank in (8, 4, 2, 1))]  # fmt: skip
+    assert [trial.accuracy for trial in cuts] == [0.95, 0.94, 0.93, 0.8]
+    assert train(found) == []
+    assert choose_winner(found.trials, 0.005).trials[0].point == {"rank": 8}
+
+
+def test_nothing_else_is_asked_for_while_the_parent_is_trained():
+    found = search(retrain=4, confirm=3)
+    assert found.next().origin == "parent"
+    assert found.next() is None
+
+
+def test_cuts_that_fall_or_are_surpassed_by_smaller_ones_are_doubtful_and_trained_if_allowed():
+    accuracies = [0.95, 0.95, 0.93, 0.935, 0.80]  # rank 4 is surpassed by rank 2, rank 1 falls
+    found = search(retrain=3)
+    cut(found, accuracies)
+    assert [trial.point["rank"] for trial in found.doubtful()] == [4, 1]
+    assert train(found) == [("retrained", 4, 0), ("retrained", 1, 0)]
+    few = search(retrain=1)
+    cut(few, accuracies)
+    assert train(few) == [("retrained", 4, 0)]
+
+
+def test_a_rank_that_was_trained_counts_with_its_trainings_and_not_with_its_cut():
+    found = search(confirm=2)
+    cut(found, [0.95, 0.949, 0.90, 0.90, 0.80])
+    trained = train(found, lambda trial: 0.94 if trial.point["rank"] == 8 else 0.95)
+    assert trained == [("confirming", rank, seed) for rank in (16, 8) for seed in (1, 2)]
+    winner = choose_winner(found.trials, 0.005)
+    assert ([trial.origin for trial in winner.trials], winner.accuracy) == (["parent", "confirming", "confirming"], 0.95)
+
+
+@pytest.mark.parametrize("killed_after", [0, 1, 3])
+def test_a_search_that_is_killed_trains_the_rest(killed_after):
+    accuracies = [0.95, 0.95, 0.93, 0.935, 0.80]
+    whole = search(retrain=2, confirm=1)
+    cut(whole, accuracies)
+    trained = train(whole)
+    first = search(retrain=2, confirm=1)
+    cut(first, accuracies)
+    train(first, most=killed_after)
+    first.next()  # recorded as running, without a result
+    again = search(2, 1, [copy.deepcopy(trial) for trial in first.trials])
+    for trial in again.trials:
+        trial.state = "waiting" if trial.state == "running" else trial.state
+    assert train(again) == trained[killed_after:]
+    assert [(trial.point, trial.origin, trial.seed) for trial in again.trials] == [
+        (trial.point, trial.origin, trial.seed) for trial in whole.trials]  # fmt: skip
+
+
+def test_a_parent_whose_cuts_were_not_recorded_is_cut_again():
+    first = search()
+    cut(first, [0.95, 0.9, 0.9, 0.9, 0.9])
+    again = search(earlier=copy.deepcopy(first.trials[:1]))
+    assert (again.next().origin, again.next()) == ("parent", None)
+
+
+def test_a_parent_that_fails_ends_the_search():
+    found = search(retrain=2, confirm=2)
+    found.fail(found.next(), "ValueError: no")
+    assert found.next() is None
+
+
+@pytest.fixture
+def trials(base_folder, tmp_path):
+    settings = {"task": "colours", "method": "truncate", "ranks": [1, 2, 4, 8], "steps": 50}
+    plan = plan_of(base_folder, tmp_path, search=settings, adapter={"rank": 4, "alpha": 6})
+    space = rank_space(plan, "colours", empty_body(plan.base))
+    return TaskTrials(plan, "colours", space, (50,), tmp_path / "trials")
+
+
+def test_every_rank_has_the_tasks_adapter_and_a_learning_rate_that_falls_with_it(trials):
+    own = trials.plan.experts["colours"].job
+    points = {rank: trials.space.settings({"rank": rank}) for rank in (1, 4, 8)}
+    assert points[4].adapter == own.adapter
+    assert {point.adapter.alpha for point in points.values()} == {6}
+    assert points[4].train.lr == own.train.lr
+    assert points[1].train.lr == pytest.approx(2 * own.train.lr)
+    assert points[1].parameters < points[4].parameters < points[8].parameters
+    assert trials.config_sections({"rank": 1})["train"] == {"lr": points[1].train.lr}
+    assert "train" not in trials.config_sections({"rank": 4})
+
+
+def test_the_parents_unit_cuts_to_the_lower_ranks_and_distils_the_smallest(trials):
+    parent = trials.make(1, {"rank": 8}, "parent")
+    unit = make_cutting_unit(trials.job(parent, 50), (4, 2, 1))
+    (job,) = unit.jobs.values()
+    assert (job.ranks, job.distilled_ranks, job.distill_steps) == ((4, 2, 1), (2, 1), 5)
+    assert (job.expert.task, job.expert.adapter.rank, job.expert.train.steps) == ("colours 1", 8, 50)
+
+
+def test_a_cut_and_a_training_of_a_rank_are_different_trials(trials):
+    hashes = {trials.make(1, {"rank": 2}, origin, seed).spec_hash
+              for origin, seed in [("cut", 0), ("retrained", 0), ("confirming", 1), ("confirming", 2)]}  # fmt: skip
+    assert len(hashes) == 4
