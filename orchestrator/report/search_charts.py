@@ -24,7 +24,7 @@ def draw_trials(
     """Draw validation accuracy against adapter parameters: the trials of a search, and the Pareto front.
 
     Args:
-        trials: The trials; those without an accuracy are left out.
+        trials: The trials.
         front: The trials of the front.
         task: Name of the task.
         references: Adapters to compare with, each with a ``name``.
@@ -33,10 +33,9 @@ def draw_trials(
     figure, axes = new_plane("validation accuracy", f"Ranks and shapes for {task}")
     best = sorted(front, key=lambda trial: (trial["parameters"], trial["accuracy"]))
     known = [each for each in references if each.get("accuracy") is not None]
-    measured = [trial for trial in trials if trial.get("accuracy") is not None]
-    lowest = _cut_axis(axes, [*best, *known], measured)
+    lowest = _cut_axis(axes, [*best, *known], trials)
     for name, mark in _MARKS.items():
-        group = [trial for trial in measured if _mark_of(trial) == name]
+        group = [trial for trial in trials if _mark_of(trial) == name]
         below = sum(trial["accuracy"] < lowest for trial in group)
         label = f"{name} ({below} below)" if below else name
         group = [trial for trial in group if trial["accuracy"] >= lowest]

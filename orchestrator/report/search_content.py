@@ -42,9 +42,9 @@ class ErrorRow:
     trials: tuple[int, ...]
 
 
-def measured_trials(record: Record) -> list[Mapping[str, Any]]:
-    """Return the trials that have an accuracy."""
-    return [trial for trial in record["trials"] if trial.get("accuracy") is not None]
+def all_trials(record: Record) -> list[Mapping[str, Any]]:
+    """Return the trials that were measured, and those that failed."""
+    return [*record["trials"], *record.get("failed", ())]
 
 
 def count_states(trials: Trials) -> Counter[str]:
@@ -81,7 +81,7 @@ def error_rows(trials: Trials) -> list[ErrorRow]:
 
 def choice_names(record: Record) -> list[str]:
     """Return the choices of a search in the order of its space."""
-    used = dict.fromkeys(name for trial in record["trials"] for name in trial.get("point", ()))
+    used = dict.fromkeys(name for trial in all_trials(record) for name in trial.get("point", ()))
     return [name for name in {**dict.fromkeys(record["space"]), **used} if name in used]
 
 

@@ -14,12 +14,12 @@ from orchestrator.report.parallel_axes import draw_choices
 from orchestrator.report.search_charts import draw_finalists, draw_hypervolume, draw_importances, draw_trials
 from orchestrator.report.search_content import (
     MAX_ERRORS,
+    all_trials,
     best_first,
     choice_names,
     config_text,
     count_states,
     error_rows,
-    measured_trials,
     point_text,
     reason_text,
     rung_rows,
@@ -64,7 +64,7 @@ def write_search_report(path: Path, header: SearchHeader, records: Sequence[Reco
         records: The record of each task.
     """
     count = max(_LEAST_TRIALS, MAX_TRIALS // max(1, len(records)))
-    trials = [trial for record in records for trial in record["trials"]]
+    trials = [trial for record in records for trial in all_trials(record)]
     values = {
         "search": header,
         "title": records[0]["task"] if len(records) == 1 else f"{len(records)} tasks",
@@ -81,7 +81,8 @@ def write_search_report(path: Path, header: SearchHeader, records: Sequence[Reco
 def _section(record: Record, count: int, *, whole: bool) -> dict[str, Any]:
     """Return the variables of one task's section."""
     names, winner = choice_names(record), record.get("winner")
-    ordered = best_first(record["trials"])
+    trials = all_trials(record)
+    ordered = best_first(trials)
     return {
         "record": record,
         "task": record["task"],
@@ -90,18 +91,17 @@ def _section(record: Record, count: int, *, whole: bool) -> dict[str, Any]:
         "point": point_text(winner["point"], names) if winner else "",
         "reason": reason_text(record) if winner else "",
         "config": config_text(record) if winner else "",
-        "rungs": rung_rows(record["trials"]),
-        "errors": error_rows(record["trials"]),
-        "states": count_states(record["trials"]),
+        "rungs": rung_rows(trials),
+        "errors": error_rows(trials),
         "listed": [(trial, point_text(trial.get("point", {}), names)) for trial in ordered[:count]],
         "unlisted": max(0, len(ordered) - count),
-        "undrawn": max(0, len(measured_trials(record)) - count),
+        "undrawn": max(0, len(record["trials"]) - count),
         **_charts(record, names, count, whole=whole),
     }
 
 
 def _charts(record: Record, names: Sequence[str], count: int, *, whole: bool) -> dict[str, Any]:
-    task, winner, measured = record["task"], record.get("winner"), measured_trials(record)
+    task, winner, measured = record["task"], record.get("winner"), record["trials"]
     front, references = record["front"], record.get("references") or ()
     drawn = thin(measured, count, front)
     charts = {"trials": to_svg(draw_trials(drawn, front, task, references, winner), f"Trials of {task}")}

@@ -16,10 +16,10 @@ from orchestrator.report.parallel_axes import draw_choices
 from orchestrator.report.search_charts import draw_finalists, draw_hypervolume, draw_importances, draw_trials
 from orchestrator.report.search_content import (
     RungRow,
+    all_trials,
     choice_names,
     config_text,
     error_rows,
-    measured_trials,
     reason_text,
     rung_rows,
     thin,
@@ -167,7 +167,7 @@ def test_each_rung_says_what_became_of_its_trials():
 
 def test_equal_errors_are_one_line_and_the_most_frequent_comes_first():
     trials = [trial(i, accuracies=(), state="failed", error="rare" if i == 1 else "often") for i in range(1, 5)]
-    assert [(row.error, row.trials) for row in error_rows(record([*trials, trial(9)])["trials"])] == [
+    assert [(row.error, row.trials) for row in error_rows(all_trials(record([*trials, trial(9)])))] == [
         ("often", (2, 3, 4)), ("rare", (1,))]  # fmt: skip
 
 
@@ -191,8 +191,8 @@ TWENTY = record(searched(25), references=REFERENCES)
         draw_finalists(TWENTY["finalists"], TWENTY["winner"]),
         draw_importances({"rank": 0.75, "<lr>": 0.25}),
         draw_importances({"rank": 0.0}),
-        draw_choices(measured_trials(TWENTY), choice_names(TWENTY), TWENTY["winner"]),
-        draw_choices(measured_trials(TWENTY)[:1], choice_names(TWENTY), TWENTY["winner"]),
+        draw_choices(TWENTY["trials"], choice_names(TWENTY), TWENTY["winner"]),
+        draw_choices(TWENTY["trials"][:1], choice_names(TWENTY), TWENTY["winner"]),
         draw_hypervolume(TWENTY["hypervolumes"], "area"),
     ],
 )
