@@ -66,7 +66,7 @@ def run_search(plan: Plan, registry: Registry, view: LiveView, runner: JobRunner
         f"search {tasks[0] if len(tasks) == 1 else f'{len(tasks)} tasks'}",
         {"spec_hash": spec, "task": ",".join(tasks)},
         json.dumps(settings.model_dump(), indent=1),
-        {"tasks": tasks},
+        {"tasks": tasks, "steps": settings.steps},
         search=True,
         token=uuid.uuid4().hex,
     )
