@@ -55,6 +55,7 @@ def search(folder: Path, base_folder: Path, count: int, **settings: Any) -> dict
     path = write_library(folder, base_folder, 1)
     config = json.loads(path.read_text())
     config["search"] = {"task": "t0000", "method": "tpe", "trials": count, "steps": 90, **SPACE, **settings}
+    config["storage"] = {"root": str(folder / "runs")}
     path.write_text(json.dumps(config))
     loaded = load_config(str(path), []).config
     plan = make_plan(loaded)
@@ -79,4 +80,4 @@ def search(folder: Path, base_folder: Path, count: int, **settings: Any) -> dict
 if __name__ == "__main__":
     target = Path(sys.argv[1])
     target.mkdir(parents=True)
-    print(search(target / "library", tiny.save_base(target / "base"), int(sys.argv[2])))
+    print(json.dumps(search(target / "library", tiny.save_base(target / "base"), int(sys.argv[2]))))

@@ -25,7 +25,7 @@ from orchestrator.cli.options import (
     selected_store,
 )
 from orchestrator.cli.startup import import_registry, prepare_command
-from orchestrator.cli.tune_commands import tune
+from orchestrator.cli.tune_commands import tune_config
 from ttmoe.errors import InputError
 
 JobCommand = Literal["run", "tune"]
@@ -237,5 +237,5 @@ def ui(
     open_ui(selected_store(root, uri), port, console())
 
 
-command(app)(tune)
+command(app, "tune")(tune_config)
 command(app)(doctor)

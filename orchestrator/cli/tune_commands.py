@@ -15,7 +15,7 @@ MethodOption = Annotated[
 TrialsOption = Annotated[int | None, typer.Option(min=1, metavar="N", help="Trials of each task (search.trials).")]
 
 
-def tune(
+def tune_config(
     config: ConfigArgument,
     task: Annotated[
         list[str] | None,

@@ -167,15 +167,31 @@ def check_trial_fits(plan: Plan, nodes: Sequence[Node]) -> None:
 
 
 def trial_resources(plan: Plan) -> JobResources:
-    """Return what each trial of the plan's search reserves: what a job with the largest expert of the space does."""
-    if plan.config.search is None:
+    """Return what a job of the plan's search reserves: what trials of the largest experts of the space need."""
+    model = empty_body(plan.base)
+    largest = _largest_trials(plan, model)
+    return _job_resources(largest, model, largest.experts, trials_per_job(plan))
+
+
+def trials_per_job(plan: Plan) -> int:
+    """Return how many trials of a task are trained together; ``auto`` is decided as for experts."""
+    if (search := plan.config.search) is None:
         raise ValueError("the config has no search")
-    model, trials = empty_body(plan.base), {}
+    if search.trials_per_job != "auto":
+        return search.trials_per_job
+    model = empty_body(plan.base)
+    largest = _largest_trials(plan, model)
+    return _choose_experts_per_job(largest, model, [*largest.experts] * search.trials, plan.nodes)
+
+
+def _largest_trials(plan: Plan, model: nn.Module) -> Plan:
+    """Return the plan with the largest experts of the search's spaces in place of its own."""
+    trials = {}
     for task in plan.config.searched_tasks:
         expert, train = plan.experts[task], plan.config.search_train(task)
         for number, adapter in enumerate(plan_space(plan, task, model).largest_adapters()):
             trials[f"{task} {number}"] = replace(expert, job=replace(expert.job, adapter=adapter, train=train))
-    return _job_resources(replace(plan, experts=trials), model, trials, 1)
+    return replace(plan, experts=trials)
 
 
 def estimate_memory(plan: Plan, model: nn.Module, tasks: Collection[str], experts: int) -> dict[str, MemoryEstimate]:

@@ -143,7 +143,7 @@ def _trial(run: RunRecord, *, is_open: bool) -> TrialStatus | None:
             step=int(step),
             accuracy=_if_finite(accuracy),
             loss=_if_finite(loss),
-            error=run.tags.get("error", ""),
+            error=run.tags.get("error", "") if state == "failed" else "",  # else of an earlier attempt
         )
     except (KeyError, TypeError, ValueError):
         return None

@@ -55,13 +55,16 @@ class SearchHeader:
     config: str
 
 
-def write_search_report(path: Path, header: SearchHeader, records: Sequence[Record]) -> None:
+def write_search_report(
+    path: Path, header: SearchHeader, records: Sequence[Record], shared: Mapping[str, Any] | None = None
+) -> None:
     """Write the report of a search to an HTML file, and create its folder if it is missing.
 
     Args:
         path: The file.
         header: What it says of the whole search.
         records: The record of each task.
+        shared: The point that suits all tasks; None for a single task, or if there is none.
     """
     count = max(_LEAST_TRIALS, MAX_TRIALS // max(1, len(records)))
     trials = [trial for record in records for trial in all_trials(record)]
@@ -70,6 +73,8 @@ def write_search_report(path: Path, header: SearchHeader, records: Sequence[Reco
         "title": records[0]["task"] if len(records) == 1 else f"{len(records)} tasks",
         "sections": [_section(record, count, whole=i < MAX_WHOLE_TASKS) for i, record in enumerate(records)],
         "states": count_states(trials),
+        "shared": shared,
+        "shared_point": point_text(shared["point"], choice_names(records[0])) if shared else "",
         "steps": sum(trial.get("steps") or 0 for trial in trials),
         "training_seconds": sum(trial.get("seconds") or 0 for trial in trials),
         "max_whole": MAX_WHOLE_TASKS,

@@ -46,6 +46,7 @@ class Trial:
         parameters: Adapter parameters, known before it is trained.
         origin: Why it was made.
         seed: Number of the random seed: 0 for that of the task, others for its repetitions.
+        context: What trials must have in common so that one teaches about the other: base, data and training.
         description: Rank, factors and shapes as text, for tables and MLflow.
         state: ``stopped`` means that the scheduler ended it at a rung, ``finished`` that its training is complete.
         rungs: Its results, one for each rung.
@@ -60,6 +61,7 @@ class Trial:
     parameters: int
     origin: Origin = "sampled"
     seed: int = 0
+    context: str = ""
     description: dict[str, Any] = field(default_factory=dict)
     state: State = "waiting"
     rungs: list[RungResult] = field(default_factory=list)
@@ -108,7 +110,13 @@ class Trial:
 
     def first_tags(self) -> dict[str, str]:
         """Return the tags of its run that stay."""
-        tags = {"point": self.point_key, "number": self.number, "origin": self.origin, "seed": self.seed}
+        tags = {
+            "point": self.point_key,
+            "number": self.number,
+            "origin": self.origin,
+            "seed": self.seed,
+            "context": self.context,
+        }
         return {key: str(value) for key, value in tags.items()} | {"described": json.dumps(self.params())}
 
     def params(self) -> dict[str, Any]:
@@ -134,6 +142,7 @@ def read_trial(run: RunRecord) -> Trial | None:
             parameters=int(described.pop("parameters")),
             origin=run.tags["origin"],  # type: ignore[arg-type]
             seed=int(run.tags["seed"]),
+            context=run.tags["context"],
             description=described,
             state=run.tags["state"],  # type: ignore[arg-type]
             rungs=rungs,

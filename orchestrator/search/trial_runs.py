@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator.registry import Registry
 from orchestrator.search.trial import Trial, read_trial
@@ -29,7 +29,10 @@ class TrialRuns:
     _existing: set[tuple[str, str]] = field(default_factory=set)
 
     def read(self) -> list[Trial]:
-        """Return this search's trials, and keep the complete ones of other searches in ``known``."""
+        """Return this search's trials, and keep the complete ones of other searches in ``known``.
+
+        Trials of this search that have failed are tried again.
+        """
         own = []
         for run in self.registry.trial_runs(self.library):
             self._existing.add((run.tags.get("task", ""), run.tags.get("spec_hash", "")))
@@ -37,7 +40,7 @@ class TrialRuns:
             if trial is None:
                 continue
             if run.tags.get("run") == self.run_id:
-                own.append(trial)
+                own.append(replace(trial, state="waiting", error="") if trial.state == "failed" else trial)
             elif trial.state == "finished":
                 self.known[trial.spec_hash] = trial
         return own

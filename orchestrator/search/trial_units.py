@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -17,6 +17,7 @@ from orchestrator.pool.less_memory import with_half_micro_batch
 from orchestrator.pool.work_units import LOG_FILE, WorkUnit, run_jointly
 from orchestrator.search.trial import Origin, Trial
 from workers.progress import ProgressCallback
+from workers.training.settings import MEMORY_ONLY
 from workers.tuning.cutting_job import run_cutting
 from workers.tuning.members import CuttingJob, CuttingResult
 from workers.tuning.trial_job import TrialJob, run_trials
@@ -57,6 +58,14 @@ class TaskTrials:
     rungs: tuple[int, ...]
     folder: Path
 
+    @cached_property
+    def context(self) -> str:
+        """Hash of what all trials of the task have in common, see ``Trial``."""
+        job = self.plan.experts[self.task].job
+        train = self.plan.config.search_train(self.task).model_dump(exclude={"lr", "seed", *MEMORY_ONLY})
+        common = {"base": self.plan.base.identity(), "data": job.data.fingerprint, "train": train}
+        return spec_hash(common)[:16]
+
     def make(self, number: int, point: Point, origin: Origin, seed: int = 0) -> Trial:
         """Return a new trial."""
         settings = self._settings(point, seed)
@@ -68,6 +77,7 @@ class TaskTrials:
             settings.parameters,
             origin,
             seed,
+            self.context,
             _describe(settings, point),
         )
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from orchestrator.config.search_settings import SearchSettings
 from orchestrator.config.yaml_document import dump_yaml
-from orchestrator.plan.forecast import trial_resources
+from orchestrator.plan.forecast import trial_resources, trials_per_job
 from orchestrator.plan.planning import Plan
 from orchestrator.plan.space import plan_space
 from orchestrator.pool.work_units import JobRunner
@@ -27,6 +28,7 @@ from orchestrator.search.rank_space import rank_space
 from orchestrator.search.repetitions import SearchSize
 from orchestrator.search.sampler import Sampler
 from orchestrator.search.search_record import TaskRecord, make_task_record
+from orchestrator.search.shared_point import find_shared_point
 from orchestrator.search.task_search import TaskSearch
 from orchestrator.search.trial import Trial
 from orchestrator.search.trial_loop import SearchBudget, TrialLoop
@@ -74,8 +76,13 @@ def run_search(plan: Plan, registry: Registry, view: LiveView, runner: JobRunner
         view.start_stage(f"Search: ranks and shapes for {', '.join(tasks)}", "trial", {})
         runs = TrialRuns(library, run, registry)
         earlier = runs.read()
-        make = _cut_search if settings.method == "truncate" else _task_search
-        searches = {task: make(plan, settings, task, earlier) for task in tasks}
+        known = runs.known.values() if settings.warm_start else ()
+        searches = {
+            task: _cut_search(plan, settings, task, earlier)
+            if settings.method == "truncate"
+            else _task_search(plan, settings, task, earlier, known)
+            for task in tasks
+        }
         _show_earlier(view, [trial for search, _ in searches.values() for trial in search.trials])
         budget = _budget(plan, settings)
         loop = TrialLoop(searches, runs, budget, view)
@@ -84,7 +91,10 @@ def run_search(plan: Plan, registry: Registry, view: LiveView, runner: JobRunner
             if not any(trial.is_measured for trial in search.trials):
                 raise _all_failed_error(search)
         records = [_record(plan, settings, search, trials) for search, trials in searches.values()]
-        _log(plan, records, registry, run, plan.work_folder("search", tasks[0], spec))
+        shared = find_shared_point(
+            {task: search.trials for task, (search, _) in searches.items()}, settings.accuracy_within
+        )
+        _log(plan, records, shared, registry, run, plan.work_folder("search", tasks[0], spec))
     return records
 
 
@@ -99,8 +109,9 @@ def _cut_search(
 
 
 def _task_search(
-    plan: Plan, settings: SearchSettings, task: str, earlier: Sequence[Trial]
+    plan: Plan, settings: SearchSettings, task: str, earlier: Sequence[Trial], known: Iterable[Trial]
 ) -> tuple[TaskSearch, TaskTrials]:
+    """Return the search of one task by trials; the sampler learns from ``known`` ones of other searches too."""
     space = plan_space(plan, task, empty_body(plan.base))
     rungs = settings.rungs
     steps = settings.rung_steps
@@ -113,6 +124,9 @@ def _task_search(
         max(_LEAST_STARTUP, settings.trials // _STARTUP_SHARE),
         trials.key,
     )
+    for trial in known:
+        if trial.task == task and trial.seed == 0 and trial.context == trials.context:
+            sampler.tell(trial)
     halving = Halving(steps, rungs.factor if rungs else 2, settings.objectives)
     own = [trial for trial in earlier if trial.task == task]
     return TaskSearch(task, sampler, halving, _size(settings, settings.trials), trials.make, own), trials
@@ -133,7 +147,7 @@ def _budget(plan: Plan, settings: SearchSettings) -> SearchBudget:
         steps=budget.steps if budget else None,
         seconds=budget.minutes * 60 if budget and budget.minutes else None,
         parallel=min((limit for limit in limits if limit is not None), default=None),
-        trials_per_unit=1 if settings.trials_per_job == "auto" else settings.trials_per_job,
+        trials_per_unit=trials_per_job(plan),
     )
 
 
@@ -166,16 +180,23 @@ def _record(plan: Plan, settings: SearchSettings, search: TaskSearch | CutSearch
     )
 
 
-def _log(plan: Plan, records: Sequence[TaskRecord], registry: Registry, run: str, folder: Path) -> None:
+def _log(
+    plan: Plan,
+    records: Sequence[TaskRecord],
+    shared: dict[str, Any] | None,
+    registry: Registry,
+    run: str,
+    folder: Path,
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     found = [vars(record) for record in records]
-    (folder / TRIALS).write_text(json.dumps({"tasks": found}, indent=1))
+    (folder / TRIALS).write_text(json.dumps({"tasks": found, "shared": shared}, indent=1))
     first = records[0]
     save_png(draw_trials(first.trials, first.front, first.task, winner=first.winner), folder / PARETO_PLOT)
     began = registry.run_record(run).began
     settings = dump_yaml({"search": plan.config.search.model_dump(mode="json")}) if plan.config.search else ""
     seconds = (datetime.now(UTC) - began).total_seconds()
     header = SearchHeader(plan.folders.library, plan.base.id, version("ttmoe"), began, seconds, settings)
-    write_search_report(folder / SEARCH_REPORT, header, found)
+    write_search_report(folder / SEARCH_REPORT, header, found, shared)
     for name in (TRIALS, PARETO_PLOT, SEARCH_REPORT):
         registry.log_file(run, folder / name)

@@ -33,6 +33,8 @@ ROWS = {
     "routing-smollm2": "routing:run_smollm2",
     "router": "router_speed:run",
     "routed": "routed:run",
+    "trials": "trials:run",
+    "truncation": "truncation:run",
 }
 
 

@@ -305,7 +305,7 @@ def _config(setting: Setting, folder: Path, scratch: Path) -> dict[str, Any]:
         "base": setting.base,
         "adapter": {"layers": f"{setting.trunk}-", "rank": 8},
         "train": setting.train,
-        "tasks": {task: _task(task, folder, scratch, setting.rows) for task in SEVENTEEN},
+        "tasks": {task: task_entry(task, folder, scratch, setting.rows) for task in SEVENTEEN},
         "router": {
             "layers": "all",
             "rows_per_task": min(setting.rows["train"], 10**5),
@@ -317,7 +317,7 @@ def _config(setting: Setting, folder: Path, scratch: Path) -> dict[str, Any]:
     }
 
 
-def _task(task: str, folder: Path, scratch: Path, rows: dict[str, int]) -> dict[str, Any]:
+def task_entry(task: str, folder: Path, scratch: Path, rows: dict[str, int]) -> dict[str, Any]:
     keys = json.loads((folder / task / "train.jsonl").open().readline()).keys()
     kind = "choice" if "choices" in keys else "pair" if "premise" in keys else "text"
     columns = {"choice": {"text": "text", "choices": "choices"}, "text": {"text": "text"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -129,7 +130,7 @@ def _member(
 def _distil(
     job: CuttingJob, bank: Bank, parent: Parent, members: list[Member], pad_id: int, report: ProgressCallback
 ) -> list[Member]:
-    """Distil the members that the job names; each keeps the weights that do better on the validation split."""
+    """Distil the members that the job names; validation says whether the new weights are kept."""
     expert, train = job.expert, job.expert.train
     if not job.distilled_ranks:
         return members
@@ -147,7 +148,7 @@ def _distil(
             distil(bank, name, parent.train, batches, answers, settings, pad_id, beat)
             student.requires_grad_(False)
             after = measure_experts(bank, [name], parent.validation, pad_id, beat)[name]
-            better = (after["loss"], -after["accuracy"]) < (member.loss, -member.accuracy)
+            better = _is_better(after, member, len(parent.validation))
             if not better:
                 student.load_state_dict(before)
                 after = {"accuracy": member.accuracy, "loss": member.loss}
@@ -160,6 +161,15 @@ def _distil(
                 seconds=member.seconds + time.monotonic() - start,
             )
     return members
+
+
+def _is_better(after: dict[str, float], cut: Member, rows: int) -> bool:
+    """Return whether a distilled member has less loss and no fewer right answers than by chance.
+
+    The loss tells more than the accuracy of some hundred rows, but where most rows are uncertain it falls with answers.
+    """
+    chance = math.sqrt(cut.accuracy * (1 - cut.accuracy) / rows)
+    return after["loss"] < cut.loss and after["accuracy"] >= cut.accuracy - chance
 
 
 def _require_gradients(expert: Expert, head: str) -> None:

@@ -9,6 +9,7 @@ from orchestrator.search.cut_search import CutSearch
 from orchestrator.search.finalists import choose_winner
 from orchestrator.search.rank_space import rank_space
 from orchestrator.search.repetitions import SearchSize
+from orchestrator.search.shared_point import find_shared_point
 from orchestrator.search.trial import RungResult, Trial
 from orchestrator.search.trial_units import TaskTrials, make_cutting_unit
 from ttmoe.base import empty_body
@@ -79,7 +80,10 @@ def test_a_rank_that_was_trained_counts_with_its_trainings_and_not_with_its_cut(
     trained = train(found, lambda trial: 0.94 if trial.point["rank"] == 8 else 0.95)
     assert trained == [("confirming", rank, seed) for rank in (16, 8) for seed in (1, 2)]
     winner = choose_winner(found.trials, 0.005)
-    assert ([trial.origin for trial in winner.trials], winner.accuracy) == (["parent", "confirming", "confirming"], 0.95)
+    assert ([trial.origin for trial in winner.trials], winner.accuracy) == (
+        ["parent", "confirming", "confirming"],
+        0.95,
+    )
 
 
 @pytest.mark.parametrize("killed_after", [0, 1, 3])
@@ -145,3 +149,26 @@ def test_a_cut_and_a_training_of_a_rank_are_different_trials(trials):
     hashes = {trials.make(1, {"rank": 2}, origin, seed).spec_hash
               for origin, seed in [("cut", 0), ("retrained", 0), ("confirming", 1), ("confirming", 2)]}  # fmt: skip
     assert len(hashes) == 4
+
+
+def library(**tasks):
+    """The complete trials of tasks, from the accuracies of the ranks 1, 2 and 4."""
+    return {
+        task: [
+            Trial(task, number, {"rank": rank}, f"{task} {rank}", 10 * rank, state="finished",
+                  rungs=[RungResult(10, value, 0.1, 1.0)])
+            for number, (rank, value) in enumerate(zip((1, 2, 4), accuracies, strict=True), 1)
+        ]
+        for task, accuracies in tasks.items()
+    }  # fmt: skip
+
+
+def test_the_shared_point_has_the_best_mean_position_over_the_tasks():
+    tasks = library(a=[0.80, 0.90, 0.902], b=[0.70, 0.75, 0.80], c=[0.60, 0.899, 0.90])
+    found = find_shared_point(tasks, 0.005)
+    assert (found["point"], found["positions"]) == ({"rank": 2}, {"a": 1, "b": 2, "c": 1})
+    assert found["mean_position"] == pytest.approx(4 / 3)
+    tasks["b"][1].state = "failed"
+    assert find_shared_point(tasks, 0.005)["point"] == {"rank": 4}
+    assert find_shared_point({"a": tasks["a"]}, 0.005) is None
+    assert find_shared_point({"a": tasks["a"], "b": []}, 0.005) is None

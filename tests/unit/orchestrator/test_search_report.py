@@ -41,8 +41,8 @@ def trial(number, rank=2, accuracies=(0.5, 0.8), state="finished", seed=0, error
     point = {"rank": rank, "factors": "2+3", **point}
     described = {"rank": str(rank), "factors": point["factors"]}
     origin = "confirming" if seed else "sampled"
-    return Trial("trec", number, point, f"{point} {seed} {number}", 1000 * rank + number % 7, origin, seed, described,
-                 state, rungs, error=error)  # fmt: skip
+    return Trial("trec", number, point, f"{point} {seed} {number}", 1000 * rank + number % 7, origin, seed,
+                 description=described, state=state, rungs=rungs, error=error)  # fmt: skip
 
 
 def searched(count):
@@ -79,8 +79,8 @@ HEADER = SearchHeader("lib", "a/base", "0.1", datetime(2026, 5, 4, tzinfo=UTC), 
 
 @pytest.fixture
 def page(tmp_path):
-    def write(*records):
-        write_search_report(tmp_path / "new" / "search.html", HEADER, records)
+    def write(*records, shared=None):
+        write_search_report(tmp_path / "new" / "search.html", HEADER, records, shared)
         return (tmp_path / "new" / "search.html").read_text()
 
     return write
@@ -114,7 +114,12 @@ def test_a_thousand_trials_make_a_small_page_that_says_what_it_leaves_out(page):
 def test_many_tasks_have_a_table_and_only_the_first_are_shown_in_full(page, monkeypatch):
     monkeypatch.setattr("orchestrator.report.search_page.MAX_WHOLE_TASKS", 2)
     few = record([trial(1, 2), trial(2, 8, (0.5, 0.9))])
-    text = page(*({**few, "task": f"task {i}"} for i in range(4)))
+    names = [f"task {i}" for i in range(4)]
+    shared = {"point": {"rank": 2, "factors": "2+3"}, "parameters": 2002, "mean_position": 1.25,
+              "positions": dict.fromkeys(names, 2), "accuracies": dict.fromkeys(names, 0.812)}  # fmt: skip
+    text = page(*({**few, "task": name} for name in names), shared=shared)
+    assert "One point for all tasks: <b>rank 2; factors 2+3</b>, with 2,002 parameters on task 0." in text
+    assert text.count("<td>0.812, place 2</tr>") == 4
     assert "search on 4 tasks" in text
     assert text.count('<a href="#task-') == 4
     assert (text.count("Trials of task"), text.count("Choices of task")) == (4, 2)
@@ -260,7 +265,7 @@ def test_a_search_records_its_data_its_picture_and_its_report(tmp_path):
     )
     found = [trial(1), trial(2, 4, (0.5, math.nan))]
     made = make_task_record("trec", found, 0.005, {"rank": (2, 4)}, 393216, lambda point: {"adapter": point})
-    _log(plan, [made], registry, "r1", tmp_path)
+    _log(plan, [made], None, registry, "r1", tmp_path)
     assert logged == [("r1", TRIALS), ("r1", PARETO_PLOT), ("r1", SEARCH_REPORT)]
     assert read_search_records(tmp_path / TRIALS)[0]["within"] == 0.005
     assert "search:\n  trials: 2" in (tmp_path / SEARCH_REPORT).read_text()

@@ -1,0 +1,51 @@
+"""The one point that suits a whole library: the best mean position over its tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import mean
+from typing import Any
+
+from orchestrator.search.finalists import Candidate, candidates
+from orchestrator.search.trial import Trial
+
+
+def find_shared_point(trials: Mapping[str, Sequence[Trial]], within: float) -> dict[str, Any] | None:
+    """Return the point with the best mean position over all tasks, among those that are complete on each of them.
+
+    On each task the points nearly as accurate as the best one come first, the smallest of them before the others; then
+    the less accurate ones, by accuracy.
+
+    Args:
+        trials: The trials of each task.
+        within: Accuracy by which a point may be below the best one of a task and still count as nearly as accurate.
+
+    Returns:
+        ``point``, ``positions`` by task (1 is the first), ``mean_position``, ``accuracies`` by task, and ``parameters``
+        on the first task; None for a single task, or if no point is complete on all.
+    """
+    found = {task: {each.trials[0].point_key: each for each in candidates(of_task)} for task, of_task in trials.items()}
+    common = set.intersection(*(set(points) for points in found.values())) if len(found) > 1 else set()
+    if not common:
+        return None
+    positions = {task: _positions({key: points[key] for key in common}, within) for task, points in found.items()}
+    best = min(common, key=lambda key: (mean(each[key] for each in positions.values()), key))
+    first = next(iter(found.values()))[best]
+    return {
+        "point": first.trials[0].point,
+        "positions": {task: each[best] for task, each in positions.items()},
+        "mean_position": mean(each[best] for each in positions.values()),
+        "accuracies": {task: points[best].accuracy for task, points in found.items()},
+        "parameters": first.parameters,
+    }
+
+
+def _positions(points: Mapping[str, Candidate], within: float) -> dict[str, int]:
+    best = max(each.accuracy for each in points.values())
+
+    def order(key: str) -> tuple[bool, float, int]:
+        each = points[key]
+        is_near = each.accuracy >= best - within
+        return not is_near, each.parameters if is_near else -each.accuracy, each.parameters
+
+    return {key: position for position, key in enumerate(sorted(points, key=order), 1)}
