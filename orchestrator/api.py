@@ -142,7 +142,7 @@ def submit(
 
 
 def status(library: str | None = None, *, root: str | Path | None = None, uri: str | None = None) -> RunStatus:
-    """Return the progress of a library's newest run, while it is active or after it.
+    """Return the progress of a library's newest run and search, while they are active or after them.
 
     Args:
         library: The library; None selects the one that ran last.
@@ -153,13 +153,14 @@ def status(library: str | None = None, *, root: str | Path | None = None, uri: s
         The status. Its ``to_dict()`` has what ``ttmoe status --json`` prints.
 
     Raises:
-        InputError: If there is no such library, or it has no run.
+        InputError: If there is no such library, or it has neither.
     """
     from orchestrator.config.store_address import find_store
     from orchestrator.progress.status import read_status
     from orchestrator.registry.library import open_library
 
-    return read_status(*open_library(find_store(root=Path(root) if root else None, uri=uri), library))
+    store = find_store(root=Path(root) if root else None, uri=uri)
+    return read_status(*open_library(store, library, searches=True))
 
 
 def predict(

@@ -148,9 +148,9 @@ def submit_job(
 def run_status(
     library: LibraryOption = None, root: RootOption = None, uri: UriOption = None, as_json: JsonOption = False
 ) -> None:
-    """Show the progress of the newest run.
+    """Show the progress of the newest run and the newest search.
 
-    Works from any shell, while the run is active or after it.
+    Works from any shell, while they are active or after them.
     """
     import_registry()
     from orchestrator.api import status

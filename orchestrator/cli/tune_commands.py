@@ -53,7 +53,7 @@ def tune_config(
         check_target(loaded, apply)
     records = tune_library(loaded, console(quiet=as_json))
     if as_json:
-        typer.echo(to_json({"tasks": records}))
+        typer.echo(to_json({"tasks": records}, exact=("point", "sections", "space")))
     if apply:
         write_recommended(loaded, records, apply)
         typer.echo(f"wrote {apply}; next: ttmoe run {apply}", err=as_json)

@@ -15,7 +15,7 @@ def round_share(value: float) -> float:
     return round(value, 4) + 0.0  # 0.0, not -0.0
 
 
-def round_numbers(value: Any, key: str = "") -> Any:
+def round_numbers(value: Any, key: str = "", exact: Collection[str] = ()) -> Any:
     """Return a value of JSON with its numbers rounded: durations to 0.1 seconds, other fractions to 4 decimals.
 
     Whole numbers such as bytes and counts stay as they are. NaN and infinities become None.
@@ -23,11 +23,14 @@ def round_numbers(value: Any, key: str = "") -> Any:
     Args:
         value: A value of JSON, with mappings and lists inside.
         key: Its key, by which a duration is known.
+        exact: Keys of values that are not rounded, such as settings, at any depth.
     """
+    if key in exact:
+        return value
     if isinstance(value, Mapping):
-        return {name: round_numbers(inner, str(name)) for name, inner in value.items()}
+        return {name: round_numbers(inner, str(name), exact) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [round_numbers(inner, key) for inner in value]
+        return [round_numbers(inner, key, exact) for inner in value]
     if not isinstance(value, float):
         return value
     if not math.isfinite(value):
@@ -40,7 +43,7 @@ def to_json(content: Mapping[str, Any], exact: Collection[str] = ()) -> str:
 
     Args:
         content: The output.
-        exact: Keys of values that are not rounded, such as settings.
+        exact: Keys of values that are not rounded, such as settings, at any depth.
     """
-    rounded = {key: value if key in exact else round_numbers(value, key) for key, value in content.items()}
+    rounded = round_numbers(content, exact=exact)
     return json.dumps(rounded, indent=1, allow_nan=False, default=lambda value: value.isoformat())

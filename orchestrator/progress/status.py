@@ -1,16 +1,17 @@
-"""The status of a library's newest run, read from MLflow."""
+"""The status of a library's newest run and search, read from MLflow."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from orchestrator.progress.driver_status import DriverStatus, read_driver
+from orchestrator.progress.search_status import SearchStatus, read_search_status
 from orchestrator.registry import Registry, RunRecord
 from orchestrator.registry.expert_models import ROUTER
-from orchestrator.registry.process_identity import presence
 from ttmoe.errors import InputError
 
 _STATES = {"FINISHED": "registered", "FAILED": "failed", "KILLED": "stopped"}
@@ -40,27 +41,6 @@ class ExpertStatus:
 
 
 @dataclass(frozen=True)
-class DriverStatus:
-    """The command that works on a library.
-
-    Attributes:
-        command: The command.
-        host: Name of its host.
-        process: Its process id.
-        since: When it began.
-        seen: Its last sign of life.
-        is_here: Whether it runs on this machine, outside other containers; otherwise it may have been lost.
-    """
-
-    command: str
-    host: str
-    process: int
-    since: datetime
-    seen: datetime
-    is_here: bool
-
-
-@dataclass(frozen=True)
 class RunStatus:
     """The status of a run.
 
@@ -79,6 +59,8 @@ class RunStatus:
         driver: The holder of the library's lease; None if there is none or it is gone, or the run has ended.
         left: Estimated seconds until all experts are registered; None if unknown.
         run_id: Id of the MLflow run.
+        searches: The newest search, if it is open or has ended since the run began. In a library that has a search and
+            no run, the other attributes are those of the search.
     """
 
     library: str
@@ -95,6 +77,7 @@ class RunStatus:
     driver: DriverStatus | None
     left: float | None
     run_id: str
+    searches: tuple[SearchStatus, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -103,22 +86,30 @@ class RunStatus:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of ``ttmoe status --json``, not rounded; times are of type ``datetime``."""
-        return asdict(self) | {"counts": self.counts}
+        searches = [search.to_dict() for search in self.searches]
+        return asdict(self) | {"counts": self.counts, "searches": searches}
 
 
 def read_status(registry: Registry, library: str) -> RunStatus:
-    """Read the status of a library's newest run. Nothing is locked or written.
+    """Read the status of a library's newest run and search. Nothing is locked or written.
 
     Args:
         registry: The registry.
         library: The library.
 
     Raises:
-        InputError: If the library has no run.
+        InputError: If the library has neither.
     """
-    run = registry.newest_run(library)
-    if run is None:
-        raise InputError("the library has no run", where=f"library {library}", fix="start one with `ttmoe run`")
+    run, driver = registry.newest_run(library), read_driver(registry, library)
+    search = read_search_status(registry, library, driver, run.began if run else None)
+    if run:
+        return replace(_run_status(registry, library, run, driver), searches=(search,) if search else ())
+    if search:
+        return _of_search(library, search)
+    raise InputError("the library has no run", where=f"library {library}", fix="start one with `ttmoe run`")
+
+
+def _run_status(registry: Registry, library: str, run: RunRecord, driver: DriverStatus | None) -> RunStatus:
     plan = registry.planned_work(run.run_id)
     children = {child.tags.get("task", child.name): child for child in registry.child_runs(library, run.run_id)}
     router = children.pop(ROUTER, None)
@@ -137,10 +128,17 @@ def read_status(registry: Registry, library: str) -> RunStatus:
         cached=len(set(plan.get("lock", {})) - set(trained)),
         router=_STATES.get(router.status, "under way") if router else "",
         search=bool(plan.get("search")),
-        driver=_driver(registry, library) if running else None,
+        driver=driver if running else None,
         left=estimate_seconds_left(experts, (datetime.now(UTC) - run.began).total_seconds()) if running else None,
         run_id=run.run_id,
     )
+
+
+def _of_search(library: str, search: SearchStatus) -> RunStatus:
+    return RunStatus(
+        library, search.run, search.status, search.began, search.ended, version="", commit="", experts=(), cached=0,
+        router="", search=True, driver=search.driver, left=None, run_id=search.run_id, searches=(search,),
+    )  # fmt: skip
 
 
 def estimate_seconds_left(experts: tuple[ExpertStatus, ...], elapsed: float) -> float | None:
@@ -161,14 +159,6 @@ def estimate_seconds_left(experts: tuple[ExpertStatus, ...], elapsed: float) -> 
     ]
     done = sum(shares) / len(shares)
     return elapsed * (1 - done) / done if done else None
-
-
-def _driver(registry: Registry, library: str) -> DriverStatus | None:
-    claim = registry.lease_holder(library)
-    if claim is None or (found := presence(claim.holder)) == "gone":
-        return None
-    since, seen = (datetime.fromtimestamp(each, UTC) for each in (claim.since, claim.seen))
-    return DriverStatus(claim.command, claim.holder.host, claim.holder.process, since, seen, is_here=found == "running")
 
 
 def _expert(task: str, child: RunRecord | None, parent: RunRecord) -> ExpertStatus:

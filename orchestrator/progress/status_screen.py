@@ -1,4 +1,4 @@
-"""``ttmoe status``: print the status of a run as text or JSON; the text of a thousand experts fits one screen."""
+"""``ttmoe status``: print the status of a library as text or JSON; the text of a thousand experts fits one screen."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from rich.text import Text
 
 from orchestrator.plan.json_output import to_json
 from orchestrator.plan.quantities import format_duration
+from orchestrator.progress.driver_status import format_driver, format_period
 from orchestrator.progress.item_table import MAX_ROWS, append_table
+from orchestrator.progress.search_screen import append_search
 from orchestrator.progress.stage_progress import ItemProgress, first_line
-from orchestrator.progress.status import DriverStatus, ExpertStatus, RunStatus
+from orchestrator.progress.status import ExpertStatus, RunStatus
 
 STATES = ("registered", "training", "waiting", "failed", "stopped")
 WIDTH = 110  # characters of the table of experts
 
 
 def show_status(status: RunStatus, console: Console, *, as_json: bool = False) -> None:
-    """Print the status of a run.
+    """Print the status of a run and a search.
 
     Args:
         status: The status.
@@ -26,7 +28,7 @@ def show_status(status: RunStatus, console: Console, *, as_json: bool = False) -
         as_json: Whether to print JSON.
     """
     if as_json:
-        console.out(to_json(status.to_dict()), highlight=False)
+        console.out(to_json(status.to_dict(), exact=("point",)), highlight=False)
     else:
         console.print(render_status(status, datetime.now(UTC)))
 
@@ -34,10 +36,20 @@ def show_status(status: RunStatus, console: Console, *, as_json: bool = False) -
 def render_status(status: RunStatus, now: datetime) -> Text:
     """Return a status as styled text; ages are counted up to ``now``."""
     text = Text()
+    if status.run_id not in {search.run_id for search in status.searches}:
+        _append_run(text, status, now)
+    for search in status.searches:
+        append_search(text, status.library, search, now)
+    text.rstrip()
+    return text
+
+
+def _append_run(text: Text, status: RunStatus, now: datetime) -> None:
     text.append(f"{status.library}: {status.run}, {status.status}\n", style="bold")
-    text.append(f"  {_format_times(status, now)}\n")
+    left = f", experts ready in about {format_duration(status.left)}" if status.left and not status.ended else ""
+    text.append(f"  {format_period(status.began, status.ended, now)}{left}\n")
     if status.status == "RUNNING":
-        text.append(f"  {_format_driver(status.driver, now)}\n", style="" if status.driver else "yellow")
+        text.append(f"  {format_driver(status.driver, now, 'ttmoe run')}\n", style="" if status.driver else "yellow")
     code = f"ttmoe {status.version}" + (f", commit {status.commit[:12]}" if status.commit else "")
     text.append(f"  {code}; run {status.run_id}\n", style="dim")
     text.append(f"\n{_format_work(status)}\n")
@@ -47,26 +59,6 @@ def render_status(status: RunStatus, now: datetime) -> Text:
         text.rstrip()
         text.append(f"\n\nrouter: {status.router}")
     text.rstrip()
-    return text
-
-
-def _format_times(status: RunStatus, now: datetime) -> str:
-    start = f"started {status.began.astimezone():%Y-%m-%d %H:%M:%S}"
-    if status.ended:
-        return f"{start}, took {format_duration((status.ended - status.began).total_seconds())}"
-    left = f", experts ready in about {format_duration(status.left)}" if status.left else ""
-    return f"{start}, {format_duration((now - status.began).total_seconds())} ago{left}"
-
-
-def _format_driver(driver: DriverStatus | None, now: datetime) -> str:
-    if driver is None:
-        return "MLflow reports RUNNING, but its driver has ended: the same `ttmoe run` continues it"
-    name = "its driver" if driver.command == "ttmoe run" else f"`{driver.command}`"
-    where = "this machine" if driver.is_here else driver.host
-    text = f"{name} runs on {where} (process {driver.process}), since {driver.since.astimezone():%Y-%m-%d %H:%M:%S}"
-    if driver.is_here:
-        return text
-    return f"{text},\n  last sign of life {format_duration((now - driver.seen).total_seconds())} ago"
 
 
 def _format_work(status: RunStatus) -> str:

@@ -52,6 +52,7 @@ with warnings.catch_warnings():
         child_runs,
         metric_history,
         newest_run,
+        newest_search,
         planned_work,
         run_record,
         trial_runs,
@@ -131,6 +132,7 @@ class Registry(RetryingStore):
     open_runs = retried(open_runs)
 
     newest_run = retried(newest_run)
+    newest_search = retried(newest_search)
     run_record = retried(run_record)
     child_runs = retried(child_runs)
     planned_work = retried(planned_work)

@@ -4,5 +4,6 @@ EVALUATION = "evaluation.json"  # test results of a router, in its model folder
 CONFUSION_PLOT = "confusion.png"
 TRIALS = "trials.json"  # trials and Pareto front of a search
 PARETO_PLOT = "pareto.png"
+SEARCH_REPORT = "search.html"
 INCIDENTS = "incidents.json"  # failures during a run
 REPORT = "report.html"

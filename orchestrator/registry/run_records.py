@@ -71,11 +71,30 @@ def child_runs(store: Store, library: str, parent: str) -> list[RunRecord]:
     return sorted(map(_record, runs), key=lambda run: run.tags.get("task", run.name))
 
 
-def trial_runs(store: Store, library: str) -> list[RunRecord]:
-    """Return the runs of all trials of the library's searches, the oldest first. A query reads 1,000 runs."""
+def newest_search(store: Store, library: str) -> RunRecord | None:
+    """Return the run of the library's search that is open, or else of its newest one; None if there is none."""
+    if (experiment := store.find_experiment(library, search=True)) is None:
+        return None
+    query, order = f"tags.`{TAG}kind` = 'search'", ["attributes.start_time DESC"]
+    runs = store.client.search_runs([experiment.experiment_id], query, max_results=100, order_by=order)
+    opened = [run for run in runs if run.info.status == "RUNNING"]  # one that is continued keeps its start time
+    return _record([*opened, *runs][0]) if runs else None
+
+
+def trial_runs(store: Store, library: str, search: str | None = None) -> list[RunRecord]:
+    """Return the runs of the trials of the library's searches, the oldest first. A query reads 1,000 runs.
+
+    Args:
+        store: An open store.
+        library: Name of the library.
+        search: Run of a search; None takes the trials of all.
+    """
     if (experiment := store.find_experiment(library, search=True)) is None:
         return []
     query, order = f"tags.`{TAG}kind` = 'trial'", ["attributes.start_time ASC"]
+    if search is not None:
+        check_name(search, "run")
+        query += f" and tags.`{TAG}{PARENT_TAG}` = '{search}'"
 
     def page(token: str | None) -> Any:
         ids = [experiment.experiment_id]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from orchestrator.report.content import Curve, ExpertRow, Points
-from orchestrator.report.figures import ACCURACY, INK, LOSS, SOFT, new_figure
+from orchestrator.report.figures import ACCURACY, INK, LOSS, name_point, new_figure, new_plane
 
 MAX_COUNTED_TASKS = 25  # a larger confusion matrix contains no counts
 _SHARES = np.linspace(0, 1, 25)  # the shares of a training at which curves of different lengths are compared
@@ -69,26 +67,14 @@ def draw_quality(rows: Sequence[ExpertRow]) -> Figure | None:
     ]
     if not points:
         return None
-    figure, axes = _new_plane("test accuracy", "")
+    figure, axes = new_plane("test accuracy", "")
     parameters, accuracies, _ = zip(*points, strict=True)
     axes.scatter(parameters, accuracies, color=LOSS, alpha=0.75 if len(points) <= 60 else 0.35, linewidth=0)
     names: dict[tuple[int, float], list[str]] = {}
     for size, accuracy, task in points if len(points) <= 12 else []:
         names.setdefault((size, round(accuracy, 2)), []).append(task[:24])
     for (size, accuracy), tasks in names.items():  # labels of equal points would be drawn on top of each other
-        _name_point(axes, size, accuracy, ", ".join(tasks))
-    return figure
-
-
-def draw_trials(trials: Sequence[Mapping[str, Any]], front: Sequence[Mapping[str, Any]], task: str) -> Figure:
-    """Draw validation accuracy against adapter parameters: all trials of a search, and the Pareto front."""
-    figure, axes = _new_plane("validation accuracy", f"Ranks and shapes for {task}")
-    best = sorted(front, key=lambda trial: trial["parameters"])
-    axes.scatter(*_coordinates(trials), color=SOFT, alpha=0.5, linewidth=0, label="trial")
-    axes.plot(*_coordinates(best), "o-", color=LOSS, label="Pareto front")
-    for trial in best:
-        _name_point(axes, trial["parameters"], trial["accuracy"], f"rank {trial['rank']}, {trial['factors']}")
-    axes.legend(loc="lower right")
+        name_point(axes, size, accuracy, ", ".join(tasks))
     return figure
 
 
@@ -136,22 +122,3 @@ def _at_shares(points: np.ndarray, metric: str) -> np.ndarray:
     steps, values = points
     indices = np.searchsorted(steps, _SHARES * steps[-1], side="right") - 1
     return (smooth_curve(values) if metric == "loss" else values)[indices.clip(0)]
-
-
-def _new_plane(accuracy: str, title: str) -> tuple[Figure, Axes]:
-    """Return a figure of accuracy over the number of parameters, on a logarithmic axis with ticks such as ``2k``."""
-    figure, axes = new_figure(6.2, 3.6, title)
-    axes.set(xscale="log", xlabel="adapter parameters", ylabel=accuracy)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.minorticks_off()
-    axes.margins(0.15)
-    return figure, axes
-
-
-def _name_point(axes: Axes, x: float, y: float, name: str) -> None:
-    axes.annotate(name, (x, y), xytext=(6, -12), textcoords="offset points", fontsize=8)
-
-
-def _coordinates(trials: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
-    return [trial["parameters"] for trial in trials], [trial["accuracy"] for trial in trials]

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-from matplotlib.figure import Figure
-
-from orchestrator.plan.quantities import format_duration
-from orchestrator.progress.stage_progress import first_line
-from orchestrator.report.charts import draw_bands, draw_confusion, draw_learning_curve, draw_quality, draw_trials
+from orchestrator.report.charts import draw_bands, draw_confusion, draw_learning_curve, draw_quality
 from orchestrator.report.content import Curve, RunReport
 from orchestrator.report.figures import to_svg
+from orchestrator.report.html_file import write_html
+from orchestrator.report.search_charts import draw_trials
 from workers.stopwatch import ACTIVITIES
 
 _TEMPLATE = "page.html.j2"
@@ -34,29 +27,7 @@ def write_report(path: Path, report: RunReport) -> None:
 
     A previous file is replaced only when the new one is complete.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}")
-    part.write_text(_render(report), encoding="utf-8")
-    os.replace(part, path)
-
-
-def _render(report: RunReport) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # jinja2 would not infer it from a name that ends in .j2
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "duration": format_duration,
-        "first_line": first_line,
-        "clock": _format_time,
-        "number": _format_number,
-        "score": _format_score,
-        "seconds": _format_seconds,
-    }
-    return environment.get_template(_TEMPLATE).render(report=report, **_charts(report), **_values(report))
+    write_html(path, _TEMPLATE, {"report": report} | _charts(report) | _values(report))
 
 
 def _charts(report: RunReport) -> dict[str, Any]:
@@ -68,18 +39,18 @@ def _charts(report: RunReport) -> dict[str, Any]:
     confusion = draw_confusion(routing.confusion, routing.tasks) if routing and draws_confusion else None
     trials = draw_trials(search.trials, search.front, search.task) if search else None
     return {
-        "learning_curves": [_svg(draw_learning_curve(curve), f"Learning curve of {curve.task}") for curve in selected],
-        "bands": [
-            _svg(draw_bands(report.curves, metric), f"{metric}, all experts") for metric in ("loss", "accuracy") if many
+        "learning_curves": [
+            to_svg(draw_learning_curve(curve), f"Learning curve of {curve.task}") for curve in selected
         ],
-        "quality": _svg(draw_quality(report.experts), "Test accuracy against parameters"),
-        "confusion": _svg(confusion, "Confusion matrix of the router"),
-        "trials": _svg(trials, "Trials of the search"),
+        "bands": [
+            to_svg(draw_bands(report.curves, metric), f"{metric}, all experts")
+            for metric in ("loss", "accuracy")
+            if many
+        ],
+        "quality": to_svg(draw_quality(report.experts), "Test accuracy against parameters"),
+        "confusion": to_svg(confusion, "Confusion matrix of the router"),
+        "trials": to_svg(trials, "Trials of the search"),
     }
-
-
-def _svg(figure: Figure | None, label: str) -> Markup:
-    return to_svg(figure, label) if figure else Markup("")
 
 
 def _values(report: RunReport) -> dict[str, Any]:
@@ -96,8 +67,7 @@ def _values(report: RunReport) -> dict[str, Any]:
         "unlisted": max(0, len(report.incidents) - _MAX_INCIDENTS),
         "max_trace": _MAX_TRACE,
         "activities": ACTIVITIES,
-        # A URL in the config may contain a password, and users share reports.
-        "config": re.sub(r"//[^/@\s]*@", "//***@", report.config),
+        "config": report.config,
         "failed": [row for row in rows if row.state == "failed"],
     }
 
@@ -137,23 +107,3 @@ def _mean(values: Iterable[float | None]) -> float | None:
     """Return the mean of the finite values; None if there are none."""
     known = [value for value in values if value is not None and math.isfinite(value)]
     return sum(known) / len(known) if known else None
-
-
-def _format_time(when: datetime | float) -> str:
-    moment = when if isinstance(when, datetime) else datetime.fromtimestamp(when, UTC)
-    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
-
-
-def _format_number(value: float | None) -> str:
-    return f"{value:,.0f}" if value is not None else ""
-
-
-def _format_seconds(value: float | None) -> str:
-    """Return seconds with three digits, at least two of them after the point below 10."""
-    if value is None:
-        return ""
-    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
-
-
-def _format_score(value: float | None) -> str:
-    return f"{value:.3f}" if value is not None and math.isfinite(value) else ""

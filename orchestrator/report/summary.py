@@ -14,11 +14,11 @@ from rich.table import Table
 from orchestrator.config.store_address import mask_uri
 from orchestrator.plan.planning import Plan
 from orchestrator.registry import Registry, Version
-from orchestrator.registry.artifacts import CONFUSION_PLOT, EVALUATION, PARETO_PLOT, TRIALS
+from orchestrator.registry.artifacts import CONFUSION_PLOT, EVALUATION, PARETO_PLOT, SEARCH_REPORT, TRIALS
 from orchestrator.report.next_steps import suggest_commands
 from orchestrator.report.search_tables import front_table, read_search_records
 
-CONFUSION, PARETO = "routing, confusion", "search, Pareto front"
+CONFUSION, PARETO, SEARCH_PAGE = "routing, confusion", "search, Pareto front", "search, report"
 
 
 def show_summary(
@@ -41,19 +41,26 @@ def show_summary(
         tables += map(front_table, read_search_records(pictures[PARETO].with_name(TRIALS)))
     store = f"{mask_uri(plan.config.store.uri)}  (ttmoe ui)"
     outputs: dict[str, Path | str] = {"experts and router": store, **pictures, "logs and files": plan.folders.home}
+    if PARETO in pictures and (page := pictures[PARETO].with_name(SEARCH_REPORT)).is_file():  # none in older searches
+        outputs[SEARCH_PAGE] = page
     for table in tables:
         console.print(table)
     console.print(_routing(evaluation))
     if time_use:
         console.print(time_use, soft_wrap=True, highlight=False, markup=False)
-    console.print("\nOutputs")
-    for name, location in outputs.items():
-        console.print(f"  {name:<22} {_relative(location)}", soft_wrap=True, highlight=False, markup=False)
+    show_outputs(outputs, console)
     right = {task: test.get("right_rows", ()) for task, test in evaluation["tasks"].items()}
     is_newest = registry.libraries()[0].name == plan.folders.library
     console.print(
         suggest_commands(plan, source, right, is_newest=is_newest), soft_wrap=True, highlight=False, markup=False
     )
+
+
+def show_outputs(outputs: Mapping[str, Path | str], console: Console) -> None:
+    """Print the paths of what a command has written, by title."""
+    console.print("\nOutputs")
+    for name, location in outputs.items():
+        console.print(f"  {name:<22} {_relative(location)}", soft_wrap=True, highlight=False, markup=False)
 
 
 def plots(plan: Plan, registry: Registry) -> dict[str, Path]:

@@ -18,8 +18,9 @@ from orchestrator.plan.planning import Plan
 from orchestrator.plan.search_space import check_spaces
 from orchestrator.progress.live_view import LiveView
 from orchestrator.registry import Registry
-from orchestrator.registry.artifacts import TRIALS
+from orchestrator.registry.artifacts import PARETO_PLOT, SEARCH_REPORT, TRIALS
 from orchestrator.report.search_tables import Record, finalists_table, front_table, read_search_records
+from orchestrator.report.summary import PARETO, SEARCH_PAGE, show_outputs
 from orchestrator.run.driver import plan_and_open
 from orchestrator.run.limits import RunLimits
 from orchestrator.run.node_checks import check_nodes
@@ -111,19 +112,23 @@ def tune_library(loaded: LoadedConfig, console: Console) -> list[Record]:
         registry.hold_lease(plan.folders.library, "ttmoe tune", registry.notify) as registry,
     ):
         registry.close_stale(plan.folders.library)
-        if (records := _finished(plan, registry)) is None:
+        if (folder := _finished(plan, registry)) is None:
             _search(plan, registry, limits, console)
-            records = _finished(plan, registry)
-    for record in records or ():
+            folder = _finished(plan, registry)
+    if folder is None:
+        return []
+    records = read_search_records(folder / TRIALS)
+    for record in records:
         console.print(front_table(record))
         if record.get("finalists"):
             console.print(finalists_table(record))
-    return list(records or ())
+    files = {SEARCH_PAGE: folder / SEARCH_REPORT, PARETO: folder / PARETO_PLOT}  # an older search has no report
+    show_outputs({name: path for name, path in files.items() if path.is_file()}, console)
+    return records
 
 
-def _finished(plan: Plan, registry: Registry) -> list[Record] | None:
-    folder = registry.search_artifacts(plan.folders.library, str(plan.search_hash))
-    return read_search_records(Path(folder) / TRIALS) if folder else None
+def _finished(plan: Plan, registry: Registry) -> Path | None:
+    return registry.search_artifacts(plan.folders.library, str(plan.search_hash))
 
 
 def _search(plan: Plan, registry: Registry, limits: RunLimits, console: Console) -> None:

@@ -42,3 +42,13 @@ def hypervolume(trials: Iterable[Values], most_parameters: float, least_accuracy
             area += (trial["accuracy"] - best) * math.log10(most_parameters / max(1, trial["parameters"]))
             best = trial["accuracy"]
     return area
+
+
+def hypervolumes(trials: Iterable[dict[str, Any]], most_parameters: float) -> list[float]:
+    """Return the hypervolume of the first trial, of the first two, and so on."""
+    front: list[dict[str, Any]] = []
+    found = []
+    for trial in trials:
+        front = pareto_front([*front, trial])
+        found.append(hypervolume(front, most_parameters))
+    return found

@@ -8,7 +8,8 @@ from typing import Any
 
 from orchestrator.plan.choosing import Point
 from orchestrator.search.finalists import Candidate, candidates, choose_winner
-from orchestrator.search.pareto import pareto_front
+from orchestrator.search.importances import choice_importances
+from orchestrator.search.pareto import hypervolumes, pareto_front
 from orchestrator.search.trial import Trial
 
 
@@ -27,6 +28,10 @@ class TaskRecord:
         finalists: The points that were repeated with several seeds, of the form of ``winner``.
         space: All options by choice.
         lora16_parameters: Parameters of LoRA of rank 16 on the same layers.
+        within: See ``choose_winner``.
+        importances: The importance of each choice, see ``choice_importances``.
+        hypervolumes: Hypervolume after each measured trial of the first seed, in the order of their numbers; the
+            reference point has no accuracy and the parameters of LoRA of rank 16.
     """
 
     task: str
@@ -38,6 +43,9 @@ class TaskRecord:
     finalists: list[dict[str, Any]]
     space: dict[str, Any]
     lora16_parameters: int
+    within: float
+    importances: dict[str, float] | None
+    hypervolumes: list[float]
 
 
 def make_task_record(
@@ -76,6 +84,9 @@ def make_task_record(
         [_candidate_json(each) for each in sorted(repeated, key=lambda each: each.parameters)],
         space,
         lora16_parameters,
+        within,
+        choice_importances(trials),
+        hypervolumes([trial for trial in measured if trial["seed"] == 0], lora16_parameters),
     )
 
 

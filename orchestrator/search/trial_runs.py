@@ -46,13 +46,16 @@ class TrialRuns:
         return own
 
     def start(self, trial: Trial) -> None:
-        """Record a trial before its first rung, so that a search that is killed knows its point."""
-        if not trial.run_id:
+        """Record that a trial is trained: before its first rung, so that a search that is killed knows its point."""
+        if trial.run_id:
+            self.registry.tag_run(trial.run_id, {"state": trial.state})
+        else:
             self._start(trial)
 
     def record_rung(self, trial: Trial) -> None:
         """Record the last result of a trial, and its end if it has ended."""
-        self.start(trial)
+        if not trial.run_id:
+            self._start(trial)
         last, now = trial.rungs[-1], int(time.time() * 1000)
         rows = [(key, value, last.steps, now) for key, value in trial.metrics().items()]
         self.registry.log_metrics(trial.run_id, rows, trial.tags(), trial.params())
@@ -62,7 +65,8 @@ class TrialRuns:
     def record_failure(self, trial: Trial) -> None:
         """Record that a trial has failed."""
         trial.error = trial.error[:_LONGEST_ERROR]
-        self.start(trial)
+        if not trial.run_id:
+            self._start(trial)
         self.registry.tag_run(trial.run_id, trial.tags())
         self.registry.finish_run(trial.run_id, "FAILED")
 

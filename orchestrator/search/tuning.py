@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from orchestrator.config.search_settings import SearchSettings
+from orchestrator.config.yaml_document import dump_yaml
 from orchestrator.plan.forecast import trial_resources, trials_per_job
 from orchestrator.plan.planning import Plan
 from orchestrator.plan.space import plan_space
 from orchestrator.pool.work_units import JobRunner
 from orchestrator.progress.live_view import LiveView
 from orchestrator.registry import Registry
-from orchestrator.registry.artifacts import PARETO_PLOT, TRIALS
-from orchestrator.report.charts import draw_trials
+from orchestrator.registry.artifacts import PARETO_PLOT, SEARCH_REPORT, TRIALS
 from orchestrator.report.figures import save_png
+from orchestrator.report.search_charts import draw_trials
+from orchestrator.report.search_page import SearchHeader, write_search_report
 from orchestrator.search.cut_search import CutSearch
 from orchestrator.search.halving import Halving
 from orchestrator.search.rank_space import rank_space
@@ -64,7 +68,7 @@ def run_search(plan: Plan, registry: Registry, view: LiveView, runner: JobRunner
         f"search {tasks[0] if len(tasks) == 1 else f'{len(tasks)} tasks'}",
         {"spec_hash": spec, "task": ",".join(tasks)},
         json.dumps(settings.model_dump(), indent=1),
-        {"tasks": tasks},
+        {"tasks": tasks, "steps": settings.steps},
         search=True,
         token=uuid.uuid4().hex,
     )
@@ -90,7 +94,7 @@ def run_search(plan: Plan, registry: Registry, view: LiveView, runner: JobRunner
         shared = find_shared_point(
             {task: search.trials for task, (search, _) in searches.items()}, settings.accuracy_within
         )
-        _log(records, shared, registry, run, plan.work_folder("search", tasks[0], spec))
+        _log(plan, records, shared, registry, run, plan.work_folder("search", tasks[0], spec))
     return records
 
 
@@ -177,12 +181,22 @@ def _record(plan: Plan, settings: SearchSettings, search: TaskSearch | CutSearch
 
 
 def _log(
-    records: Sequence[TaskRecord], shared: dict[str, Any] | None, registry: Registry, run: str, folder: Path
+    plan: Plan,
+    records: Sequence[TaskRecord],
+    shared: dict[str, Any] | None,
+    registry: Registry,
+    run: str,
+    folder: Path,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"tasks": [vars(record) for record in records], "shared": shared}
-    (folder / TRIALS).write_text(json.dumps(content, indent=1))
+    found = [vars(record) for record in records]
+    (folder / TRIALS).write_text(json.dumps({"tasks": found, "shared": shared}, indent=1))
     first = records[0]
-    save_png(draw_trials(first.trials, first.front, first.task), folder / PARETO_PLOT)
-    for name in (TRIALS, PARETO_PLOT):
+    save_png(draw_trials(first.trials, first.front, first.task, winner=first.winner), folder / PARETO_PLOT)
+    began = registry.run_record(run).began
+    settings = dump_yaml({"search": plan.config.search.model_dump(mode="json")}) if plan.config.search else ""
+    seconds = (datetime.now(UTC) - began).total_seconds()
+    header = SearchHeader(plan.folders.library, plan.base.id, version("ttmoe"), began, seconds, settings)
+    write_search_report(folder / SEARCH_REPORT, header, found, shared)
+    for name in (TRIALS, PARETO_PLOT, SEARCH_REPORT):
         registry.log_file(run, folder / name)

@@ -29,5 +29,8 @@ def test_numbers_have_the_decimals_of_what_they_mean(value: Any, rounded: Any) -
 
 def test_settings_are_exact_and_times_are_text() -> None:
     settings = {"train": {"weight_decay": 1e-6, "seconds": 0.123456}}
+    assert json.loads(to_json({"trials": [{"point": {"lr": 1e-5}}]}, exact=["point"])) == {
+        "trials": [{"point": {"lr": 1e-5}}]
+    }
     text = to_json({"spec": settings, "a": 1e-6, "began": datetime(2026, 5, 4, tzinfo=UTC)}, exact=["spec"])
     assert json.loads(text) == {"spec": settings, "a": 0.0, "began": "2026-05-04T00:00:00+00:00"}

@@ -22,7 +22,6 @@ from orchestrator.report.charts import (
     draw_confusion,
     draw_learning_curve,
     draw_quality,
-    draw_trials,
     smooth_curve,
 )
 from orchestrator.report.collect import MAX_CURVES, MAX_POINTS, choose_curves, collect_report, downsample
@@ -30,6 +29,7 @@ from orchestrator.report.content import Curve, ExpertRow, ResourceUsage, Routing
 from orchestrator.report.figures import save_png, to_svg
 from orchestrator.report.incidents import Incident, incidents_to_json
 from orchestrator.report.page import write_report
+from orchestrator.report.search_charts import draw_trials
 from orchestrator.report.time_use import ExpertTime, TimeUse
 from workers.failure import Failure
 from workers.stopwatch import ACTIVITIES
