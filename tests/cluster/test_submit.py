@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -35,11 +36,12 @@ def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def place(base_folder: Path, tmp_path_factory: pytest.TempPathFactory, home: Path) -> Path:
-    """A folder with a config and its data; the storage lies elsewhere."""
-    folder = tmp_path_factory.mktemp("laptop")
+def place(base_folder: Path, fresh_store: Path, tmp_path_factory: pytest.TempPathFactory, home: Path) -> Path:
+    """A folder with a config and its data; the storage, with an empty store, lies elsewhere."""
+    folder, storage = tmp_path_factory.mktemp("laptop"), tmp_path_factory.mktemp("shared")
+    shutil.copy(fresh_store, storage)
     profile = {"kind": "ray", "address": f"http://127.0.0.2:{free_port()}", "python": sys.executable,
-               "storage": str(tmp_path_factory.mktemp("shared"))}  # fmt: skip
+               "storage": str(storage)}  # fmt: skip
     return write_submitted_library(folder, base_folder, {"two": profile})
 
 
