@@ -16,15 +16,20 @@ from ttmoe.adapter import count_parameters
 from ttmoe.bank import Bank
 from ttmoe.cutting import cut_expert, spec_of_rank
 from ttmoe.expert import Expert
+from ttmoe.expert_files import load_expert
 from ttmoe.methods import TensorTrain
 from workers.base.resident import load_resident_base
+from workers.expert_runner import VerificationError
 from workers.progress import Progress, ProgressCallback
 from workers.stopping import raise_if_stopped
 from workers.training.batches import training_batches
+from workers.training.evaluation import last_batch_scores
 from workers.tuning.distillation import distil, distillation_settings, teacher_answers
 from workers.tuning.members import CuttingJob, CuttingResult, Member
 from workers.tuning.parent import Parent, load_or_train_parent, save_member
 from workers.tuning.passes import measure_experts, training_moments
+
+_RELOADED = "reloaded copy"  # name of the expert that is loaded from the saved files
 
 
 def run_cutting(job: CuttingJob, report: ProgressCallback) -> CuttingResult:
@@ -39,6 +44,7 @@ def run_cutting(job: CuttingJob, report: ProgressCallback) -> CuttingResult:
     Raises:
         TrainingFailedError: If the parent's training fails.
         InputError: If the files of a given parent are damaged or do not fit.
+        VerificationError: If saved files do not hold a member.
         StoppedError: If the work is to stop.
     """
     expert, seconds = job.expert, _Seconds()
@@ -72,7 +78,7 @@ def run_cutting(job: CuttingJob, report: ProgressCallback) -> CuttingResult:
         ]
         with seconds.of("distillation"):
             members = _distil(job, bank, parent, members, resident_base.pad_id, report)
-        members = [_keep(job, bank, member, parent.answer_tokens) for member in members]
+        members = [_keep(job, bank, member, parent, resident_base.pad_id) for member in members]
     steps = float(sum(member.steps for member in (whole, *members)))
     return CuttingResult(whole, tuple(members), seconds.metrics | {"steps": steps})
 
@@ -180,12 +186,22 @@ def _require_gradients(expert: Expert, head: str) -> None:
         expert.head.bias.requires_grad_(False)
 
 
-def _keep(job: CuttingJob, bank: Bank, member: Member, answer_tokens: int) -> Member:
-    """Write the files of a member, if they are to be kept."""
+def _keep(job: CuttingJob, bank: Bank, member: Member, parent: Parent, pad_id: int) -> Member:
+    """Write the files of a member, if they are to be kept, and check that they hold it.
+
+    Raise VerificationError if the scores of the loaded files on the last batch of the validation rows are not finite
+    or not, bit by bit, those of the member.
+    """
     if member.rank not in job.keep:
         return member
-    folder = Path(job.expert.folder, f"rank-{member.rank}")
+    folder, name = Path(job.expert.folder, f"rank-{member.rank}"), _name(job, member.rank)
     metrics = {"validation.accuracy": member.accuracy, "validation.loss": member.loss}
-    expert = bank.expert(_name(job, member.rank))
-    save_member(job.expert, expert, folder, job.keep[member.rank], metrics, answer_tokens)
+    save_member(job.expert, bank.expert(name), folder, job.keep[member.rank], metrics, parent.answer_tokens)
+    load_expert(bank, folder, job.expert.base.digest, name=_RELOADED)
+    try:
+        own, again = (last_batch_scores(bank, each, parent.validation, pad_id) for each in (name, _RELOADED))
+    finally:
+        bank.remove(_RELOADED)
+    if not all(torch.equal(own[row], found) and found.isfinite().all() for row, found in again.items()):
+        raise VerificationError(f"{name}: the saved expert gives other or non-finite scores")
     return replace(member, folder=str(folder))
