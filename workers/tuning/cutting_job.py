@@ -55,27 +55,13 @@ def run_cutting(job: CuttingJob, report: ProgressCallback) -> CuttingResult:
     with resident_base.in_use() as bank:
         with seconds.of("parent"):
             parent = load_or_train_parent(expert, job.parent, resident_base, report)
-        with seconds.of("moments"):
-            beat = _heartbeat(report, expert.task, "moments")
-            moments = training_moments(
-                bank, expert.task, parent.train, resident_base.pad_id, expert.train, job.rows, beat
-            )
-        cuts: dict[int, float] = {}
-        for done, rank in enumerate(job.ranks):
-            _heartbeat(report, expert.task, "cutting", done, len(job.ranks))()
-            with seconds.of("cuts"):
-                start, spec = time.monotonic(), spec_of_rank(bank.expert(expert.task).adapter.spec, rank)
-                bank.attach(_name(job, rank), cut_expert(bank, expert.task, spec, moments).requires_grad_(False))
-                cuts[rank] = time.monotonic() - start
+        cuts = _cut(job, bank, parent, resident_base.pad_id, report, seconds)
         with seconds.of("validation"):
             names, beat = [_name(job, rank) for rank in job.ranks], _heartbeat(report, expert.task, "validating")
             found = measure_experts(bank, [expert.task, *names], parent.validation, resident_base.pad_id, beat)
-        own = found[expert.task]
-        whole = _member(bank.expert(expert.task), own, own, parent.steps, parent.seconds, parent.folder)
-        members = [
-            _member(bank.expert(name), found[name], found[name], 0, cuts[rank])
-            for name, rank in zip(names, job.ranks, strict=True)
-        ]
+        whole = _member(bank.expert(expert.task), found[expert.task], parent.seconds)
+        whole = replace(whole, steps=parent.steps, folder=parent.folder)
+        members = [_member(bank.expert(_name(job, rank)), found[_name(job, rank)], cuts[rank]) for rank in job.ranks]
         with seconds.of("distillation"):
             members = _distil(job, bank, parent, members, resident_base.pad_id, report)
         members = [_keep(job, bank, member, parent, resident_base.pad_id) for member in members]
@@ -97,6 +83,23 @@ class _Seconds:
         self.metrics[key] = self.metrics.get(key, 0.0) + time.monotonic() - start
 
 
+def _cut(
+    job: CuttingJob, bank: Bank, parent: Parent, pad_id: int, report: ProgressCallback, seconds: _Seconds
+) -> dict[int, float]:
+    """Add a cut to every rank to the bank, frozen; return the seconds of each."""
+    expert, cuts = job.expert, dict[int, float]()
+    with seconds.of("moments"):
+        beat = _heartbeat(report, expert.task, "moments")
+        moments = training_moments(bank, expert.task, parent.train, pad_id, expert.train, job.rows, beat)
+    for done, rank in enumerate(job.ranks):
+        _heartbeat(report, expert.task, "cutting", done, len(job.ranks))()
+        with seconds.of("cuts"):
+            start, spec = time.monotonic(), spec_of_rank(bank.expert(expert.task).adapter.spec, rank)
+            bank.attach(_name(job, rank), cut_expert(bank, expert.task, spec, moments).requires_grad_(False))
+            cuts[rank] = time.monotonic() - start
+    return cuts
+
+
 def _name(job: CuttingJob, rank: int) -> str:
     """Return the name of a member in the bank."""
     return f"{job.expert.task} of rank {rank}"
@@ -112,24 +115,20 @@ def _heartbeat(report: ProgressCallback, task: str, state: str, step: int = 0, s
     return beat
 
 
-def _member(
-    expert: Expert, metrics: dict[str, float], cut: dict[str, float], steps: int, seconds: float, folder: str = ""
-) -> Member:
-    """Describe an expert of the bank."""
+def _member(expert: Expert, metrics: dict[str, float], seconds: float) -> Member:
+    """Describe an expert of the bank that is not distilled."""
     groups = expert.adapter.groups
-    shapes = {g.role: str(g.method.shape if isinstance(g.method, TensorTrain) else g.method) for g in groups}
     return Member(
         rank=expert.adapter.spec.rank,
-        shapes=shapes,
+        shapes={g.role: str(g.method.shape if isinstance(g.method, TensorTrain) else g.method) for g in groups},
         parameters=count_parameters(groups),
         accuracy=metrics["accuracy"],
         loss=metrics["loss"],
         distilled=False,
-        accuracy_cut=cut["accuracy"],
-        loss_cut=cut["loss"],
-        steps=steps,
+        accuracy_cut=metrics["accuracy"],
+        loss_cut=metrics["loss"],
+        steps=0,
         seconds=seconds,
-        folder=folder,
     )
 
 

@@ -120,7 +120,8 @@ def test_kept_members_are_expert_files(job, result):
         load_expert(bank, tmp, job.expert.base.digest)
         rows = load_rows(job.expert, resident, "validation", ignore)
         found = evaluate(bank, "colours", rows, resident.pad_id)
-    assert found == pytest.approx({"accuracy": member.accuracy, "loss": member.loss})
+    # In other batches, which round in another order.
+    assert found == pytest.approx({"accuracy": member.accuracy, "loss": member.loss}, rel=1e-3)
     assert (member.accuracy_cut, member.loss_cut) == quality(result)[2][1:]
 
 
