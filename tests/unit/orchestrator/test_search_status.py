@@ -73,7 +73,9 @@ def test_a_search_that_was_killed_says_what_continues_it_and_one_beside_a_run_fo
 
 def trial(number, rungs, state, task="trec", error=""):
     results = [RungResult(10 * 3**i, value, 1 - value, 1.0) for i, value in enumerate(rungs)]
-    return Trial(task, number, {"lr": 1e-5, "rank": 2}, f"{number:08d}", 20, state=state, rungs=results, error=error)
+    point, described = {"lr": 1e-5, "rank": 2}, {"rank": 2, "factors": "2+3", "lr": 1e-5}
+    return Trial(task, number, point, f"{number:08d}", 20, description=described, state=state, rungs=results,
+                 error=error)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +119,20 @@ def test_the_runs_tell_each_trials_state(registry):
     without = read_search_status(registry, "lib", None, None)
     assert without.counts == {"interrupted": 3, "finished": 1, "failed": 1}
     assert read_search_status(registry, "other", None, None) is None
+
+
+def test_the_views_of_the_pages_show_what_the_runs_have(registry):
+    experiment = registry.experiment("lib", search=True)
+    states = {key: json.loads(json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])["state"])
+              for key in ("trials", "searches")}  # fmt: skip
+    found = {key: registry.client.search_runs([experiment.experiment_id], state["searchFilter"])
+             for key, state in states.items()}  # fmt: skip
+    assert (len(found["trials"]), len(found["searches"])) == (6, 2)
+    (finished,) = [run for run in found["trials"] if run.data.tags["mlflow.runName"] == "trec 1"]
+    data = {"metrics": finished.data.metrics, "params": finished.data.params, "tags": finished.data.tags}
+    columns = [column.replace("`", "").split(".", 1) for column in states["trials"]["selectedColumns"]]
+    assert [key for kind, key in columns if key not in data[kind]] == []
+    assert data["tags"]["mlflow.note.content"] == "sampled: lr 1e-05; rank 2. 20 parameters"
 
 
 def test_a_library_without_a_run_shows_its_search_and_nothing_is_written(registry, monkeypatch):
