@@ -2,9 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# One process of all tiers per core, at most four: a test on Ray waits for half of its time, and a unit test of the other
-# process fills the gap, which two separate runs of the tiers did not once the shorter one had ended.
-PYTEST = $(VENV)/bin/python -m pytest --numprocesses=logical --maxprocesses=4
+# Processes of all tiers, one more than cores (tests/tiers.py): a test on Ray waits for half of its time, and unit tests of
+# the last process fill the gap, which two separate runs of the tiers did not once the shorter one had ended.
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses=auto
 export HF_HUB_OFFLINE ?= 1
 # The container engine: the first that answers; a docker without its daemon does not.
 ENGINE = $(firstword $(foreach each,docker podman,$(shell $(each) info >/dev/null 2>&1 && echo $(each))))

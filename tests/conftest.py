@@ -40,9 +40,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """The number of processes of ``-n auto``."""
+    from cluster.machine import available_cpus
+
+    return tiers.process_count(available_cpus())
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With ``-n``, a process takes the next group of tests, in their order, whenever it has ended one.
 
+    The last process takes them from the end: its unit tests use the cores while tests on Ray wait.
     ``--dist=loadgroup`` would need a mark for each test and would append its group to its name.
     """
     from xdist.scheduler import LoadScopeScheduling
@@ -50,6 +59,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Groups(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             return tiers.group_of(nodeid)
+
+        def _assign_work_unit(self, node: Any) -> None:
+            if len(self.nodes) > 1 and node is self.nodes[-1]:
+                self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+            super()._assign_work_unit(node)
 
     config.option.loadscopereorder = False
     return Groups(config, log)

@@ -1,4 +1,4 @@
-"""The tiers of the tests: in which order they run, which tests stay together, and how long each tier took."""
+"""The tiers of the tests: in which order they run, in how many processes, which stay together, and their times."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ class Report(Protocol):
 
     nodeid: str
     duration: float
+
+
+def process_count(cpus: int) -> int:
+    """Return the number of processes on so many cores: one for each, at most four, and one.
+
+    A test on Ray waits for half of its time: for processes to start, and for what they are to notice.
+    """
+    return min(cpus, 4) + 1
 
 
 def tier_of(nodeid: str) -> str:

@@ -109,6 +109,9 @@ class SearchSettings(BaseModel):
         0, "Further seeds with which the best trials are repeated before a winner is named; 0: none.", ge=0
     )
     finalists: PositiveInt = _new(4, "Maximum number of trials of a task that are repeated with further seeds.")
+    references: tuple[PositiveInt, ...] = _new(
+        (), "Ranks of plain LoRA adapters on the same layers that are trained for comparison."
+    )
     accuracy_within: Fraction = _new(
         0.005, "The winner is the smallest trial whose accuracy is at most this far below the best one."
     )

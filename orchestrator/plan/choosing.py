@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.plan.shape_choices import ShapeChoice
-from ttmoe.shapes import TTShape
 
 Point = dict[str, Any]
 """The option of every choice that applies, by the name of the choice; numbers and texts."""
@@ -21,13 +20,15 @@ class Choosing:
 
     Attributes:
         choose: Makes a choice.
-        bound: Offer only options that lead to at most so many parameters; None: all.
+        bound: Take only options that lead to at most so many parameters; None: any.
+        offers_all: Offer the other options too, and take the nearest one that can be taken in their place.
         point: The choices so far.
         spent: Parameters of the shapes that are chosen.
     """
 
     choose: Choose
     bound: int | None = None
+    offers_all: bool = True
     point: Point = field(default_factory=dict)
     spent: int = 0
 
@@ -42,11 +43,16 @@ class Choosing:
             fewest: Returns the smallest number of parameters that an option adds to ``spent``.
             rest: Returns the smallest number that choices after it and what depends on it add.
         """
+        possible = options
         if self.bound is not None:
             room = self.bound - self.spent - rest()
-            options = [option for option in options if fewest(option) <= room]
-        self.point[name] = self.choose(name, options)
-        return self.point[name]
+            possible = [option for option in options if fewest(option) <= room]
+        chosen = self.choose(name, options if self.offers_all else possible)
+        if chosen not in possible:
+            place = options.index(chosen)
+            chosen = min(possible, key=lambda option: abs(options.index(option) - place))
+        self.point[name] = chosen
+        return chosen
 
 
 @dataclass
@@ -79,25 +85,32 @@ class Enumeration:
             self._path.append((index + 1, number))
 
 
-def choose_shapes(choosing: Choosing, shape: ShapeChoice, later: Sequence[ShapeChoice]) -> dict[str, TTShape]:
-    """Choose rank and factors of some maps, before those of ``later`` ones; return the shape of each role."""
+def choose_shape(
+    choosing: Choosing, shape: ShapeChoice, later: Sequence[ShapeChoice]
+) -> tuple[int, str, dict[str, str]]:
+    """Choose the shape of some maps, before those of ``later`` ones.
+
+    Returns:
+        The rank, the numbers of factors, and the factors by the name of their choice: arguments of
+        ``ShapeChoice.shape_of``.
+    """
 
     def rest() -> int:
         return sum(each.fewest() for each in later)
 
     rank = choosing.pick(shape.rank_name, shape.ranks, shape.fewest, rest)
     pair = choosing.pick(shape.pair_name, shape.pairs, lambda pair: shape.fewest(rank, pair), rest)
-    factors, chosen = list(shape.factor_choices(pair)), {}
+    left, chosen = list(shape.factor_choices(pair)), {}
 
     def rest_of_pair() -> int:
-        return sum(each.fewest(rank) for each in factors) + rest()
+        return sum(each.fewest(rank) for each in left) + rest()
 
-    while factors:
-        choice = factors.pop(0)
+    while left:
+        choice = left.pop(0)
         sizes = choice.sizes(rank)
         option = choice.options[0]
         if shape.every:
             option = choosing.pick(choice.name, choice.options, sizes.__getitem__, rest_of_pair)
         choosing.spent += sizes[option]
         chosen[choice.name] = option
-    return {group.role: shape.shape_of(group, rank, pair, chosen) for group in shape.groups}
+    return rank, pair, chosen

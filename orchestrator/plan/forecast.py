@@ -189,7 +189,10 @@ def _largest_trials(plan: Plan, model: nn.Module) -> Plan:
     trials = {}
     for task in plan.config.searched_tasks:
         expert, train = plan.experts[task], plan.config.search_train(task)
-        for number, adapter in enumerate(plan_space(plan, task, model).largest_adapters()):
+        adapters = plan_space(plan, task, model).largest_adapters()
+        ranks = plan.config.search.references if plan.config.search else ()
+        adapters += [replace(expert.job.adapter, method="lora", rank=rank, shape="auto") for rank in ranks]
+        for number, adapter in enumerate(adapters):
             trials[f"{task} {number}"] = replace(expert, job=replace(expert.job, adapter=adapter, train=train))
     return replace(plan, experts=trials)
 

@@ -33,7 +33,7 @@ class ShapeChoice:
     every: bool
     suffix: str = ""
     mark: str = ""
-    _fewest: dict[tuple[int, str], int] = field(default_factory=dict, compare=False, repr=False)
+    _fewest: dict[tuple[int | None, str | None], int] = field(default_factory=dict, compare=False, repr=False)
     _factors: dict[str, tuple[FactorChoice, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -61,11 +61,14 @@ class ShapeChoice:
 
     def fewest(self, rank: int | None = None, pair: str | None = None) -> int:
         """Return the smallest number of parameters, of all shapes or of those with a rank and a pair."""
-        if rank is None or pair is None:
-            ranks = self.ranks if rank is None else (rank,)
-            return min(self.fewest(rank, pair) for rank in ranks for pair in self.pairs)
         if (rank, pair) not in self._fewest:
-            self._fewest[rank, pair] = sum(choice.fewest(rank) for choice in self.factor_choices(pair))
+            if rank is None:
+                fewest = min(self.fewest(rank, pair) for rank in self.ranks)
+            elif pair is None:
+                fewest = min(self.fewest(rank, pair) for pair in self.pairs)
+            else:
+                fewest = sum(choice.fewest(rank) for choice in self.factor_choices(pair))
+            self._fewest[rank, pair] = fewest
         return self._fewest[rank, pair]
 
     def count(self) -> int:

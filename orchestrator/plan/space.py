@@ -11,7 +11,7 @@ from typing import Any, cast
 from torch import nn
 
 from orchestrator.config.search_settings import SearchSettings, SpaceSettings
-from orchestrator.plan.choosing import Choose, Choosing, Enumeration, Point, choose_shapes
+from orchestrator.plan.choosing import Choose, Choosing, Enumeration, Point, choose_shape
 from orchestrator.plan.planning import Plan
 from orchestrator.plan.site_choices import Sites, plan_sites
 from ttmoe.adapter import AdapterSpec, Group, count_parameters
@@ -74,14 +74,15 @@ class SearchSpace:
             raise InputError(what, where="search.max_parameters", fix="raise it, or allow lower ranks or more cores")
 
     def suggest(self, choose: Choose, *, only_valid: bool = False) -> Point:
-        """Return a point, calling ``choose(name, options)`` for each choice that applies.
+        """Return a valid point, calling ``choose(name, options)`` for each choice that applies.
 
         Args:
             choose: Makes the choices.
-            only_valid: Offer only options with which the point can have at most ``search.max_parameters``. The options
-                of a choice then depend on earlier ones. Without it they never do, but the point may have too many.
+            only_valid: Offer only options with which the point has at most ``search.max_parameters``; they then depend
+                on earlier choices. Otherwise the options of a choice are always the same, and the point has the nearest
+                possible one in place of one with which it would have more.
         """
-        choosing = Choosing(choose, self._search.max_parameters if only_valid else None)
+        choosing = Choosing(choose, self._search.max_parameters, offers_all=not only_valid)
         self._choose(choosing)
         return choosing.point
 
@@ -160,17 +161,17 @@ class SearchSpace:
 
     def _repeat(self, point: Point) -> tuple[Point, Sites, dict[str, TTShape]]:
         choosing = Choosing(lambda name, options: options[options.index(point[name])])
-        return choosing.point, *self._choose(choosing)
+        sites, chosen = self._choose(choosing)
+        pairs = list(zip(sites.shapes, chosen, strict=True))
+        return choosing.point, sites, {g.role: shape.shape_of(g, *args) for shape, args in pairs for g in shape.groups}
 
-    def _choose(self, choosing: Choosing) -> tuple[Sites, dict[str, TTShape]]:
-        """Make all choices; return the adapted maps and the shape of each role."""
+    def _choose(self, choosing: Choosing) -> tuple[Sites, list[tuple[int, str, dict[str, str]]]]:
+        """Make all choices; return the adapted maps, and what ``choose_shape`` returns for each of their shapes."""
         sites = self._choose_sites(choosing)
-        shapes: dict[str, TTShape] = {}
-        for number, shape in enumerate(sites.shapes, 1):
-            shapes |= choose_shapes(choosing, shape, sites.shapes[number:])
+        chosen = [choose_shape(choosing, each, sites.shapes[i + 1 :]) for i, each in enumerate(sites.shapes)]
         for name, options in self._others.items():
             choosing.pick(name, options, lambda _: 0)
-        return sites, shapes
+        return sites, chosen
 
     def _choose_sites(self, choosing: Choosing) -> Sites:
         left = list(self._sites.values())

@@ -32,6 +32,10 @@ def front_table(record: Record) -> Table:
     for trial in sorted(record["front"], key=lambda trial: trial["parameters"]):
         marked = trial.get("number") in winner.get("trials", ())
         table.add_row(*_point_cells(record, trial), f"{trial['accuracy']:.3f}", "recommended" if marked else "")
+    table.add_section()
+    for each in record.get("references", ()):
+        share = each["parameters"] / record["lora16_parameters"]
+        table.add_row("", each["name"], f"{each['parameters']:,.0f}", f"{share:.1%}", f"{each['accuracy']:.3f}", "")
     return table
 
 

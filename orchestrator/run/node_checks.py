@@ -6,14 +6,17 @@ import os
 import secrets
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.attaching import cluster_address
 from cluster.local import ray_session
-from orchestrator.plan.planning import Plan
 from orchestrator.pool.capacity import jobs_on_node
 from ttmoe.base import Base
 from ttmoe.errors import InputError
 from workers.base.base_sources import check_base_on_node
+
+if TYPE_CHECKING:
+    from orchestrator.plan.planning import Plan  # imports torch, which no node needs for this
 
 DOWNLOAD_SECONDS = 3600  # a large base comes over the network, once for each node
 

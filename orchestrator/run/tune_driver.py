@@ -26,8 +26,8 @@ from orchestrator.run.limits import RunLimits
 from orchestrator.run.node_checks import check_nodes
 from ttmoe.base import empty_body
 
-_CONFIRM = 3
-"""Default of `search.confirm` for ``ttmoe tune``; a search of ``ttmoe run`` repeats nothing."""
+_DEFAULTS = {"confirm": "3", "references": "[1, 4, 16]"}
+"""Settings of `search` that ``ttmoe tune`` has by default; a search of ``ttmoe run`` trains neither."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,18 @@ class TuneRequest:
         Raises:
             InputError: If the config is not valid.
         """
-        loaded = load_config(self.config, self.overrides)
-        search = loaded.config.search
-        added = [] if search and "confirm" in search.model_fields_set else [f"search.confirm={_CONFIRM}"]
-        if search is None or search.method is None:
+        names = [text.partition("=")[0].strip().split(".") for text in self.overrides]
+        others = [text for text, name in zip(self.overrides, names, strict=True) if name[0] != "search"]
+        search = load_config(self.config, others).config.search
+        given = {name[1] for name in names if name[0] == "search" and len(name) > 1}
+        given |= search.model_fields_set if search else set()
+        added = [f"search.{key}={value}" for key, value in _DEFAULTS.items() if key not in given]
+        if "method" not in given:
             # What is given can only be searched by trials: a cut has no other choice than the rank, and no rungs.
-            sampled = search and (search.space or search.rungs)
-            added.append(f"search.method={'tpe' if sampled else 'truncate'}")
+            added.append(f"search.method={'tpe' if given & {'space', 'rungs'} else 'truncate'}")
         if len(self.tasks) == 1:
             added += [f"search.task={self.tasks[0]}", "search.tasks=null"]
-        elif self.tasks or search is None:
+        elif self.tasks or not given & {"task", "tasks"}:
             added += [f"search.tasks={list(self.tasks) or 'all'}", "search.task=null"]
         return load_config(self.config, [*self.overrides, *added])
 

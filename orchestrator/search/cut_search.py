@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.plan.choosing import Point
-from orchestrator.search.repetitions import SearchSize, TrialMaker, next_repetition
+from orchestrator.search.repetitions import SearchSize, TrialMaker, next_reference, next_repetition
 from orchestrator.search.trial import Origin, RungResult, Trial
 from workers.tuning.members import CuttingResult, Member
 
@@ -62,6 +62,7 @@ class CutSearch:
             return None
         else:
             trial = self._retrain() or next_repetition(self.trials, self.size, self._add)
+            trial = trial or next_reference(self.trials, self.size, self._add)
         if trial:
             trial.state = "running"
         return trial

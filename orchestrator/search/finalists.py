@@ -48,7 +48,7 @@ def candidates(trials: Sequence[Trial]) -> list[Candidate]:
     """
     by_point: dict[str, list[Trial]] = {}
     for trial in sorted(trials, key=lambda each: (each.seed, each.number)):
-        if trial.state == "finished" and trial.is_measured:
+        if trial.state == "finished" and trial.is_measured and trial.origin != "reference":
             by_point.setdefault(trial.point_key, []).append(trial)
     for point, found in by_point.items():
         by_point[point] = [trial for trial in found if trial.origin != "cut"] or found

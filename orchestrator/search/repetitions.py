@@ -1,4 +1,4 @@
-"""The repetitions of finalists with other seeds, which every method ends with."""
+"""What every method ends with: repetitions of the finalists with other seeds, and LoRA adapters for comparison."""
 
 from __future__ import annotations
 
@@ -27,12 +27,14 @@ class SearchSize:
         confirm: Number of further seeds for each finalist.
         finalists: Largest number of finalists.
         within: Accuracy by which the winner may be below the best finalist.
+        references: Ranks of LoRA adapters that are trained for comparison.
     """
 
     trials: int
     confirm: int = 0
     finalists: int = 4
     within: float = 0.005
+    references: tuple[int, ...] = ()
 
 
 def next_repetition(
@@ -45,13 +47,23 @@ def next_repetition(
         size: How much may be trained.
         add: Adds a trial of a point, origin and seed.
     """
-    first_seed = [trial for trial in trials if trial.seed == 0]
-    if not all(trial.has_ended for trial in first_seed):
+    first_seed = [trial for trial in trials if trial.seed == 0 and trial.origin not in ("confirming", "reference")]
+    if not size.confirm or not all(trial.has_ended for trial in first_seed):
         return None
-    made = {(trial.point_key, trial.seed) for trial in trials}
+    # A cut is no training: its point is trained with the task's own seed, too.
+    made = {(trial.point_key, trial.seed) for trial in trials if trial.origin != "cut"}
     for finalist in choose_finalists(first_seed, size.finalists, size.within):
-        first = finalist.trials[0]
-        for seed in range(1, size.confirm + 1):
-            if (first.point_key, seed) not in made:
-                return add(first.point, "confirming", seed)
+        point, key = finalist.trials[0].point, finalist.trials[0].point_key
+        for seed in range(size.confirm + 1):
+            if (key, seed) not in made:
+                return add(point, "confirming", seed)
     return None
+
+
+def next_reference(
+    trials: Sequence[Trial], size: SearchSize, add: Callable[[Point, Origin, int], Trial]
+) -> Trial | None:
+    """Return the next LoRA adapter for comparison; None if all are made. The arguments are as above."""
+    made = [trial.point for trial in trials if trial.origin == "reference"]
+    points = ({"lora": rank} for rank in size.references)
+    return next((add(point, "reference", 0) for point in points if point not in made), None)

@@ -24,6 +24,7 @@ class TaskRecord:
         front: The measured trials that no other dominates, of the same form.
         winner: The point that is recommended, with its mean accuracy over seeds, and under ``sections`` what makes a
             task of a config train it; None if no trial is complete.
+        references: LoRA adapters on the same layers: ``name``, ``parameters`` and ``accuracy`` of each.
         finalists: The points that were repeated with several seeds, of the form of ``winner``.
         space: All options by choice.
         lora16_parameters: Parameters of LoRA of rank 16 on the same layers.
@@ -38,6 +39,7 @@ class TaskRecord:
     failed: list[dict[str, Any]]
     front: list[dict[str, Any]]
     winner: dict[str, Any] | None
+    references: list[dict[str, Any]]
     finalists: list[dict[str, Any]]
     space: dict[str, Any]
     lora16_parameters: int
@@ -64,7 +66,7 @@ def make_task_record(
         lora16_parameters: Parameters of LoRA of rank 16 on the same layers.
         config_sections: Returns the sections of a task that has this point.
     """
-    measured = [_trial_json(trial) for trial in trials if trial.is_measured]
+    measured = [_trial_json(trial) for trial in trials if trial.is_measured and trial.origin != "reference"]
     failed = [_trial_json(trial) for trial in trials if trial.state == "failed"]
     winner = choose_winner(trials, within)
     repeated = [each for each in candidates(trials) if len(each.trials) > 1]
@@ -74,6 +76,11 @@ def make_task_record(
         failed,
         pareto_front(measured),
         _candidate_json(winner) | {"sections": config_sections(winner.trials[0].point)} if winner else None,
+        [
+            {"name": f"LoRA-{trial.point['lora']}", "parameters": trial.parameters, "accuracy": trial.accuracy}
+            for trial in trials
+            if trial.is_measured and trial.origin == "reference"
+        ],
         [_candidate_json(each) for each in sorted(repeated, key=lambda each: each.parameters)],
         space,
         lora16_parameters,

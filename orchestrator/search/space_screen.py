@@ -83,19 +83,18 @@ def _sample_table(space: SpaceForecast) -> Table:
     sample = space.sample
     title = "all points" if len(sample) == space.size else f"{len(sample)} points at random"
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
+    # Targets have no column: the shapes name the roles.
+    others = [name for name in ("layers", "alpha", "head") if name in space.choices]
+    cached = ["trial"] if any(space.cached.values()) else []
     table.add_column("rank", justify="right", no_wrap=True)
     table.add_column("shape", overflow="fold")
-    others = [_other_choices(point) for point in sample]
-    if any(others):
-        table.add_column("other choices", overflow="fold")
-    for heading in ("parameters", "of LoRA-16", "lr"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    if cached := any(space.cached.values()):
-        table.add_column("trial", no_wrap=True)
-    for point, other in zip(sample, others, strict=True):
+    for heading in (*others, "parameters", "of LoRA-16", "lr", *cached):
+        table.add_column(heading, justify="left" if heading in ("head", "trial") else "right", no_wrap=True)
+    for point in sample:
+        shape = _shape(point, names_roles="targets" in space.choices)
         numbers = [f"{point.parameters:,}", f"{point.lora_share:.1%}", f"{point.lr:.3g}"]
         state = ["cached" if point.is_cached else ""] if cached else []
-        table.add_row(*map(escape, [*_shape(point), *([other] if any(others) else []), *numbers, *state]))
+        table.add_row(*map(escape, [*shape, *(_text(point.point[name]) for name in others), *numbers, *state]))
     return table
 
 
@@ -163,19 +162,14 @@ def _split_name(name: str) -> tuple[str, str]:
     return kind, of
 
 
-def _other_choices(sampled: SampledPoint) -> str:
-    """Return the choices that the other columns do not show."""
-    shown = ("targets", "layers", "alpha", "head")
-    return "; ".join(f"{name} {_text(sampled.point[name])}" for name in shown if name in sampled.point)
-
-
-def _shape(sampled: SampledPoint) -> tuple[str, str]:
+def _shape(sampled: SampledPoint, names_roles: bool) -> tuple[str, str]:
     """Return the rank and the shapes of all roles: equal ones once, and with their own ranks if those differ."""
     ranks = {shape.partition("@")[2] for shape in sampled.shapes.values()}
     roles: dict[str, list[str]] = {}
     for role, shape in sampled.shapes.items():
         roles.setdefault(shape.partition("@")[0] if len(ranks) == 1 else shape, []).append(role)
-    texts = [f"{','.join(names)} {text}" if len(roles) > 1 else text for text, names in roles.items()]
+    names_roles = names_roles or len(roles) > 1
+    texts = [f"{','.join(names)} {text}" if names_roles else text for text, names in roles.items()]
     return max(ranks, key=int), "\n".join(texts)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from orchestrator.plan.choosing import Point
 from orchestrator.search.halving import Halving
-from orchestrator.search.repetitions import SearchSize, TrialMaker, next_repetition
+from orchestrator.search.repetitions import SearchSize, TrialMaker, next_reference, next_repetition
 from orchestrator.search.sampler import Sampler
 from orchestrator.search.trial import Origin, RungResult, Trial
 
@@ -55,11 +55,9 @@ class TaskSearch:
         """
         if self._stopped:
             return None
-        trial = (
-            self._waiting.pop(0)
-            if self._waiting
-            else self._sample() or next_repetition(self.trials, self.size, self._add)
-        )
+        trial: Trial | None = self._waiting.pop(0) if self._waiting else None
+        trial = trial or self._sample() or next_repetition(self.trials, self.size, self._add)
+        trial = trial or next_reference(self.trials, self.size, self._add)
         if trial:
             trial.state = "running"
         return trial
@@ -91,7 +89,7 @@ class TaskSearch:
         trial.state, trial.error = "failed", error
 
     def _learn(self, trial: Trial) -> None:
-        if trial.has_ended and trial.seed == 0:
+        if trial.has_ended and trial.seed == 0 and trial.origin != "reference":
             self._sampler.tell(trial)
 
     def _replay(self, trial: Trial) -> None:

@@ -134,7 +134,7 @@ def _task_search(
 
 
 def _size(settings: SearchSettings, trials: int) -> SearchSize:
-    return SearchSize(trials, settings.confirm, settings.finalists, settings.accuracy_within)
+    return SearchSize(trials, settings.confirm, settings.finalists, settings.accuracy_within, settings.references)
 
 
 def _trials_folder(plan: Plan, task: str) -> Path:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.library import BASE, DATA
+from tests.benchmarks.library import BASE, DATA, SPLITS
 from tests.benchmarks.machine import ROOT
 from tests.benchmarks.measuring import QUICK, duration
 from tests.benchmarks.routing import ALL, task_entry
@@ -77,7 +77,7 @@ def _config(data: Path) -> dict[str, Any]:
         "library": "trials",
         "base": BASE,
         "adapter": {"layers": "2-", "rank": 8, "alpha": 8},
-        "tasks": {"trec": task_entry(data, "trec", ALL)},
+        "tasks": {"trec": task_entry("trec", data, Path.cwd(), dict.fromkeys(SPLITS, ALL))},
         "train": {"batch_size": 32, "lr": 5e-3, "eval_every": 50},
         "search": {"task": "trec", "method": "random", "trials": TRIALS, "steps": STEPS, "ranks": [1, 2, 4, 8]},
         "storage": {"cache": str(ROOT / "runs" / "cache")},

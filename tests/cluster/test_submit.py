@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ from quickstart import ROOT
 from ray_cluster import free_port, marked, running_cluster
 from submitted_library import TASKS, write_submitted_library
 
-pytestmark = pytest.mark.cluster
+# Ray's client of jobs passes aiohttp an argument of earlier versions.
+pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")]
 
 TOKEN = "0123456789abcdef" * 4
 WHERE = ("--cluster", "two", "--config", "tiny.yaml")
@@ -34,11 +36,12 @@ def home(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def place(base_folder: Path, tmp_path_factory: pytest.TempPathFactory, home: Path) -> Path:
-    """A folder with a config and its data; the storage lies elsewhere."""
-    folder = tmp_path_factory.mktemp("laptop")
+def place(base_folder: Path, fresh_store: Path, tmp_path_factory: pytest.TempPathFactory, home: Path) -> Path:
+    """A folder with a config and its data; the storage, with an empty store, lies elsewhere."""
+    folder, storage = tmp_path_factory.mktemp("laptop"), tmp_path_factory.mktemp("shared")
+    shutil.copy(fresh_store, storage)
     profile = {"kind": "ray", "address": f"http://127.0.0.2:{free_port()}", "python": sys.executable,
-               "storage": str(tmp_path_factory.mktemp("shared"))}  # fmt: skip
+               "storage": str(storage)}  # fmt: skip
     return write_submitted_library(folder, base_folder, {"two": profile})
 
 
@@ -61,8 +64,9 @@ def cluster_of(place: Path, home: Path) -> Iterator[list[str]]:
 def wait_for_log(place: Path, job: str, text: str) -> None:
     """Wait until the output of a job contains a text."""
     ends = time.monotonic() + 300
-    while text not in (log := commands.ttmoe(place, "jobs", "logs", job, *WHERE).out):
+    while text not in (log := commands.here(place, "jobs", "logs", job, *WHERE).out):
         assert time.monotonic() < ends, log
+        time.sleep(0.5)
 
 
 def profile_of(place: Path) -> dict[str, str]:
@@ -81,21 +85,21 @@ def test_a_job_is_planned_followed_changed_cancelled_and_finished(place, cluster
     assert "4 missing" in first.out  # its plan, made there
     assert "2 in parallel" in first.out, first.out
     assert f"ttmoe jobs logs -f {job} --cluster two" in first.out
-    assert f"Job {job} is running" in commands.ttmoe(place, *SUBMIT).out
+    assert f"Job {job} is running" in commands.here(place, *SUBMIT).out
     wait_for_log(place, job, "registered")
     assert all(marked(mark, "ray::_Worker") for mark in cluster)  # experts are trained on both nodes
-    cancelled = commands.ttmoe(place, "jobs", "cancel", job, *WHERE)
+    cancelled = commands.here(place, "jobs", "cancel", job, *WHERE)
     assert cancelled.out == f"job {job}: stopped\n", cancelled.err
     assert not [run for run in commands.runs(storage_of(place)) if run.info.status == "RUNNING"]
-    again = commands.ttmoe(place, *SUBMIT)
+    again = commands.here(place, *SUBMIT)
     assert f"Submitted job {job}-2" in again.out
     wait_for_log(place, f"{job}-2", "t3: training, step")
-    assert commands.ttmoe(place, "jobs", "skip", "t3", *WHERE).out == "t3 is stopped and left out\n"
-    followed = commands.ttmoe(place, "jobs", "logs", "-f", f"{job}-2", *WHERE)
+    assert commands.here(place, "jobs", "skip", "t3", *WHERE).out == "t3 is stopped and left out\n"
+    followed = commands.here(place, "jobs", "logs", "-f", f"{job}-2", *WHERE)
     assert "Cached: " in followed.out
     assert "Routing accuracy" in followed.out  # the router serves the others
     assert followed.code == 4, followed.err
-    listed = json.loads(commands.ttmoe(place, "jobs", "ls", *WHERE, "--json").out)
+    listed = json.loads(commands.here(place, "jobs", "ls", *WHERE, "--json").out)
     assert [(each["id"], each["status"]) for each in listed] == [(f"{job}-2", "FAILED"), (job, "STOPPED")]
     assert commands.versions(storage_of(place)) == {f"tiny.{name}": 1 for name in (*TASKS[:3], "router")}
 

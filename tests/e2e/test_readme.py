@@ -9,12 +9,14 @@ import signal
 import subprocess
 import urllib.request
 import uuid
+from contextlib import nullcontext
 from pathlib import Path
 
 import commands
 import pytest
 import tiny
 from commands import here, succeeded
+from killed_driver import units_inline
 from quickstart import ROOT, few_steps
 
 pytestmark = pytest.mark.e2e
@@ -95,7 +97,8 @@ def test_a_command_of_the_readme(command, home, first, cluster):
     elif program == "ttmoe":
         if "--file" in arguments:
             (home / arguments[arguments.index("--file") + 1]).write_text('{"text": "where is the louvre"}\n')
-        succeeded(here(home, *arguments, *fewer(home, arguments)))
+        with units_inline() if arguments[0] == "run" else nullcontext():  # `first` had workers of its own
+            succeeded(here(home, *arguments, *fewer(home, arguments)))
     else:
         pytest.fail(f"no test runs `{command}`: teach this one to, or say in NOT_RUN_HERE why it need not")
 

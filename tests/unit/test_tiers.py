@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import tiers
 
 
@@ -31,3 +32,35 @@ def test_seconds_are_added_up_by_tier() -> None:
                for name, seconds in (("unit/a", 1.0), ("unit/a", 2.0), ("unit/b", 3.0), ("e2e/c", 60.0))]  # fmt: skip
     assert [line.split() for line in tiers.time_lines(reports)] == [
         ["unit", "2", "tests", "6", "s"], ["e2e", "1", "tests", "60", "s"]]  # fmt: skip
+
+
+class Process:
+    """A process of tests as xdist's scheduler sees it."""
+
+    shutting_down = False
+
+    def __init__(self) -> None:
+        self.gateway, self.sent = SimpleNamespace(id="gw"), list[int]()
+
+    def send_runtest_some(self, indices: list[int]) -> None:
+        self.sent += indices
+
+    def shutdown(self) -> None:
+        self.shutting_down = True
+
+
+def test_the_last_process_takes_units_while_the_others_take_the_long_tiers(pytestconfig: pytest.Config) -> None:
+    tests = [f"tests/{tier}/test_{name}.py::test_{i}" for tier in tiers.TIERS for name in "ab" for i in range(3)]
+    option = SimpleNamespace(loadscopereorder=True)
+    config = SimpleNamespace(option=option, getvalue=lambda name: ["popen"] * 3, hook=None)
+    scheduler = pytestconfig.hook.pytest_xdist_make_scheduler(config=config, log=None)
+    processes = [Process() for _ in range(3)]
+    for process in processes:
+        scheduler.add_node(process)
+        scheduler.add_node_collection(process, tests)
+    scheduler.schedule()
+    assert [[tests[i] for i in process.sent] for process in processes] == [tests[:3], tests[3:6], tests[-3:]]
+
+
+def test_there_is_one_process_more_than_cores() -> None:
+    assert [tiers.process_count(cpus) for cpus in (1, 2, 4, 64)] == [2, 3, 5, 5]

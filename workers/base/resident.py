@@ -48,6 +48,7 @@ class ResidentBase:
 
 _Key = tuple[str, str, str, str]
 _resident: tuple[_Key, ResidentBase] | None = None
+_began_loading = False  # since the last release, whatever came of it
 _loads = 0
 _MANY_OBJECTS = 10_000  # experts leave some hundreds; what the first one imports is three times as many
 
@@ -59,13 +60,14 @@ def load_resident_base(base: Base, device: str) -> ResidentBase:
         base: The base to load.
         device: Device of the weights, such as "cpu" or "cuda".
     """
-    global _resident, _loads
+    global _resident, _began_loading, _loads
     # The folder and the maximum length are no part of the key: they do not change the model.
     key = (base.digest, base.dtype, base.pooling, device)
     if _resident and _resident[0] == key:
         return _resident[1]
     release_resident_base()
     base = base_on_this_node(base)
+    _began_loading = True
     gc.disable()  # an eighth of the time goes to collections, and what is imported and loaded stays
     try:
         tokenizer, bank = load_tokenizer(base), Bank(load_body(base, device), base.pooling).eval()
@@ -79,8 +81,10 @@ def load_resident_base(base: Base, device: str) -> ResidentBase:
 
 def release_resident_base() -> None:
     """Release the loaded base, if any, and its memory."""
-    global _resident
-    _resident = None
+    global _resident, _began_loading
+    if not _began_loading:
+        return  # a collection visits all that a process has imported, which takes half a second
+    _resident, _began_loading = None, False
     gc.unfreeze()
     # Modules and hooks reference each other: without this the old base, or one whose loading failed, stays in memory.
     gc.collect()

@@ -80,6 +80,12 @@ def test_the_functions_for_python_import_nothing_heavy_before_they_are_called() 
     assert not HEAVY & {name.partition(".")[0] for name in done.stdout.split()}
 
 
+def test_the_check_of_a_node_needs_no_torch() -> None:
+    code = "import sys; from orchestrator.run.node_checks import check_node; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "transformers", "mlflow", "ray"} & set(done.stdout.split())
+
+
 def test_the_schema_needs_pydantic_and_yaml_alone() -> None:
     printed, packages = imported("config", "schema")
     assert '"$schema"' in printed

@@ -78,7 +78,7 @@ def test_a_rank_that_was_trained_counts_with_its_trainings_and_not_with_its_cut(
     found = search(confirm=2)
     cut(found, [0.95, 0.949, 0.90, 0.90, 0.80])
     trained = train(found, lambda trial: 0.94 if trial.point["rank"] == 8 else 0.95)
-    assert trained == [("confirming", rank, seed) for rank in (16, 8) for seed in (1, 2)]
+    assert trained == [("confirming", *each) for each in ((16, 1), (16, 2), (8, 0), (8, 1), (8, 2))]
     winner = choose_winner(found.trials, 0.005)
     assert ([trial.origin for trial in winner.trials], winner.accuracy) == (
         ["parent", "confirming", "confirming"],
@@ -172,3 +172,26 @@ def test_the_shared_point_has_the_best_mean_position_over_the_tasks():
     assert find_shared_point(tasks, 0.005)["point"] == {"rank": 4}
     assert find_shared_point({"a": tasks["a"]}, 0.005) is None
     assert find_shared_point({"a": tasks["a"], "b": []}, 0.005) is None
+
+
+def test_lora_adapters_are_trained_for_comparison_and_are_no_candidates(trials):
+    found = CutSearch("trec", RANKS, 200, SearchSize(0, references=(1, 16)), make_any)
+    cut(found, [0.95, 0.90, 0.90, 0.90, 0.80])
+    assert [trial.point for trial in iter(lambda: trained_one(found), None)] == [{"lora": 1}, {"lora": 16}]
+    assert choose_winner(found.trials, 0.005).trials[0].point == {"rank": 16}
+    reference = trials.make(1, {"lora": 16}, "reference")
+    job = trials.job(reference, 50).expert
+    assert (job.adapter.method, job.adapter.rank, job.adapter.alpha) == ("lora", 16, 16.0)
+    assert reference.parameters == trials.plan.experts["colours"].lora_parameters
+    assert reference.description["factors"] == "LoRA"
+
+
+def make_any(number, point, origin, seed=0):
+    return Trial("trec", number, point, f"{point} {origin} {seed}", 10 * sum(point.values()), origin, seed)
+
+
+def trained_one(found):
+    """Train the next trial, more accurately than any other; return it, or None."""
+    if trial := found.next():
+        found.report(trial, RungResult(200, 0.99, 0.1, 1.0), ended=True)
+    return trial

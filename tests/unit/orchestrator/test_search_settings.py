@@ -89,7 +89,7 @@ EVERY_KEY = """\
 tasks: [one]; method: random; objectives: [accuracy]; trials: 9; ranks: [1, 2]; cores: [4, 8]; max_parameters: 5000; \
 space: {shapes: all, per_role: true, targets: [[q], [q, v]], layers: [all, 2-], alpha: [4], lr: [1e-3], \
 head: [frozen]}; steps: 90; rungs: {first: 10}; budget: {steps: 500, minutes: 2.5}; confirm: 3; finalists: 2; \
-accuracy_within: 0.01; trials_per_job: 2; warm_start: false"""
+accuracy_within: 0.01; references: [4]; trials_per_job: 2; warm_start: false"""
 
 
 def test_the_resolved_config_is_the_same(tmp_path):

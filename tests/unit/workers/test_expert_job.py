@@ -18,6 +18,7 @@ from ttmoe.base import load_body, load_tokenizer
 from ttmoe.encoding import collate, pad_id_of
 from ttmoe.expert_files import load_expert, read_manifest
 from workers import expert_job, expert_runner, joint_training
+from workers.base import resident
 from workers.base.resident import count_base_loads, load_resident_base, release_resident_base
 from workers.data.prepared import load_split
 from workers.expert_job import ExpertJob, estimate_jobs_memory
@@ -304,10 +305,14 @@ def test_trunk_states_are_opened_where_there_is_a_trunk_and_room(job, monkeypatc
 @pytest.mark.parametrize(
     ("steps", "trainings", "rows"), [(2, 1, 8), pytest.param(30, 1, 180, marks=pytest.mark.thorough), (2, 12, 180)]
 )
-def test_the_trunk_of_training_rows_is_computed_for_those_that_steps_read(job, tmp_path, steps, trainings, rows):
+def test_the_trunk_of_training_rows_is_computed_for_those_that_steps_read(
+    job, tmp_path, monkeypatch, steps, trainings, rows
+):
     """Of 180 rows; all of them if at least half are read, by this training and others."""
     spec, passed = AdapterSpec(rank=4, alpha=8.0, first_layer=1), []
-    release_resident_base()  # its states for the scale of the head are kept from test to test
+    # Its states for the scale of the head are kept from test to test. Releasing it would collect garbage.
+    monkeypatch.setattr(resident, "_resident", None)
+    monkeypatch.setattr(resident, "_began_loading", False)
     bank = load_resident_base(job.base, "cpu").bank
     query = next(layer for layer in layer_list(bank.model)[0].modules() if isinstance(layer, nn.Linear))
     trunk, inputs = bank.trunk(1), collate([{"input_ids": [2], "attention_mask": [1]}], 0)

@@ -15,6 +15,7 @@ from workers.base.resident import count_base_loads, load_resident_base
 def fresh(monkeypatch):
     """No base is loaded. Releasing one would visit every object of a process that has run many tests."""
     monkeypatch.setattr(module, "_resident", None)
+    monkeypatch.setattr(module, "_began_loading", False)
 
 
 def test_one_base_is_loaded_once_wherever_it_lies(base):
@@ -23,6 +24,14 @@ def test_one_base_is_loaded_once_wherever_it_lies(base):
     assert load_resident_base(replace(base, folder="elsewhere", max_length=7), "cpu") is first
     assert count_base_loads() == before + 1
     assert not first.bank.training
+
+
+def test_where_no_base_was_loaded_there_is_nothing_to_collect(base, monkeypatch):
+    collected = []
+    monkeypatch.setattr(gc, "collect", lambda: collected.append("collect"))
+    module.release_resident_base()
+    load_resident_base(base, "cpu")
+    assert len(collected) == 1  # what loading left
 
 
 def test_another_base_takes_the_place_of_the_first(base):
