@@ -229,12 +229,14 @@ def test_without_data_a_chart_is_left_out():
 
 
 def test_the_importances_find_the_choice_that_decides():
-    trials = searched(120)
-    shares = choice_importances(trials)
+    references = [trial(200 + rank, rank, (0.99,), lora=rank) for rank in (1, 4, 16)]
+    for each in references:
+        each.origin = "reference"
+    shares = choice_importances([*searched(120), *references])
     assert sum(shares.values()) == pytest.approx(1)
     assert set(list(shares)[:2]) == {"lr", "rank"}
     assert shares["lr"] + shares["rank"] > 0.8 > 0.1 > shares["factors.o"]
-    assert "factors" not in shares  # one option
+    assert not {"factors", "lora"} & shares.keys()  # one option; no choice of the space
 
 
 def test_too_few_trials_have_no_importances():

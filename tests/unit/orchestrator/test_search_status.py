@@ -36,15 +36,16 @@ def shown(found, **more):
 
 def test_a_search_has_its_counts_what_runs_and_the_best():
     trials = [
-        TrialStatus("trec", 1, "finished", POINT, 4000, 0, 200, 0.9, 0.3),
-        TrialStatus("trec", 2, "stopped", {"rank": 2}, 2000, 0, 25, 0.95, 0.2),
-        TrialStatus("trec", 3, "running", {"rank": 8}, 8000, 2, 75, 0.88, 0.4),
-        TrialStatus("trec", 4, "failed", {"rank": 1}, 1000, error="ValueError: no\nmore"),
+        TrialStatus("trec", 1, "sampled", "finished", POINT, 4000, 0, 200, 0.9, 0.3),
+        TrialStatus("trec", 2, "sampled", "stopped", {"rank": 2}, 2000, 0, 25, 0.95, 0.2),
+        TrialStatus("trec", 3, "sampled", "running", {"rank": 8}, 8000, 2, 75, 0.88, 0.4),
+        TrialStatus("trec", 4, "sampled", "failed", {"rank": 1}, 1000, error="ValueError: no\nmore"),
+        TrialStatus("trec", 5, "reference", "finished", {"lora": 16}, 90000, 0, 200, 0.99, 0.1),
     ]
     text = shown(search(*trials))
     assert text.startswith("lib: search trec, RUNNING\n")  # the library has no run
     assert "10 minutes ago\n  `ttmoe tune` runs on this machine (process 77)" in text
-    assert "4 trials: 1 finished, 1 stopped early, 1 running, 1 failed" in text
+    assert "5 trials: 2 finished, 1 stopped early, 1 running, 1 failed" in text
     lines = [line.split() for line in text.splitlines()]
     assert ["trec", "3", "running:", "rank", "8;", "seed", "2", "75/200", "0.400", "val", "0.880"] in lines
     assert "trec: 0.900 with 4,000 parameters (trial 1: factors 2+3; rank 4)" in text  # a complete trial comes first
@@ -55,7 +56,9 @@ def test_a_search_has_its_counts_what_runs_and_the_best():
 
 def test_a_thousand_trials_of_forty_tasks_fit_a_screen():
     states = ("finished", "running", "failed", "waiting")
-    trials = [TrialStatus(f"task-{i % 40}", i, states[i % 4], POINT, 9, 0, 25, 0.5 + i / 3000) for i in range(1000)]
+    trials = [
+        TrialStatus(f"task-{i % 40}", i, "sampled", states[i % 4], POINT, 9, 0, 25, 0.5 + i / 3000) for i in range(1000)
+    ]
     text = shown(search(*trials, tasks=tuple(f"task-{i}" for i in range(40))))
     assert "1000 trials of 40 tasks: 250 finished, 250 running, 250 waiting for the next rung, 250 failed" in text
     assert "… and 230 more running" in text
