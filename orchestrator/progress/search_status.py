@@ -20,6 +20,7 @@ class TrialStatus:
     Attributes:
         task: Its task.
         number: Its number within the search of the task.
+        origin: Why it was made; a ``reference`` is an adapter to compare with.
         state: ``waiting`` for its next rung, ``running``, ``finished``, ``stopped`` at a rung, ``failed``, or
             ``interrupted`` with its search.
         point: Its choices.
@@ -33,6 +34,7 @@ class TrialStatus:
 
     task: str
     number: int
+    origin: str
     state: str
     point: dict[str, Any]
     parameters: int
@@ -79,7 +81,7 @@ class SearchStatus:
         """The most accurate complete trial of each task, before there is one the most accurate trial."""
         found: dict[str, TrialStatus] = {}
         for trial in sorted(self.trials, key=_quality):
-            if trial.accuracy is not None and trial.state != "failed":
+            if trial.accuracy is not None and trial.state != "failed" and trial.origin != "reference":
                 found[trial.task] = trial
         return found
 
@@ -136,6 +138,7 @@ def _trial(run: RunRecord, *, is_open: bool) -> TrialStatus | None:
         return TrialStatus(
             task=run.tags["task"],
             number=int(run.tags["number"]),
+            origin=run.tags["origin"],
             state="interrupted" if state in ("running", "waiting") and not is_open else state,
             point=json.loads(run.tags["point"]),
             parameters=int(json.loads(run.tags["described"])["parameters"]),

@@ -1,13 +1,15 @@
-"""Texts that MLflow's UI shows beside registered models and versions, in Markdown."""
+"""Texts that MLflow's UI shows beside registered models, versions and searches, in Markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from textwrap import shorten
 from typing import Any
 
 from orchestrator.plan.planning import ExpertPlan, Plan
 from orchestrator.plan.quantities import format_names
+from orchestrator.report.search_content import choice_names, point_text
+from orchestrator.report.search_tables import Record
 from workers.expert_result import ExpertResult
 
 _READS = {"text": "classifies one text", "pair": "classifies a pair of texts", "choice": "chooses among options",
@@ -65,3 +67,19 @@ def describe_router(plan: Plan, metrics: Mapping[str, Any]) -> str:
         f"answers, as a mean over tasks: {metrics['test.routed_accuracy']:.3f}; of the experts without routing: "
         f"{metrics['test.alone_accuracy']:.3f}."
     )
+
+
+def describe_search(records: Sequence[Record]) -> str:
+    """Return the description of a finished search: what it recommends for each task."""
+    lines = [f"- {record['task']}: {_recommended(record)}" for record in records[:_MOST_NAMED]]
+    more = [f"- and {len(records) - _MOST_NAMED} more tasks"] if len(records) > _MOST_NAMED else []
+    report = "The artifact `search.html` is its report; `ttmoe tune CONFIG --apply FILE` writes a config of it."
+    return "\n".join(["Recommended by this search:", "", *lines, *more, "", report])
+
+
+def _recommended(record: Record) -> str:
+    if not (winner := record["winner"]):
+        return "nothing, because no trial was trained to its end"
+    seeds = f", mean of {winner['seeds']} seeds" if winner["seeds"] > 1 else ""
+    point = point_text(winner["point"], choice_names(record))
+    return f"{point}. Validation accuracy {winner['accuracy']:.3f}{seeds}, {winner['parameters']:,} parameters"

@@ -12,21 +12,25 @@ from mlflow.entities import Experiment
 
 from orchestrator.registry.store import TAG, Store
 
-EXPERTS_VIEW, RUNS_VIEW, TRIALS_VIEW = "experts", "runs", "trials"
+EXPERTS_VIEW, RUNS_VIEW, TRIALS_VIEW, SEARCHES_VIEW = "experts", "runs", "trials", "searches"
 VIEW_TAG = "mlflow.sharedViewState."
 _NOTE = "mlflow.note.content"
 # No more than fit on a screen beside name, time and duration; attributes such as the data set would stand before them.
 _EXPERT_COLUMNS = ("metrics.`test.accuracy`", "params.`adapter.rank`", "params.`parameters`")
 _RUN_COLUMNS = ("attributes.`Source`", "attributes.`Version`", "attributes.`Description`")
-_TRIAL_COLUMNS = ("metrics.`accuracy`", "params.`rank`", "metrics.`parameters`", "params.`factors`",
-                  "metrics.`seconds`")  # fmt: skip
+_TRIAL_COLUMNS = ("metrics.`accuracy`", "metrics.`parameters`", "params.`rank`", "params.`factors`", "params.`lr`",
+                  f"tags.`{TAG}state`", f"tags.`{TAG}origin`")  # fmt: skip
+_SEARCH_COLUMNS = (f"tags.`{TAG}task`", "attributes.`Description`")
 
 _View = tuple[str, str, str, tuple[str, ...]]  # name, kind of the runs, what orders them, columns
 _VIEWS: dict[str, _View] = {
     EXPERTS_VIEW: ("Experts", "expert", "metrics.`test.accuracy`", _EXPERT_COLUMNS),
     RUNS_VIEW: ("Runs", "run", "attributes.start_time", _RUN_COLUMNS),
 }
-_SEARCH_VIEWS: dict[str, _View] = {TRIALS_VIEW: ("Trials", "trial", "metrics.`accuracy`", _TRIAL_COLUMNS)}
+_SEARCH_VIEWS: dict[str, _View] = {
+    TRIALS_VIEW: ("Trials", "trial", "metrics.`accuracy`", _TRIAL_COLUMNS),
+    SEARCHES_VIEW: ("Searches", "search", "attributes.start_time", _SEARCH_COLUMNS),
+}
 
 
 def prepare_pages(store: Store, experiment: Experiment, library: str, *, search: bool = False) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,9 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from orchestrator.report.figures import GOOD, LINE, LOSS, PAPER, SOFT, new_figure
-
-Trials = Sequence[Mapping[str, Any]]
-"""Trials, or other points with parameters and accuracy, as in the artifact ``trials.json``."""
+from orchestrator.report.search_content import Trials, option_text
 
 _MAX_NAMED_OPTIONS = 12  # of one choice
 _ABSENT = "none"
@@ -81,15 +78,6 @@ def _options(trials: Trials, name: str) -> list[str]:
 
 def _text_of(point: Mapping[str, Any], name: str) -> str:
     return option_text(point[name]) if name in point else _ABSENT
-
-
-def option_text(value: Any) -> str:
-    """Return an option of a choice as text."""
-    if isinstance(value, list | tuple):
-        return ", ".join(map(option_text, value))
-    if isinstance(value, float):
-        return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _draw_lines(axes: Axes, lines: Sequence[Sequence[float]], **style: Any) -> None:

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from orchestrator.report.figures import ACCURACY, GOOD, LOSS, SOFT, name_point, new_figure, new_plane
-from orchestrator.report.parallel_axes import Trials, accuracy_range
+from orchestrator.report.parallel_axes import accuracy_range
+from orchestrator.report.search_content import Trials
 
 MAX_FINALISTS = 12
 _MARKS = {"trial": "o", "stopped early": ".", "parent": "*", "cut": "s", "retrained": "^", "another seed": "x"}

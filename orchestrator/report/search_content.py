@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.config.yaml_document import dump_yaml
-from orchestrator.report.parallel_axes import Trials, option_text
 from orchestrator.report.search_tables import Record
+
+Trials = Sequence[Mapping[str, Any]]
+"""Trials, or other points with parameters and accuracy, as in the artifact ``trials.json``."""
 
 MAX_ERRORS = 20  # different messages of failed trials
 
@@ -88,6 +90,15 @@ def choice_names(record: Record) -> list[str]:
 def point_text(point: Mapping[str, Any], names: Iterable[str]) -> str:
     """Return a point as text, such as ``rank 4; factors 2+3``."""
     return "; ".join(f"{name} {option_text(point[name])}" for name in names if name in point)
+
+
+def option_text(value: Any) -> str:
+    """Return an option of a choice as text."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(option_text, value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def config_text(record: Record) -> str:

@@ -26,9 +26,10 @@ def choice_importances(trials: Sequence[Trial]) -> dict[str, float] | None:
     (conditional PED-ANOVA, which Optuna has from 5.0 on). Optuna's other evaluators need scikit-learn.
 
     Args:
-        trials: Trials of one task. Repetitions with other seeds and trials without an accuracy do not count.
+        trials: Trials of one task. Repetitions with other seeds, adapters that are trained for comparison and trials
+            without an accuracy do not count.
     """
-    used = [trial for trial in trials if trial.is_measured and trial.seed == 0]
+    used = [trial for trial in trials if trial.is_measured and trial.seed == 0 and trial.origin != "reference"]
     if len(used) < LEAST_TRIALS or len({trial.accuracy for trial in used}) == 1:
         return None
     optuna.logging.set_verbosity(optuna.logging.WARNING)

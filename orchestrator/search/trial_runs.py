@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from orchestrator.registry import Registry
+from orchestrator.report.search_content import point_text
 from orchestrator.search.trial import Trial, read_trial
 
 _LONGEST_ERROR = 2000  # characters of the tag `error`
@@ -82,6 +83,11 @@ class TrialRuns:
             search=True,
             is_new=identity not in self._existing,
             name=trial.key,
-            tags=trial.first_tags() | trial.tags(),
+            tags=trial.first_tags() | trial.tags() | {"mlflow.note.content": _describe(trial)},
         )
         self._existing.add(identity)
+
+
+def _describe(trial: Trial) -> str:
+    seed = f", seed {trial.seed}" if trial.seed else ""
+    return f"{trial.origin}{seed}: {point_text(trial.point, trial.point)}. {trial.parameters:,} parameters"

@@ -17,6 +17,7 @@ from orchestrator.plan.planning import Plan
 from orchestrator.plan.space import plan_space
 from orchestrator.pool.work_units import JobRunner
 from orchestrator.progress.live_view import LiveView
+from orchestrator.recording.descriptions import describe_search
 from orchestrator.registry import Registry
 from orchestrator.registry.artifacts import PARETO_PLOT, SEARCH_REPORT, TRIALS
 from orchestrator.report.figures import save_png
@@ -200,3 +201,4 @@ def _log(
     write_search_report(folder / SEARCH_REPORT, header, found, shared)
     for name in (TRIALS, PARETO_PLOT, SEARCH_REPORT):
         registry.log_file(run, folder / name)
+    registry.tag_run(run, {"mlflow.note.content": describe_search(found)})

@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from orchestrator.recording.descriptions import describe_search
 from orchestrator.registry.artifacts import PARETO_PLOT, SEARCH_REPORT, TRIALS
 from orchestrator.report.figures import to_svg
 from orchestrator.report.parallel_axes import draw_choices
@@ -228,12 +229,14 @@ def test_without_data_a_chart_is_left_out():
 
 
 def test_the_importances_find_the_choice_that_decides():
-    trials = searched(120)
-    shares = choice_importances(trials)
+    references = [trial(200 + rank, rank, (0.99,), lora=rank) for rank in (1, 4, 16)]
+    for each in references:
+        each.origin = "reference"
+    shares = choice_importances([*searched(120), *references])
     assert sum(shares.values()) == pytest.approx(1)
     assert set(list(shares)[:2]) == {"lr", "rank"}
     assert shares["lr"] + shares["rank"] > 0.8 > 0.1 > shares["factors.o"]
-    assert "factors" not in shares  # one option
+    assert not {"factors", "lora"} & shares.keys()  # one option; no choice of the space
 
 
 def test_too_few_trials_have_no_importances():
@@ -254,10 +257,11 @@ def test_the_hypervolume_grows_with_every_better_trial():
 
 
 def test_a_search_records_its_data_its_picture_and_its_report(tmp_path):
-    logged = []
+    logged, noted = [], {}
     registry = SimpleNamespace(
         run_record=lambda run: SimpleNamespace(began=datetime.now(UTC)),
         log_file=lambda run, path: logged.append((run, path.name)),
+        tag_run=lambda run, tags: noted.update(tags),
     )
     settings = SimpleNamespace(model_dump=lambda mode: {"trials": 2})
     plan = SimpleNamespace(
@@ -269,3 +273,11 @@ def test_a_search_records_its_data_its_picture_and_its_report(tmp_path):
     assert logged == [("r1", TRIALS), ("r1", PARETO_PLOT), ("r1", SEARCH_REPORT)]
     assert read_search_records(tmp_path / TRIALS)[0]["within"] == 0.005
     assert "search:\n  trials: 2" in (tmp_path / SEARCH_REPORT).read_text()
+    note = "- trec: rank 2; factors 2+3. Validation accuracy 0.800, 2,001 parameters\n"
+    assert note in noted["mlflow.note.content"]
+
+
+def test_of_many_tasks_the_description_names_the_first():
+    found = record([trial(1, accuracies=(0.5,), state="stopped")])
+    text = describe_search([{**found, "task": f"t{i}"} for i in range(25)])
+    assert "- t19: nothing, because no trial was trained to its end\n- and 5 more tasks\n" in text

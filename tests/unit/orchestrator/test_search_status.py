@@ -36,15 +36,16 @@ def shown(found, **more):
 
 def test_a_search_has_its_counts_what_runs_and_the_best():
     trials = [
-        TrialStatus("trec", 1, "finished", POINT, 4000, 0, 200, 0.9, 0.3),
-        TrialStatus("trec", 2, "stopped", {"rank": 2}, 2000, 0, 25, 0.95, 0.2),
-        TrialStatus("trec", 3, "running", {"rank": 8}, 8000, 2, 75, 0.88, 0.4),
-        TrialStatus("trec", 4, "failed", {"rank": 1}, 1000, error="ValueError: no\nmore"),
+        TrialStatus("trec", 1, "sampled", "finished", POINT, 4000, 0, 200, 0.9, 0.3),
+        TrialStatus("trec", 2, "sampled", "stopped", {"rank": 2}, 2000, 0, 25, 0.95, 0.2),
+        TrialStatus("trec", 3, "sampled", "running", {"rank": 8}, 8000, 2, 75, 0.88, 0.4),
+        TrialStatus("trec", 4, "sampled", "failed", {"rank": 1}, 1000, error="ValueError: no\nmore"),
+        TrialStatus("trec", 5, "reference", "finished", {"lora": 16}, 90000, 0, 200, 0.99, 0.1),
     ]
     text = shown(search(*trials))
     assert text.startswith("lib: search trec, RUNNING\n")  # the library has no run
     assert "10 minutes ago\n  `ttmoe tune` runs on this machine (process 77)" in text
-    assert "4 trials: 1 finished, 1 stopped early, 1 running, 1 failed" in text
+    assert "5 trials: 2 finished, 1 stopped early, 1 running, 1 failed" in text
     lines = [line.split() for line in text.splitlines()]
     assert ["trec", "3", "running:", "rank", "8;", "seed", "2", "75/200", "0.400", "val", "0.880"] in lines
     assert "trec: 0.900 with 4,000 parameters (trial 1: factors 2+3; rank 4)" in text  # a complete trial comes first
@@ -55,7 +56,9 @@ def test_a_search_has_its_counts_what_runs_and_the_best():
 
 def test_a_thousand_trials_of_forty_tasks_fit_a_screen():
     states = ("finished", "running", "failed", "waiting")
-    trials = [TrialStatus(f"task-{i % 40}", i, states[i % 4], POINT, 9, 0, 25, 0.5 + i / 3000) for i in range(1000)]
+    trials = [
+        TrialStatus(f"task-{i % 40}", i, "sampled", states[i % 4], POINT, 9, 0, 25, 0.5 + i / 3000) for i in range(1000)
+    ]
     text = shown(search(*trials, tasks=tuple(f"task-{i}" for i in range(40))))
     assert "1000 trials of 40 tasks: 250 finished, 250 running, 250 waiting for the next rung, 250 failed" in text
     assert "… and 230 more running" in text
@@ -73,7 +76,9 @@ def test_a_search_that_was_killed_says_what_continues_it_and_one_beside_a_run_fo
 
 def trial(number, rungs, state, task="trec", error=""):
     results = [RungResult(10 * 3**i, value, 1 - value, 1.0) for i, value in enumerate(rungs)]
-    return Trial(task, number, {"lr": 1e-5, "rank": 2}, f"{number:08d}", 20, state=state, rungs=results, error=error)
+    point, described = {"lr": 1e-5, "rank": 2}, {"rank": 2, "factors": "2+3", "lr": 1e-5}
+    return Trial(task, number, point, f"{number:08d}", 20, description=described, state=state, rungs=results,
+                 error=error)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +122,20 @@ def test_the_runs_tell_each_trials_state(registry):
     without = read_search_status(registry, "lib", None, None)
     assert without.counts == {"interrupted": 3, "finished": 1, "failed": 1}
     assert read_search_status(registry, "other", None, None) is None
+
+
+def test_the_views_of_the_pages_show_what_the_runs_have(registry):
+    experiment = registry.experiment("lib", search=True)
+    states = {key: json.loads(json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])["state"])
+              for key in ("trials", "searches")}  # fmt: skip
+    found = {key: registry.client.search_runs([experiment.experiment_id], state["searchFilter"])
+             for key, state in states.items()}  # fmt: skip
+    assert (len(found["trials"]), len(found["searches"])) == (6, 2)
+    (finished,) = [run for run in found["trials"] if run.data.tags["mlflow.runName"] == "trec 1"]
+    data = {"metrics": finished.data.metrics, "params": finished.data.params, "tags": finished.data.tags}
+    columns = [column.replace("`", "").split(".", 1) for column in states["trials"]["selectedColumns"]]
+    assert [key for kind, key in columns if key not in data[kind]] == []
+    assert data["tags"]["mlflow.note.content"] == "sampled: lr 1e-05; rank 2. 20 parameters"
 
 
 def test_a_library_without_a_run_shows_its_search_and_nothing_is_written(registry, monkeypatch):
