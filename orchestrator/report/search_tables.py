@@ -22,7 +22,7 @@ def read_search_records(path: Path) -> list[Record]:
 
 
 def front_table(record: Record) -> Table:
-    """Return the table of the Pareto front of one task; the recommended point is marked."""
+    """Return the table of the Pareto front of one task, with means over seeds; the recommended point is marked."""
     count = len(record["trials"])
     table = _table(f"Search on {record['task']}: {count} trials, the Pareto front")
     for head in ("rank", "factors", "parameters", "of LoRA-16", "validation accuracy"):

@@ -21,7 +21,8 @@ class TaskRecord:
         task: Name of the task.
         trials: The trials that were measured, as JSON objects.
         failed: Those that failed.
-        front: The measured trials that no other dominates, of the same form.
+        front: The points that no other dominates, of the same form: the first trial of each, with the means over its
+            ``seeds``.
         winner: The point that is recommended, with its mean accuracy over seeds, and under ``sections`` what makes a
             task of a config train it; None if no trial is complete.
         references: LoRA adapters on the same layers: ``name``, ``parameters`` and ``accuracy`` of each.
@@ -74,7 +75,7 @@ def make_task_record(
         task,
         measured,
         failed,
-        pareto_front(measured),
+        pareto_front(_points(trials)),
         _candidate_json(winner) | {"sections": config_sections(winner.trials[0].point)} if winner else None,
         [
             {"name": f"LoRA-{trial.point['lora']}", "parameters": trial.parameters, "accuracy": trial.accuracy}
@@ -88,6 +89,16 @@ def make_task_record(
         choice_importances(trials),
         hypervolumes([trial for trial in measured if trial["seed"] == 0], lora16_parameters),
     )
+
+
+def _points(trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Return the points that were measured: of several seeds, the mean, so that a lucky one is not on the front."""
+    complete = candidates(trials)
+    stopped = [Candidate((trial,)) for trial in trials if trial.state == "stopped" and trial.is_measured]
+    return [
+        _trial_json(each.trials[0]) | {"accuracy": each.accuracy, "loss": each.loss, "seeds": len(each.trials)}
+        for each in complete + stopped
+    ]
 
 
 def _trial_json(trial: Trial) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from orchestrator.search.halving import Halving
 from orchestrator.search.pareto import hypervolume, is_dominated, pareto_front
 from orchestrator.search.repetitions import SearchSize
 from orchestrator.search.sampler import Sampler
+from orchestrator.search.search_record import make_task_record
 from orchestrator.search.task_search import TaskSearch
 from orchestrator.search.trial import RungResult, Trial, read_trial
 
@@ -168,3 +169,15 @@ def test_a_trial_is_read_from_its_run_as_it_was():
 ])  # fmt: skip
 def test_a_run_that_is_not_readable_is_no_trial(changes):
     assert read_trial(record_of(trial(accuracies=[0.5]), **changes)) is None
+
+
+def test_the_front_has_the_mean_over_seeds_of_a_point_and_no_lora_adapter():
+    small = [trial(1, {"rank": 2, "factors": "2+2"}, seed=seed, accuracies=[0.9 + seed / 100]) for seed in range(3)]
+    large = trial(4, {"rank": 4, "factors": "2+2"}, accuracies=[0.915])
+    lucky = trial(5, {"rank": 8, "factors": "2+2"}, accuracies=[0.5, 0.912], state="stopped")
+    lora = trial(6, {"lora": 1, "rank": 1, "factors": "LoRA"}, origin="reference", accuracies=[0.99])
+    record = make_task_record("trec", [*small, large, lucky, lora], 0.005, {}, 1000, lambda point: {})
+    front = [(each["point"]["rank"], each["seeds"], each["accuracy"]) for each in record.front]
+    assert front == [(2, 3, pytest.approx(0.91)), (4, 1, 0.915)]
+    assert record.references == [{"name": "LoRA-1", "parameters": 10, "accuracy": 0.99}]
+    assert len(record.trials) == 5
