@@ -74,7 +74,7 @@ def test_one_training_gives_every_rank(job, result):
     assert kept == {"train", "validation"}  # the test split is not even read
 
 
-def test_again_it_trains_nothing_and_finds_the_same(job, result, monkeypatch):
+def test_again_it_trains_nothing_and_finds_the_same(job, result, monkeypatch, tmp_path):
     def train(*args: object, **settings: object) -> None:
         raise AssertionError
 
@@ -85,7 +85,9 @@ def test_again_it_trains_nothing_and_finds_the_same(job, result, monkeypatch):
     assert again.parent.steps == 40
     assert {key for key, _ in states} == {"colours"}
     assert list(dict.fromkeys(state for _, state in states)) == ["loading", "moments", "cutting", "validating"]
-    given = run_cutting(replace(job, expert=replace(job.expert, folder="none"), parent=result.parent.folder), ignore)
+    given = run_cutting(
+        replace(job, expert=replace(job.expert, folder=str(tmp_path / "given")), parent=result.parent.folder), ignore
+    )
     assert quality(given) == pytest.approx([pytest.approx(each, rel=1e-3) for each in quality(result)])
     assert (given.parent.steps, given.metrics["steps"]) == (0, 0)
 
