@@ -22,8 +22,11 @@ from ttmoe.weighted_side import (
     weighted_orthonormalise,
 )
 
-RIDGE = 1e-4
-"""What is added to the diagonals of C and G, relative to their means: no direction is entirely free."""
+RIDGE = 1e-2
+"""What is added to the diagonals of C and G, relative to their means: no direction is entirely free.
+
+On TREC (MiniLM, rank 16 cut to 8, 4, 2, 1) the validation loss is 0.173, 0.202, 0.264, 0.437 with it, 0.175, 0.208,
+0.271, 0.444 with 1e-4, and 0.174, 0.196, 0.270, 0.435 with 1e-1."""
 
 
 def round_update(

@@ -13,6 +13,7 @@ RECIPES = {
     "router": 3,
     "search": 2,
     "import": 1,
+    "cut": 1,
     # Part of a cache key.
     "prepared": 1,
     "tokens": 1,

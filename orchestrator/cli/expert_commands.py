@@ -11,6 +11,7 @@ from orchestrator.cli.options import (
     JsonOption,
     LibraryOption,
     RootOption,
+    SetOption,
     TaskArgument,
     UriOption,
     VersionOption,
@@ -109,6 +110,33 @@ def experts_rm(
     from orchestrator.experts.removing import remove_expert
 
     remove_expert(selected_store(root, uri), library, task, version, yes, force, console())
+
+
+@command(experts, "compress")
+def experts_compress(
+    task: TaskArgument,
+    config: Annotated[str, typer.Option("--config", metavar="CONFIG", help="Config of the library, with its rows.")],
+    parameters: Annotated[
+        int | None, typer.Option("--parameters", metavar="N", help="The best expert of at most so many parameters.")
+    ] = None,
+    within: Annotated[
+        float | None,
+        typer.Option("--accuracy-within", metavar="X", help="The smallest expert that loses at most so much (0.005)."),
+    ] = None,
+    version: VersionOption = None,
+    overrides: SetOption = None,
+) -> None:
+    """Cut an expert to a smaller rank and register it as a candidate.
+
+    Nothing is trained but a short distillation. The cuts are compared on the task's validation rows, which the config
+    names, as it names the library and the store.
+    """
+    from orchestrator.config.loading import load_config
+
+    loaded = load_config(config, overrides or [])
+    from orchestrator.experts.compressing import compress_expert
+
+    compress_expert(loaded, task, version, parameters, within, console())
 
 
 @command(experts, "export")

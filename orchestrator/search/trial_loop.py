@@ -21,6 +21,8 @@ from workers.tuning.trial_job import TrialResult
 
 _FAILURES_AT_FIRST = 3  # trials that fail before any other of the task is measured; then the task is given up
 
+_SHOWN = ("alpha", "lr", "targets", "layers", "head")  # choices besides rank and shape
+
 
 @dataclass(frozen=True)
 class SearchBudget:
@@ -181,6 +183,10 @@ def _note(trial: Trial) -> str:
 
 
 def describe(trial: Trial) -> str:
-    """Return the point of a trial as text."""
-    texts = [f"{name} {value}" for name, value in trial.point.items()]
+    """Return the point of a trial as text: rank and numbers of factors, and what else was chosen."""
+    described = trial.description
+    texts = [f"rank {described['rank']}", f"{described['factors']} factors"]
+    texts += [
+        f"{name} {trial.point[name]}" for name in ("alpha", "lr", "targets", "layers", "head") if name in trial.point
+    ]
     return ", ".join([*texts, *([f"seed {trial.seed}"] if trial.seed else [])])

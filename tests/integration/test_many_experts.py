@@ -12,7 +12,7 @@ from scripted_jobs import EXTRA, STEPS, make_library, write_library
 pytestmark = pytest.mark.integration
 
 COUNT = 16
-FATES = {"t0005": "fail", "t0007": "die", "t0009": "once", "t0012": "once", "t0015": "fail"}
+FATES = {"t0005": "fail", "t0007": "die", "t0009": "once", "t0015": "fail"}
 LOST = {"t0005", "t0007", "t0015"}
 
 

@@ -22,7 +22,7 @@ def test_a_run_survives_the_end_of_ray(process, base_folder, fresh_store, tmp_pa
     (tmp_path / "runs").mkdir()
     shutil.copy(fresh_store, tmp_path / "runs")
     with in_place_of_training({"t0001": process}, tmp_path / "marks"):
-        done = commands.succeeded(commands.here(tmp_path, "run", config.name))
+        done = commands.succeeded(commands.here(tmp_path, "run", config.name, "--set", "resources.max_parallel=1"))
     assert (tmp_path / "marks" / "t0001").exists()
     assert f"Ray's process {process} ended; Ray is started again, and the run goes on" in done.out
     assert "Traceback" not in done.out + done.err

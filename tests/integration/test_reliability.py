@@ -86,7 +86,7 @@ def fresh(start: Path) -> Callable[[str], Path]:
 def undisturbed(fresh: Callable[[str], Path]) -> dict[str, Any]:
     """The registry's content after an uninterrupted run."""
     home = fresh("undisturbed")
-    succeeded(ttmoe(home, "run", "tiny.yaml"))
+    succeeded(here(home, "run", "tiny.yaml"))
     found = content(home)
     assert set(found["versions"]) == {(f"tiny.{name}", 1) for name in (*WORDS, "router")}
     for task in WORDS:

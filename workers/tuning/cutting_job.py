@@ -16,15 +16,20 @@ from ttmoe.adapter import count_parameters
 from ttmoe.bank import Bank
 from ttmoe.cutting import cut_expert, spec_of_rank
 from ttmoe.expert import Expert
+from ttmoe.expert_files import load_expert
 from ttmoe.methods import TensorTrain
 from workers.base.resident import load_resident_base
+from workers.expert_runner import VerificationError
 from workers.progress import Progress, ProgressCallback
 from workers.stopping import raise_if_stopped
 from workers.training.batches import training_batches
+from workers.training.evaluation import last_batch_scores
 from workers.tuning.distillation import distil, distillation_settings, teacher_answers
 from workers.tuning.members import CuttingJob, CuttingResult, Member
 from workers.tuning.parent import Parent, load_or_train_parent, save_member
 from workers.tuning.passes import measure_experts, training_moments
+
+_RELOADED = "reloaded copy"  # name of the expert that is loaded from the saved files
 
 
 def run_cutting(job: CuttingJob, report: ProgressCallback) -> CuttingResult:
@@ -39,6 +44,7 @@ def run_cutting(job: CuttingJob, report: ProgressCallback) -> CuttingResult:
     Raises:
         TrainingFailedError: If the parent's training fails.
         InputError: If the files of a given parent are damaged or do not fit.
+        VerificationError: If saved files do not hold a member.
         StoppedError: If the work is to stop.
     """
     expert, seconds = job.expert, _Seconds()
@@ -49,30 +55,16 @@ def run_cutting(job: CuttingJob, report: ProgressCallback) -> CuttingResult:
     with resident_base.in_use() as bank:
         with seconds.of("parent"):
             parent = load_or_train_parent(expert, job.parent, resident_base, report)
-        with seconds.of("moments"):
-            beat = _heartbeat(report, expert.task, "moments")
-            moments = training_moments(
-                bank, expert.task, parent.train, resident_base.pad_id, expert.train, job.rows, beat
-            )
-        cuts: dict[int, float] = {}
-        for done, rank in enumerate(job.ranks):
-            _heartbeat(report, expert.task, "cutting", done, len(job.ranks))()
-            with seconds.of("cuts"):
-                start, spec = time.monotonic(), spec_of_rank(bank.expert(expert.task).adapter.spec, rank)
-                bank.attach(_name(job, rank), cut_expert(bank, expert.task, spec, moments).requires_grad_(False))
-                cuts[rank] = time.monotonic() - start
+        cuts = _cut(job, bank, parent, resident_base.pad_id, report, seconds)
         with seconds.of("validation"):
             names, beat = [_name(job, rank) for rank in job.ranks], _heartbeat(report, expert.task, "validating")
             found = measure_experts(bank, [expert.task, *names], parent.validation, resident_base.pad_id, beat)
-        own = found[expert.task]
-        whole = _member(bank.expert(expert.task), own, own, parent.steps, parent.seconds, parent.folder)
-        members = [
-            _member(bank.expert(name), found[name], found[name], 0, cuts[rank])
-            for name, rank in zip(names, job.ranks, strict=True)
-        ]
+        whole = _member(bank.expert(expert.task), found[expert.task], parent.seconds)
+        whole = replace(whole, steps=parent.steps, folder=parent.folder)
+        members = [_member(bank.expert(_name(job, rank)), found[_name(job, rank)], cuts[rank]) for rank in job.ranks]
         with seconds.of("distillation"):
             members = _distil(job, bank, parent, members, resident_base.pad_id, report)
-        members = [_keep(job, bank, member, parent.answer_tokens) for member in members]
+        members = [_keep(job, bank, member, parent, resident_base.pad_id) for member in members]
     steps = float(sum(member.steps for member in (whole, *members)))
     return CuttingResult(whole, tuple(members), seconds.metrics | {"steps": steps})
 
@@ -91,6 +83,23 @@ class _Seconds:
         self.metrics[key] = self.metrics.get(key, 0.0) + time.monotonic() - start
 
 
+def _cut(
+    job: CuttingJob, bank: Bank, parent: Parent, pad_id: int, report: ProgressCallback, seconds: _Seconds
+) -> dict[int, float]:
+    """Add a cut to every rank to the bank, frozen; return the seconds of each."""
+    expert, cuts = job.expert, dict[int, float]()
+    with seconds.of("moments"):
+        beat = _heartbeat(report, expert.task, "moments")
+        moments = training_moments(bank, expert.task, parent.train, pad_id, expert.train, job.rows, beat)
+    for done, rank in enumerate(job.ranks):
+        _heartbeat(report, expert.task, "cutting", done, len(job.ranks))()
+        with seconds.of("cuts"):
+            start, spec = time.monotonic(), spec_of_rank(bank.expert(expert.task).adapter.spec, rank)
+            bank.attach(_name(job, rank), cut_expert(bank, expert.task, spec, moments).requires_grad_(False))
+            cuts[rank] = time.monotonic() - start
+    return cuts
+
+
 def _name(job: CuttingJob, rank: int) -> str:
     """Return the name of a member in the bank."""
     return f"{job.expert.task} of rank {rank}"
@@ -106,24 +115,20 @@ def _heartbeat(report: ProgressCallback, task: str, state: str, step: int = 0, s
     return beat
 
 
-def _member(
-    expert: Expert, metrics: dict[str, float], cut: dict[str, float], steps: int, seconds: float, folder: str = ""
-) -> Member:
-    """Describe an expert of the bank."""
+def _member(expert: Expert, metrics: dict[str, float], seconds: float) -> Member:
+    """Describe an expert of the bank that is not distilled."""
     groups = expert.adapter.groups
-    shapes = {g.role: str(g.method.shape if isinstance(g.method, TensorTrain) else g.method) for g in groups}
     return Member(
         rank=expert.adapter.spec.rank,
-        shapes=shapes,
+        shapes={g.role: str(g.method.shape if isinstance(g.method, TensorTrain) else g.method) for g in groups},
         parameters=count_parameters(groups),
         accuracy=metrics["accuracy"],
         loss=metrics["loss"],
         distilled=False,
-        accuracy_cut=cut["accuracy"],
-        loss_cut=cut["loss"],
-        steps=steps,
+        accuracy_cut=metrics["accuracy"],
+        loss_cut=metrics["loss"],
+        steps=0,
         seconds=seconds,
-        folder=folder,
     )
 
 
@@ -180,12 +185,22 @@ def _require_gradients(expert: Expert, head: str) -> None:
         expert.head.bias.requires_grad_(False)
 
 
-def _keep(job: CuttingJob, bank: Bank, member: Member, answer_tokens: int) -> Member:
-    """Write the files of a member, if they are to be kept."""
+def _keep(job: CuttingJob, bank: Bank, member: Member, parent: Parent, pad_id: int) -> Member:
+    """Write the files of a member, if they are to be kept, and check that they hold it.
+
+    Raise VerificationError if the scores of the loaded files on the last batch of the validation rows are not finite
+    or not, bit by bit, those of the member.
+    """
     if member.rank not in job.keep:
         return member
-    folder = Path(job.expert.folder, f"rank-{member.rank}")
+    folder, name = Path(job.expert.folder, f"rank-{member.rank}"), _name(job, member.rank)
     metrics = {"validation.accuracy": member.accuracy, "validation.loss": member.loss}
-    expert = bank.expert(_name(job, member.rank))
-    save_member(job.expert, expert, folder, job.keep[member.rank], metrics, answer_tokens)
+    save_member(job.expert, bank.expert(name), folder, job.keep[member.rank], metrics, parent.answer_tokens)
+    load_expert(bank, folder, job.expert.base.digest, name=_RELOADED)
+    try:
+        own, again = (last_batch_scores(bank, each, parent.validation, pad_id) for each in (name, _RELOADED))
+    finally:
+        bank.remove(_RELOADED)
+    if not all(torch.equal(own[row], found) and found.isfinite().all() for row, found in again.items()):
+        raise VerificationError(f"{name}: the saved expert gives other or non-finite scores")
     return replace(member, folder=str(folder))

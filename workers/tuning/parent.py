@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ttmoe.errors import InputError
 from ttmoe.expert import Expert
-from ttmoe.expert_files import load_expert, read_manifest, save_expert
+from ttmoe.expert_files import Manifest, load_expert, read_manifest, save_expert
 from workers.base.resident import ResidentBase
 from workers.expert_job import ExpertJob, load_rows, prepare_training
 from workers.progress import ProgressCallback
 from workers.training.batches import TokenizedRows
 from workers.training.loop import fit_expert
+
+_LOG = logging.getLogger("ttmoe")
 
 
 @dataclass(frozen=True)
@@ -54,33 +57,34 @@ def load_or_train_parent(
         TrainingFailedError: If its training fails.
         InputError: If the files of a given parent are damaged or do not fit.
     """
-    own = Path(expert.folder, "parent")
-    folder = Path(given) if given else own
-    if given or _is_trained(own, expert.spec_hash):
-        manifest = load_expert(resident_base.bank, folder, expert.base.digest, name=expert.task)
+    folder, bank = Path(given or Path(expert.folder, "parent")), resident_base.bank
+    if given:
+        load_expert(bank, folder, expert.base.digest, name=expert.task)
         # Nothing else reads the training rows of a given parent: states of those that are drawn are computed here.
-        reading = replace(expert, trunk_bytes=0) if given else expert
-        train = load_rows(reading, resident_base, "train", report)
-        validation = load_rows(expert, resident_base, "validation", report)
-        metrics = manifest.metrics
-        steps, seconds = (0, 0.0) if given else (int(metrics["steps"]), metrics["seconds.training"])
-        return Parent(train, validation, steps, seconds, str(folder))
+        train = load_rows(replace(expert, trunk_bytes=0), resident_base, "train", report)
+        return Parent(train, load_rows(expert, resident_base, "validation", report), 0, 0.0, str(folder))
+    if manifest := _load_trained(expert, folder, resident_base):
+        train, validation = (load_rows(expert, resident_base, split, report) for split in ("train", "validation"))
+        took = manifest.metrics
+        return Parent(train, validation, int(took["steps"]), took["seconds.training"], str(folder))
     training = prepare_training(expert, resident_base, report)
-    fit = fit_expert(resident_base.bank, training, pad_id=resident_base.pad_id, report=report)
+    fit = fit_expert(bank, training, pad_id=resident_base.pad_id, report=report)
     parent = Parent(training.train, training.validation, fit.steps, fit.seconds, str(folder))
-    resident_base.bank.expert(expert.task).requires_grad_(False)
-    save_member(
-        expert, resident_base.bank.expert(expert.task), folder, expert.spec_hash, fit.metrics(), parent.answer_tokens
-    )
+    trained = bank.expert(expert.task).requires_grad_(False)
+    save_member(expert, trained, folder, expert.spec_hash, fit.metrics(), parent.answer_tokens)
     expert.checkpoints.remove()
     return parent
 
 
-def _is_trained(folder: Path, spec_hash: str) -> bool:
+def _load_trained(expert: ExpertJob, folder: Path, resident_base: ResidentBase) -> Manifest | None:
+    """Add the parent that an earlier attempt has trained; None if there is none of this spec, or it is damaged."""
     try:
-        return read_manifest(folder).spec_hash == spec_hash
-    except InputError:
-        return False
+        if read_manifest(folder).spec_hash == expert.spec_hash:
+            return load_expert(resident_base.bank, folder, expert.base.digest, name=expert.task)
+    except InputError as error:
+        if folder.exists():
+            _LOG.warning("The parent is trained again: %s", error)
+    return None
 
 
 def save_member(

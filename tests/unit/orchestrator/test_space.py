@@ -14,7 +14,6 @@ from orchestrator.config.search_settings import SearchSettings
 from orchestrator.config.sections import AdapterSettings
 from orchestrator.plan.factor_choices import factor_choices
 from orchestrator.plan.planning import adapter_spec
-from orchestrator.plan.search_space import adapter_changes, search_space
 from orchestrator.plan.shape_choices import bounded_sums
 from orchestrator.plan.space import SearchSpace
 from ttmoe.adapter import AdapterSpec, Group, plan_groups
@@ -128,20 +127,16 @@ def test_the_options_of_a_choice_never_change(tiny_llama):
         assert all(space.choices()[name] == options for name, options in seen.items())
 
 
-def test_without_more_choices_the_points_are_those_of_earlier_versions(minilm):
-    adapter = AdapterSpec(targets=("q", "up", "down"), first_layer=2)
-    groups = plan_groups(minilm, adapter)
-    search = SearchSettings(task="t", ranks=(2, 16), cores=(3, 7))
-    options = search_space(groups, search)
-    before = [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
+def test_without_more_choices_a_point_is_a_rank_and_numbers_of_factors(minilm):
+    adapter = AdapterSpec(method="lora", targets=("q", "up"), first_layer=2)
+    search = SearchSettings(task="t", ranks=(2, 16), cores=(3, 4))
     space = SearchSpace(minilm, adapter, TrainSettings(lr=0.3), "frozen", search)
-    assert list(space.points()) == before
-    for point in before:
-        settings = space.settings(point)
-        assert {"method": "tt", "rank": settings.adapter.rank, "shape": settings.adapter.shape} == adapter_changes(
-            groups, point
-        )
-        assert (settings.train.lr, settings.head, settings.adapter.first_layer) == (0.3, "frozen", 2)
+    expected = [{"rank": rank, "factors": factors} for rank in (2, 16) for factors in ("1+2", "2+1", "2+2")]
+    assert list(space.points()) == expected
+    settings = space.settings(expected[-1])
+    assert (settings.adapter.method, settings.adapter.rank) == ("tt", 16)
+    assert settings.adapter.shape == {"q": "24x16|16x24", "up": "24x16|32x48"}
+    assert (settings.train.lr, settings.head, settings.adapter.first_layer) == (0.3, "frozen", 2)
 
 
 @pytest.mark.parametrize("width", [2, 12, 30, 64, 72, 97, 384, 720, 1000, 1024, 14336])

@@ -90,7 +90,9 @@ class Trials:
         self.task, self.removed = task, []
 
     def make(self, number, point, origin, seed=0):
-        return Trial(self.task, number, point, f"{key(point)} {seed}", 10 * point["rank"], origin, seed)
+        described = {"rank": point["rank"], "factors": point["factors"]}
+        hash_ = f"{key(point)} {seed}"
+        return Trial(self.task, number, point, hash_, 10 * point["rank"], origin, seed, description=described)
 
     def job(self, trial, rung):
         return TrialJob(SimpleNamespace(task=trial.key, point=trial.point, folder="/tmp/none"), rung)

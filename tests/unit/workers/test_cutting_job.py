@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from ttmoe.adapter import AdapterSpec
 from ttmoe.base import Base
 from ttmoe.cutting import cut_expert
-from ttmoe.expert_files import load_expert, read_manifest
+from ttmoe.expert_files import EXPERT_WEIGHTS, load_expert, read_manifest
 from workers.base.base_sources import resolve_base
 from workers.base.resident import load_resident_base
 from workers.data.prepared import PreparedTask, prepare_task
@@ -89,6 +90,17 @@ def test_again_it_trains_nothing_and_finds_the_same(job, result, monkeypatch):
     assert (given.parent.steps, given.metrics["steps"]) == (0, 0)
 
 
+def test_a_damaged_parent_is_trained_again(job, result, tmp_path, caplog):
+    folder = tmp_path / "again"
+    mine = replace(job, expert=replace(job.expert, folder=str(folder), cache=str(job.expert.cache_folder)))
+    shutil.copytree(result.parent.folder, folder / "parent")
+    (folder / "parent" / EXPERT_WEIGHTS).write_bytes(b"half")
+    states = []
+    assert quality(run_cutting(mine, lambda progress: states.append(progress.state))) == quality(result)
+    assert "training" in states
+    assert "The parent is trained again" in caplog.text
+
+
 def test_it_stops_on_request_and_then_continues(job, result, tmp_path):
     mine = replace(
         job, expert=replace(job.expert, folder=str(tmp_path / "stopped"), cache=str(job.expert.cache_folder))
@@ -120,7 +132,8 @@ def test_kept_members_are_expert_files(job, result):
         load_expert(bank, tmp, job.expert.base.digest)
         rows = load_rows(job.expert, resident, "validation", ignore)
         found = evaluate(bank, "colours", rows, resident.pad_id)
-    assert found == pytest.approx({"accuracy": member.accuracy, "loss": member.loss})
+    # In other batches, which round in another order.
+    assert found == pytest.approx({"accuracy": member.accuracy, "loss": member.loss}, rel=1e-3)
     assert (member.accuracy_cut, member.loss_cut) == quality(result)[2][1:]
 
 
