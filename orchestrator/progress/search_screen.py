@@ -47,7 +47,7 @@ def _format_counts(search: SearchStatus) -> str:
     counts = ", ".join(f"{search.counts[state]} {name}" for state, name in _STATES.items() if state in search.counts)
     count, tasks = len(search.trials), len(search.tasks)
     on = f" of {tasks} tasks" if tasks > 1 else ""
-    return f"{count} trial{'s' if count != 1 else ''}{on}: {counts}" if count else f"no trials{on} yet"
+    return f"{count} trial{'s' if count != 1 else ''}{on}: {counts}" if count else f"no trials{on}"
 
 
 def _append_best(text: Text, search: SearchStatus) -> None:

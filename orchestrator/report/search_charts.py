@@ -15,7 +15,7 @@ from orchestrator.report.parallel_axes import accuracy_range
 from orchestrator.report.search_content import Trials
 
 MAX_FINALISTS = 12
-_MARKS = {"trial": "o", "stopped early": ".", "parent": "*", "cut": "s", "retrained": "^", "another seed": "x"}
+_MARKS = {"trial": "o", "stopped early": ".", "parent": "*", "cut": "s", "retrained": "^", "confirming": "x"}
 _NAME_SIZE = (0.5, 0.09)  # of a point of the front, as shares of the front's width and height
 
 
@@ -110,10 +110,8 @@ def draw_hypervolume(hypervolumes: Sequence[float], volume_label: str) -> Figure
 
 def _mark_of(trial: Mapping[str, Any]) -> str:
     origin = trial.get("origin", "sampled")  # version 0.1.0 recorded none
-    if origin in ("parent", "cut", "retrained"):
+    if origin in _MARKS:
         return str(origin)
-    if trial.get("seed"):
-        return "another seed"
     return "stopped early" if trial.get("state") == "stopped" else "trial"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections import Counter
@@ -64,11 +65,19 @@ def test_the_copy_trains_what_was_recommended(cut):
 
 def test_again_nothing_is_trained_and_a_second_copy_is_refused_over_the_first(cut):
     before = trials(cut)
-    repeated = here(cut, "tune", "tiny.yaml", *FEW, "--set", "search.confirm=1")
-    assert "Finalists on colours" in succeeded(repeated).out
+    repeated = succeeded(here(cut, "tune", "tiny.yaml", *FEW, "--set", "search.confirm=1")).out
+    assert "Finalists on colours" in repeated
+    (report,) = re.findall(r"^  search, report +(\S+search\.html)$", repeated, re.MULTILINE)
+    assert "One point for all tasks" in (cut / report).read_text()
     assert trials(cut) == before
     refused = here(cut, "tune", "tiny.yaml", *FEW, "--apply", "tuned.yaml")
     assert (refused.code, "already exists" in refused.err) == (2, True)
+
+
+def test_status_shows_the_search_of_a_library_that_has_no_run(cut):
+    shown = succeeded(here(cut, "status")).out
+    assert "tiny: search 2 tasks, FINISHED" in shown
+    assert f"{len(trials(cut))} trials of 2 tasks: {len(trials(cut))} finished" in shown
 
 
 def test_a_dry_run_shows_the_space_and_what_is_cached(cut):

@@ -216,7 +216,7 @@ def test_the_chart_of_trials_marks_them_and_says_which_are_below_its_axis():
     lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
     assert lines["Pareto front"] == [[1001, 0.8], [2002, 0.9]]
     assert lines["stopped early (1 below)"] == []
-    assert lines["another seed"] == [[2004, 0.89]]
+    assert lines["confirming"] == [[2004, 0.89]]
     assert [x for x, _ in lines["LoRA"]] == [24576, 98304, 393216]
     assert lines["recommended"] == [[2002, pytest.approx(0.895)]]
     assert {"rank 1, 2+3", "rank 2, 2+3", "LoRA-16"} <= {text.get_text() for text in figure.axes[0].texts}
