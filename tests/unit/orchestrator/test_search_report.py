@@ -214,7 +214,7 @@ def test_the_chart_of_trials_marks_them_and_says_which_are_below_its_axis():
     found = record(trials)
     figure = draw_trials(found["trials"], found["front"], "trec", REFERENCES, found["winner"])
     lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
-    assert lines["Pareto front"] == [[1001, 0.8], [2002, 0.9]]
+    assert lines["Pareto front"] == [[1001, 0.8], [2002, pytest.approx(0.895)]]  # the mean over its seeds
     assert lines["stopped early (1 below)"] == []
     assert lines["confirming"] == [[2004, 0.89]]
     assert [x for x, _ in lines["LoRA"]] == [24576, 98304, 393216]
