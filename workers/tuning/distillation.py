@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 from ttmoe.bank import Bank
 from ttmoe.scoring import score
 from workers.training.batches import TokenizedRows
+from workers.training.learning_rate import lr_for_rank
 from workers.training.optimizer import learning_rate_factor, make_optimizer
 from workers.training.settings import TrainSettings
 from workers.tuning.passes import split_for_gradients, trunk_depth
@@ -22,7 +22,7 @@ def distillation_settings(settings: TrainSettings, teacher_rank: int, rank: int,
 
     The learning rate is half of what a training at ``rank`` would have: the best one falls with the root of the rank.
     """
-    rate = 0.5 * settings.lr * math.sqrt(teacher_rank / rank)
+    rate = 0.5 * lr_for_rank(settings.lr, teacher_rank, rank)
     return settings.model_copy(update={"steps": steps, "lr": rate})
 
 
