@@ -21,6 +21,19 @@ def read_search_records(path: Path) -> list[Record]:
     return records
 
 
+def read_shared_point(path: Path) -> Mapping[str, Any] | None:
+    """Return the point that suits all tasks of a search from its artifact ``trials.json``; None if it has none."""
+    shared: Mapping[str, Any] | None = json.loads(path.read_text()).get("shared")
+    return shared
+
+
+def shared_line(shared: Mapping[str, Any]) -> str:
+    """Return a line on the point that suits all tasks."""
+    point = ", ".join(f"{name} {value}" for name, value in shared["point"].items())
+    places = ", ".join(f"{task} {accuracy:.3f}" for task, accuracy in shared["accuracies"].items())
+    return f"One for all tasks: {point} (mean position {shared['mean_position']:.2f}; {places})"
+
+
 def front_table(record: Record) -> Table:
     """Return the table of the Pareto front of one task, with means over seeds; the recommended point is marked."""
     count = len(record["trials"])

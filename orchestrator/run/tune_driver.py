@@ -19,7 +19,14 @@ from orchestrator.plan.search_space import check_spaces
 from orchestrator.progress.live_view import LiveView
 from orchestrator.registry import Registry
 from orchestrator.registry.artifacts import PARETO_PLOT, SEARCH_REPORT, TRIALS
-from orchestrator.report.search_tables import Record, finalists_table, front_table, read_search_records
+from orchestrator.report.search_tables import (
+    Record,
+    finalists_table,
+    front_table,
+    read_search_records,
+    read_shared_point,
+    shared_line,
+)
 from orchestrator.report.summary import PARETO, SEARCH_PAGE, show_outputs
 from orchestrator.run.driver import plan_and_open
 from orchestrator.run.limits import RunLimits
@@ -91,8 +98,7 @@ def show_search(loaded: LoadedConfig, console: Console, *, as_json: bool = False
         model = empty_body(plan.base)
         spaces = {task: rank_space(plan, task, model) for task in plan.config.searched_tasks}
     show_space(forecast_search(plan, planned.state, method, earlier, spaces), console, as_json=as_json)
-    if planned.problem:
-        raise planned.problem
+    check_trial_fits(plan, plan.nodes)
 
 
 def tune_library(loaded: LoadedConfig, console: Console) -> list[Record]:
@@ -117,11 +123,13 @@ def tune_library(loaded: LoadedConfig, console: Console) -> list[Record]:
             folder = _finished(plan, registry)
     if folder is None:
         return []
-    records = read_search_records(folder / TRIALS)
+    records, shared = read_search_records(folder / TRIALS), read_shared_point(folder / TRIALS)
     for record in records:
         console.print(front_table(record))
         if record.get("finalists"):
             console.print(finalists_table(record))
+    if shared:
+        console.print(shared_line(shared), highlight=False, markup=False)
     files = {SEARCH_PAGE: folder / SEARCH_REPORT, PARETO: folder / PARETO_PLOT}  # an older search has no report
     show_outputs({name: path for name, path in files.items() if path.is_file()}, console)
     return records

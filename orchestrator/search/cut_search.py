@@ -42,7 +42,7 @@ class CutSearch:
         self._steps, self._make, self._stopped = steps, make, False
         self._waiting = [trial for trial in self.trials if not trial.has_ended]
         parents = [trial for trial in self.trials if trial.origin == "parent"]
-        if parents and parents[0].has_ended and not self._cuts():
+        if parents and parents[0].has_ended and len(self._cuts()) < len(self.ranks) - 1:
             parents[0].state = "waiting"  # its cuts were not recorded: they are made again from its files
             self._waiting.insert(0, parents[0])
 
@@ -57,7 +57,7 @@ class CutSearch:
         if self._waiting:
             trial: Trial | None = self._waiting.pop(0)
         elif not self.trials:
-            trial = self._add(self._point(self.ranks[0]), "parent", 0)
+            trial = self._add({"rank": self.ranks[0]}, "parent", 0)
         elif not self.trials[0].has_ended:
             return None
         else:
@@ -77,13 +77,17 @@ class CutSearch:
         trial.state = "finished"
 
     def report_cuts(self, parent: Trial, result: CuttingResult) -> list[Trial]:
-        """Take the parent's result and its cuts; return the trials of the cuts."""
+        """Take the parent's result and its cuts; return the trials of the cuts.
+
+        Cuts that were recorded before an interruption keep their trials.
+        """
         parent.rungs = [_rung(result.parent)]
         parent.state = "finished"
+        known = {trial.point["rank"]: trial for trial in self._cuts()}
         cuts = []
         for member in result.members:
-            trial = self._add(self._point(member.rank), "cut", 0)
-            trial.rungs.append(_rung(member))
+            trial = known.get(member.rank) or self._add({"rank": member.rank}, "cut", 0)
+            trial.rungs = [_rung(member)]
             trial.state = "finished"
             cuts.append(trial)
         return cuts
@@ -117,9 +121,6 @@ class CutSearch:
 
     def _cuts(self) -> list[Trial]:
         return [trial for trial in self.trials if trial.origin == "cut"]
-
-    def _point(self, rank: int) -> Point:
-        return {"rank": rank}
 
     def _add(self, point: Point, origin: Origin, seed: int) -> Trial:
         trial = self._make(len(self.trials) + 1, point, origin, seed)

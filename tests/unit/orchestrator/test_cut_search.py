@@ -107,8 +107,12 @@ def test_a_search_that_is_killed_trains_the_rest(killed_after):
 def test_a_parent_whose_cuts_were_not_recorded_is_cut_again():
     first = search()
     cut(first, [0.95, 0.9, 0.9, 0.9, 0.9])
-    again = search(earlier=copy.deepcopy(first.trials[:1]))
-    assert (again.next().origin, again.next()) == ("parent", None)
+    for recorded in (1, 3):  # the parent alone, and with two of its cuts
+        again = search(earlier=copy.deepcopy(first.trials[:recorded]))
+        cut(again, [0.95, 0.9, 0.9, 0.9, 0.9])
+        assert [(each.number, each.point, each.origin) for each in again.trials] == [
+            (each.number, each.point, each.origin) for each in first.trials]  # fmt: skip
+        assert train(again) == []
 
 
 def test_a_parent_that_fails_ends_the_search():
