@@ -168,3 +168,6 @@ def test_beside_a_run_only_a_search_that_goes_on_or_ended_since_is_shown(registr
     registry.start_run("lib", "run", {}, "", {})
     assert registry.newest_run("lib").began > ended
     assert (read_status(registry, "lib").run, read_status(registry, "lib").searches) == ("run", ())
+    old = next(run for run in registry.trial_runs("lib") if run.tags["task"] == "spam").tags["run"]
+    registry.client.update_run(old, status="RUNNING")  # it is continued
+    assert read_status(registry, "lib").searches[0].run_id == registry.newest_search("lib").run_id == old
