@@ -15,7 +15,7 @@ from orchestrator.plan.identity import hashed_settings, spec_hash
 from orchestrator.plan.library_base import resolve_library_base
 from orchestrator.plan.nodes import available_nodes, expert_resources
 from orchestrator.pool.capacity import GB, JobResources, Node
-from ttmoe.adapter import AdapterSpec, Group, count_parameters
+from ttmoe.adapter import AdapterSpec
 from ttmoe.base import Base
 from ttmoe.errors import InputError
 from ttmoe.features import FeatureSpec
@@ -217,19 +217,6 @@ def adapter_spec(adapter: AdapterSettings) -> AdapterSpec:
         adapter.shape,
         adapter.init,
         adapter.dropout,
-    )
-
-
-def trial_expert_job(
-    plan: Plan, name: str, groups: list[Group], adapter: AdapterSpec, train: TrainSettings
-) -> ExpertJob:
-    """Return the job of a search trial: the job of task ``name`` with another adapter and training."""
-    job = plan.experts[name].job
-    shapes = {group.role: str(group.method) for group in groups}
-    hash_ = spec_hash(expert_spec(plan.base, adapter, shapes, job.data, train, job.head))
-    trials = plan.config.search.trials if plan.config.search else 1
-    return replace(
-        job, adapter=adapter, train=train, spec_hash=hash_, parameters=count_parameters(groups), trainings=trials
     )
 
 

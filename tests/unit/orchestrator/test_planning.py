@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from orchestrator.config.schema import Config
-from orchestrator.plan.planning import make_plan, trial_expert_job
+from orchestrator.plan.planning import make_plan
 from ttmoe.adapter import AdapterSpec, count_parameters, plan_groups
 from ttmoe.base import empty_body
 from ttmoe.errors import InputError
@@ -145,16 +145,6 @@ def test_the_adapters_rank_is_part_of_a_search_whose_learning_rate_follows_from_
     assert search_hash(4) == search_hash(8)
     assert search_hash(4, space={"lr": "keep"}) == search_hash(8, space={"lr": "keep"})
     assert search_hash(4, space={}) != search_hash(8, space={})
-
-
-def test_a_trial_with_the_experts_adapter_differs_only_by_its_training(config):
-    plan = make_plan(config())
-    job = plan.experts["colours"].job
-    groups = plan_groups(empty_body(plan.base), job.adapter)
-    assert trial_expert_job(plan, "colours", groups, job.adapter, job.train).spec_hash == job.spec_hash
-    trial = trial_expert_job(plan, "colours", groups, job.adapter, plan.config.search_train("colours"))
-    assert trial.spec_hash != job.spec_hash
-    assert (trial.train.steps, trial.trainings, job.trainings) == (10, 2, 1)
 
 
 @pytest.mark.parametrize(
