@@ -103,8 +103,12 @@ def test_the_page_says_what_is_recommended_and_why_and_stands_alone(page):
     assert "secret" not in text
 
 
-def test_a_thousand_trials_make_a_small_page_that_says_what_it_leaves_out(page):
+def test_a_thousand_trials_make_a_small_page_that_says_what_it_leaves_out(page, monkeypatch):
+    drawn = []
+    draw = lambda trials, *more: drawn.append(len(trials)) or draw_trials(trials, *more)  # noqa: E731
+    monkeypatch.setattr("orchestrator.report.search_page.draw_trials", draw)
     text = page(record(searched(1500)))
+    assert drawn == [1000]
     assert len(text.encode()) < 2_000_000
     assert text.count("<tr><td>") + text.count('<tr class="recommended"') < 1100
     assert "The 1,000 most accurate of 1,502 trials" in text
