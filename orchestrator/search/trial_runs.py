@@ -28,6 +28,7 @@ class TrialRuns:
     registry: Registry
     known: dict[str, Trial] = field(default_factory=dict)
     _existing: set[tuple[str, str]] = field(default_factory=set)
+    _open: set[str] = field(default_factory=set)  # runs that this process has started
 
     def read(self) -> list[Trial]:
         """Return this search's trials, and keep the complete ones of other searches in ``known``.
@@ -48,9 +49,9 @@ class TrialRuns:
 
     def start(self, trial: Trial) -> None:
         """Record that a trial is trained: before its first rung, so that a search that is killed knows its point."""
-        if trial.run_id:
+        if trial.run_id in self._open:
             self.registry.tag_run(trial.run_id, {"state": trial.state})
-        else:
+        else:  # also one that was interrupted: MLflow shows it as running again
             self._start(trial)
 
     def record_rung(self, trial: Trial) -> None:
@@ -86,6 +87,7 @@ class TrialRuns:
             tags=trial.first_tags() | trial.tags() | {"mlflow.note.content": _describe(trial)},
         )
         self._existing.add(identity)
+        self._open.add(trial.run_id)
 
 
 def _describe(trial: Trial) -> str:

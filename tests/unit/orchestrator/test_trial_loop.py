@@ -205,3 +205,12 @@ def test_a_trial_that_another_search_has_finished_is_not_trained_again():
     assert len(runner.packs) == 2
     assert [state for *_, state in states(loop)] == ["finished"] * 6
     assert all(tags["run"] == "search 2" for tags in registry.runs.values())
+
+
+def test_a_trial_that_goes_on_after_an_interruption_runs_in_mlflow_again():
+    registry = Runs()
+    with pytest.raises(KeyboardInterrupt):
+        make_loop(registry, rungs=(10, 30, 90)).run(Runner(workers=1, stop_after=1), None)
+    registry.status = dict.fromkeys(registry.status, "KILLED")
+    assert list(make_loop(registry, rungs=(10, 30, 90))._more_units(1))
+    assert list(registry.status.values()) == ["RUNNING"]
