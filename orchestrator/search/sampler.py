@@ -18,7 +18,8 @@ from orchestrator.search.trial import Trial
 
 DIRECTIONS: dict[Objective, Literal["maximize", "minimize"]] = {"accuracy": "maximize", "parameters": "minimize"}
 _DRAWS = 100  # random points that are tried before the space is listed for one that is left
-_ESTIMATES = 10  # suggestions of the estimator that are tried before random points
+_ESTIMATES = 3  # suggestions of the estimator that are tried before random points
+_MOST_DROPPED = 100  # suggestions that a study keeps as failed trials, which each later one reads, before it is replaced
 _MOST_LISTED = 100_000
 
 
@@ -63,8 +64,8 @@ class Sampler:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space, self._method, self._objectives, self._key = space, method, tuple(objectives), key
         self._seed, self._startup = seed, startup
-        directions = [DIRECTIONS[name] for name in objectives]
-        self._study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), directions=directions)
+        self._told: list[optuna.trial.FrozenTrial] = []
+        self._study, self._dropped = self._make_study(), 0
         self._taken: set[str] = set()
         self._grid = iter(space.points())
 
@@ -90,7 +91,9 @@ class Sampler:
         except (KeyError, ValueError):
             return
         values = [float(getattr(trial, name)) for name in self._objectives]
-        self._study.add_trial(create_trial(params=params, distributions=distributions, values=values))
+        told = create_trial(params=params, distributions=distributions, values=values)
+        self._told.append(told)
+        self._study.add_trial(told)
 
     def suggest(self, number: int) -> Point | None:
         """Return the point of the trial of this number; None if every point has a trial."""
@@ -109,6 +112,8 @@ class Sampler:
 
     def _estimate(self, number: int, attempt: int) -> Point:
         """Return what the estimator suggests, whether or not it was tried."""
+        if self._dropped >= _MOST_DROPPED:
+            self._study, self._dropped = self._make_study(), 0
         seed = random.Random(f"{self._seed} {number} {attempt}").getrandbits(32)
         with warnings.catch_warnings():  # these two options are years old, and still called experimental
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -124,7 +129,15 @@ class Sampler:
 
         point = self._space.suggest(choose)
         self._study.tell(trial, state=TrialState.FAIL)  # it counts when it is told with its results
+        self._dropped += 1
         return point
+
+    def _make_study(self) -> optuna.Study:
+        """Return a study of the trials that were told."""
+        directions = [DIRECTIONS[name] for name in self._objectives]
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0), directions=directions)
+        study.add_trials(self._told)
+        return study
 
     def _is_left(self, point: Point) -> bool:
         key = self._key(point)
