@@ -40,7 +40,7 @@ def run() -> Iterator[Finding]:
         peer = _in_a_process("peer", folder, Path(scratch, "peer"), ours["points"])
     name = f"{TRIALS} trials of TREC on MiniLM, {STEPS} steps each"
     beside = (ours["warm"] * ours["workers"] - ours["training"]) / TRIALS
-    rates = 3600 * (TRIALS + ours["workers"]) / ours["seconds"], 3600 * TRIALS / peer["seconds"]
+    rates = 3600 * TRIALS / ours["seconds"], 3600 * TRIALS / peer["seconds"]
     yield Finding(f"{name}: trials an hour, start-up included", f"{rates[0]:.0f}",
                   f"Ray Tune, a process each: {rates[1]:.0f}", f"{rates[0] / rates[1]:.2f}", f"≥ {FASTER:g}",
                   rates[0] / rates[1] >= FASTER)  # fmt: skip
@@ -75,7 +75,7 @@ def _json_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return found
 
 
-def _config(data: Path, trials: int = TRIALS, seed: int = 0) -> dict[str, Any]:
+def _config(data: Path, trials: int = TRIALS, steps: int = STEPS) -> dict[str, Any]:
     return {
         "library": "trials",
         "base": BASE,
@@ -86,16 +86,15 @@ def _config(data: Path, trials: int = TRIALS, seed: int = 0) -> dict[str, Any]:
             "task": "trec",
             "method": "random",
             "trials": trials,
-            "steps": STEPS,
+            "steps": steps,
             "ranks": [1, 2, 4, 8],
-            "seed": seed,
         },
         "storage": {"cache": str(ROOT / "runs" / "cache")},
     }
 
 
 def _ours(data: Path) -> dict[str, Any]:
-    """Make a search of a trial for each core, and a longer one by the same workers."""
+    """Make a short search of a trial for each core, and then the search by the same workers."""
     from rich.console import Console
 
     from cluster.local import ray_session
@@ -110,7 +109,7 @@ def _ours(data: Path) -> dict[str, Any]:
     config = load_config(_config(data)).config
     plan = make_plan(config)
     cores = len(os.sched_getaffinity(0))
-    first = make_plan(load_config(_config(data, cores, seed=1)).config)
+    first = make_plan(load_config(_config(data, cores, STEPS // 10)).config)
     registry = Registry.open(config.store.uri, plan.folders.artifacts)
     began = time.perf_counter()
     with (
