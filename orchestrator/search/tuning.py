@@ -193,7 +193,8 @@ def _log(
     found = [vars(record) for record in records]
     (folder / TRIALS).write_text(json.dumps({"tasks": found, "shared": shared}, indent=1))
     first = records[0]
-    save_png(draw_trials(first.trials, first.front, first.task, winner=first.winner), folder / PARETO_PLOT)
+    figure = draw_trials(first.trials, first.front, first.task, first.references, first.winner)
+    save_png(figure, folder / PARETO_PLOT)
     began = registry.run_record(run).began
     settings = dump_yaml({"search": plan.config.search.model_dump(mode="json")}) if plan.config.search else ""
     seconds = (datetime.now(UTC) - began).total_seconds()
