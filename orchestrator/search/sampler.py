@@ -19,7 +19,7 @@ from orchestrator.search.trial import Trial
 DIRECTIONS: dict[Objective, Literal["maximize", "minimize"]] = {"accuracy": "maximize", "parameters": "minimize"}
 _DRAWS = 100  # random points that are tried before the space is listed for one that is left
 _ESTIMATES = 3  # suggestions of the estimator that are tried before random points
-_MOST_DROPPED = 100  # suggestions that a study keeps as failed trials, which each later one reads, before it is replaced
+_MOST_DROPPED = 100  # suggestions that a study keeps, and each later one reads, before it is replaced
 _MOST_LISTED = 100_000
 
 
