@@ -183,4 +183,4 @@ def _steps(search: SearchSettings, method: str, size: int, cached: int) -> int:
         total += left * (rung - before)
         before, left = rung, left / (search.rungs.factor if search.rungs else 1)
     repeated = search.confirm * min(search.finalists, trials + cached if method != "truncate" else len(search.ranks))
-    return round(total) + repeated * search.steps
+    return round(total) + (repeated + len(search.references)) * search.steps

@@ -115,3 +115,10 @@ def test_a_search_of_an_earlier_version_keeps_its_hash():
 def test_every_new_key_changes_the_hash(tmp_path):
     hashed = hashed_settings(load(tmp_path, EVERY_KEY).search)
     assert set(hashed) == set(SearchSettings.model_fields)
+
+
+def test_the_forecast_counts_the_adapters_that_are_trained_for_comparison():
+    from orchestrator.search.search_forecast import _steps
+
+    few, more = (SearchSettings(task="one", steps=50, references=ranks) for ranks in ((), (1, 16)))
+    assert [_steps(search, "tpe", 100, 0) for search in (few, more)] == [8 * 50, 10 * 50]
