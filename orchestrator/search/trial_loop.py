@@ -20,7 +20,6 @@ from workers.tuning.members import CuttingResult
 from workers.tuning.trial_job import TrialResult
 
 _FAILURES_AT_FIRST = 3  # trials that fail before any other of the task is measured; then the task is given up
-
 _SHOWN = ("alpha", "lr", "targets", "layers", "head")  # choices besides rank and shape
 
 
@@ -57,7 +56,7 @@ class TrialLoop:
     budget: SearchBudget
     view: LiveView
     _running: dict[str, Trial] = field(default_factory=dict)  # by key
-    _units: dict[str, frozenset[str]] = field(default_factory=dict)  # unit of each running trial, by its first key
+    _units: dict[str, frozenset[str]] = field(default_factory=dict)  # keys of the trials that run with each one
     _started: float = field(default_factory=time.monotonic)
 
     def run(self, runner: JobRunner, resources: JobResources) -> None:
@@ -186,7 +185,5 @@ def describe(trial: Trial) -> str:
     """Return the point of a trial as text: rank and numbers of factors, and what else was chosen."""
     described = trial.description
     texts = [f"rank {described['rank']}", f"{described['factors']} factors"]
-    texts += [
-        f"{name} {trial.point[name]}" for name in ("alpha", "lr", "targets", "layers", "head") if name in trial.point
-    ]
+    texts += [f"{name} {trial.point[name]}" for name in _SHOWN if name in trial.point]
     return ", ".join([*texts, *([f"seed {trial.seed}"] if trial.seed else [])])
