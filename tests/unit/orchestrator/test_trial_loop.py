@@ -10,11 +10,12 @@ from test_task_search import record_of
 
 from orchestrator.pool.work_units import JobEvent, WorkUnit
 from orchestrator.progress.live_view import LiveView
+from orchestrator.search.cut_search import CutSearch
 from orchestrator.search.halving import Halving
 from orchestrator.search.repetitions import SearchSize
 from orchestrator.search.sampler import Sampler
 from orchestrator.search.task_search import TaskSearch
-from orchestrator.search.trial import Trial
+from orchestrator.search.trial import RungResult, Trial
 from orchestrator.search.trial_loop import SearchBudget, TrialLoop
 from orchestrator.search.trial_runs import TrialRuns
 from workers.failure import Failure
@@ -214,3 +215,22 @@ def test_a_trial_that_goes_on_after_an_interruption_runs_in_mlflow_again():
     registry.status = dict.fromkeys(registry.status, "KILLED")
     assert list(make_loop(registry, rungs=(10, 30, 90))._more_units(1))
     assert list(registry.status.values()) == ["RUNNING"]
+
+
+def test_a_parent_that_another_search_has_trained_is_cut_all_the_same():
+    class Parents:
+        def make(self, number, point, origin, seed=0):
+            return Trial("trec", number, point, f"{point['rank']} {origin}", 10 * point["rank"], origin, seed)
+
+        def job(self, trial, rung):
+            adapter, train = SimpleNamespace(rank=16), SimpleNamespace(steps=rung)
+            return TrialJob(SimpleNamespace(task=trial.key, adapter=adapter, train=train, folder="/tmp/none"), rung)
+
+    runs, parents = TrialRuns("lib", "search 1", Runs()), Parents()
+    known = parents.make(1, {"rank": 16}, "parent")
+    known.rungs = [RungResult(90, 0.9, 0.1, 1.0)]
+    runs.known[known.spec_hash] = known
+    search = CutSearch("trec", (16, 4), 90, SIX, parents.make)
+    loop = TrialLoop({"trec": (search, parents)}, runs, NO_LIMIT, LiveView(Console(file=StringIO())))
+    (unit,) = loop._more_units(1)
+    assert [job.ranks for job in unit.jobs.values()] == [(4,)]
