@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from orchestrator.plan.library_state import LibraryState
 from orchestrator.plan.planning import Plan
+from orchestrator.plan.rank_space import rank_space
 from orchestrator.plan.space import plan_space
 from ttmoe.base import empty_body
 
@@ -16,6 +17,7 @@ def check_search_space(plan: Plan, state: LibraryState) -> None:
 
 def check_spaces(plan: Plan) -> None:
     """Raise InputError if the plan's search has nothing to choose from on one of its tasks."""
-    model = empty_body(plan.base)
+    model, search = empty_body(plan.base), plan.config.search
+    make_space = rank_space if search and search.method == "truncate" else plan_space
     for task in plan.config.searched_tasks:
-        plan_space(plan, task, model)
+        make_space(plan, task, model)

@@ -79,7 +79,7 @@ def show_search(loaded: LoadedConfig, console: Console, *, as_json: bool = False
     Raises:
         InputError: The config, the data or the base cannot be used.
     """
-    from orchestrator.search.rank_space import rank_space
+    from orchestrator.plan.rank_space import rank_space
     from orchestrator.search.search_forecast import forecast_search
     from orchestrator.search.space_screen import show_space
     from orchestrator.search.trial import read_trial

@@ -41,6 +41,11 @@ class Candidate:
         return mean(trial.loss for trial in self.trials)
 
 
+def small_enough(trials: Sequence[Trial], most: int | None) -> list[Trial]:
+    """Return the trials with at most ``most`` parameters: what is trained to be cut may have more."""
+    return [trial for trial in trials if most is None or trial.parameters <= most]
+
+
 def candidates(trials: Sequence[Trial]) -> list[Candidate]:
     """Return the points of all trials that were trained to the end, or cut from one that was.
 

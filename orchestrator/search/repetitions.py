@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from orchestrator.plan.choosing import Point
-from orchestrator.search.finalists import choose_finalists
+from orchestrator.search.finalists import choose_finalists, small_enough
 from orchestrator.search.trial import Origin, Trial
 
 
@@ -28,6 +28,7 @@ class SearchSize:
         finalists: Largest number of finalists.
         within: Accuracy by which the winner may be below the best finalist.
         references: Ranks of LoRA adapters that are trained for comparison.
+        max_parameters: Largest number of parameters of a finalist; None for any.
     """
 
     trials: int
@@ -35,6 +36,7 @@ class SearchSize:
     finalists: int = 4
     within: float = 0.005
     references: tuple[int, ...] = ()
+    max_parameters: int | None = None
 
 
 def next_repetition(
@@ -52,7 +54,7 @@ def next_repetition(
         return None
     # A cut is no training: its point is trained with the task's own seed, too.
     made = {(trial.point_key, trial.seed) for trial in trials if trial.origin != "cut"}
-    for finalist in choose_finalists(first_seed, size.finalists, size.within):
+    for finalist in choose_finalists(small_enough(first_seed, size.max_parameters), size.finalists, size.within):
         point, key = finalist.trials[0].point, finalist.trials[0].point_key
         for seed in range(size.confirm + 1):
             if (key, seed) not in made:

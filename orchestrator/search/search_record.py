@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.plan.choosing import Point
-from orchestrator.search.finalists import Candidate, candidates, choose_winner
+from orchestrator.search.finalists import Candidate, candidates, choose_winner, small_enough
 from orchestrator.search.importances import choice_importances
 from orchestrator.search.pareto import hypervolumes, pareto_front
 from orchestrator.search.trial import Trial
@@ -53,6 +53,7 @@ def make_task_record(
     task: str,
     trials: Sequence[Trial],
     within: float,
+    most: int | None,
     space: dict[str, Any],
     lora16_parameters: int,
     config_sections: Callable[[Point], dict[str, Any]],
@@ -63,19 +64,21 @@ def make_task_record(
         task: Name of the task.
         trials: Its trials.
         within: See ``choose_winner``.
+        most: Largest number of parameters of what is recommended; None for any.
         space: All options by choice.
         lora16_parameters: Parameters of LoRA of rank 16 on the same layers.
         config_sections: Returns the sections of a task that has this point.
     """
     measured = [_trial_json(trial) for trial in trials if trial.is_measured and trial.origin != "reference"]
     failed = [_trial_json(trial) for trial in trials if trial.state == "failed"]
-    winner = choose_winner(trials, within)
-    repeated = [each for each in candidates(trials) if len(each.trials) > 1]
+    eligible = small_enough(trials, most)
+    winner = choose_winner(eligible, within)
+    repeated = [each for each in candidates(eligible) if len(each.trials) > 1]
     return TaskRecord(
         task,
         measured,
         failed,
-        pareto_front(_points(trials)),
+        pareto_front(_points(eligible)),
         _candidate_json(winner) | {"sections": config_sections(winner.trials[0].point)} if winner else None,
         [
             {"name": f"LoRA-{trial.point['lora']}", "parameters": trial.parameters, "accuracy": trial.accuracy}

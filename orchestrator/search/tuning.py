@@ -14,6 +14,7 @@ from orchestrator.config.search_settings import SearchSettings
 from orchestrator.config.yaml_document import dump_yaml
 from orchestrator.plan.forecast import trial_resources, trials_per_job
 from orchestrator.plan.planning import Plan
+from orchestrator.plan.rank_space import rank_space
 from orchestrator.plan.space import plan_space
 from orchestrator.pool.work_units import JobRunner
 from orchestrator.progress.live_view import LiveView
@@ -24,8 +25,8 @@ from orchestrator.report.figures import save_png
 from orchestrator.report.search_charts import draw_trials
 from orchestrator.report.search_page import SearchHeader, write_search_report
 from orchestrator.search.cut_search import CutSearch
+from orchestrator.search.finalists import small_enough
 from orchestrator.search.halving import Halving
-from orchestrator.search.rank_space import rank_space
 from orchestrator.search.repetitions import SearchSize
 from orchestrator.search.sampler import Sampler
 from orchestrator.search.search_record import TaskRecord, make_task_record
@@ -93,7 +94,8 @@ def run_search(plan: Plan, registry: Registry, view: LiveView, runner: JobRunner
                 raise _all_failed_error(search)
         records = [_record(plan, settings, search, trials) for search, trials in searches.values()]
         shared = find_shared_point(
-            {task: search.trials for task, (search, _) in searches.items()}, settings.accuracy_within
+            {task: small_enough(search.trials, settings.max_parameters) for task, (search, _) in searches.items()},
+            settings.accuracy_within,
         )
         _log(plan, records, shared, registry, run, plan.work_folder("search", tasks[0], spec))
     return records
@@ -106,7 +108,9 @@ def _cut_search(
     trials = TaskTrials(plan, task, space, (settings.steps,), _trials_folder(plan, task))
     retrained = settings.budget.trials if settings.budget else 0
     own = [trial for trial in earlier if trial.task == task]
-    return CutSearch(task, settings.ranks, settings.steps, _size(settings, retrained or 0), trials.make, own), trials
+    return CutSearch(
+        task, space.choices()["rank"], settings.steps, _size(settings, retrained or 0), trials.make, own
+    ), trials
 
 
 def _task_search(
@@ -134,7 +138,14 @@ def _task_search(
 
 
 def _size(settings: SearchSettings, trials: int) -> SearchSize:
-    return SearchSize(trials, settings.confirm, settings.finalists, settings.accuracy_within, settings.references)
+    return SearchSize(
+        trials,
+        settings.confirm,
+        settings.finalists,
+        settings.accuracy_within,
+        settings.references,
+        settings.max_parameters,
+    )
 
 
 def _trials_folder(plan: Plan, task: str) -> Path:
@@ -175,6 +186,7 @@ def _record(plan: Plan, settings: SearchSettings, search: TaskSearch | CutSearch
         search.task,
         search.trials,
         settings.accuracy_within,
+        settings.max_parameters,
         choices,
         count_lora_parameters(groups),
         trials.config_sections,

@@ -1,18 +1,22 @@
 """The search of one task by cutting: what is trained after the parent, and what an interruption changes."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 from library_plan import plan_of
 
+from orchestrator.plan.rank_space import rank_space
+from orchestrator.plan.search_space import check_spaces
 from orchestrator.search.cut_search import CutSearch
 from orchestrator.search.finalists import choose_winner
-from orchestrator.search.rank_space import rank_space
 from orchestrator.search.repetitions import SearchSize
+from orchestrator.search.search_record import make_task_record
 from orchestrator.search.shared_point import find_shared_point
 from orchestrator.search.trial import RungResult, Trial
 from orchestrator.search.trial_units import TaskTrials, make_cutting_unit
 from ttmoe.base import empty_body
+from ttmoe.errors import InputError
 from workers.tuning.members import CuttingResult, Member
 
 RANKS = (4, 16, 8, 2, 1)
@@ -127,6 +131,32 @@ def trials(base_folder, tmp_path):
     plan = plan_of(base_folder, tmp_path, search=settings, adapter={"rank": 4, "alpha": 6})
     space = rank_space(plan, "colours", empty_body(plan.base))
     return TaskTrials(plan, "colours", space, (50,), tmp_path / "trials")
+
+
+@pytest.mark.parametrize("bound", [2, 4])
+def test_a_bound_of_parameters_leaves_out_ranks_but_not_the_parent(trials, bound):
+    most = trials.space.settings({"rank": bound}).parameters
+    search = trials.plan.config.search.model_copy(update={"max_parameters": most})
+    plan = replace(trials.plan, config=trials.plan.config.model_copy(update={"search": search}))
+    space = rank_space(plan, "colours", empty_body(plan.base))
+    assert space.choices() == {"rank": tuple(rank for rank in (1, 2, 4, 8) if rank <= bound or rank == 8)}
+    check_spaces(plan)
+    too_few = search.model_copy(update={"max_parameters": 3})
+    plan = replace(plan, config=plan.config.model_copy(update={"search": too_few}))
+    with pytest.raises(InputError, match="no rank has at most 3 parameters; the lowest has"):
+        check_spaces(plan)
+
+
+def test_a_parent_above_the_bound_is_neither_repeated_nor_recommended():
+    size = SearchSize(0, 1, max_parameters=40)
+    found = CutSearch("trec", (4, 16, 2), 200, size, make)
+    parent = found.next()
+    found.report_cuts(parent, CuttingResult(member(16, 0.95, 200), (member(4, 0.94), member(2, 0.9)), {}))
+    assert train(found, lambda trial: 0.94) == [("confirming", 4, 0), ("confirming", 4, 1)]
+    record = make_task_record("trec", found.trials, 0.005, 40, {}, 1000, lambda point: {"adapter": point})
+    assert [point["point"]["rank"] for point in record.front] == [4, 2]
+    assert record.winner["sections"] == {"adapter": {"rank": 4}}
+    assert len(record.trials) == 5
 
 
 def test_every_rank_has_the_tasks_adapter_and_a_learning_rate_that_falls_with_it(trials):

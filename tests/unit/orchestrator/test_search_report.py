@@ -71,7 +71,9 @@ def searched(count):
 
 def record(trials, **more):
     space = {"targets": ("q, v", "q, v, o"), "rank": (1, 2, 4, 8), "factors": ("2+3",)}
-    made = make_task_record("trec", trials, 0.005, space, 393216, lambda point: {"adapter": {"rank": point["rank"]}})
+    made = make_task_record(
+        "trec", trials, 0.005, None, space, 393216, lambda point: {"adapter": {"rank": point["rank"]}}
+    )
     return json.loads(json.dumps(vars(made))) | more
 
 
@@ -272,7 +274,7 @@ def test_a_search_records_its_data_its_picture_and_its_report(tmp_path):
         config=SimpleNamespace(search=settings), folders=SimpleNamespace(library="lib"), base=SimpleNamespace(id="b")
     )
     found = [trial(1), trial(2, 4, (0.5, math.nan))]
-    made = make_task_record("trec", found, 0.005, {"rank": (2, 4)}, 393216, lambda point: {"adapter": point})
+    made = make_task_record("trec", found, 0.005, None, {"rank": (2, 4)}, 393216, lambda point: {"adapter": point})
     _log(plan, [made], None, registry, "r1", tmp_path)
     assert logged == [("r1", TRIALS), ("r1", PARETO_PLOT), ("r1", SEARCH_REPORT)]
     assert read_search_records(tmp_path / TRIALS)[0]["within"] == 0.005

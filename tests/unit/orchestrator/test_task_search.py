@@ -176,7 +176,7 @@ def test_the_front_has_the_mean_over_seeds_of_a_point_and_no_lora_adapter():
     large = trial(4, {"rank": 4, "factors": "2+2"}, accuracies=[0.915])
     lucky = trial(5, {"rank": 8, "factors": "2+2"}, accuracies=[0.5, 0.912], state="stopped")
     lora = trial(6, {"lora": 1, "rank": 1, "factors": "LoRA"}, origin="reference", accuracies=[0.99])
-    record = make_task_record("trec", [*small, large, lucky, lora], 0.005, {}, 1000, lambda point: {})
+    record = make_task_record("trec", [*small, large, lucky, lora], 0.005, None, {}, 1000, lambda point: {})
     front = [(each["point"]["rank"], each["seeds"], each["accuracy"]) for each in record.front]
     assert front == [(2, 3, pytest.approx(0.91)), (4, 1, 0.915)]
     assert record.references == [{"name": "LoRA-1", "parameters": 10, "accuracy": 0.99}]

@@ -12,6 +12,7 @@ from orchestrator.plan.choosing import Point
 from orchestrator.plan.planning import Plan
 from orchestrator.plan.space import PointSettings
 from ttmoe.adapter import AdapterSpec, count_parameters, plan_groups
+from ttmoe.errors import InputError
 from workers.training.learning_rate import lr_for_rank
 from workers.training.settings import TrainSettings
 
@@ -26,6 +27,11 @@ class RankSpace:
         head: Head of the task.
         ranks: The ranks.
         keeps_lr: Whether every rank has the same learning rate.
+        most: Largest number of parameters of a point; None for any. The highest rank may have more: it is trained to be
+            cut.
+
+    Raises:
+        InputError: If no rank has at most ``most`` parameters.
     """
 
     def __init__(
@@ -37,9 +43,17 @@ class RankSpace:
         ranks: Sequence[int],
         *,
         keeps_lr: bool = False,
+        most: int | None = None,
     ) -> None:
         self._model, self._adapter, self._train, self._head = model, adapter, train, head
-        self._ranks, self._keeps_lr = tuple(sorted(set(ranks))), keeps_lr
+        self._keeps_lr = keeps_lr
+        parameters = {rank: self._settings(rank).parameters for rank in sorted(set(ranks))}
+        fitting = [rank for rank, count in parameters.items() if most is None or count <= most]
+        if not fitting:
+            fewest = min(parameters.values())
+            what = f"no rank has at most {most:,} parameters; the lowest has {fewest:,}"
+            raise InputError(what, where="search.max_parameters", fix="raise it, or allow lower ranks")
+        self._ranks = tuple(sorted({*fitting, max(parameters)}))
 
     def choices(self) -> dict[str, tuple[Any, ...]]:
         """Return the options of every choice by its name."""
@@ -59,7 +73,9 @@ class RankSpace:
 
     def settings(self, point: Point) -> PointSettings:
         """Return what a point trains."""
-        rank = point["rank"]
+        return self._settings(point["rank"])
+
+    def _settings(self, rank: int) -> PointSettings:
         shape = self._adapter.shape
         factors = shape.split("@")[0] if isinstance(shape, str) else {k: v.split("@")[0] for k, v in shape.items()}
         adapter = replace(self._adapter, method="tt", rank=rank, shape=factors)
@@ -76,9 +92,12 @@ def rank_space(plan: Plan, task: str, model: nn.Module) -> RankSpace:
         plan: The plan; its config has a search.
         task: Name of the task.
         model: Body of the base; its modules may be on the meta device.
+
+    Raises:
+        InputError: If no rank has at most ``search.max_parameters``.
     """
     if (search := plan.config.search) is None:
         raise ValueError("the config has no search")
     job, keeps_lr = plan.experts[task].job, search.space is not None and search.space.lr == "keep"
     train = plan.config.search_train(task)
-    return RankSpace(model, job.adapter, train, job.head, search.ranks, keeps_lr=keeps_lr)
+    return RankSpace(model, job.adapter, train, job.head, search.ranks, keeps_lr=keeps_lr, most=search.max_parameters)
