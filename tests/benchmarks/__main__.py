@@ -35,6 +35,7 @@ ROWS = {
     "routed": "routed:run",
     "trials": "trials:run",
     "truncation": "truncation:run",
+    "front": "front:run",
 }
 
 

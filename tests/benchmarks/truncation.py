@@ -12,17 +12,15 @@ A cell is one training, the cuts of one expert, or one reading of test rows. Eac
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import sys
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from tests.benchmarks.cells import run_cells
 from tests.benchmarks.library import BASE, DATA, SPLITS
 from tests.benchmarks.machine import ROOT
 from tests.benchmarks.measuring import QUICK
@@ -81,12 +79,13 @@ def run() -> Iterator[Finding]:
 
 
 def findings(plan: Plan, folder: Path, scratch: Path) -> Iterator[Finding]:
-    trained = _run_cells([Cell(task, rank, seed, rate, plan.steps) for task in plan.tasks for rank in plan.ranks
-                          for rate in plan.rates for seed in plan.seeds], folder, scratch)  # fmt: skip
+    run = partial(_run, folder=folder, scratch=scratch)
+    trained = run_cells([Cell(task, rank, seed, rate, plan.steps) for task in plan.tasks for rank in plan.ranks
+                         for rate in plan.rates for seed in plan.seeds], run, scratch)  # fmt: skip
     chosen = {(task, rank): _best_rate(plan, trained, task, rank) for task in plan.tasks for rank in plan.ranks}
     top, others = plan.ranks[0], tuple(plan.ranks[1:])
-    cut = _run_cells([Cell(task, top, seed, chosen[task, top], plan.steps, others) for task in plan.tasks
-                      for seed in plan.seeds], folder, scratch)  # fmt: skip
+    cut = run_cells([Cell(task, top, seed, chosen[task, top], plan.steps, others) for task in plan.tasks
+                     for seed in plan.seeds], run, scratch)  # fmt: skip
     tested: dict[tuple[str, int], dict[str, float]] = {}
     for task in plan.tasks:
         for seed in plan.seeds:
@@ -148,18 +147,6 @@ def _on_task(plan: Plan, task: str, ranks: Sequence[int], tested: dict[tuple[str
                    values("cut"), values("scratch"), f"rates {rates}")  # fmt: skip
 
 
-def _run_cells(cells: Sequence[Cell], folder: Path, scratch: Path) -> dict[Cell, dict[str, Any]]:
-    """The results of all cells; those without a file are run, one in a process on one core."""
-    missing = [cell for cell in cells if not (scratch / cell.file).is_file()]
-    if missing:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(len(missing), os.cpu_count() or 1), mp_context=context) as pool:
-            done = [pool.submit(_run_cell, cell, folder, scratch) for cell in missing]
-            for cell, future in zip(missing, done, strict=True):
-                print(f"  {cell.file}: {future.result():.0f} s", file=sys.stderr, flush=True)
-    return {cell: json.loads((scratch / cell.file).read_text()) for cell in cells}
-
-
 def _job(cell: Cell, folder: Path, scratch: Path) -> Any:
     from ttmoe.adapter import AdapterSpec, count_parameters, plan_groups
     from ttmoe.base import empty_body
@@ -181,18 +168,13 @@ def _job(cell: Cell, folder: Path, scratch: Path) -> Any:
                      cache=str(cache), trunk_bytes=20 * 10**9, trainings=10**3)  # fmt: skip
 
 
-def _run_cell(cell: Cell, folder: Path, scratch: Path) -> float:
-    from ttmoe.atomic_write import write_atomically
+def _run(cell: Cell, folder: Path, scratch: Path) -> dict[str, Any]:
     from workers.tuning.cutting_job import run_cutting
     from workers.tuning.members import CuttingJob
 
-    began = time.perf_counter()
     job = CuttingJob(_job(cell, folder, scratch), cell.ranks, distill_steps=cell.steps // 10 if cell.ranks else 0,
                      keep={rank: f"{cell.name}-{rank}" for rank in cell.ranks})  # fmt: skip
-    found = asdict(run_cutting(job, lambda progress: None))
-    seconds = time.perf_counter() - began
-    write_atomically(scratch / cell.file, json.dumps(found | {"seconds": seconds}, indent=1).encode())
-    return seconds
+    return asdict(run_cutting(job, lambda progress: None))
 
 
 def _test(cell: Cell, experts: dict[str, str], folder: Path, scratch: Path) -> dict[str, float]:
