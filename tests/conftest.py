@@ -31,8 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Long tiers run first. Without ``--thorough`` its tests are not run, and said to be passed over."""
-    items.sort(key=lambda item: tiers.TIERS.index(tiers.tier_of(item.nodeid)))
+    """Long tiers and files run first. Without ``--thorough`` its tests are not run, and said to be passed over."""
+    items.sort(key=lambda item: tiers.place_of(item.nodeid))
     if not config.getoption("--thorough"):
         for item in items:
             if item.get_closest_marker("thorough"):

@@ -28,10 +28,11 @@ class Server:
         self.process = subprocess.Popen(self.command, env=environment, stdout=self.log, stderr=subprocess.STDOUT)
         assert tiny.wait_for(self._responds, 90)
 
-    def stop(self) -> None:
+    def stop(self, grace: float = 20) -> None:
+        """End the server; its requests have ``grace`` seconds to end."""
         family = [self.process, *psutil.Process(self.process.pid).children(recursive=True)]
         self.process.terminate()
-        for process in psutil.wait_procs(family, timeout=20)[1]:  # it waits for requests that will not end
+        for process in psutil.wait_procs(family, timeout=grace)[1]:  # it waits for some that will not end
             process.kill()
         self.process.wait()
 

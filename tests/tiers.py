@@ -12,6 +12,11 @@ TIERS = (
     "unit",
 )  # in this order, so no long test is left at the end for one process
 
+# Files of the integration tier that take a minute or nearly: first, so that none is left at the end for one process.
+LONG = ("test_run", "test_gpu_cluster", "test_reliability", "test_registry", "test_tracking_unavailable",
+        "test_predict", "test_worker_pool", "test_generate", "test_doctor", "test_driver_killed", "test_tune",
+        "test_two_hosts")  # fmt: skip
+
 # Groups of several files: e2e follows one library from test to test, and SmolLM2 is downloaded once.
 TOGETHER = {"tests/e2e/test_quickstart.py": "e2e", "tests/e2e/test_readme.py": "e2e",
             "tests/e2e/test_readme_answers.py": "e2e",
@@ -37,6 +42,12 @@ def process_count(cpus: int) -> int:
 def tier_of(nodeid: str) -> str:
     """Return the tier of a test: its folder."""
     return nodeid.split("/")[1]
+
+
+def place_of(nodeid: str) -> tuple[int, int]:
+    """Return the key by which tests are sorted: by tier, and the long files of a tier first."""
+    name = nodeid.partition("::")[0].rpartition("/")[2].removesuffix(".py")
+    return TIERS.index(tier_of(nodeid)), LONG.index(name) if name in LONG else len(LONG)
 
 
 def group_of(nodeid: str) -> str:

@@ -73,11 +73,17 @@ def profile_of(place: Path) -> dict[str, str]:
     return json.loads((place / "tiny.yaml").read_text())["clusters"]["two"]
 
 
+def jobs_of(place: Path) -> list[tuple[str, str]]:
+    """Return the identifier and the status of each job of the cluster."""
+    listed = json.loads(commands.here(place, "jobs", "ls", *WHERE, "--json").out)
+    return [(each["id"], each["status"]) for each in listed]
+
+
 def storage_of(place: Path) -> Path:
     return Path(profile_of(place)["storage"])
 
 
-def test_a_job_is_planned_followed_changed_cancelled_and_finished(place, cluster, home, monkeypatch):
+def test_a_job_is_planned_followed_and_cancelled(place, cluster, home, monkeypatch):
     monkeypatch.setenv("HOME", str(home))
     first = commands.ttmoe(place, *SUBMIT)
     assert first.code == 0, first.out + first.err
@@ -91,6 +97,14 @@ def test_a_job_is_planned_followed_changed_cancelled_and_finished(place, cluster
     cancelled = commands.here(place, "jobs", "cancel", job, *WHERE)
     assert cancelled.out == f"job {job}: stopped\n", cancelled.err
     assert not [run for run in commands.runs(storage_of(place)) if run.info.status == "RUNNING"]
+    assert jobs_of(place) == [(job, "STOPPED")]
+
+
+@pytest.mark.thorough
+def test_the_same_command_continues_it_and_an_expert_is_skipped(place, cluster, home, monkeypatch):
+    """After the test above."""
+    monkeypatch.setenv("HOME", str(home))
+    ((job, _),) = jobs_of(place)
     again = commands.here(place, *SUBMIT)
     assert f"Submitted job {job}-2" in again.out
     wait_for_log(place, f"{job}-2", "t3: training, step")
@@ -99,8 +113,7 @@ def test_a_job_is_planned_followed_changed_cancelled_and_finished(place, cluster
     assert "Cached: " in followed.out
     assert "Routing accuracy" in followed.out  # the router serves the others
     assert followed.code == 4, followed.err
-    listed = json.loads(commands.here(place, "jobs", "ls", *WHERE, "--json").out)
-    assert [(each["id"], each["status"]) for each in listed] == [(f"{job}-2", "FAILED"), (job, "STOPPED")]
+    assert jobs_of(place) == [(f"{job}-2", "FAILED"), (job, "STOPPED")]
     assert commands.versions(storage_of(place)) == {f"tiny.{name}": 1 for name in (*TASKS[:3], "router")}
 
 

@@ -80,6 +80,7 @@ def test_of_two_devices_a_broken_one_is_left_out_and_all_jobs_are_done(tmp_path)
     assert pool.started <= 4  # two at first, and one after each failure, the last of which keeps the GPU reserved
 
 
+@pytest.mark.thorough
 def test_a_run_whose_devices_are_all_broken_stops_and_names_them(tmp_path):
     events, error, pool = run(tmp_path, {"0", "1"}, 40)
     node = next(iter(pool.devices.left_out)).address

@@ -108,7 +108,6 @@ def test_a_run_that_a_node_cannot_serve_ends_before_any_work(library, monkeypatc
     assert caught.value.where == "storage.root"
     shared = [f"storage.root={library / 'runs'}"]
     plan = make_plan(load_config("tiny.yaml", shared).config)
-    check_nodes(plan)
     moved = replace(plan, base=replace(plan.base, folder="/driver/base"))
     with pytest.raises(InputError, match=r"node 127\.0\.0\.3: there is no folder /driver/base on this node"):
         check_nodes(moved)

@@ -9,7 +9,8 @@ import pytest
 from commands import open_registry, runs, statuses
 from scripted_jobs import EXTRA, STEPS, make_library, write_library
 
-pytestmark = pytest.mark.integration
+# Without ``--thorough``, `test_driver_killed` and `test_reliability` check the same on two experts.
+pytestmark = [pytest.mark.integration, pytest.mark.thorough]
 
 COUNT = 16
 FATES = {"t0005": "fail", "t0007": "die", "t0009": "once", "t0015": "fail"}

@@ -16,7 +16,8 @@ from scripted_jobs import in_place_of_training
 pytestmark = pytest.mark.integration
 
 
-@pytest.mark.parametrize("process", ["raylet", pytest.param("gcs_server", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("process", ["raylet", "gcs_server"])
 def test_a_run_survives_the_end_of_ray(process, base_folder, fresh_store, tmp_path):
     config = scripted_jobs.write_library(tmp_path, base_folder, 3)
     (tmp_path / "runs").mkdir()

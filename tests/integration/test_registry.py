@@ -479,7 +479,9 @@ WRITES = {
 }
 
 
-@pytest.mark.parametrize("for_good", [False, True], ids=["time-out", "death"])
+@pytest.mark.parametrize(
+    "for_good", [pytest.param(False, marks=pytest.mark.thorough, id="time-out"), pytest.param(True, id="death")]
+)
 def test_after_a_failure_of_any_call_a_repetition_completes_the_registry(
     fresh_store, tmp_path, made, undisturbed, for_good, request
 ):

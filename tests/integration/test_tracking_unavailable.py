@@ -60,7 +60,7 @@ def server(fresh_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         warnings.simplefilter("ignore")  # MLflow warns about its own type hints
         import mlflow.pyfunc  # noqa: F401
     yield server
-    server.stop()
+    server.stop(grace=1)
     server.log.close()
 
 

@@ -15,6 +15,14 @@ def test_every_folder_of_tests_is_a_tier() -> None:
     assert folders == set(tiers.TIERS)
 
 
+def test_long_files_of_a_tier_come_first() -> None:
+    ids = ["tests/unit/a/test_a.py::f", "tests/integration/test_api.py::f", "tests/integration/test_run.py::TestX::f",
+           "tests/integration/test_doctor.py::f", "tests/cluster/test_submit.py::f"]  # fmt: skip
+    assert sorted(ids, key=tiers.place_of) == [ids[4], ids[2], ids[3], ids[1], ids[0]]
+    files = {path.stem for path in Path(tiers.__file__).parent.glob("integration/test_*.py")}
+    assert set(tiers.LONG) <= files
+
+
 def test_tests_of_a_file_stay_together() -> None:
     ids = ["tests/unit/a/test_a.py::test_x[b/c::d]", "tests/unit/a/test_a.py::TestY::test_z", "tests/unit/test_b.py::f"]
     assert [tiers.group_of(each) for each in ids] == ["tests/unit/a/test_a.py"] * 2 + ["tests/unit/test_b.py"]
