@@ -36,6 +36,7 @@ ROWS = {
     "trials": "trials:run",
     "truncation": "truncation:run",
     "front": "front:run",
+    "sampling": "sampling:run",
 }
 
 
