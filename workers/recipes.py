@@ -13,7 +13,7 @@ RECIPES = {
     "router": 3,
     "search": 2,
     "import": 1,
-    "cut": 1,
+    "cut": 2,
     # Part of a cache key.
     "prepared": 1,
     "tokens": 1,

@@ -20,10 +20,10 @@ from workers.expert_job import ExpertJob
 from workers.progress import Progress
 from workers.recipes import RECIPES
 from workers.tuning.cutting_job import run_cutting
+from workers.tuning.distillation import most_distillation_steps
 from workers.tuning.members import CuttingJob, CuttingResult, Member
 
 RANKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-DISTILLED_SHARE = 10  # a distillation takes one step for so many of the training
 
 
 def compress_expert(
@@ -83,7 +83,7 @@ def _job(planned: ExpertJob, version: Version, folder: Path) -> CuttingJob:
     ranks = tuple(rank for rank in RANKS if rank < manifest.adapter.rank)
     if not ranks:
         raise InputError(f"{version_label(version)} has rank 1: there is no smaller one", where=version.task)
-    distill = max(1, planned.train.steps // DISTILLED_SHARE)
+    distill = most_distillation_steps(planned.train.steps)
     hashes = {rank: spec_hash(_spec(planned, version, manifest, rank, distill)) for rank in ranks}
     expert = replace(planned, folder=str(Path(planned.folder).parent / f"cuts-{version.spec_hash[:12]}"))
     return CuttingJob(expert, ranks, distill_steps=distill, parent=str(folder), keep=hashes)

@@ -19,14 +19,13 @@ from orchestrator.search.trial import Origin, Trial
 from ttmoe.adapter import count_parameters, plan_groups
 from ttmoe.base import empty_body
 from workers.progress import ProgressCallback
+from workers.recipes import RECIPES
 from workers.training.settings import MEMORY_ONLY
 from workers.tuning.cutting_job import run_cutting
+from workers.tuning.distillation import most_distillation_steps
 from workers.tuning.members import CuttingJob, CuttingResult
 from workers.tuning.trial_job import TrialJob, run_trials
 
-# From a rank of 16, those up to 4 are distilled, where the loss of a cut has risen; larger ones gain nothing.
-_DISTILLED_SHARE = 4
-_DISTILLATION_SHARE = 10  # of the steps of a training
 # Learning rate of LoRA over that of a tensor train: 3e-3 and 5e-3 were the best on two tasks of MiniLM.
 _LORA_LR = 0.6
 
@@ -142,13 +141,13 @@ class TaskTrials:
     def _spec_hash(self, settings: PointSettings, origin: Origin) -> str:
         """Return the hash of what decides a trial's result. The rungs are part of it: it is evaluated at each.
 
-        A cut has that of a training of its point, and that it is a cut: its parent follows from the space.
+        A cut has that of a training of its point, and how it is cut: its parent follows from the space.
         """
         data = self.plan.experts[self.task].job.data
         shapes = {group.role: str(group.method) for group in settings.groups}
         spec = expert_spec(self.plan.base, settings.adapter, shapes, data, settings.train, settings.head)
         rungs = self.rungs[:-1] if origin == "sampled" else ()
-        cut = {"cut": self.space.choices()["rank"]} if origin == "cut" else {}
+        cut = {"cut": self.space.choices()["rank"], "cutting": RECIPES["cut"]} if origin == "cut" else {}
         return spec_hash(spec | ({"rungs": rungs} if rungs else {}) | cut)
 
 
@@ -178,11 +177,9 @@ def make_unit(jobs: Sequence[TrialJob]) -> WorkUnit:
 
 
 def make_cutting_unit(parent: TrialJob, ranks: Sequence[int]) -> WorkUnit:
-    """Return the unit that trains a parent and cuts it to these ranks. The smallest are distilled for a short time."""
+    """Return the unit that trains a parent and cuts it to these ranks; they are distilled for a short time."""
     expert = parent.expert
-    small = tuple(rank for rank in ranks if rank <= expert.adapter.rank // _DISTILLED_SHARE)
-    steps = max(1, expert.train.steps // _DISTILLATION_SHARE)
-    job = CuttingJob(expert, tuple(ranks), distill_steps=steps, distill=small)
+    job = CuttingJob(expert, tuple(ranks), distill_steps=most_distillation_steps(expert.train.steps))
     return WorkUnit(partial(run_jointly, _run_cuttings), {expert.task: job}, Path(expert.folder, LOG_FILE))
 
 

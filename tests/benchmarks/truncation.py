@@ -2,8 +2,8 @@
 
 A tensor train is trained at each rank with each of three learning rates; of these, the mean validation accuracy over
 the seeds chooses one for each task and rank. The expert of the highest rank, which is such a training, is cut to the
-others by ``workers.tuning``, and each cut is distilled for a tenth of the steps and keeps what does better on
-validation. The test rows are read once, by what was chosen.
+others by ``workers.tuning``; each cut that has lost something is distilled, and keeps what does better on validation.
+The test rows are read once, by what was chosen.
 
 A cell is one training, the cuts of one expert, or one reading of test rows. Each has a result file in
 ``runs/benchmarks/truncation``; what is stopped goes on. To measure anew, remove the folder.
@@ -170,10 +170,12 @@ def _job(cell: Cell, folder: Path, scratch: Path) -> Any:
 
 def _run(cell: Cell, folder: Path, scratch: Path) -> dict[str, Any]:
     from workers.tuning.cutting_job import run_cutting
+    from workers.tuning.distillation import most_distillation_steps
     from workers.tuning.members import CuttingJob
 
-    job = CuttingJob(_job(cell, folder, scratch), cell.ranks, distill_steps=cell.steps // 10 if cell.ranks else 0,
-                     keep={rank: f"{cell.name}-{rank}" for rank in cell.ranks})  # fmt: skip
+    steps = most_distillation_steps(cell.steps) if cell.ranks else 0
+    keep = {rank: f"{cell.name}-{rank}" for rank in cell.ranks}
+    job = CuttingJob(_job(cell, folder, scratch), cell.ranks, distill_steps=steps, keep=keep)
     return asdict(run_cutting(job, lambda progress: None))
 
 

@@ -24,7 +24,7 @@ from workers.progress import Progress, ProgressCallback
 from workers.stopping import raise_if_stopped
 from workers.training.batches import training_batches
 from workers.training.evaluation import last_batch_scores
-from workers.tuning.distillation import distil, distillation_settings, teacher_answers
+from workers.tuning.distillation import distil, distillation_settings, distillation_steps, teacher_answers
 from workers.tuning.members import CuttingJob, CuttingResult, Member
 from workers.tuning.parent import Parent, load_or_train_parent, save_member
 from workers.tuning.passes import measure_experts, training_moments
@@ -63,7 +63,7 @@ def run_cutting(job: CuttingJob, report: ProgressCallback) -> CuttingResult:
         whole = replace(whole, steps=parent.steps, folder=parent.folder)
         members = [_member(bank.expert(_name(job, rank)), found[_name(job, rank)], cuts[rank]) for rank in job.ranks]
         with seconds.of("distillation"):
-            members = _distil(job, bank, parent, members, resident_base.pad_id, report)
+            members = _distil(job, bank, parent, whole.loss, members, resident_base.pad_id, report)
         members = [_keep(job, bank, member, parent, resident_base.pad_id) for member in members]
     steps = float(sum(member.steps for member in (whole, *members)))
     return CuttingResult(whole, tuple(members), seconds.metrics | {"steps": steps})
@@ -133,18 +133,25 @@ def _member(expert: Expert, metrics: dict[str, float], seconds: float) -> Member
 
 
 def _distil(
-    job: CuttingJob, bank: Bank, parent: Parent, members: list[Member], pad_id: int, report: ProgressCallback
+    job: CuttingJob,
+    bank: Bank,
+    parent: Parent,
+    loss: float,
+    members: list[Member],
+    pad_id: int,
+    report: ProgressCallback,
 ) -> list[Member]:
-    """Distil the members that the job names; validation says whether the new weights are kept."""
+    """Distil the members whose loss is above the parent's; validation says whether the new weights are kept."""
     expert, train = job.expert, job.expert.train
-    if not job.distilled_ranks:
+    steps = {member.rank: distillation_steps(job.distill_steps, loss, member.loss) for member in members}
+    if not any(steps.values()):
         return members
     every = training_batches(parent.train, train.batch_size, train.seed or 0, train.batch_tokens)
-    batches, teacher_rank = list(islice(every, job.distill_steps)), bank.expert(expert.task).adapter.spec.rank
-    beat = _heartbeat(report, expert.task, "distilling", 0, len(job.distilled_ranks))
-    answers = teacher_answers(bank, expert.task, parent.train, batches, pad_id)
+    longest, teacher_rank = list(islice(every, max(steps.values()))), bank.expert(expert.task).adapter.spec.rank
+    beat = _heartbeat(report, expert.task, "distilling", 0, sum(count > 0 for count in steps.values()))
+    answers = teacher_answers(bank, expert.task, parent.train, longest, pad_id)
     for index, member in enumerate(members):
-        if member.rank in job.distilled_ranks:
+        if batches := longest[: steps[member.rank]]:
             start, name = time.monotonic(), _name(job, member.rank)
             student = bank.expert(name)
             before = {key: value.clone() for key, value in student.state_dict().items()}

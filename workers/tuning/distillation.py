@@ -16,6 +16,29 @@ from workers.training.optimizer import learning_rate_factor, make_optimizer
 from workers.training.settings import TrainSettings
 from workers.tuning.passes import split_for_gradients, trunk_depth
 
+_LEAST_LOSS = 1e-6  # of a teacher; below, every rise counts as large
+
+
+def most_distillation_steps(steps: int) -> int:
+    """Return the most steps of a distillation: a quarter of those of the training."""
+    return max(1, steps // 4)
+
+
+def distillation_steps(most: int, teacher_loss: float, loss: float) -> int:
+    """Return the steps of a distillation: the more the cut has lost, the more.
+
+    They are ``most`` if the cut has doubled the validation loss, and fall with the root of the rise. Where they would
+    be less than a fifth of it, there is none: so few steps are little more than the warm-up.
+
+    Args:
+        most: Most steps.
+        teacher_loss: Validation loss of the expert that was cut.
+        loss: Validation loss of the cut.
+    """
+    rise = max(0.0, loss - teacher_loss) / max(teacher_loss, _LEAST_LOSS)
+    steps = round(most * min(1.0, rise**0.5))
+    return steps if steps >= most / 5 else 0
+
 
 def distillation_settings(settings: TrainSettings, teacher_rank: int, rank: int, steps: int) -> TrainSettings:
     """Return the settings of a distillation from those of the teacher's training.

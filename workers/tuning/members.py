@@ -17,8 +17,7 @@ class CuttingJob:
             the files of members that are kept.
         ranks: Ranks of the members.
         rows: Training rows from which the moments are computed.
-        distill_steps: Steps of a distillation; 0 for none.
-        distill: Ranks that are distilled; None for all.
+        distill_steps: Most steps of a distillation, see ``distillation_steps``; 0 for none.
         parent: Folder with the files of a parent that is trained already; "" trains it.
         keep: Ranks whose files are written, and the spec hash of each.
     """
@@ -27,16 +26,8 @@ class CuttingJob:
     ranks: tuple[int, ...]
     rows: int = 512
     distill_steps: int = 0
-    distill: tuple[int, ...] | None = None
     parent: str = ""
     keep: Mapping[int, str] = field(default_factory=dict)
-
-    @property
-    def distilled_ranks(self) -> tuple[int, ...]:
-        """The ranks that are distilled."""
-        if not self.distill_steps:
-            return ()
-        return tuple(rank for rank in self.ranks if self.distill is None or rank in self.distill)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from workers.training.loop import fit_expert
 from workers.training.settings import TrainSettings
 from workers.tuning import cutting_job, parent
 from workers.tuning.cutting_job import run_cutting
-from workers.tuning.distillation import distil, distillation_settings, teacher_answers
+from workers.tuning.distillation import distil, distillation_settings, distillation_steps, teacher_answers
 from workers.tuning.members import CuttingJob
 from workers.tuning.passes import measure_experts, training_moments
 
@@ -122,8 +122,31 @@ def test_it_stops_on_request_and_then_continues(job, result, tmp_path):
     assert quality(again) == quality(result)
 
 
-def test_kept_members_are_expert_files(job, result):
-    kept = run_cutting(replace(job, keep={4: "bb" * 32}, distill_steps=5, distill=(4,)), ignore)
+@pytest.fixture
+def every_cut_is_distilled(monkeypatch):
+    """Distil each cut for all steps, however little it has lost."""
+    monkeypatch.setattr(cutting_job, "distillation_steps", lambda most, *losses: most)
+
+
+@pytest.mark.parametrize(
+    ("losses", "steps"),
+    [((0.5, 1.0), 50), ((0.5, 9.0), 50), ((0.4, 0.5), 25), ((0.5, 0.52), 10), ((0.5, 0.518), 0), ((0.5, 0.4), 0),
+     ((0.0, 0.1), 50)],
+)  # fmt: skip
+def test_the_more_a_cut_has_lost_the_longer_it_is_distilled(losses, steps):
+    assert distillation_steps(50, *losses) == steps
+    assert distillation_steps(0, *losses) == 0
+
+
+def test_a_cut_that_has_lost_nothing_is_not_distilled(job, result):
+    again = run_cutting(replace(job, distill_steps=5), ignore)
+    lost = [member.loss_cut - again.parent.loss > 0.05 * again.parent.loss for member in again.members]
+    assert [member.steps > 0 for member in again.members] == lost
+    assert len(set(lost)) == 2
+
+
+def test_kept_members_are_expert_files(job, result, every_cut_is_distilled):
+    kept = run_cutting(replace(job, keep={4: "bb" * 32}, distill_steps=5), ignore)
     member = kept.members[1]
     assert member.steps == 5
     manifest = read_manifest(tmp := parent.Path(member.folder))
@@ -140,7 +163,7 @@ def test_kept_members_are_expert_files(job, result):
 
 
 @pytest.mark.parametrize("worse", [{}, {"accuracy": 1.0, "loss": 99.0}, {"accuracy": 0.1, "loss": 0.0}])
-def test_a_distillation_is_kept_where_validation_says_so(job, result, monkeypatch, worse):
+def test_a_distillation_is_kept_where_validation_says_so(job, result, monkeypatch, worse, every_cut_is_distilled):
     """Not if the loss rises, nor if it falls with many right answers."""
     honest, calls = measure_experts, []
 
@@ -150,7 +173,7 @@ def test_a_distillation_is_kept_where_validation_says_so(job, result, monkeypatc
         return {names[0]: worse} if len(names) == 1 and worse else found  # one alone: after its distillation
 
     monkeypatch.setattr(cutting_job, "measure_experts", measure)
-    folder = replace(job, distill_steps=12, distill=(1,), keep={1: "cc"})
+    folder = replace(job, distill_steps=12, keep={1: "cc"})
     member = run_cutting(folder, ignore).members[2]
     after = next(iter(calls[-1].values()))
     assert after["loss"] < member.loss_cut  # it helps
@@ -204,7 +227,7 @@ def causal(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["choice", "pair", "generate"])
-def test_every_kind_of_task(kind, base, request, tmp_path):
+def test_every_kind_of_task(kind, base, request, tmp_path, every_cut_is_distilled):
     if kind == "generate":
         base = request.getfixturevalue("causal")
         task = Task.model_validate(tiny_causal.writing_task(tmp_path / "rows.jsonl", 120))
