@@ -15,6 +15,7 @@ from orchestrator.plan.planning import Plan
 from orchestrator.plan.space import PointSettings, plan_space
 from orchestrator.pool.capacity import JobResources, max_parallel_jobs
 from ttmoe.base import empty_body
+from workers.tuning.distillation import most_distillation_steps
 
 COUNTED = 1_000_000
 """Number of points up to which a space is counted."""
@@ -175,12 +176,22 @@ def _forecast_space(
 def _steps(search: SearchSettings, method: str, size: int, cached: int) -> int:
     """Return the expected optimizer steps on one task. At each rung but the last, one of ``factor`` trials goes on."""
     if method == "truncate":
-        trials = 1 + (search.budget.trials or 0 if search.budget else 0)
-    else:
-        trials = max(0, min(search.trials, size) - cached)
+        return _steps_of_cutting(search, size)
+    trials = max(0, min(search.trials, size) - cached)
     total, before, left = 0.0, 0, float(trials)
     for rung in search.rung_steps:
         total += left * (rung - before)
         before, left = rung, left / (search.rungs.factor if search.rungs else 1)
-    repeated = search.confirm * min(search.finalists, trials + cached if method != "truncate" else len(search.ranks))
+    repeated = search.confirm * min(search.finalists, trials + cached)
     return round(total) + (repeated + len(search.references)) * search.steps
+
+
+def _steps_of_cutting(search: SearchSettings, size: int) -> int:
+    """Return the most optimizer steps of a parent, its cuts, and what is trained after them.
+
+    A finalist is trained with the task's own seed too, as its cut is no training.
+    """
+    retrained = search.budget.trials or 0 if search.budget else 0
+    repeated = (search.confirm + 1) * min(search.finalists, size) if search.confirm else 0
+    distilled = (size - 1) * most_distillation_steps(search.steps)
+    return distilled + (1 + retrained + repeated + len(search.references)) * search.steps

@@ -117,7 +117,8 @@ def _lines(forecast: SearchForecast) -> Iterator[tuple[str, str]]:
     gpus = f", {resources.gpus:g} GPUs" if resources.gpus else ""
     memory = format_bytes(resources.memory)
     yield "each trial", f"{resources.cpus:g} CPUs{gpus}, {memory} of memory; {forecast.parallel} in parallel"
-    yield "training", f"about {forecast.steps:,} optimizer steps"
+    about = "at most" if forecast.method == "truncate" else "about"
+    yield "training", f"{about} {forecast.steps:,} optimizer steps"
     seconds = forecast.seconds
     unknown = "unknown: no finished training on this base"
     yield "time", unknown if seconds is None else f"about {format_duration(seconds)}"

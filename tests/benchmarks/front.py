@@ -109,8 +109,8 @@ def _config(cell: Cell, folder: Path, scratch: Path) -> dict[str, Any]:
         "train": {"lr": 5e-3, "steps": steps, "batch_size": 32, "eval_every": 50, "patience": 0,
                   "seed": 100 * cell.seed},
         "tasks": {cell.task: task},
-        "search": {"task": cell.task, "method": "truncate", "ranks": RANKS, "steps": steps, "budget": {"trials": 2}, "references": [],
-                   "max_parameters": int(SHARE * LORA_PARAMETERS)},
+        "search": {"task": cell.task, "method": "truncate", "ranks": RANKS, "steps": steps, "budget": {"trials": 2},
+                   "references": [], "max_parameters": int(SHARE * LORA_PARAMETERS)},
         "storage": {"root": str(scratch / f"{cell.task}-{cell.seed}"), "cache": str(ROOT / "runs" / "cache")},
     }  # fmt: skip
 

@@ -10,9 +10,11 @@ from library_plan import FakeRegistry, plan_of, version_of
 from rich.console import Console
 
 from orchestrator.plan.library_state import read_library_state
+from orchestrator.plan.rank_space import rank_space
 from orchestrator.pool.capacity import GB, Node
 from orchestrator.search.search_forecast import forecast_search
 from orchestrator.search.space_screen import show_space
+from ttmoe.base import empty_body
 
 NODES = [Node("one", 4, 0, 32 * GB)]
 TRIED = {"rank": 2, "factors": "2+2"}
@@ -89,14 +91,15 @@ def test_a_large_space_fits_the_screen(forecast, width):
         ({"trials": 9, "confirm": 2, "finalists": 3}, 900 + 600),
         ({"trials": 9, "budget": {"steps": 700}}, 700),
         ({"trials": 9, "task": None, "tasks": "all"}, 1800),
-        ({"method": "truncate"}, 100),
-        ({"method": "truncate", "budget": {"trials": 2}, "confirm": 1}, 300 + 400),
+        ({"method": "truncate"}, 100 + 3 * 25),  # the four ranks of the default
+        ({"method": "truncate", "budget": {"trials": 2}, "confirm": 1}, 100 + 3 * 25 + 200 + 4 * 2 * 100),
     ],
 )
 def test_the_steps_of_the_training(forecast, search, steps):
     search = search.copy()
     method = search.pop("method", "tpe")
-    assert forecast(method, **search).steps == steps
+    ranks = (lambda plan: {"colours": rank_space(plan, "colours", empty_body(plan.base))}) if method != "tpe" else None
+    assert forecast(method, spaces=ranks, **search).steps == steps
 
 
 def test_the_time_follows_from_earlier_trainings_and_the_trials_in_parallel(forecast):
