@@ -15,7 +15,15 @@ from orchestrator.report.parallel_axes import accuracy_range
 from orchestrator.report.search_content import Trials
 
 MAX_FINALISTS = 12
-_MARKS = {"trial": "o", "stopped early": ".", "parent": "*", "cut": "s", "retrained": "^", "confirming": "x"}
+_MARKS = {
+    "trial": "o",
+    "stopped early": ".",
+    "parent": "*",
+    "cut": "s",
+    "retrained": "^",
+    "shared": "v",
+    "confirming": "x",
+}
 _NAME_SIZE = (0.5, 0.09)  # of a point of the front, as shares of the front's width and height
 
 

@@ -69,6 +69,10 @@ class Sampler:
         self._taken: set[str] = set()
         self._grid = iter(space.points())
 
+    def is_valid(self, point: Point) -> bool:
+        """Return whether a point is one of the space."""
+        return self._key(point) is not None
+
     def take(self, key: str) -> None:
         """Note that a trial with this key exists, so that no other is suggested."""
         self._taken.add(key)

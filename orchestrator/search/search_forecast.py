@@ -140,7 +140,11 @@ def forecast_search(
     resources = trial_resources(plan)
     limits = [limit for limit in (search.max_parallel, plan.config.resources.max_parallel) if limit is not None]
     parallel = max_parallel_jobs(plan.nodes, resources, min(limits, default=None))
-    steps = {task: _steps(search, method, space.size(COUNTED), len(known[task])) for task, space in spaces.items()}
+    shared = len(spaces) - 1 if method != "truncate" else 0  # what is recommended for the other tasks, at most
+    steps = {
+        task: _steps(search, method, space.size(COUNTED), len(known[task])) + shared * search.steps
+        for task, space in spaces.items()
+    }
     total = sum(steps.values())
     most = min(total, search.budget.steps) if search.budget and search.budget.steps else total
     times = read_times(plan, state)

@@ -6,8 +6,29 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from orchestrator.search.finalists import Candidate, candidates
+from orchestrator.search.finalists import Candidate, candidates, choose_winner, small_enough
+from orchestrator.search.repetitions import SearchSize
+from orchestrator.search.task_search import TaskSearch
 from orchestrator.search.trial import Trial
+
+
+def share_winners(searches: Mapping[str, TaskSearch], size: SearchSize) -> bool:
+    """Let every task try the points that are recommended for the others, so that one can be recommended for all.
+
+    Args:
+        searches: The search of each task.
+        size: What bounds a winner.
+
+    Returns:
+        Whether there is something to train. There is nothing after some repetitions, as the winners do not change.
+    """
+    winners = {
+        task: choose_winner(small_enough(search.trials, size.max_parameters), size.within)
+        for task, search in searches.items()
+    }
+    points = [(task, winner.trials[0].point) for task, winner in winners.items() if winner]
+    added = [search.add_shared(point) for task, search in searches.items() for other, point in points if other != task]
+    return any(added)
 
 
 def find_shared_point(trials: Mapping[str, Sequence[Trial]], within: float) -> dict[str, Any] | None:

@@ -62,6 +62,22 @@ class TaskSearch:
             trial.state = "running"
         return trial
 
+    def add_shared(self, point: Point) -> bool:
+        """Add a trial of a point that is recommended for another task, unless this task has tried it to its end.
+
+        Returns:
+            Whether a trial was added. A point of a space that this task does not have is none for it.
+        """
+        if self._stopped or not self._sampler.is_valid(point):
+            return False
+        trial = self._make(len(self.trials) + 1, point, "shared", 0)
+        tried = (each for each in self.trials if each.point_key == trial.point_key and each.seed == 0)
+        if any(each.state in ("finished", "failed") for each in tried):
+            return False
+        self.trials.append(trial)
+        self._waiting.append(trial)
+        return True
+
     def next_rung(self, trial: Trial) -> int:
         """Return the steps up to which a trial is trained next."""
         return self._halving.next_rung(trial.steps) if trial.origin == "sampled" else self._halving.rungs[-1]

@@ -10,9 +10,10 @@ from typing import Any, Literal
 from orchestrator.plan.choosing import Point
 from orchestrator.registry import RunRecord
 
-Origin = Literal["sampled", "parent", "cut", "retrained", "confirming", "reference"]
-"""Why a trial was made: suggested by the sampler; to be cut; cut from that one; trained because its cut is doubtful; to
-confirm a finalist with another seed; or a plain LoRA adapter for comparison, which is no candidate."""
+Origin = Literal["sampled", "parent", "cut", "retrained", "shared", "confirming", "reference"]
+"""Why a trial was made: suggested by the sampler; to be cut; cut from that one; trained because its cut is doubtful;
+recommended for another task; to confirm a finalist with another seed; or a plain LoRA adapter for comparison, which is
+no candidate."""
 
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
 

@@ -11,6 +11,7 @@ from orchestrator.pool.capacity import JobResources
 from orchestrator.pool.work_units import JobEvent, JobRunner, WorkUnit
 from orchestrator.progress.live_view import LiveView
 from orchestrator.search.cut_search import CutSearch
+from orchestrator.search.shared_point import share_winners
 from orchestrator.search.task_search import TaskSearch
 from orchestrator.search.trial import RungResult, Trial
 from orchestrator.search.trial_runs import TrialRuns
@@ -78,11 +79,24 @@ class TrialLoop:
             count = min(count, self.budget.parallel - len(set(self._units.values())))
         for _ in range(count):
             self._keep_budget()
-            order = sorted(self.searches, key=lambda task: sum(trial.task == task for trial in self._running.values()))
-            unit = next((unit for unit in map(self._unit_of, order) if unit), None)
+            unit = self._next_unit()
+            if unit is None and not self._running and self._share_winners():
+                unit = self._next_unit()
             if unit is None:
                 return
             yield unit
+
+    def _next_unit(self) -> WorkUnit | None:
+        order = sorted(self.searches, key=lambda task: sum(trial.task == task for trial in self._running.values()))
+        return next((unit for unit in map(self._unit_of, order) if unit), None)
+
+    def _share_winners(self) -> bool:
+        """Let tasks try each other's winners, once all have their own; return whether there is something to train.
+
+        Tasks that are cut have the same ranks anyway.
+        """
+        sampled = {task: search for task, (search, _) in self.searches.items() if isinstance(search, TaskSearch)}
+        return len(sampled) > 1 and share_winners(sampled, next(iter(sampled.values())).size)
 
     def _unit_of(self, task: str) -> WorkUnit | None:
         """Return a unit with the next trials of a task, or None if there is none now."""

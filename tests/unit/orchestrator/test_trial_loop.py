@@ -11,9 +11,11 @@ from test_task_search import record_of
 from orchestrator.pool.work_units import JobEvent, WorkUnit
 from orchestrator.progress.live_view import LiveView
 from orchestrator.search.cut_search import CutSearch
+from orchestrator.search.finalists import choose_winner
 from orchestrator.search.halving import Halving
 from orchestrator.search.repetitions import SearchSize
 from orchestrator.search.sampler import Sampler
+from orchestrator.search.shared_point import find_shared_point
 from orchestrator.search.task_search import TaskSearch
 from orchestrator.search.trial import RungResult, Trial
 from orchestrator.search.trial_loop import SearchBudget, TrialLoop
@@ -64,8 +66,8 @@ class Runner:
         packs: The keys and rungs of each unit, in order.
     """
 
-    def __init__(self, workers=2, fails=lambda trial: None, stop_after=None):
-        self.workers, self.fails, self.stop_after, self.packs = workers, fails, stop_after, []
+    def __init__(self, workers=2, fails=lambda trial: None, stop_after=None, value=lambda name, point: 0.0):
+        self.workers, self.fails, self.stop_after, self.packs, self.value = workers, fails, stop_after, [], value
 
     def run(self, units, reduce_memory=None, resources=None, requests=tuple, more_units=None):
         running = list(units)
@@ -76,7 +78,7 @@ class Runner:
                 if failure := self.fails(job):
                     yield JobEvent(name, failure=failure, done=True)
                     continue
-                value = accuracy(job.expert.point) - 0.1 / job.rung
+                value = accuracy(job.expert.point) - 0.1 / job.rung + self.value(name, job.expert.point)
                 result = TrialResult(job.rung, value, 1 - value, 1.0, job.rung == 90)
                 yield JobEvent(name, result=result, done=True)
             if self.stop_after is not None and len(self.packs) >= self.stop_after:
@@ -92,7 +94,7 @@ class Trials:
 
     def make(self, number, point, origin, seed=0):
         described = {"rank": point["rank"], "factors": point["factors"]}
-        hash_ = f"{key(point)} {seed}"
+        hash_ = f"{key(point)} {seed}" + " without rungs" * (origin == "shared")
         return Trial(self.task, number, point, hash_, 10 * point["rank"], origin, seed, description=described)
 
     def job(self, trial, rung):
@@ -138,6 +140,49 @@ def test_trials_of_a_task_share_a_unit_and_tasks_take_turns():
     make_loop(Runs(), ("trec", "mrpc"), SearchSize(3), budget=SearchBudget(trials_per_unit=2)).run(runner, None)
     assert [[name for name, _ in pack] for pack in runner.packs] == [
         ["trec 1", "trec 2"], ["mrpc 1", "mrpc 2"], ["trec 3"], ["mrpc 3"]]  # fmt: skip
+
+
+def shared(loop):
+    """Each task's complete points of the first seed, the winners of all, and the trials of another task's winner."""
+    searches = {task: search for task, (search, _) in loop.searches.items()}
+    points = {task: {key(t.point) for t in search.trials if t.state == "finished" and not t.seed}
+              for task, search in searches.items()}  # fmt: skip
+    winners = {key(choose_winner(search.trials, 0.005).trials[0].point) for search in searches.values()}
+    return (
+        points,
+        winners,
+        [trial for search in searches.values() for trial in search.trials if trial.origin == "shared"],
+    )
+
+
+def test_every_task_tries_what_is_recommended_for_the_others():
+    registry, tasks = Runs(), ("trec", "mrpc", "sst2")
+    runner = Runner(value=lambda name, point: 0.1 * (point["rank"] == {"t": 1, "m": 2, "s": 4}[name[0]]))
+    loop = make_loop(registry, tasks, SearchSize(3, confirm=1), rungs=(10, 90))
+    loop.run(runner, None)
+    points, winners, added = shared(loop)
+    assert all(winners <= of_task for of_task in points.values())
+    assert added
+    assert all(trial.rungs[0].steps == 90 for trial in added)
+    assert find_shared_point({task: search.trials for task, (search, _) in loop.searches.items()}, 0.005)
+    again = make_loop(registry, tasks, SearchSize(3, confirm=1), rungs=(10, 90))
+    runner.packs.clear()
+    again.run(runner, None)
+    assert runner.packs == []
+
+
+def test_an_interrupted_search_tries_the_same_points_of_other_tasks():
+    tasks = ("trec", "mrpc")
+    whole = make_loop(Runs(), tasks, SearchSize(2))
+    whole.run(Runner(workers=1), None)
+    count = sum(len(search.trials) for search, _ in whole.searches.values())
+    for stop_after in range(1, count):
+        registry = Runs()
+        with pytest.raises(KeyboardInterrupt):
+            make_loop(registry, tasks, SearchSize(2)).run(Runner(workers=1, stop_after=stop_after), None)
+        again = make_loop(registry, tasks, SearchSize(2))
+        again.run(Runner(workers=1), None)
+        assert shared(again)[:2] == shared(whole)[:2]
 
 
 @pytest.mark.parametrize(("budget", "trained"), [
