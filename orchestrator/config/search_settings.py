@@ -83,8 +83,8 @@ class SearchSettings(BaseModel):
     task: str | None = Field(default=None, description="Task on which the trials are trained.")
     tasks: Literal["all"] | Annotated[tuple[str, ...], Field(min_length=1)] | None = _new(
         None,
-        "Several tasks instead of one, each with trials of its own: a list, or all. What is recommended for one is tried on "
-        "the others, so that one point can be recommended for all.",
+        "Several tasks instead of one, each with trials of its own: a list, or all. What is recommended for one is "
+        "tried on the others, so that one point can be recommended for all.",
     )
     method: Literal["truncate", "tpe", "random", "grid"] | None = _new(
         None,

@@ -117,6 +117,25 @@ def test_the_same_command_continues_it_and_an_expert_is_skipped(place, cluster, 
     assert commands.versions(storage_of(place)) == {f"tiny.{name}": 1 for name in (*TASKS[:3], "router")}
 
 
+@pytest.mark.thorough
+def test_a_search_of_several_tasks_is_a_job(place, cluster, home, monkeypatch):
+    """Its trials are trained on both nodes and recorded in the store of the cluster."""
+    monkeypatch.setenv("HOME", str(home))
+    before = commands.versions(storage_of(place))
+    settings = ["search.tasks=[t0, t1]", "search.method=tpe", "search.trials=3", "search.ranks=[1, 2]",
+                "search.steps=30", "search.confirm=0", "search.references=[]"]  # fmt: skip
+    done = commands.ttmoe(place, "submit", "tiny.yaml", "--cluster", "two", "--command", "tune", "--follow",
+                          *(each for setting in settings for each in ("--set", setting)))  # fmt: skip
+    assert done.code == 0, done.out + done.err
+    assert "recommended" in done.out
+    assert "for all tasks" in done.out, done.out
+    trials = [run for run in commands.runs(storage_of(place)) if run.data.tags.get("ttmoe.origin")]
+    assert {run.info.status for run in trials} == {"FINISHED"}
+    assert {run.data.tags["ttmoe.task"] for run in trials} == {"t0", "t1"}
+    assert jobs_of(place)[0][1] == "SUCCEEDED"
+    assert commands.versions(storage_of(place)) == before
+
+
 def test_a_wrong_token_is_explained(place, cluster, home, tmp_path, monkeypatch):
     if not (home / ".ray").exists():
         pytest.skip("the cluster asks for no token")
