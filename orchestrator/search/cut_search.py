@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from orchestrator.plan.choosing import Point
+from orchestrator.search.finalists import choose_finalists
 from orchestrator.search.repetitions import SearchSize, TrialMaker, next_reference, next_repetition
 from orchestrator.search.trial import Origin, RungResult, Trial
 from workers.tuning.members import CuttingResult, Member
@@ -126,6 +127,12 @@ class CutSearch:
         trial = self._make(len(self.trials) + 1, point, origin, seed)
         self.trials.append(trial)
         return trial
+
+
+def promising_ranks(trials: Iterable[Trial]) -> tuple[int, ...]:
+    """Return the ranks on the front of a parent and its cuts among these trials, the most accurate first."""
+    cuts = [each for each in trials if each.origin in ("parent", "cut")]
+    return tuple(each.trials[0].point["rank"] for each in choose_finalists(cuts, len(cuts), within=1.0))
 
 
 def _rung(member: Member) -> RungResult:

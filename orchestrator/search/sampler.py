@@ -50,6 +50,7 @@ class Sampler:
         seed: Random seed.
         startup: Number of random trials before the estimator is used.
         key: Returns what makes two points the same trial, or None for a point that is not valid.
+        first_ranks: Ranks that the first trials of the estimator have, one each; their other choices are random.
     """
 
     def __init__(
@@ -60,10 +61,12 @@ class Sampler:
         seed: int,
         startup: int,
         key: Callable[[Point], str | None],
+        first_ranks: Sequence[int] = (),
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space, self._method, self._objectives, self._key = space, method, tuple(objectives), key
         self._seed, self._startup = seed, startup
+        self._first_ranks = tuple(first_ranks) if method == "tpe" else ()
         self._told: list[optuna.trial.FrozenTrial] = []
         self._study, self._dropped = self._make_study(), 0
         self._taken: set[str] = set()
@@ -105,9 +108,15 @@ class Sampler:
             rest = (point for point in self._grid if self._is_left(point))
             return next((self._taking(point) for point in rest), None)
         draw = random.Random(f"{self._seed} {number}")
-        attempts = range(_ESTIMATES if self._method == "tpe" else 0)
+        rank = self._first_ranks[number - 1] if number <= len(self._first_ranks) else None
+        attempts = range(_ESTIMATES if self._method == "tpe" and rank is None else 0)
         suggestions = (self._estimate(number, attempt) for attempt in attempts)
-        drawn = (self._space.suggest(lambda _, each: draw.choice(list(each)), only_valid=True) for _ in range(_DRAWS))
+
+        def choose(name: str, options: Sequence[Any]) -> Any:
+            is_given = name.startswith("rank") and rank in options  # each role may have its own
+            return rank if is_given else draw.choice(list(options))
+
+        drawn = (self._space.suggest(choose, only_valid=True) for _ in range(_DRAWS))
         for point in chain(suggestions, drawn):
             if self._is_left(point):
                 return self._taking(point)

@@ -24,7 +24,7 @@ from orchestrator.registry.artifacts import PARETO_PLOT, SEARCH_REPORT, TRIALS
 from orchestrator.report.figures import save_png
 from orchestrator.report.search_charts import draw_trials
 from orchestrator.report.search_page import SearchHeader, write_search_report
-from orchestrator.search.cut_search import CutSearch
+from orchestrator.search.cut_search import CutSearch, promising_ranks
 from orchestrator.search.finalists import small_enough
 from orchestrator.search.halving import Halving
 from orchestrator.search.repetitions import SearchSize
@@ -116,11 +116,15 @@ def _cut_search(
 def _task_search(
     plan: Plan, settings: SearchSettings, task: str, earlier: Sequence[Trial], known: Iterable[Trial]
 ) -> tuple[TaskSearch, TaskTrials]:
-    """Return the search of one task by trials; the sampler learns from ``known`` ones of other searches too."""
+    """Return the search of one task by trials; the sampler learns from ``known`` ones of other searches too.
+
+    Where a training was cut, its first trials have the ranks that did well.
+    """
     space = plan_space(plan, task, empty_body(plan.base))
     rungs = settings.rungs
     steps = settings.rung_steps
     trials = TaskTrials(plan, task, space, steps, _trials_folder(plan, task))
+    of_task = [trial for trial in known if trial.task == task and trial.seed == 0 and trial.context == trials.context]
     sampler = Sampler(
         space,
         settings.method or "tpe",
@@ -128,10 +132,10 @@ def _task_search(
         settings.seed,
         max(_LEAST_STARTUP, settings.trials // _STARTUP_SHARE),
         trials.key,
+        promising_ranks(of_task),
     )
-    for trial in known:
-        if trial.task == task and trial.seed == 0 and trial.context == trials.context:
-            sampler.tell(trial)
+    for trial in of_task:
+        sampler.tell(trial)
     halving = Halving(steps, rungs.factor if rungs else 2, settings.objectives)
     own = [trial for trial in earlier if trial.task == task]
     return TaskSearch(task, sampler, halving, _size(settings, settings.trials), trials.make, own), trials

@@ -8,7 +8,7 @@ from library_plan import plan_of
 
 from orchestrator.plan.rank_space import rank_space
 from orchestrator.plan.search_space import check_spaces
-from orchestrator.search.cut_search import CutSearch
+from orchestrator.search.cut_search import CutSearch, promising_ranks
 from orchestrator.search.finalists import choose_winner
 from orchestrator.search.repetitions import SearchSize
 from orchestrator.search.search_record import make_task_record
@@ -106,6 +106,14 @@ def test_a_search_that_is_killed_trains_the_rest(killed_after):
     assert train(again) == trained[killed_after:]
     assert [(trial.point, trial.origin, trial.seed) for trial in again.trials] == [
         (trial.point, trial.origin, trial.seed) for trial in whole.trials]  # fmt: skip
+
+
+def test_the_promising_ranks_are_those_on_the_front_of_the_cuts():
+    found = search(retrain=1)
+    cut(found, [0.95, 0.96, 0.93, 0.93, 0.80])
+    train(found)  # a training of a rank is no cut
+    assert promising_ranks(found.trials) == (8, 2, 1)
+    assert promising_ranks([]) == ()
 
 
 def test_a_parent_whose_cuts_were_not_recorded_is_cut_again():

@@ -37,9 +37,10 @@ def accuracy(point):
     return 0.9 - abs(point["rank"] - 4) / 20 - (point["factors"] != "2+3") / 10
 
 
-def sampler(method="tpe", seed=0, space=None, objectives=("accuracy", "parameters")):
+def sampler(method="tpe", seed=0, space=None, objectives=("accuracy", "parameters"), first_ranks=()):
     space = space or Grid()
-    return Sampler(space, method, objectives, seed, 3, lambda point: key(point) if space.is_valid(point) else None)
+    keys = lambda point: key(point) if space.is_valid(point) else None  # noqa: E731
+    return Sampler(space, method, objectives, seed, 3, keys, first_ranks)
 
 
 def measured(number, point):
@@ -63,6 +64,14 @@ def sample(found, first=1, count=100):
 def test_every_valid_point_is_suggested_once(method, bounded):
     found = list(map(key, sample(sampler(method, space=Grid(bounded)))))
     assert len(found) == len(set(found)) == (10 if bounded else 12)
+
+
+@pytest.mark.parametrize("method", ["tpe", "random"])
+def test_the_first_trials_have_the_ranks_that_are_given(method):
+    given, free = ([each["rank"] for each in sample(sampler(method, first_ranks=ranks))] for ranks in ((8, 2, 5), ()))
+    assert sorted(given) == sorted(free)  # all points; 5 is no rank of the space
+    assert (given[:2] == [8, 2]) == (method == "tpe")
+    assert (given == free) == (method == "random")
 
 
 def test_points_that_are_asked_for_at_one_time_differ():
