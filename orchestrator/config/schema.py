@@ -100,7 +100,7 @@ class Config(BaseModel):
     tracking: TrackingSettings = Field(default_factory=TrackingSettings, description="The MLflow store.")
     on_end: OnEnd | None = Field(
         default=None,
-        description="Command, or http(s) URL, that is called with the result as JSON when a run ends in any way.",
+        description="Command, or http(s) URL, that is called with the result as JSON when a run or a search ends.",
     )
     clusters: dict[Slug, ClusterProfile] = Field(
         default_factory=dict, description="Clusters for `ttmoe submit`, by name."

@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 
@@ -25,7 +25,6 @@ from cluster.jobs import own_job
 from orchestrator.config.completion import is_url, mask_on_end
 from orchestrator.config.refused_writes import refused_write
 from orchestrator.config.store_address import mask_secrets, split_credentials
-from orchestrator.run.run_outcome import RunOutcome
 from orchestrator.run.termination import interruption_code, terminated_by
 from ttmoe.errors import InputError, PartFailedError
 
@@ -35,21 +34,41 @@ RETRY_PAUSE = 1.0  # seconds
 _LAST_OUTPUT = 2000  # characters of a command's output that are printed
 
 
-def end_message(outcome: RunOutcome, error: BaseException | None) -> dict[str, Any]:
+class Ended(Protocol):
+    """What a run or a search has made so far."""
+
+    @property
+    def library(self) -> str:
+        """The library."""
+
+    @property
+    def run_id(self) -> str | None:
+        """Its MLflow run; None if its work had not begun."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Number of experts or trials by state."""
+
+
+def end_message(
+    outcome: Ended, error: BaseException | None, what: str = "run", counted: str = "experts"
+) -> dict[str, Any]:
     """Return what ``on_end`` is told, as JSON values.
 
     Args:
-        outcome: What the run has made so far.
-        error: What ended the run; None if it finished.
+        outcome: What the run or the search has made so far.
+        error: What ended it; None if it finished.
+        what: ``run`` or ``search``.
+        counted: What is counted: ``experts`` or ``trials``.
 
     Returns:
         ``library``; ``status``: finished, part_failed, failed, interrupted or terminated; ``exit_code`` of the command;
-        ``run_id`` of MLflow and ``job_id`` of the cluster, or None; ``counts``: experts by state; ``text``: a line for
-        people, under the key that chat services expect.
+        ``run_id`` of MLflow and ``job_id`` of the cluster, or None; ``counts``: experts or trials by state; ``text``: a
+        line for people, under the key that chat services expect.
     """
     status, code = _status(error)
-    counts = outcome.counts
-    text = f"ttmoe: run of {outcome.library} {status.replace('_', ' ')}, experts: "
+    counts = dict(outcome.counts)
+    text = f"ttmoe: {what} of {outcome.library} {status.replace('_', ' ')}, {counted}: "
     return {
         "library": outcome.library,
         "status": status,

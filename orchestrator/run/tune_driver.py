@@ -31,6 +31,8 @@ from orchestrator.report.summary import PARETO, SEARCH_PAGE, show_outputs
 from orchestrator.run.driver import plan_and_open
 from orchestrator.run.limits import RunLimits
 from orchestrator.run.node_checks import check_nodes
+from orchestrator.run.on_end import call_on_end, end_message
+from orchestrator.search.search_in_progress import SearchInProgress
 from ttmoe.base import empty_body
 
 _DEFAULTS = {"confirm": "3", "references": "[1, 4, 16]"}
@@ -104,7 +106,8 @@ def show_search(loaded: LoadedConfig, console: Console, *, as_json: bool = False
 def tune_library(loaded: LoadedConfig, console: Console) -> list[Record]:
     """Run the search of a config, print its tables, and return the record of each task.
 
-    A search that has finished is not made again; one that was interrupted goes on.
+    A search that has finished is not made again; one that was interrupted goes on. However it ends, ``on_end`` of the
+    config is called last.
 
     Raises:
         InputError: The config, the data or the base cannot be used; raised before any work.
@@ -112,6 +115,19 @@ def tune_library(loaded: LoadedConfig, console: Console) -> list[Record]:
         WorkFailedError: No trial of a task is measured, or the store stayed unavailable.
         LimitReachedError: A limit of the config was reached.
     """
+    made = SearchInProgress(loaded.config.library)
+    problem: BaseException | None = None
+    try:
+        return _plan_and_search(loaded, made, console)
+    except BaseException as error:
+        problem = error
+        raise
+    finally:
+        if loaded.config.on_end:
+            call_on_end(loaded.config.on_end, end_message(made, problem, "search", "trials"), console)
+
+
+def _plan_and_search(loaded: LoadedConfig, made: SearchInProgress, console: Console) -> list[Record]:
     plan, registry = plan_and_open(loaded, console)
     with (
         RunLimits(loaded.config.limits).keep() as limits,
@@ -119,7 +135,7 @@ def tune_library(loaded: LoadedConfig, console: Console) -> list[Record]:
     ):
         registry.close_stale(plan.folders.library)
         if (folder := _finished(plan, registry)) is None:
-            _search(plan, registry, limits, console)
+            _search(plan, registry, limits, made, console)
             folder = _finished(plan, registry)
     if folder is None:
         return []
@@ -139,7 +155,7 @@ def _finished(plan: Plan, registry: Registry) -> Path | None:
     return registry.search_artifacts(plan.folders.library, str(plan.search_hash))
 
 
-def _search(plan: Plan, registry: Registry, limits: RunLimits, console: Console) -> None:
+def _search(plan: Plan, registry: Registry, limits: RunLimits, made: SearchInProgress, console: Console) -> None:
     from orchestrator.pool.worker_pool import WorkerPool
     from orchestrator.search.tuning import run_search
 
@@ -160,4 +176,4 @@ def _search(plan: Plan, registry: Registry, limits: RunLimits, console: Console)
         ) as pool,
     ):
         limits.gpu_seconds = pool.gpu_seconds
-        run_search(plan, registry, view, pool)
+        run_search(plan, registry, view, pool, made)

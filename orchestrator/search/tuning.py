@@ -29,6 +29,7 @@ from orchestrator.search.finalists import small_enough
 from orchestrator.search.halving import Halving
 from orchestrator.search.repetitions import SearchSize
 from orchestrator.search.sampler import Sampler
+from orchestrator.search.search_in_progress import SearchInProgress
 from orchestrator.search.search_record import TaskRecord, make_task_record
 from orchestrator.search.shared_point import find_shared_point
 from orchestrator.search.task_search import TaskSearch
@@ -43,7 +44,9 @@ from ttmoe.errors import WorkFailedError
 _STARTUP_SHARE, _LEAST_STARTUP = 3, 4  # a third of the trials is random, before an estimator is used
 
 
-def run_search(plan: Plan, registry: Registry, view: LiveView, runner: JobRunner) -> list[TaskRecord]:
+def run_search(
+    plan: Plan, registry: Registry, view: LiveView, runner: JobRunner, made: SearchInProgress | None = None
+) -> list[TaskRecord]:
     """Run the plan's search, and record it in MLflow as it happens: a run for the search, and one for each trial.
 
     A search that was interrupted goes on: trials that have ended are not made again, and the others resume at their
@@ -54,6 +57,7 @@ def run_search(plan: Plan, registry: Registry, view: LiveView, runner: JobRunner
         registry: An open registry.
         view: Shows the trials.
         runner: Runs them; its workers keep the base, and the rows of the task.
+        made: Receives how far the search came.
 
     Returns:
         The record of each task.
@@ -86,6 +90,8 @@ def run_search(plan: Plan, registry: Registry, view: LiveView, runner: JobRunner
             for task in tasks
         }
         _show_earlier(view, [trial for search, _ in searches.values() for trial in search.trials])
+        if made:
+            made.run_id, made.trials = run, [search.trials for search, _ in searches.values()]
         budget = _budget(plan, settings)
         loop = TrialLoop(searches, runs, budget, view)
         loop.run(runner, trial_resources(plan))

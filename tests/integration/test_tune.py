@@ -35,8 +35,9 @@ def cut(base_folder, tmp_path_factory) -> Path:
     """The folder of a library without any expert, whose tasks were searched by cutting; the output is in tune.json."""
     home = write_library(tmp_path_factory.mktemp("tune"), base_folder, CONFIG)
     done = succeeded(
-        here(home, "tune", "tiny.yaml", *FEW, "--set", "search.confirm=1", "--apply", "tuned.yaml", "--json")
-    )
+        here(home, "tune", "tiny.yaml", *FEW, "--set", "search.confirm=1", "--apply", "tuned.yaml", "--json",
+             "--set", "on_end=cat > told.json")
+    )  # fmt: skip
     (home / "tune.json").write_text(done.out)
     return home
 
@@ -52,6 +53,13 @@ def test_one_training_of_each_task_gives_every_rank(cut):
     records = json.loads((cut / "tune.json").read_text())["tasks"]
     assert [record["task"] for record in records] == ["colours", "animals"]
     assert all(record["winner"]["seeds"] == 2 for record in records)
+
+
+def test_on_end_is_told_of_the_trials(cut):
+    told = json.loads((cut / "told.json").read_text())
+    (search,) = {trial["run"] for trial in trials(cut)}
+    assert (told["status"], told["run_id"], told["counts"]) == ("finished", search, {"finished": len(trials(cut))})
+    assert told["text"] == f"ttmoe: search of tiny finished, trials: {len(trials(cut))} finished"
 
 
 def test_the_copy_trains_what_was_recommended(cut):

@@ -19,7 +19,7 @@ from rich.console import Console
 from cluster.error import ClusterError
 from orchestrator.config.completion import mask_on_end
 from orchestrator.config.loading import load_config, resolved_yaml
-from orchestrator.run import driver, on_end, termination
+from orchestrator.run import driver, on_end, termination, tune_driver
 from orchestrator.run.run_outcome import RunInProgress
 from ttmoe.errors import InfeasibleError, InputError, PartFailedError, WorkFailedError
 from workers.failure import Failure
@@ -218,3 +218,20 @@ def test_the_recorded_config_holds_the_host_of_a_url_alone() -> None:
             config = load_config("quickstart", [f"on_end={json.dumps(target)}"]).config
             assert config.on_end == target
             assert "s3cr3t" not in resolved_yaml(config)
+
+
+def test_a_search_that_ends_before_its_work_is_told_too(tmp_path, monkeypatch):
+    """What a search has made is told as well: see ``tests/integration/test_tune.py``."""
+    told = []
+    monkeypatch.setattr(tune_driver, "call_on_end", lambda on_end, message, console: told.append((on_end, message)))
+
+    def refuse(*_: Any) -> None:
+        raise InputError("no", where="tasks.a")
+
+    monkeypatch.setattr(tune_driver, "plan_and_open", refuse)
+    loaded = SimpleNamespace(config=SimpleNamespace(library="lib", on_end="tell"))
+    with pytest.raises(InputError):
+        tune_driver.tune_library(cast(Any, loaded), Console(file=StringIO()))
+    ((command, message),) = told
+    assert (command, message["status"], message["exit_code"], message["run_id"]) == ("tell", "failed", 2, None)
+    assert message["text"] == "ttmoe: search of lib failed, trials: none"
