@@ -61,13 +61,13 @@ def units_inline(pool: type = InlinePool) -> Iterator[None]:
     import torch
 
     import orchestrator.pool.worker_pool
-    import orchestrator.run.driver
+    import orchestrator.run.stages
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # this process may be a fork, in which torch waits for the threads of its parent
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(orchestrator.pool.worker_pool, "WorkerPool", pool)
-        patch.setattr(orchestrator.run.driver, "ray_session", nullcontext)
+        patch.setattr(orchestrator.run.stages, "ray_session", nullcontext)
         yield
     torch.set_num_threads(threads)
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import subprocess
-import time
 import uuid
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from importlib.metadata import version as installed
@@ -14,9 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cluster.error import ClusterEndedError
 from cluster.jobs import own_job
-from cluster.local import ray_session
 from orchestrator.config.loading import LoadedConfig, resolved_yaml
 from orchestrator.plan.folders import LibraryFolders
 from orchestrator.plan.forecast import Forecast, check_feasible, check_router_fits, check_search_fits, make_forecast
@@ -24,35 +19,17 @@ from orchestrator.plan.library_state import LibraryState, read_library_state
 from orchestrator.plan.planning import Plan, make_plan
 from orchestrator.plan.quantities import format_names
 from orchestrator.plan.search_space import check_search_space
-from orchestrator.progress.live_view import LiveView
 from orchestrator.registry import Registry, Version
 from orchestrator.registry.expert_models import select_versions
-from orchestrator.registry.versions import BASE_FOLDER, CHAMPION
-from orchestrator.report.incidents import Incident
 from orchestrator.run.limits import RunLimits
 from orchestrator.run.node_checks import check_nodes
 from orchestrator.run.on_end import call_on_end, end_message
 from orchestrator.run.outcome import experts_failed_error, log_report
-from orchestrator.run.requirement import unmet_requirement
 from orchestrator.run.run_outcome import RunInProgress, RunOutcome
-from orchestrator.run.stage1 import train_experts
+from orchestrator.run.stages import promote_library, run_on_ray
 from ttmoe.errors import PartFailedError, WorkFailedError
-from workers.failure import Failure
 
 _MOST_LISTED = 20  # tasks that a line of the terminal lists
-
-
-@dataclass(frozen=True)
-class RunContext:
-    """Everything that the stages of one run need; ``run_id`` is the MLflow run of ``ttmoe run``."""
-
-    plan: Plan
-    state: LibraryState
-    forecast: Forecast
-    registry: Registry
-    run_id: str
-    view: LiveView
-    limits: RunLimits
 
 
 def run_library(loaded: LoadedConfig, console: Console) -> RunOutcome:
@@ -104,7 +81,7 @@ def _plan_and_run(loaded: LoadedConfig, made: RunInProgress, console: Console) -
         made.cached = {task: version for task, version in experts.items() if task not in state.todo}
         if state.router.state == "cached":
             made.router = state.router.version
-            _promote(plan, registry, experts, state.router.version)
+            promote_library(plan, registry, experts, state.router.version)
         if not state.has_work:
             _show_summary(plan, experts, registry, loaded, console)
             return
@@ -148,18 +125,6 @@ def _print_todo(plan: Plan, state: LibraryState, console: Console) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _promote(plan: Plan, registry: Registry, experts: dict[str, Version], router: Version | None) -> None:
-    """Set the alias ``champion`` on a router and its experts. A config that was changed back has earlier versions.
-
-    The router records where the base is now, because it may have been moved, and commands without a config look there.
-    """
-    for version in [*experts.values(), router]:
-        if version is not None and CHAMPION not in version.aliases:
-            registry.promote(version)
-    if router is not None and router.tags.get(BASE_FOLDER) != plan.base.folder:
-        registry.tag_version(router, {BASE_FOLDER: plan.base.folder})
-
-
 def _execute(
     plan: Plan,
     state: LibraryState,
@@ -187,7 +152,7 @@ def _execute(
     stage_result, status = made.stage_result, "KILLED"
     with registry.end_run_on_exit(run_id):
         try:
-            served = _run_on_ray(plan, state, forecast, registry, run_id, made, console, limits)
+            served = run_on_ray(plan, state, forecast, registry, run_id, made, console, limits)
             experts = registry.find_experts(served.folders.library, served.lock)
             _show_summary(served, experts, registry, loaded, console, stage_result.usage.time.describe())
             _log_plots(served, registry, run_id)
@@ -201,92 +166,6 @@ def _execute(
         finally:
             if status != "KILLED":  # an interrupted command must end without delay
                 made.report = log_report(plan, stage_result, registry.without_retries, run_id, status, console)
-
-
-def _run_on_ray(
-    plan: Plan,
-    state: LibraryState,
-    forecast: Forecast,
-    registry: Registry,
-    run_id: str,
-    made: RunInProgress,
-    console: Console,
-    limits: RunLimits,
-) -> Plan:
-    """Run the stages on Ray, see ``_run_stages``. If an embedded Ray ends by itself, start another and continue."""
-    stage_result = made.stage_result
-    for attempt in itertools.count(1):
-        try:
-            with ray_session(), LiveView(console) as view:
-                return _run_stages(RunContext(plan, state, forecast, registry, run_id, view, limits), made)
-        except ClusterEndedError as error:
-            gives_up = attempt > plan.config.failures.retries
-            action = "the run ended" if gives_up else "Ray is started again, and the run goes on"
-            failure = Failure("died", type(error).__name__, error.what)
-            stage_result.incidents.append(Incident(time.time(), "Ray", "", attempt, failure, action))
-            if gives_up:
-                raise
-            console.print(f"{error.what}; {action}", highlight=False, markup=False, soft_wrap=True)
-        stage_result.failed.clear()  # they are tried again, as by a repeated command
-        stage_result.stopped = None
-        state = read_library_state(plan, registry)
-    raise AssertionError("unreachable")
-
-
-def _run_stages(context: RunContext, made: RunInProgress) -> Plan:
-    """Run stage 1, stage 2 and the search as far as they are missing.
-
-    Returns:
-        The part of the plan that the router serves.
-    """
-    from orchestrator.pool.worker_pool import WorkerPool
-
-    plan, state, forecast, registry = context.plan, context.state, context.forecast, context.registry
-    resources, failures, stage_result = plan.config.resources, plan.config.failures, made.stage_result
-    with WorkerPool(
-        forecast.worker_resources,
-        failures,
-        resources.max_parallel,
-        resources.autoscaling,
-        failures.stall_minutes * 60,
-        context.view.print,
-    ) as pool:
-        context.limits.gpu_seconds = pool.gpu_seconds
-        if state.todo:
-            train_experts(
-                plan,
-                state.todo,
-                registry.without_retries,
-                context.run_id,
-                pool,
-                context.view,
-                forecast.experts_per_job,
-                stage_result,
-                state.gone,
-            )
-        stage_result.workers += pool.started
-        stage_result.busy_seconds += pool.busy_seconds
-        stage_result.waiting_seconds += pool.waiting_seconds
-        served = plan.only(plan.experts.keys() - stage_result.failed.keys())
-        skipped = {task for task, failure in stage_result.failed.items() if failure.kind == "skipped"}
-        unmet = unmet_requirement(
-            plan.config.router.require, [task for task in plan.experts if task not in skipped], served.experts
-        )
-        if stage_result.stopped or unmet:
-            raise experts_failed_error(plan, stage_result, unmet)
-        library = served.folders.library
-        router = registry.find_router(library, served.router_hash)
-        if router is None or not registry.has_files(router):
-            from orchestrator.run.stage2 import train_router
-
-            router = train_router(served, registry, context.run_id, pool, context.view, forecast.router)
-        made.router = router
-        _promote(plan, registry, registry.find_experts(library, served.lock), router)
-        if state.search_is_missing:
-            from orchestrator.search.tuning import run_search
-
-            run_search(plan, registry, context.view, pool)
-    return served
 
 
 def _show_summary(

@@ -35,7 +35,7 @@ def test_a_run_survives_the_end_of_ray(process, base_folder, fresh_store, tmp_pa
 
 
 def test_a_ray_that_ends_each_time_ends_the_command_with_one_sentence(base_folder, fresh_store, tmp_path, monkeypatch):
-    import orchestrator.run.driver
+    import orchestrator.run.stages
     from cluster.error import ClusterEndedError
 
     starts = []
@@ -49,7 +49,7 @@ def test_a_ray_that_ends_each_time_ends_the_command_with_one_sentence(base_folde
     config = scripted_jobs.write_library(tmp_path, base_folder, 1)
     (tmp_path / "runs").mkdir()
     shutil.copy(fresh_store, tmp_path / "runs")
-    monkeypatch.setattr(orchestrator.run.driver, "ray_session", session)
+    monkeypatch.setattr(orchestrator.run.stages, "ray_session", session)
     done = commands.here(tmp_path, "run", config.name)
     assert done.code == 1
     assert len(starts) == 2  # failures.retries is 1
