@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import time
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -13,16 +15,21 @@ from cluster.local import ray_session
 from orchestrator.plan.forecast import Forecast
 from orchestrator.plan.library_state import LibraryState, read_library_state
 from orchestrator.plan.planning import Plan
+from orchestrator.pool.capacity import JobResources
 from orchestrator.progress.live_view import LiveView
 from orchestrator.registry import Registry, Version
 from orchestrator.registry.versions import BASE_FOLDER, CHAMPION
 from orchestrator.report.incidents import Incident
 from orchestrator.run.limits import RunLimits
 from orchestrator.run.outcome import experts_failed_error
+from orchestrator.run.ray_restarts import handle_end_of_ray
 from orchestrator.run.requirement import unmet_requirement
 from orchestrator.run.run_outcome import RunInProgress
 from orchestrator.run.stage1 import train_experts
 from workers.failure import Failure
+
+if TYPE_CHECKING:
+    from orchestrator.pool.worker_pool import WorkerPool
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,21 @@ class RunContext:
     run_id: str
     view: LiveView
     limits: RunLimits
+
+
+def open_pool(plan: Plan, resources: JobResources, view: LiveView) -> WorkerPool:
+    """Return a pool whose workers reserve these resources, with the settings of a plan."""
+    from orchestrator.pool.worker_pool import WorkerPool
+
+    settings, failures = plan.config.resources, plan.config.failures
+    return WorkerPool(
+        resources,
+        failures,
+        settings.max_parallel,
+        settings.autoscaling,
+        failures.stall_minutes * 60,
+        view.print,
+    )
 
 
 def run_on_ray(
@@ -55,17 +77,17 @@ def run_on_ray(
             with ray_session(), LiveView(console) as view:
                 return _run_stages(RunContext(plan, state, forecast, registry, run_id, view, limits), made)
         except ClusterEndedError as error:
-            gives_up = attempt > plan.config.failures.retries
-            action = "the run ended" if gives_up else "Ray is started again, and the run goes on"
-            failure = Failure("died", type(error).__name__, error.what)
-            stage_result.incidents.append(Incident(time.time(), "Ray", "", attempt, failure, action))
-            if gives_up:
-                raise
-            console.print(f"{error.what}; {action}", highlight=False, markup=False, soft_wrap=True)
+            note = partial(_note_end, stage_result.incidents, error, attempt)
+            handle_end_of_ray(error, attempt, plan.config.failures.retries, "run", console, note)
         stage_result.failed.clear()  # they are tried again, as by a repeated command
         stage_result.stopped = None
         state = read_library_state(plan, registry)
     raise AssertionError("unreachable")
+
+
+def _note_end(incidents: list[Incident], error: ClusterEndedError, attempt: int, action: str) -> None:
+    failure = Failure("died", type(error).__name__, error.what)
+    incidents.append(Incident(time.time(), "Ray", "", attempt, failure, action))
 
 
 def _run_stages(context: RunContext, made: RunInProgress) -> Plan:
@@ -74,18 +96,9 @@ def _run_stages(context: RunContext, made: RunInProgress) -> Plan:
     Returns:
         The part of the plan that the router serves.
     """
-    from orchestrator.pool.worker_pool import WorkerPool
-
     plan, state, forecast, registry = context.plan, context.state, context.forecast, context.registry
-    resources, failures, stage_result = plan.config.resources, plan.config.failures, made.stage_result
-    with WorkerPool(
-        forecast.worker_resources,
-        failures,
-        resources.max_parallel,
-        resources.autoscaling,
-        failures.stall_minutes * 60,
-        context.view.print,
-    ) as pool:
+    stage_result = made.stage_result
+    with open_pool(plan, forecast.worker_resources, context.view) as pool:
         context.limits.gpu_seconds = pool.gpu_seconds
         if state.todo:
             train_experts(

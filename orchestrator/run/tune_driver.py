@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cluster.error import ClusterEndedError
 from cluster.local import ray_session
 from orchestrator.config.loading import LoadedConfig, load_config
 from orchestrator.plan.choosing import Point
@@ -32,6 +34,8 @@ from orchestrator.run.driver import plan_and_open
 from orchestrator.run.limits import RunLimits
 from orchestrator.run.node_checks import check_nodes
 from orchestrator.run.on_end import call_on_end, end_message
+from orchestrator.run.ray_restarts import handle_end_of_ray
+from orchestrator.run.stages import open_pool
 from orchestrator.search.search_in_progress import SearchInProgress
 from ttmoe.base import empty_body
 
@@ -135,7 +139,7 @@ def _plan_and_search(loaded: LoadedConfig, made: SearchInProgress, console: Cons
     ):
         registry.close_stale(plan.folders.library)
         if (folder := _finished(plan, registry)) is None:
-            _search(plan, registry, limits, made, console)
+            _search_on_ray(plan, registry, limits, made, console)
             folder = _finished(plan, registry)
     if folder is None:
         return []
@@ -155,25 +159,22 @@ def _finished(plan: Plan, registry: Registry) -> Path | None:
     return registry.search_artifacts(plan.folders.library, str(plan.search_hash))
 
 
-def _search(plan: Plan, registry: Registry, limits: RunLimits, made: SearchInProgress, console: Console) -> None:
-    from orchestrator.pool.worker_pool import WorkerPool
+def _search_on_ray(plan: Plan, registry: Registry, limits: RunLimits, made: SearchInProgress, console: Console) -> None:
+    """Run the search. If an embedded Ray ends by itself, start another and continue."""
     from orchestrator.search.tuning import run_search
 
     check_spaces(plan)
     check_trial_fits(plan, plan.nodes)
     check_nodes(plan)
-    resources, failures = plan.config.resources, plan.config.failures
-    with (
-        ray_session(),
-        LiveView(console) as view,
-        WorkerPool(
-            trial_resources(plan),
-            failures,
-            resources.max_parallel,
-            resources.autoscaling,
-            failures.stall_minutes * 60,
-            view.print,
-        ) as pool,
-    ):
-        limits.gpu_seconds = pool.gpu_seconds
-        run_search(plan, registry, view, pool, made)
+    for attempt in itertools.count(1):
+        try:
+            with (
+                ray_session(),
+                LiveView(console) as view,
+                open_pool(plan, trial_resources(plan), view) as pool,
+            ):
+                limits.gpu_seconds = pool.gpu_seconds
+                run_search(plan, registry, view, pool, made)
+                return
+        except ClusterEndedError as error:
+            handle_end_of_ray(error, attempt, plan.config.failures.retries, "search", console)

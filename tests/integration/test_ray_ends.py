@@ -6,11 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import commands
 import pytest
 import scripted_jobs
+from killed_driver import units_inline
 from scripted_jobs import in_place_of_training
 
 pytestmark = pytest.mark.integration
@@ -54,6 +55,30 @@ def test_a_ray_that_ends_each_time_ends_the_command_with_one_sentence(base_folde
     assert done.code == 1
     assert len(starts) == 2  # failures.retries is 1
     assert done.err == "error: this machine\n  Ray's process raylet ended\n  see its memory\n"
+
+
+@pytest.mark.parametrize("ends", [1, 2])
+def test_a_search_goes_on_after_the_end_of_ray(base_folder, fresh_store, tmp_path, monkeypatch, ends):
+    import orchestrator.run.tune_driver as module
+    from cluster.error import ClusterEndedError
+
+    def search(plan, registry, view, pool, made):
+        starts.append(1)
+        if len(starts) <= ends:
+            raise ClusterEndedError("Ray's process raylet ended", where="this machine", fix="see its memory")
+
+    starts = []
+    config = scripted_jobs.write_library(tmp_path, base_folder, 1)
+    (tmp_path / "runs").mkdir()
+    shutil.copy(fresh_store, tmp_path / "runs")
+    monkeypatch.setattr("orchestrator.search.tuning.run_search", search)
+    monkeypatch.setattr(module, "ray_session", nullcontext)
+    monkeypatch.setattr(module, "check_nodes", lambda plan: None)
+    with units_inline():
+        done = commands.here(tmp_path, "tune", config.name, "--set", "search.ranks=[1]")
+    assert len(starts) == 2  # failures.retries is 1
+    assert (done.code, "the search goes on" in done.out) == (ends - 1, True)
+    assert done.err.startswith("error: this machine\n  Ray's process raylet ended" if ends == 2 else "")
 
 
 def test_a_ray_that_cannot_start_is_one_sentence(monkeypatch):
