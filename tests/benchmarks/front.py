@@ -25,7 +25,7 @@ from tests.benchmarks.measuring import QUICK, duration
 from tests.benchmarks.routing import ALL, task_entry
 from tests.benchmarks.table import Finding, at_most
 
-STEPS = {"trec": 20} if os.environ.get(QUICK) else {"trec": 200, "mrpc": 100, "sst2": 100, "banking77": 100}
+STEPS = {"trec": 20} if os.environ.get(QUICK) else {"trec": 200, "mrpc": 60, "sst2": 100, "banking77": 100}
 SEEDS = (0,) if os.environ.get(QUICK) else (0, 1, 2)
 RANKS = [1, 2, 4, 8, 16]
 LORA = {"method": "lora", "rank": 16, "alpha": 16, "layers": "2-"}
