@@ -111,7 +111,7 @@ def expert_run(
         task: Name of the task; ``router`` for the router.
         spec_hash: Hash of the spec.
         params: Parameters to log; those that the run already has are not changed.
-        search: Make the run a trial in the experiment of the library's searches.
+        search: Make the run a trial in the experiment of the library's searches. Each search has its own.
         is_new: Whether the spec is known to have no run, so that none is searched for.
         metrics: Metric values to log in the same request; see ``log_metrics``.
         data: The run's data set.
@@ -124,12 +124,13 @@ def expert_run(
     check_name(spec_hash, "spec hash")
     check_name(task, "task")
     experiment = store.experiment_id(library, search=search)
-    if not (runs := [] if is_new else _find_runs(store, experiment, task, spec_hash)):
+    part_of = parent if search else None
+    if not (runs := [] if is_new else _find_runs(store, experiment, task, spec_hash, part_of)):
         first_tags = {"spec_hash": spec_hash, "task": task} | ({PARENT_TAG: parent} if parent else {}) | (tags or {})
         run_tags = _run_tags("trial" if search else "expert", library, first_tags)
         runs = [store.client.create_run(experiment, run_name=name or task, tags=run_tags)]
         if store.may_duplicate:
-            runs = _find_runs(store, experiment, task, spec_hash)
+            runs = _find_runs(store, experiment, task, spec_hash, part_of)
     run, *duplicates = runs
     for duplicate in duplicates:  # only a repeated request creates duplicates
         store.client.delete_run(duplicate.info.run_id)
@@ -201,10 +202,11 @@ def _dataset_input(data: TrainingData) -> DatasetInput:
     return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
 
 
-def _find_runs(store: Store, experiment: str, task: str, spec_hash: str) -> list[Run]:
-    """Return the runs of a task's spec, oldest first."""
+def _find_runs(store: Store, experiment: str, task: str, spec_hash: str, parent: str | None) -> list[Run]:
+    """Return the runs of a task's spec, oldest first; those of a ``parent`` alone if there is one."""
     # Two tasks with the same data under two names have the same spec hash, but different files.
     query = f"tags.`{TAG}spec_hash` = '{spec_hash}' and tags.`{TAG}task` = '{task}'"
+    query += f" and tags.`{TAG}{PARENT_TAG}` = '{parent}'" if parent else ""
     return store.client.search_runs([experiment], query, order_by=["attributes.start_time ASC"])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from orchestrator.plan.choosing import Point
 from orchestrator.search.finalists import choose_finalists
 from orchestrator.search.repetitions import SearchSize, TrialMaker, next_reference, next_repetition
-from orchestrator.search.trial import Origin, RungResult, Trial
+from orchestrator.search.trial import Origin, RungResult, Trial, next_number
 from workers.tuning.members import CuttingResult, Member
 
 
@@ -42,10 +42,10 @@ class CutSearch:
         self.trials = sorted(earlier, key=lambda each: each.number)
         self._steps, self._make, self._stopped = steps, make, False
         self._waiting = [trial for trial in self.trials if not trial.has_ended]
-        parents = [trial for trial in self.trials if trial.origin == "parent"]
-        if parents and parents[0].has_ended and len(self._cuts()) < len(self.ranks) - 1:
-            parents[0].state = "waiting"  # its cuts were not recorded: they are made again from its files
-            self._waiting.insert(0, parents[0])
+        parent = self._parent
+        if parent and parent.has_ended and len(self._cuts()) < len(self.ranks) - 1:
+            parent.state = "waiting"  # its cuts were not recorded: they are made again from its files
+            self._waiting.insert(0, parent)
 
     def stop(self) -> None:
         """Train nothing more, because a budget is used up."""
@@ -57,9 +57,9 @@ class CutSearch:
             return None
         if self._waiting:
             trial: Trial | None = self._waiting.pop(0)
-        elif not self.trials:
+        elif self._parent is None:
             trial = self._add({"rank": self.ranks[0]}, "parent", 0)
-        elif not self.trials[0].has_ended:
+        elif not self._parent.has_ended:
             return None
         else:
             trial = self._retrain() or next_repetition(self.trials, self.size, self._add)
@@ -104,7 +104,8 @@ class CutSearch:
         one surpasses: at their rank, a training may do better.
         """
         found = []
-        line = sorted([self.trials[0], *self._cuts()], key=lambda each: -each.parameters)
+        whole = [self._parent] if self._parent else []
+        line = sorted([*whole, *self._cuts()], key=lambda each: -each.parameters)
         for index, trial in enumerate(line[1:], 1):
             falls = trial.accuracy < line[index - 1].accuracy - self.size.within
             surpassed = any(smaller.accuracy > trial.accuracy for smaller in line[index + 1 :])
@@ -120,11 +121,15 @@ class CutSearch:
         left = [trial for trial in self.doubtful() if trial.point_key not in done]
         return self._add(left[0].point, "retrained", 0) if left else None
 
+    @property
+    def _parent(self) -> Trial | None:
+        return next((trial for trial in self.trials if trial.origin == "parent"), None)
+
     def _cuts(self) -> list[Trial]:
         return [trial for trial in self.trials if trial.origin == "cut"]
 
     def _add(self, point: Point, origin: Origin, seed: int) -> Trial:
-        trial = self._make(len(self.trials) + 1, point, origin, seed)
+        trial = self._make(next_number(self.trials), point, origin, seed)
         self.trials.append(trial)
         return trial
 

@@ -80,12 +80,11 @@ def choose_finalists(trials: Sequence[Trial], count: int, within: float) -> list
 def choose_winner(trials: Sequence[Trial], within: float) -> Candidate | None:
     """Return the point with the fewest parameters whose mean accuracy is at most ``within`` below the best mean.
 
-    If points have been repeated with other seeds, only those with the most seeds are compared: a single seed that
-    happened to be good does not win. Without any complete trial, return None.
+    If points have been repeated with other seeds, only these are compared: a single seed that happened to be good does
+    not win. Without any complete trial, return None.
     """
     found = candidates(trials)
-    seeds = max((len(each.trials) for each in found), default=0)
-    compared = [each for each in found if len(each.trials) == seeds]
+    compared = [each for each in found if len(each.trials) > 1] or found
     best = max((each.accuracy for each in compared), default=0.0)
     near = [each for each in compared if each.accuracy >= best - within]
     return min(near, key=lambda each: (each.parameters, -each.accuracy, each.loss), default=None)

@@ -54,18 +54,24 @@ def next_repetition(
         return None
     # A cut is no training: its point is trained with the task's own seed, too.
     made = {(trial.point_key, trial.seed) for trial in trials if trial.origin != "cut"}
-    for finalist in choose_finalists(small_enough(first_seed, size.max_parameters), size.finalists, size.within):
-        point, key = finalist.trials[0].point, finalist.trials[0].point_key
-        for seed in range(size.confirm + 1):
-            if (key, seed) not in made:
-                return add(point, "confirming", seed)
+    finalists = choose_finalists(small_enough(first_seed, size.max_parameters), size.finalists, size.within)
+    # Seed by seed, so that all finalists have nearly as many if a budget ends the search.
+    for seed in range(size.confirm + 1):
+        for finalist in finalists:
+            if (finalist.trials[0].point_key, seed) not in made:
+                return add(finalist.trials[0].point, "confirming", seed)
     return None
 
 
 def next_reference(
     trials: Sequence[Trial], size: SearchSize, add: Callable[[Point, Origin, int], Trial]
 ) -> Trial | None:
-    """Return the next LoRA adapter for comparison; None if all are made. The arguments are as above."""
+    """Return the next LoRA adapter for comparison; None if all are made, or there is nothing to compare with.
+
+    The arguments are as above.
+    """
+    if not any(trial.is_measured and trial.origin != "reference" for trial in trials):
+        return None
     made = [trial.point for trial in trials if trial.origin == "reference"]
     points = ({"lora": rank} for rank in size.references)
     return next((add(point, "reference", 0) for point in points if point not in made), None)

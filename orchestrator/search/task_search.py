@@ -8,7 +8,7 @@ from orchestrator.plan.choosing import Point
 from orchestrator.search.halving import Halving
 from orchestrator.search.repetitions import SearchSize, TrialMaker, next_reference, next_repetition
 from orchestrator.search.sampler import Sampler
-from orchestrator.search.trial import Origin, RungResult, Trial
+from orchestrator.search.trial import Origin, RungResult, Trial, next_number
 
 
 class TaskSearch:
@@ -70,7 +70,7 @@ class TaskSearch:
         """
         if self._stopped or not self._sampler.is_valid(point):
             return False
-        trial = self._make(len(self.trials) + 1, point, "shared", 0)
+        trial = self._make(next_number(self.trials), point, "shared", 0)
         tried = (each for each in self.trials if each.point_key == trial.point_key and each.seed == 0)
         if any(each.state in ("finished", "failed") for each in tried):
             return False
@@ -121,11 +121,11 @@ class TaskSearch:
     def _sample(self) -> Trial | None:
         if self._exhausted or sum(trial.origin == "sampled" for trial in self.trials) >= self.size.trials:
             return None
-        point = self._sampler.suggest(len(self.trials) + 1)
+        point = self._sampler.suggest(next_number(self.trials))
         self._exhausted = point is None
         return None if point is None else self._add(point, "sampled", 0)
 
     def _add(self, point: Point, origin: Origin, seed: int) -> Trial:
-        trial = self._make(len(self.trials) + 1, point, origin, seed)
+        trial = self._make(next_number(self.trials), point, origin, seed)
         self.trials.append(trial)
         return trial

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -128,6 +129,11 @@ class Trial:
         """Return the metrics of its last rung."""
         last = self.rungs[-1]
         return {"accuracy": last.accuracy, "loss": last.loss, "seconds": last.seconds, "parameters": self.parameters}
+
+
+def next_number(trials: Iterable[Trial]) -> int:
+    """Return the number of the next trial of a task. Runs may have been deleted, so it is not their count."""
+    return max((trial.number for trial in trials), default=0) + 1
 
 
 def read_trial(run: RunRecord) -> Trial | None:

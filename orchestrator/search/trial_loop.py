@@ -59,6 +59,7 @@ class TrialLoop:
     _running: dict[str, Trial] = field(default_factory=dict)  # by key
     _units: dict[str, frozenset[str]] = field(default_factory=dict)  # keys of the trials that run with each one
     _started: float = field(default_factory=time.monotonic)
+    _is_over: bool = False  # whether the budget is used up
 
     def run(self, runner: JobRunner, resources: JobResources) -> None:
         """Run the trials.
@@ -181,7 +182,11 @@ class TrialLoop:
         """Stop all searches if a limit is reached."""
         limits = self.budget
         seconds = time.monotonic() - self._started
+        if self._is_over:
+            return
         if (limits.steps and self.steps >= limits.steps) or (limits.seconds and seconds >= limits.seconds):
+            self._is_over = True
+            self.view.print("the budget of the search is used up (search.budget): it ends with what it has")
             for search, _ in self.searches.values():
                 search.stop()
 

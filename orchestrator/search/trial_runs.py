@@ -37,11 +37,13 @@ class TrialRuns:
         """
         own = []
         for run in self.registry.trial_runs(self.library):
-            self._existing.add((run.tags.get("task", ""), run.tags.get("spec_hash", "")))
+            is_own = run.tags.get("run") == self.run_id
+            if is_own:
+                self._existing.add((run.tags.get("task", ""), run.tags.get("spec_hash", "")))
             trial = read_trial(run)
             if trial is None:
                 continue
-            if run.tags.get("run") == self.run_id:
+            if is_own:
                 own.append(replace(trial, state="waiting", error="") if trial.state == "failed" else trial)
             elif trial.state == "finished":
                 self.known[trial.spec_hash] = trial
@@ -73,7 +75,7 @@ class TrialRuns:
         self.registry.finish_run(trial.run_id, "FAILED")
 
     def _start(self, trial: Trial) -> None:
-        """Start a run, or take over the one that the same trial has in another search."""
+        """Start a run, or continue the one that the trial has."""
         identity = (trial.task, trial.spec_hash)
         trial.run_id = self.registry.expert_run(
             self.library,

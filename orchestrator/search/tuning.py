@@ -95,12 +95,15 @@ def run_search(
         budget = _budget(plan, settings)
         loop = TrialLoop(searches, runs, budget, view)
         loop.run(runner, trial_resources(plan))
-        for search, _ in searches.values():
-            if not any(trial.is_measured for trial in search.trials):
-                raise _all_failed_error(search)
-        records = [_record(plan, settings, search, trials) for search, trials in searches.values()]
+        usable = {task: pair for task, pair in searches.items() if any(map(_is_usable, pair[0].trials))}
+        for task, (search, _) in searches.items():
+            if task not in usable:
+                if not usable or any(trial.state == "failed" for trial in search.trials):
+                    raise _all_failed_error(search)
+                view.print(f"{task}: no trial was started before the budget of the search was used up")
+        records = [_record(plan, settings, search, trials) for search, trials in usable.values()]
         shared = find_shared_point(
-            {task: small_enough(search.trials, settings.max_parameters) for task, (search, _) in searches.items()},
+            {task: small_enough(search.trials, settings.max_parameters) for task, (search, _) in usable.items()},
             settings.accuracy_within,
         )
         _log(plan, records, shared, registry, run, plan.work_folder("search", tasks[0], spec))
@@ -179,9 +182,16 @@ def _show_earlier(view: LiveView, trials: Sequence[Trial]) -> None:
             view.set_state(trial.key, "cached", metrics={"validation.accuracy": trial.accuracy})
 
 
+def _is_usable(trial: Trial) -> bool:
+    return trial.is_measured and trial.origin != "reference"
+
+
 def _all_failed_error(search: TaskSearch | CutSearch) -> WorkFailedError:
     failed = [trial for trial in search.trials if trial.state == "failed"]
-    first = failed[0].error if failed else "none was started"
+    if not failed:
+        what = f"the budget of the search was used up before a trial of {search.task!r} was measured"
+        return WorkFailedError(what, where="search.budget", fix="raise it: what was trained is kept")
+    first = failed[0].error
     return WorkFailedError(
         f"none of the {len(failed)} trials of {search.task!r} finished; the first: {first}",
         where="search",

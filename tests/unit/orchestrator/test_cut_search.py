@@ -82,7 +82,7 @@ def test_a_rank_that_was_trained_counts_with_its_trainings_and_not_with_its_cut(
     found = search(confirm=2)
     cut(found, [0.95, 0.949, 0.90, 0.90, 0.80])
     trained = train(found, lambda trial: 0.94 if trial.point["rank"] == 8 else 0.95)
-    assert trained == [("confirming", *each) for each in ((16, 1), (16, 2), (8, 0), (8, 1), (8, 2))]
+    assert trained == [("confirming", *each) for each in ((8, 0), (16, 1), (8, 1), (16, 2), (8, 2))]
     winner = choose_winner(found.trials, 0.005)
     assert ([trial.origin for trial in winner.trials], winner.accuracy) == (
         ["parent", "confirming", "confirming"],

@@ -1,5 +1,6 @@
 """Trials on their way through the worker pool into MLflow, with a runner and a registry that are stand-ins."""
 
+from collections import Counter
 from io import StringIO
 from types import SimpleNamespace
 
@@ -31,7 +32,7 @@ class Runs:
         self.runs, self.status, self.metrics = {}, {}, {}
 
     def expert_run(self, library, parent, task, spec_hash, params, *, search, is_new, name, tags):
-        run_id = f"run {task} {spec_hash}"
+        run_id = f"run {parent} {task} {spec_hash}"  # each search has its own
         assert search
         assert is_new == (run_id not in self.runs)
         before = self.runs.get(run_id, {})
@@ -250,7 +251,34 @@ def test_a_trial_that_another_search_has_finished_is_not_trained_again():
     loop.run(runner, None)
     assert len(runner.packs) == 2
     assert [state for *_, state in states(loop)] == ["finished"] * 6
-    assert all(tags["run"] == "search 2" for tags in registry.runs.values())
+    assert Counter(tags["run"] for tags in registry.runs.values()) == {"search 1": 4, "search 2": 6}
+
+
+def test_a_search_that_takes_over_results_leaves_an_interrupted_one_whole():
+    registry, whole = Runs(), make_loop(Runs(), size=SearchSize(6))
+    whole.run(Runner(workers=1), None)
+    with pytest.raises(KeyboardInterrupt):
+        make_loop(registry, size=SearchSize(6)).run(Runner(workers=1, stop_after=4), None)
+    make_loop(registry, size=SearchSize(2), run_id="search 2").run(Runner(workers=1), None)
+    again = make_loop(registry, size=SearchSize(6))
+    again.run(Runner(workers=1), None)
+    assert states(again) == states(whole)
+
+
+def test_without_any_measured_trial_no_reference_is_trained():
+    runner = Runner(workers=1, fails=lambda job: Failure("code", "ValueError", "no"))
+    loop = make_loop(Runs(), size=SearchSize(2, references=(1, 4)))
+    loop.run(runner, None)
+    assert [trial.origin for trial in loop.searches["trec"][0].trials] == ["sampled", "sampled"]
+
+
+def test_a_number_is_not_given_twice_where_a_run_was_deleted():
+    registry = Runs()
+    make_loop(registry, size=SearchSize(4)).run(Runner(), None)
+    del registry.runs[next(iter(registry.runs))]
+    loop = make_loop(registry, size=SearchSize(4))
+    loop.run(Runner(), None)
+    assert [trial.number for trial in loop.searches["trec"][0].trials] == [2, 3, 4, 5]
 
 
 def test_a_trial_that_goes_on_after_an_interruption_runs_in_mlflow_again():
