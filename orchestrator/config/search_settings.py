@@ -158,6 +158,9 @@ class SearchSettings(BaseModel):
         if self.method == "truncate" and self.rungs:
             what = "method truncate has no rungs: it trains one expert, to its end, and cuts it"
             raise setting_error(what, key=("rungs",), fix="remove it, or choose another method")
+        if self.method == "truncate" and self.space and (chosen := self.space.model_fields_set - {"lr"}):
+            what = f"method truncate chooses the rank alone, and not {', '.join(sorted(chosen))}"
+            raise setting_error(what, key=("space",), fix="remove this section, or choose another method")
         if self.method not in ("truncate", None) and self.budget and self.budget.trials:
             what = f"method {self.method} has its number of trials elsewhere"
             raise setting_error(what, key=("budget", "trials"), fix="set `search.trials`")

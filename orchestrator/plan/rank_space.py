@@ -47,7 +47,9 @@ class RankSpace:
     ) -> None:
         self._model, self._adapter, self._train, self._head = model, adapter, train, head
         self._keeps_lr = keeps_lr
-        parameters = {rank: self._settings(rank).parameters for rank in sorted(set(ranks))}
+        # A rank above the largest that the factors allow is that one: the lowest of those with equal shapes stands.
+        sizes = {self._settings(rank).parameters: rank for rank in sorted(set(ranks), reverse=True)}
+        parameters = {rank: count for count, rank in sorted(sizes.items())}
         fitting = [rank for rank, count in parameters.items() if most is None or count <= most]
         if not fitting:
             fewest = min(parameters.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,24 +86,28 @@ def show_search(loaded: LoadedConfig, console: Console, *, as_json: bool = False
         InputError: The config, the data or the base cannot be used.
     """
     from orchestrator.plan.rank_space import rank_space
+    from orchestrator.plan.space import plan_space
     from orchestrator.search.search_forecast import forecast_search
     from orchestrator.search.space_screen import show_space
     from orchestrator.search.trial import read_trial
+    from orchestrator.search.tuning import task_trials
 
     planned = plan_library(loaded, None if as_json else console)
     plan, method = planned.plan, str(loaded.config.search and loaded.config.search.method)
     store = loaded.config.store
     registry = None if store.is_missing else Registry.open(store.uri, store.artifacts, store.source)
-    runs = registry.trial_runs(plan.folders.library) if registry else []
+    model, make_space = empty_body(plan.base), rank_space if method == "truncate" else plan_space
+    spaces = {task: make_space(plan, task, model) for task in plan.config.searched_tasks}
+    trials = {task: task_trials(plan, task, space) for task, space in spaces.items()}
     earlier: dict[str, list[Point]] = {}
-    for trial in filter(None, map(read_trial, runs)):
-        if trial.has_ended and trial.seed == 0:
+    for trial in filter(None, map(read_trial, registry.trial_runs(plan.folders.library) if registry else [])):
+        is_known = trial.has_ended and trial.seed == 0 and trial.task in trials
+        if is_known and trials[trial.task].makes(trial):
             earlier.setdefault(trial.task, []).append(trial.point)
-    spaces = None
-    if method == "truncate":
-        model = empty_body(plan.base)
-        spaces = {task: rank_space(plan, task, model) for task in plan.config.searched_tasks}
-    show_space(forecast_search(plan, planned.state, method, earlier, spaces), console, as_json=as_json)
+    forecast = forecast_search(plan, planned.state, method, earlier, spaces)
+    if registry and _finished(plan, registry):
+        forecast = replace(forecast, steps=0, seconds=0.0)
+    show_space(forecast, console, as_json=as_json)
     check_trial_fits(plan, plan.nodes)
 
 

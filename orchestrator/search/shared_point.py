@@ -35,7 +35,7 @@ def find_shared_point(trials: Mapping[str, Sequence[Trial]], within: float) -> d
     """Return the point with the best mean position over all tasks, among those that are complete on each of them.
 
     On each task the points nearly as accurate as the best one come first, the smallest of them before the others; then
-    the less accurate ones, by accuracy.
+    the less accurate ones, by accuracy. Among points of one mean position the most accurate one is returned.
 
     Args:
         trials: The trials of each task.
@@ -50,7 +50,12 @@ def find_shared_point(trials: Mapping[str, Sequence[Trial]], within: float) -> d
     if not common:
         return None
     positions = {task: _positions({key: points[key] for key in common}, within) for task, points in found.items()}
-    best = min(common, key=lambda key: (mean(each[key] for each in positions.values()), key))
+
+    def order(key: str) -> tuple[float, float, str]:
+        place = mean(each[key] for each in positions.values())
+        return place, -mean(points[key].accuracy for points in found.values()), key
+
+    best = min(common, key=order)
     first = next(iter(found.values()))[best]
     return {
         "point": first.trials[0].point,

@@ -117,6 +117,9 @@ def _lines(forecast: SearchForecast) -> Iterator[tuple[str, str]]:
     gpus = f", {resources.gpus:g} GPUs" if resources.gpus else ""
     memory = format_bytes(resources.memory)
     yield "each trial", f"{resources.cpus:g} CPUs{gpus}, {memory} of memory; {forecast.parallel} in parallel"
+    if not forecast.steps:
+        yield "training", "none: all of it has been done"
+        return
     about = "at most" if forecast.method == "truncate" else "about"
     yield "training", f"{about} {forecast.steps:,} optimizer steps"
     seconds = forecast.seconds
@@ -127,7 +130,7 @@ def _lines(forecast: SearchForecast) -> Iterator[tuple[str, str]]:
 def _method(forecast: SearchForecast) -> str:
     if forecast.method != "truncate":
         return forecast.method
-    ranks = sorted(set(forecast.search.ranks), reverse=True)
+    ranks = sorted(forecast.spaces[0].choices["rank"], reverse=True)
     cuts = f" and cuts it to {', '.join(map(str, ranks[1:]))}" if len(ranks) > 1 else ""
     return f"truncate: trains one expert of rank {ranks[0]} for each task{cuts}"
 

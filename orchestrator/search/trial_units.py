@@ -88,6 +88,12 @@ class TaskTrials:
         """Return the spec hash of a sampled trial of a point; None for a point that is not valid."""
         return self._spec_hash(self._settings(point, 0), "sampled") if self.space.is_valid(point) else None
 
+    def makes(self, trial: Trial) -> bool:
+        """Return whether a trial of an earlier search would be made by this one, with the same result."""
+        if not self.space.is_valid(trial.point):
+            return False
+        return self.make(trial.number, trial.point, trial.origin, trial.seed).spec_hash == trial.spec_hash
+
     def job(self, trial: Trial, rung: int) -> TrialJob:
         """Return the job that trains a trial up to a rung."""
         settings, base_job = self._settings(trial.point, trial.seed), self.plan.experts[self.task].job

@@ -36,7 +36,7 @@ from orchestrator.search.task_search import TaskSearch
 from orchestrator.search.trial import Trial
 from orchestrator.search.trial_loop import SearchBudget, TrialLoop
 from orchestrator.search.trial_runs import TrialRuns
-from orchestrator.search.trial_units import TaskTrials
+from orchestrator.search.trial_units import TaskTrials, TrialSpace
 from ttmoe.adapter import count_lora_parameters, plan_groups
 from ttmoe.base import empty_body
 from ttmoe.errors import WorkFailedError
@@ -114,7 +114,7 @@ def _cut_search(
     plan: Plan, settings: SearchSettings, task: str, earlier: Sequence[Trial]
 ) -> tuple[CutSearch, TaskTrials]:
     space = rank_space(plan, task, empty_body(plan.base))
-    trials = TaskTrials(plan, task, space, (settings.steps,), _trials_folder(plan, task))
+    trials = task_trials(plan, task, space)
     retrained = settings.budget.trials if settings.budget else 0
     own = [trial for trial in earlier if trial.task == task]
     return CutSearch(
@@ -131,8 +131,7 @@ def _task_search(
     """
     space = plan_space(plan, task, empty_body(plan.base))
     rungs = settings.rungs
-    steps = settings.rung_steps
-    trials = TaskTrials(plan, task, space, steps, _trials_folder(plan, task))
+    trials = task_trials(plan, task, space)
     of_task = [trial for trial in known if trial.task == task and trial.seed == 0 and trial.context == trials.context]
     sampler = Sampler(
         space,
@@ -145,7 +144,7 @@ def _task_search(
     )
     for trial in of_task:
         sampler.tell(trial)
-    halving = Halving(steps, rungs.factor if rungs else 2, settings.objectives)
+    halving = Halving(trials.rungs, rungs.factor if rungs else 2, settings.objectives)
     own = [trial for trial in earlier if trial.task == task]
     return TaskSearch(task, sampler, halving, _size(settings, settings.trials), trials.make, own), trials
 
@@ -161,8 +160,12 @@ def _size(settings: SearchSettings, trials: int) -> SearchSize:
     )
 
 
-def _trials_folder(plan: Plan, task: str) -> Path:
-    return plan.work_folder("search", task, str(plan.search_hash)) / "trials"
+def task_trials(plan: Plan, task: str, space: TrialSpace) -> TaskTrials:
+    """Return what makes the trials of one of the plan's searched tasks."""
+    if (search := plan.config.search) is None:
+        raise ValueError("the config has no search")
+    folder = plan.work_folder("search", task, str(plan.search_hash)) / "trials"
+    return TaskTrials(plan, task, space, search.rung_steps, folder)
 
 
 def _budget(plan: Plan, settings: SearchSettings) -> SearchBudget:

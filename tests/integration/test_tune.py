@@ -94,7 +94,11 @@ def test_a_dry_run_shows_the_space_and_what_is_cached(cut):
     shown = succeeded(here(cut, "tune", "tiny.yaml", *FEW, "--task", "colours", "--dry-run")).out
     assert "colours: 3 points" in shown
     assert "cuts it to 2, 1" in shown
-    assert trials(cut) == trials(cut)
+    assert shown.count("cached") == 3
+    longer = succeeded(here(cut, "tune", "tiny.yaml", *FEW, "--set", "search.steps=7", "--dry-run")).out
+    assert "cached" not in longer
+    finished = succeeded(here(cut, "tune", "tiny.yaml", *FEW, "--set", "search.confirm=1", "--dry-run")).out
+    assert "none: all of it has been done" in finished
     wrong = here(cut, "tune", "tiny.yaml", "--task", "colour", "--dry-run")
     assert (wrong.code, "no task is named 'colour'" in wrong.err) == (2, True)
 

@@ -15,6 +15,7 @@ from orchestrator.search.search_record import make_task_record
 from orchestrator.search.shared_point import find_shared_point
 from orchestrator.search.trial import RungResult, Trial
 from orchestrator.search.trial_units import TaskTrials, make_cutting_unit
+from ttmoe.adapter import count_parameters, plan_groups
 from ttmoe.base import empty_body
 from ttmoe.errors import InputError
 from workers.tuning.members import CuttingResult, Member
@@ -155,6 +156,17 @@ def test_a_bound_of_parameters_leaves_out_ranks_but_not_the_parent(trials, bound
         check_spaces(plan)
 
 
+def test_ranks_above_the_largest_possible_one_are_that_one(base_folder, tmp_path):
+    settings = {"task": "colours", "method": "truncate", "ranks": [1000, 2, 64, 16, 8]}
+    plan = plan_of(base_folder, tmp_path, search=settings)
+    space = rank_space(plan, "colours", empty_body(plan.base))
+    *_, before, largest = space.choices()["rank"]
+    sizes = [space.settings({"rank": rank}).parameters for rank in (before, largest)]
+    adapter = replace(plan.experts["colours"].job.adapter, method="tt", rank=1000)
+    assert largest < 1000
+    assert sizes[0] < sizes[1] == count_parameters(plan_groups(empty_body(plan.base), adapter))
+
+
 def test_a_parent_above_the_bound_is_neither_repeated_nor_recommended():
     size = SearchSize(0, 1, max_parameters=40)
     found = CutSearch("trec", (4, 16, 2), 200, size, make)
@@ -203,6 +215,11 @@ def library(**tasks):
         ]
         for task, accuracies in tasks.items()
     }  # fmt: skip
+
+
+def test_of_points_of_one_mean_position_the_most_accurate_one_is_shared():
+    found = find_shared_point(library(a=[0.50, 0.99, 0.40], b=[0.99, 0.80, 0.40]), 0.005)
+    assert (found["mean_position"], found["point"]) == (1.5, {"rank": 2})
 
 
 def test_the_shared_point_has_the_best_mean_position_over_the_tasks():

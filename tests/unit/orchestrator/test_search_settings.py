@@ -48,6 +48,12 @@ def load(folder: Path, search: str):
         ("task: one; budget: {}", "search.budget", "needs a limit", "minutes"),
         ("task: one; method: tpe; budget: {trials: 3}", "search.budget.trials", "elsewhere", "`search.trials`"),
         ("task: one; budget: {hours: 3}", "search.budget.hours", "unknown key", "trials, steps, minutes"),
+        (
+            "task: one; method: truncate; space: {alpha: [4], lr: keep}",
+            "search.space",
+            "the rank alone, and not alpha",
+            "",
+        ),
         ("task: one; max_parameters: 0", "search.max_parameters", "not 0", ""),
         ("task: one; accuracy_within: 1", "search.accuracy_within", "less than 1", ""),
         ("task: one; space: {lr: fast}", "search.space.lr", "'auto' or 'keep'", ""),
