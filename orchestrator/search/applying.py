@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from orchestrator.config.loading import LoadedConfig, load_config
-from orchestrator.config.task_edits import with_task_sections
+import yaml
+
+from orchestrator.config.loading import LoadedConfig
+from orchestrator.config.task_edits import TaskSections, with_task_sections
+from orchestrator.config.yaml_document import read_yaml
 from orchestrator.report.search_tables import Record
 from ttmoe.atomic_write import write_atomically
 from ttmoe.errors import InputError
+
+_DECIDE = ("library", "base", "adapter", "train", "tasks", "head")  # sections on which a recommendation depends
+_PROBE = {"adapter": {"method": "tt", "rank": 1, "shape": "auto"}, "train": {"lr": 0.5}, "head": "frozen"}
 
 
 def check_target(loaded: LoadedConfig, path: Path) -> None:
@@ -22,12 +29,18 @@ def check_target(loaded: LoadedConfig, path: Path) -> None:
     if here.is_file() and path.resolve().parent != here.resolve().parent:
         what = "the copy would find its data in another folder: relative paths start at the folder of a config"
         raise InputError(what, where=str(path), fix=f"write it to {here.resolve().parent}")
+    for override in loaded.overrides:
+        name = override.partition("=")[0].strip()
+        if name.partition(".")[0] in _DECIDE:
+            what = f"the copy would not have `--set {name}`, with which the search is made"
+            raise InputError(what, where="--apply", fix="set it in the config itself")
+    _edited(loaded, dict.fromkeys(loaded.config.searched_tasks, _PROBE), {})
 
 
 def write_recommended(loaded: LoadedConfig, records: Sequence[Record], path: Path) -> None:
-    """Write a copy of a config whose tasks have the recommended adapters; everything else and all comments stay.
+    """Write a copy of a config whose tasks have the recommended adapters; all else stays as it is.
 
-    Overrides of the command line are not written.
+    Comments stay, except those within a section that is set.
 
     Args:
         loaded: The config that was searched.
@@ -35,7 +48,7 @@ def write_recommended(loaded: LoadedConfig, records: Sequence[Record], path: Pat
         path: File to write.
 
     Raises:
-        InputError: If the copy could not be read as a config, because of a form of YAML that cannot be changed.
+        InputError: If the copy would not be the config with these changes, because of its form of YAML.
     """
     sections, comments = {}, {}
     for record in records:
@@ -46,12 +59,31 @@ def write_recommended(loaded: LoadedConfig, records: Sequence[Record], path: Pat
                 f"ttmoe tune, trial {winner['trials'][0]} of {record['task']}: {winner['parameters']:,} parameters, "
                 f"validation accuracy {winner['accuracy']:.3f}{seeds}"
             )
-    text = with_task_sections(loaded.text, sections, comments)
-    write_atomically(path, text.encode())
-    found = load_config(path).config
-    for task, wanted in sections.items():
-        adapter = found.task_adapter(task)
-        if any(getattr(adapter, key) != value for key, value in wanted["adapter"].items() if key in ("rank", "shape")):
-            path.unlink()
-            what = f"the adapter of task {task!r} cannot be set in this form of YAML"
-            raise InputError(what, where=loaded.source_name, fix=f"set it by hand: {wanted}")
+    write_atomically(path, _edited(loaded, sections, comments).encode())
+
+
+def _edited(loaded: LoadedConfig, sections: TaskSections, comments: Mapping[str, str]) -> str:
+    """Return the text of the config with these sections of its tasks; raise InputError if anything else would change.
+
+    With YAML's anchors, aliases and merged keys, a text can say one thing in several places.
+    """
+    where = loaded.source_name
+    before = read_yaml(loaded.text, where).data
+    tasks = {task: _merged(before["tasks"][task], values) for task, values in sections.items()}
+    wanted = before | {"tasks": before["tasks"] | tasks}
+    try:
+        text = with_task_sections(loaded.text, sections, {task: comments.get(task, "") for task in sections})
+        if read_yaml(text, where).data == wanted:
+            return text
+    except (InputError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError):
+        pass  # the text is not one that can be changed in place
+    what = f"the adapters of {', '.join(sections)} cannot be set in this form of YAML (anchors, aliases, merged keys)"
+    raise InputError(what, where=where, fix="write their sections out, each in its own task, or leave --apply out")
+
+
+def _merged(task: Mapping[str, Any], sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task with sections: those of a mapping are merged into the task's own."""
+    return dict(task) | {
+        name: (task.get(name) or {}) | dict(values) if isinstance(values, Mapping) else values
+        for name, values in sections.items()
+    }
