@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.plan.planned_library import PlannedLibrary
     from orchestrator.progress.status import RunStatus
     from orchestrator.run.run_outcome import RunOutcome
+    from orchestrator.run.tune_driver import TuneOutcome
     from orchestrator.submit.submission import Submission
 
 ConfigSource = str | Path | Mapping[str, Any]
@@ -77,7 +78,7 @@ def tune(
     *,
     tasks: Sequence[str] = (),
     console: Console | None = None,
-) -> list[Mapping[str, Any]]:
+) -> TuneOutcome:
     """Search for TT ranks and shapes that reach a high accuracy with few parameters. Called again, it continues.
 
     Args:
@@ -87,8 +88,7 @@ def tune(
         console: Prints the progress, the result and warnings.
 
     Returns:
-        For each task what was found: ``trials``, ``front``, ``finalists``, and the ``winner`` with the ``sections`` of
-        a task in a config that has it.
+        What was found for each task, and for all of them.
 
     Raises:
         InputError: If the config cannot be searched, or a trial fits no node; raised before any work.

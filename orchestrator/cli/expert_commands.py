@@ -121,7 +121,9 @@ def experts_compress(
     ] = None,
     within: Annotated[
         float | None,
-        typer.Option("--accuracy-within", metavar="X", help="The smallest expert that loses at most so much (0.005)."),
+        typer.Option(
+            "--accuracy-within", metavar="X", help="The smallest expert that loses at most so much, such as 0.005."
+        ),
     ] = None,
     version: VersionOption = None,
     overrides: SetOption = None,

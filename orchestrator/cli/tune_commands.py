@@ -51,9 +51,9 @@ def tune_config(
         from orchestrator.search.applying import check_target, write_recommended
 
         check_target(loaded, apply)
-    records = tune_library(loaded, console(quiet=as_json))
+    found = tune_library(loaded, console(quiet=as_json))
     if as_json:
-        typer.echo(to_json({"tasks": records}, exact=("point", "sections", "space")))
+        typer.echo(to_json(vars(found), exact=("point", "sections", "space")))
     if apply:
-        write_recommended(loaded, records, apply)
+        write_recommended(loaded, found.tasks, apply)
         typer.echo(f"wrote {apply}; next: ttmoe run {apply}", err=as_json)

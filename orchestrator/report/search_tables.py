@@ -37,7 +37,8 @@ def shared_line(shared: Mapping[str, Any]) -> str:
 def front_table(record: Record) -> Table:
     """Return the table of the Pareto front of one task, with means over seeds; the recommended point is marked."""
     count = len(record["trials"])
-    table = _table(f"Search on {record['task']}: {count} trials, the Pareto front")
+    trials = f"{count} trial" + ("s" if count != 1 else "")
+    table = _table(f"Search on {record['task']}: {trials}, the Pareto front")
     for head in ("rank", "factors", "parameters", "of LoRA-16", "validation accuracy"):
         table.add_column(head, justify="right")
     table.add_column("")

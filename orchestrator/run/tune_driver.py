@@ -79,6 +79,23 @@ class TuneRequest:
         return load_config(self.config, [*self.overrides, *added])
 
 
+@dataclass(frozen=True)
+class TuneOutcome:
+    """What a search has found.
+
+    Attributes:
+        tasks: The record of each task: ``trials``, ``front``, ``finalists``, and the ``winner`` with the ``sections``
+            of a task in a config that has it.
+        shared: The point with the best mean position over several tasks: ``point``, ``mean_position``, and
+            ``accuracies`` by task; None for a single task, or if no point was tried on all.
+        report: Path of the report; None if there is none.
+    """
+
+    tasks: list[Record]
+    shared: Mapping[str, Any] | None
+    report: str | None
+
+
 def show_search(loaded: LoadedConfig, console: Console, *, as_json: bool = False) -> None:
     """Print what the search of a config would do; nothing is trained.
 
@@ -111,8 +128,8 @@ def show_search(loaded: LoadedConfig, console: Console, *, as_json: bool = False
     check_trial_fits(plan, plan.nodes)
 
 
-def tune_library(loaded: LoadedConfig, console: Console) -> list[Record]:
-    """Run the search of a config, print its tables, and return the record of each task.
+def tune_library(loaded: LoadedConfig, console: Console) -> TuneOutcome:
+    """Run the search of a config, print its tables, and return what it has found.
 
     A search that has finished is not made again; one that was interrupted goes on. However it ends, ``on_end`` of the
     config is called last.
@@ -135,19 +152,22 @@ def tune_library(loaded: LoadedConfig, console: Console) -> list[Record]:
             call_on_end(loaded.config.on_end, end_message(made, problem, "search", "trials"), console)
 
 
-def _plan_and_search(loaded: LoadedConfig, made: SearchInProgress, console: Console) -> list[Record]:
+def _plan_and_search(loaded: LoadedConfig, made: SearchInProgress, console: Console) -> TuneOutcome:
     plan, registry = plan_and_open(loaded, console)
     with (
         RunLimits(loaded.config.limits).keep() as limits,
         registry.hold_lease(plan.folders.library, "ttmoe tune", registry.notify) as registry,
     ):
         registry.close_stale(plan.folders.library)
-        if (folder := _finished(plan, registry)) is None:
+        is_cached = (folder := _finished(plan, registry)) is not None
+        if folder is None:
             _search_on_ray(plan, registry, limits, made, console)
             folder = _finished(plan, registry)
     if folder is None:
-        return []
+        return TuneOutcome([], None, None)
     records, shared = read_search_records(folder / TRIALS), read_shared_point(folder / TRIALS)
+    if is_cached:
+        made.cached = sum(len(record["trials"]) for record in records)
     for record in records:
         console.print(front_table(record))
         if record.get("finalists"):
@@ -155,8 +175,10 @@ def _plan_and_search(loaded: LoadedConfig, made: SearchInProgress, console: Cons
     if shared:
         console.print(shared_line(shared), highlight=False, markup=False)
     files = {SEARCH_PAGE: folder / SEARCH_REPORT, PARETO: folder / PARETO_PLOT}  # an older search has no report
-    show_outputs({name: path for name, path in files.items() if path.is_file()}, console)
-    return records
+    found = {name: path for name, path in files.items() if path.is_file()}
+    show_outputs(found, console)
+    report = found.get(SEARCH_PAGE)
+    return TuneOutcome(records, shared, None if report is None else str(report))
 
 
 def _finished(plan: Plan, registry: Registry) -> Path | None:

@@ -18,13 +18,16 @@ class SearchInProgress:
         library: The library.
         run_id: Its MLflow run; None if there was nothing to do, or it ended before its work began.
         trials: The trials of each task.
+        cached: Number of trials of a search that had finished before.
     """
 
     library: str
     run_id: str | None = None
     trials: Sequence[Sequence[Trial]] = ()
+    cached: int = 0
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of trials by state."""
-        return dict(Counter(trial.state for trial in chain(*self.trials)))
+        """Number of trials by state, those of an earlier search as ``cached``."""
+        counts = Counter(trial.state for trial in chain(*self.trials)) + Counter(cached=self.cached)
+        return dict(counts)

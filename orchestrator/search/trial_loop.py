@@ -160,7 +160,7 @@ class TrialLoop:
         doubtful = search.doubtful()
         for trial in [*cuts, parent]:  # the parent last: without the cuts it would not count
             self.runs.record_rung(trial)
-            kind = "train this rank" if trial in doubtful else trial.origin
+            kind = "train this rank (search.budget.trials)" if trial in doubtful else trial.origin
             self.view.set_state(trial.key, "done", f"{_note(trial)}; {kind}", {"validation.accuracy": trial.accuracy})
 
     def _take_failure(self, trial: Trial, failure: Failure) -> None:

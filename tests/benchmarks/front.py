@@ -139,7 +139,7 @@ def _search(config: dict[str, Any]) -> dict[str, Any]:
 
     from orchestrator.api import tune
 
-    (record,) = tune(config, console=Console(stderr=True))
+    (record,) = tune(config, console=Console(stderr=True)).tasks
     front = [{"parameters": each["parameters"], "accuracy": each["accuracy"]} for each in record["front"]]
     return {"winner": record["winner"], "front": front, "references": record["references"],
             "trials": len(record["trials"]) + len(record["references"])}  # fmt: skip

@@ -106,15 +106,10 @@ def test_a_command_of_the_readme(command, home, first, cluster):
 def fewer(home: Path, arguments: list[str]) -> list[str]:
     """What keeps a run short. The data that a starter config asks for is put where it says."""
     if arguments[0] == "tune":
-        return [
-            *few_steps(),
-            "--set",
-            "search.confirm=1",
-            "--set",
-            "search.ranks=[2, 4]",
-            "--set",
-            "search.references=[]",
-        ]
+        # What decides an expert may not be set beside --apply.
+        kept = [each for each in few_steps() if each.startswith(("search.", "storage."))]
+        few = [*kept, "search.confirm=1", "search.ranks=[2, 4]", "search.references=[]", "search.train.batch_size=8"]
+        return [word for setting in few for word in ("--set", setting)]
     if arguments[0] not in ("run", "plan") or "--help" in arguments:
         return []
     if arguments[1] == "quickstart":

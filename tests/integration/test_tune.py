@@ -53,6 +53,9 @@ def test_one_training_of_each_task_gives_every_rank(cut):
     records = json.loads((cut / "tune.json").read_text())["tasks"]
     assert [record["task"] for record in records] == ["colours", "animals"]
     assert all(record["winner"]["seeds"] == 2 for record in records)
+    found = json.loads((cut / "tune.json").read_text())
+    assert found["shared"]["accuracies"].keys() == {"colours", "animals"}
+    assert (cut / found["report"]).is_file()
 
 
 def test_on_end_is_told_of_the_trials(cut):
