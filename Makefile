@@ -17,10 +17,10 @@ help:          ## list the targets
 quickstart: $(VENV)/.quickstart ## install, then train, register, route, search and evaluate on real data
 	$(VENV)/bin/ttmoe run quickstart
 
-test: $(VENV)/.test ## install the test dependencies and run all tests (a quarter of an hour on two cores)
+test: $(VENV)/.test ## install the test dependencies and run all tests (ten minutes on two cores)
 	$(PYTEST)
 
-test-unit: $(VENV)/.test ## the tests that start no cluster (five minutes on two cores)
+test-unit: $(VENV)/.test ## the tests that start no cluster (three minutes on two cores)
 	$(PYTEST) tests/unit
 
 test-runs: $(VENV)/.test ## the tests that start Ray, MLflow or whole commands
