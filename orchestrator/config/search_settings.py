@@ -44,7 +44,7 @@ class SpaceSettings(BaseModel):
         default="auto",
         min_length=1,
         description="Learning rate of the adapter: auto (train.lr at adapter.rank, and lower at higher ranks, with the "
-        "root of the rank), keep (train.lr), or options.",
+        "rank to the power of 3/4), keep (train.lr), or options.",
     )
     head: tuple[HeadMode, ...] | None = Field(default=None, min_length=1, description="Options for the head.")
 

@@ -22,7 +22,7 @@ class RankSpace:
 
     Args:
         model: Body of the base; its modules may be on the meta device.
-        adapter: Adapter of the task; ``train.lr`` is the learning rate for its rank, and falls with the root of it.
+        adapter: Adapter of the task; ``train.lr`` is the learning rate for its rank, see ``lr_for_rank``.
         train: Training settings.
         head: Head of the task.
         ranks: The ranks.

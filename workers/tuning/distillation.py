@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from ttmoe.bank import Bank
 from ttmoe.scoring import score
 from workers.training.batches import TokenizedRows
-from workers.training.learning_rate import lr_for_rank
 from workers.training.optimizer import learning_rate_factor, make_optimizer
 from workers.training.settings import TrainSettings
 from workers.tuning.passes import split_for_gradients, trunk_depth
@@ -43,9 +42,9 @@ def distillation_steps(most: int, teacher_loss: float, loss: float) -> int:
 def distillation_settings(settings: TrainSettings, teacher_rank: int, rank: int, steps: int) -> TrainSettings:
     """Return the settings of a distillation from those of the teacher's training.
 
-    The learning rate is half of what a training at ``rank`` would have: the best one falls with the root of the rank.
+    The learning rate is half of the teacher's, and falls with the root of the rank.
     """
-    rate = 0.5 * lr_for_rank(settings.lr, teacher_rank, rank)
+    rate = 0.5 * settings.lr * (teacher_rank / rank) ** 0.5
     return settings.model_copy(update={"steps": steps, "lr": rate})
 
 

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from cluster.error import ClusterEndedError
-from orchestrator.run import driver
+from orchestrator.run import stages
 from orchestrator.run.run_outcome import RunInProgress
 from workers.failure import Failure
 
@@ -30,10 +30,10 @@ def test_the_experts_that_failed_before_ray_ended_do_not_stop_the_next_attempt(m
         result.failed["a"] = result.stopped = failure
         raise ClusterEndedError("Ray's process raylet ended", where="this machine", fix="see its memory")
 
-    monkeypatch.setattr(driver, "ray_session", session)
-    monkeypatch.setattr(driver, "_run_stages", run_stages)
-    monkeypatch.setattr(driver, "read_library_state", lambda plan, registry: None)
+    monkeypatch.setattr(stages, "ray_session", session)
+    monkeypatch.setattr(stages, "_run_stages", run_stages)
+    monkeypatch.setattr(stages, "read_library_state", lambda plan, registry: None)
     plan = SimpleNamespace(config=SimpleNamespace(failures=SimpleNamespace(retries=1)))
     arguments = cast(Any, (plan, None, None, None, "run", RunInProgress("lib", ("a",)), Console(quiet=True), None))
-    assert driver._run_on_ray(*arguments) == "served"
+    assert stages.run_on_ray(*arguments) == "served"
     assert seen == [({}, None)] * 2
