@@ -185,7 +185,7 @@ def test_every_rank_has_the_tasks_adapter_and_a_learning_rate_that_falls_with_it
     assert points[4].adapter == own.adapter
     assert {point.adapter.alpha for point in points.values()} == {6}
     assert points[4].train.lr == own.train.lr
-    assert points[1].train.lr == pytest.approx(4**0.75 * own.train.lr, rel=1e-3)
+    assert points[1].train.lr == pytest.approx(4**0.75 * own.train.lr, rel=1e-2)
     assert points[1].parameters < points[4].parameters < points[8].parameters
     assert trials.config_sections({"rank": 1})["train"] == {"lr": points[1].train.lr}
     assert "train" not in trials.config_sections({"rank": 4})

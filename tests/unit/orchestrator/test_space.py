@@ -239,14 +239,14 @@ def test_the_learning_rate_falls_from_that_of_the_adapters_own_rank(minilm):
         return [space.settings(point).train.lr for point in space.points()]
 
     assert rates() == rates(space={"lr": "keep"}) == [4e-3] * 3
-    assert rates(space={}) == [8e-3, 4e-3, 2e-3]
+    assert rates(space={}) == [1.13e-2, 4e-3, 1.41e-3]
     assert rates(space={"lr": [1e-2, 1e-3]}) == [1e-2, 1e-3] * 3
 
 
 def test_with_different_ranks_the_largest_decides_the_learning_rate(minilm):
     space = space_of(minilm, ranks=[2, 8], cores=[4, 4], space={"per_role": True})
     rates = {(p["rank.q"], p["rank.v"]): space.settings(p).train.lr for p in space.points()}
-    assert rates == {(2, 2): 1e-2, (2, 8): 5e-3, (8, 2): 5e-3, (8, 8): 5e-3}
+    assert rates == {(2, 2): 1.41e-2, (2, 8): 5e-3, (8, 2): 5e-3, (8, 8): 5e-3}
 
 
 @pytest.mark.parametrize(
