@@ -192,7 +192,7 @@ def drive_search(registry, made, parent):
 
 
 def snapshot(registry):
-    """Return the content without ids, times, parent runs and interrupted searches."""
+    """Return the content without ids, times, parent runs, and interrupted searches with their trials."""
     client, runs = registry.client, {run.info.run_id: run for run in all_runs(registry)}
 
     def artifacts(run_id, path=""):
@@ -215,7 +215,8 @@ def snapshot(registry):
 
     def is_repeated(run):
         kind = run.data.tags["ttmoe.kind"]
-        return kind == "run" or (kind == "search" and run.info.status != "FINISHED")
+        search = runs.get(run.data.tags.get("ttmoe.run")) if kind == "trial" else run if kind == "search" else None
+        return kind == "run" or (search is not None and search.info.status != "FINISHED")
 
     kept = [run for run in runs.values() if not is_repeated(run)]
     models = {model.name: {"tags": model.tags, "aliases": model.aliases} for model in client.search_registered_models()}
