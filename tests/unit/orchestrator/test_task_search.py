@@ -127,7 +127,7 @@ def test_a_search_that_is_stopped_starts_nothing():
     assert found.next() is None
 
 
-def test_the_winner_is_the_smallest_point_near_the_best_mean_of_those_with_most_seeds():
+def test_the_winner_is_the_smallest_point_near_the_best_mean_of_those_with_several_seeds():
     lucky = trial(2, accuracies=[0.93])
     small = [trial(2, {"rank": 2, "factors": "2+2"}, seed=seed, accuracies=[0.899 + seed / 1000]) for seed in range(3)]
     large = [trial(3, {"rank": 8, "factors": "2+2"}, seed=seed, accuracies=[0.903]) for seed in range(3)]
@@ -136,6 +136,13 @@ def test_the_winner_is_the_smallest_point_near_the_best_mean_of_those_with_most_
     assert found.spread == pytest.approx(0.001)
     assert choose_winner([lucky, *small, *large], 0.001).trials == tuple(large)
     assert choose_winner([trial(state="stopped", accuracies=[0.9])], 0.1) is None
+
+
+def test_a_finalist_with_a_seed_less_than_the_others_is_compared_too():
+    """As after a budget that ended the repetitions."""
+    small = [trial(2, {"rank": 2, "factors": "2+2"}, seed=seed, accuracies=[0.9]) for seed in range(2)]
+    large = [trial(3, {"rank": 8, "factors": "2+2"}, seed=seed, accuracies=[0.9]) for seed in range(3)]
+    assert choose_winner([*small, *large], 0.005).trials == tuple(small)
 
 
 def test_the_front_and_its_hypervolume():
