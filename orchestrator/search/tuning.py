@@ -117,9 +117,8 @@ def _cut_search(
     trials = task_trials(plan, task, space)
     retrained = settings.budget.trials if settings.budget else 0
     own = [trial for trial in earlier if trial.task == task]
-    return CutSearch(
-        task, space.choices()["rank"], settings.steps, _size(settings, retrained or 0), trials.make, own
-    ), trials
+    ranks, size = space.choices()["rank"], _size(settings, retrained or 0)
+    return CutSearch(task, ranks, settings.steps, size, trials.make, own), trials
 
 
 def _task_search(

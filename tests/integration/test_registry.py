@@ -1057,3 +1057,14 @@ def test_the_ui_names_a_free_port_and_a_missing_store(tmp_path, registry):
 def test_only_the_registry_imports_mlflow():
     code = "import sys, orchestrator.pyfunc, orchestrator.progress.mlflow_ui; sys.exit('mlflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_each_search_has_a_run_of_its_own_for_an_equal_trial(fresh_store, tmp_path):
+    registry = open_copy(fresh_store, tmp_path)
+    first, second = (
+        registry.start_run("lib", name, {"spec_hash": name, "task": "trec"}, "", {}, search=True)
+        for name in ("aa", "bb")
+    )
+    runs = [registry.expert_run("lib", search, "trec", "cc", {}, search=True) for search in (first, second, first)]
+    assert runs[0] == runs[2] != runs[1]
+    assert [run.run_id for run in registry.trial_runs("lib", first)] == [runs[0]]
