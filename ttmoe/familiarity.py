@@ -14,6 +14,8 @@ class Familiarity(nn.Module):
     The squared distance under the task's own scatter, minus half of the squared distance under the scatter of all tasks
     together. Ren et al., A Simple Fix to Mahalanobis Distance (arXiv 2106.09022), subtract the whole of the second
     term and share one scatter between the classes; here each task keeps its own, since its rows can all have one form.
+    To it is added the highest score of the router, weighted (Hendrycks et al., Scaling Out-of-Distribution Detection,
+    arXiv 1911.11132: the maximum logit).
 
     The buffers are saved with the router; their names are part of the file format.
 
@@ -28,6 +30,7 @@ class Familiarity(nn.Module):
     whitenings: Tensor
     centre: Tensor
     around: Tensor
+    score_weight: Tensor
     thresholds: Tensor
 
     def __init__(self, width: int, tasks: int, directions: int) -> None:
@@ -37,6 +40,7 @@ class Familiarity(nn.Module):
         self.register_buffer("whitenings", torch.zeros(tasks, directions, directions, dtype=torch.half))
         self.register_buffer("centre", torch.zeros(directions))
         self.register_buffer("around", torch.zeros(directions, directions))  # whitening of the total scatter
+        self.register_buffer("score_weight", torch.zeros(()))
         self.register_buffer("thresholds", torch.full((tasks,), -torch.inf))
 
     @classmethod
@@ -52,16 +56,22 @@ class Familiarity(nn.Module):
         return familiarity
 
     @torch.no_grad()
-    def forward(self, features: Tensor, experts: Tensor) -> Tensor:
+    def forward(self, features: Tensor, experts: Tensor, highest: Tensor | float = 0.0) -> Tensor:
         """Score how well each row matches the training rows of the task it is routed to.
 
         Args:
             features: Standardised features, (rows, width).
             experts: Index of each row's task, (rows,).
+            highest: The router's highest score of each row, (rows,).
 
         Returns:
             Scores (rows,), fp32. Higher means more familiar.
         """
+        return self.relative_distances(features, experts) + self.score_weight * highest
+
+    @torch.no_grad()
+    def relative_distances(self, features: Tensor, experts: Tensor) -> Tensor:
+        """Return the negated half-relative distance of each row to its task's training rows, (rows,), fp32."""
         projected = features @ self.basis.float()
         total_distances = ((projected - self.centre) @ self.around).square().mean(1)
         scores = torch.empty_like(total_distances)
@@ -70,6 +80,20 @@ class Familiarity(nn.Module):
             whitened = (projected[rows] - self.means[task]) @ self.whitenings[task].float()
             scores[rows] = 0.5 * total_distances[rows] - whitened.square().mean(1)
         return scores
+
+    def fit_score_weight(self, distances: Tensor, highest: Tensor, experts: Tensor) -> None:
+        """Set the weight so that both parts vary equally around the means of their tasks.
+
+        Args:
+            distances: Relative distances of validation rows, (rows,).
+            highest: The router's highest score of each row, (rows,).
+            experts: Index of each row's task, (rows,).
+        """
+        parts = torch.stack([distances, highest])
+        for task in experts.unique().tolist():
+            parts[:, experts == task] -= parts[:, experts == task].mean(1, keepdim=True)
+        distance, score = parts.square().mean(1).sqrt().tolist()
+        self.score_weight.fill_(distance / score if score else 0.0)
 
     def fit_thresholds(self, scores: Tensor, experts: Tensor, fraction: float) -> None:
         """Set each task's threshold so that ``fraction`` of the rows routed to it fall below.
@@ -92,9 +116,9 @@ class Familiarity(nn.Module):
         for task in experts.unique().tolist():
             self.thresholds[task] = self.thresholds[task].minimum(scores[experts == task].quantile(fraction))
 
-    def is_familiar(self, features: Tensor, experts: Tensor) -> Tensor:
+    def is_familiar(self, features: Tensor, experts: Tensor, highest: Tensor | float = 0.0) -> Tensor:
         """Return which rows reach the threshold of their task, (rows,), bool.
 
         A row with a value that is not finite is never familiar. The arguments are those of ``forward``.
         """
-        return self(features, experts) >= self.thresholds[experts]
+        return self(features, experts, highest) >= self.thresholds[experts]

@@ -25,6 +25,7 @@ from ttmoe.generation import DEFAULT_MAX_NEW_TOKENS, GeneratedText, generate, pr
 from ttmoe.inner_path import inner_path
 from ttmoe.router import Router, load_router
 from ttmoe.scoring import score
+from ttmoe.surface import surface_text
 from ttmoe.trunk import use_hidden_states
 
 UNKNOWN = "unknown"
@@ -139,7 +140,7 @@ class RoutedModel:
     def _predict_batch(self, inputs: list[Input], items: list[Item], unknown: bool) -> list[Prediction]:
         wholes = collate([item.whole for item in items], self.pad_id, self.bank.device)
         features, hidden = self._read_base(wholes)
-        routes = self.router.route(features)
+        routes = self.router.route(features, self.router.read_surface([surface_text(row) for row in inputs]))
         predictions = [Prediction(UNKNOWN, "", 0.0, probability) for probability in routes.probabilities]
         answered = {i: name for i, name in enumerate(routes.names) if routes.familiar[i] or not unknown}
         generating = {i: name for i, name in answered.items() if self.manifests[name].kind == "generate"}

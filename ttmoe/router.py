@@ -1,8 +1,8 @@
-"""The router: a calibrated linear map from frozen features to experts, top 1.
+"""The router: a calibrated linear map from frozen features to experts, top 1, and beside it the surface of the text.
 
 TT-LoRA MoE (arXiv 2504.21190), section 3.2. The map is trained (kind ``linear``, the paper's), the nearest mean of the
 tasks' features (``centroid``; the semantic prior of T-REX, arXiv 2404.08985, with tasks as clusters), or a weighted sum
-of both (``blend``).
+of both (``blend``). The scores of the surface (``ttmoe.surface``), if the router has one, are added to it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from ttmoe.atomic_write import write_atomically
 from ttmoe.errors import InputError
 from ttmoe.familiarity import Familiarity
 from ttmoe.features import FeatureSpec
+from ttmoe.surface import Ngrams, Surface
 
 ROUTER_MANIFEST, ROUTER_WEIGHTS = "router.json", "router.safetensors"
+_EMBEDDING = "surface.embedding.weight"  # saved in fp16: half the bytes, and no other route in 10,000 rows
 _RETRAIN = "run `ttmoe run` again to train the router"
 
 
@@ -43,10 +45,10 @@ class Routes:
 
 
 class Router(nn.Module):
-    """A linear map from features (rows, width) to scores (rows, experts).
+    """A linear map from features (rows, width) to scores (rows, experts), plus the scores of the texts' surface.
 
-    Features are standardised by the mean and the deviation of the training rows. Scores are divided by ``temperature``,
-    which calibrates their softmax.
+    Features are standardised by the mean and the deviation of the training rows. Their scores are divided by
+    ``temperature``; it and the scale of the surface's output calibrate the softmax of the sum.
 
     Args:
         tasks: Names of the experts, in the order of the scores.
@@ -68,30 +70,48 @@ class Router(nn.Module):
         self.gate = nn.Linear(width, len(self.tasks))
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
+        self.surface: Surface | None = None
         self.familiarity: Familiarity | None = None
 
     def standardise(self, features: Tensor) -> Tensor:
         """Return features (rows, width) with the training rows' mean subtracted, divided by their deviation, fp32."""
         return (features.float() - self.mean) / self.deviation
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Return scores (rows, experts), fp32, for features (rows, width)."""
+    def forward(self, features: Tensor, surface: Tensor | None = None) -> Tensor:
+        """Compute the scores of experts.
+
+        Args:
+            features: Features (rows, width).
+            surface: What ``read_surface`` returned for the same rows.
+
+        Returns:
+            Scores (rows, experts), fp32.
+        """
         scores = self.gate(self.standardise(features)) / self.temperature
         if self.training and self.noise:
             scores = scores + self.noise * torch.randn_like(scores)
-        return scores
+        if self.surface is None:
+            return scores
+        assert surface is not None, "a router with a surface needs the rows' texts"
+        return scores + self.surface(surface)
 
     @torch.no_grad()
-    def route(self, features: Tensor) -> Routes:
-        """Choose one expert for each row of features (rows, width).
+    def read_surface(self, texts: Sequence[str]) -> Tensor | None:
+        """Return vectors (texts, width of the surface) of the texts of ``surface_text``; None without a surface."""
+        return self.surface.embed(Ngrams.of(texts)) if self.surface else None
 
-        A score that is not finite counts as the lowest. Without ``familiarity`` every row is familiar.
+    @torch.no_grad()
+    def route(self, features: Tensor, surface: Tensor | None = None) -> Routes:
+        """Choose one expert for each row.
+
+        A score that is not finite counts as the lowest. Without ``familiarity`` every row is familiar. The arguments
+        are those of ``forward``.
         """
-        scores = torch.nan_to_num(self(features), nan=-1e9, posinf=1e9, neginf=-1e9)
+        scores = torch.nan_to_num(self(features, surface), nan=-1e9, posinf=1e9, neginf=-1e9)
         probabilities, experts = scores.softmax(-1).max(-1)
         familiar = torch.ones_like(experts, dtype=torch.bool)
         if self.familiarity:
-            familiar = self.familiarity.is_familiar(self.standardise(features), experts)
+            familiar = self.familiarity.is_familiar(self.standardise(features), experts, scores.amax(-1))
         return Routes([self.tasks[i] for i in experts.tolist()], probabilities.tolist(), familiar.tolist())
 
 
@@ -111,7 +131,10 @@ def save_router(router: Router, folder: Path, base: dict, lock: dict[str, str], 
         The manifest, the content of ``router.json``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    data = save({key: value.cpu().contiguous() for key, value in router.state_dict().items()})
+    state = {key: value.cpu().contiguous() for key, value in router.state_dict().items()}
+    if _EMBEDDING in state:
+        state[_EMBEDDING] = state[_EMBEDDING].half()
+    data = save(state)
     manifest = {"kind": kind, "tasks": list(router.tasks), "features": asdict(router.features), "base": base,
                 "lock": lock, "metrics": metrics, "weights_digest": hashlib.sha256(data).hexdigest()}  # fmt: skip
     write_atomically(folder / ROUTER_WEIGHTS, data)
@@ -141,6 +164,9 @@ def load_router(folder: Path) -> tuple[Router, dict]:
         if "familiarity.basis" in weights:
             width, directions = weights["familiarity.basis"].shape
             router.familiarity = Familiarity(width, len(router.tasks), directions)
+            weights.setdefault("familiarity.score_weight", torch.zeros(()))  # routers of version 0.1 lack it
+        if _EMBEDDING in weights:
+            router.surface = Surface(len(router.tasks), weights[_EMBEDDING].shape[1])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(f"cannot read the router ({error})", where=where, fix=_RETRAIN) from error
     # Thresholds may be infinite: with -inf every row is familiar.

@@ -10,7 +10,7 @@ from __future__ import annotations
 RECIPES = {
     # Part of a spec, and so of the identity of a registered version (see orchestrator/plan/identity.py).
     "expert": 3,
-    "router": 3,
+    "router": 4,
     "search": 2,
     "import": 1,
     "cut": 2,

@@ -9,7 +9,7 @@ from orchestrator.plan.planning import Plan
 from orchestrator.pool.capacity import JobResources, Node
 from ttmoe.features import POOLINGS
 from ttmoe.subspace import MAX_SAMPLE_VALUES, SAMPLE_ROWS, max_directions
-from workers.cache.feature_store import LOOSE, STRIPPED, row_counts
+from workers.cache.feature_store import LOOSE, PLAIN, STRIPPED, row_counts
 from workers.routing.router_training import FEATURE_CHUNK
 from workers.training.memory import estimate_pass_memory
 
@@ -77,7 +77,7 @@ def _loaded_rows(counts: list[dict[str, int]]) -> int:
     """Return the most rows of features in memory at a time: two splits and validation, those of one task twice."""
     rows = {split: sum(count[split] for count in counts) for split in counts[0]}
     largest = max(max(count.values()) for count in counts)
-    return max(rows["train"] + rows[LOOSE], rows["test"] + rows[STRIPPED]) + rows["validation"] + largest
+    return max(rows["train"] + rows[PLAIN] + rows[LOOSE], rows["test"] + rows[STRIPPED]) + rows["validation"] + largest
 
 
 def _training_bytes(counts: list[dict[str, int]], width: int) -> int:

@@ -33,6 +33,7 @@ from ttmoe.expert_files import load_expert
 from ttmoe.features import FeatureSpec
 from ttmoe.routed import RoutedModel
 from ttmoe.router import Router
+from ttmoe.surface import surface_text
 from workers.base.base_sources import resolve_base
 from workers.base.resident import load_resident_base
 from workers.cache.feature_store import STRIPPED, feature_folder
@@ -168,8 +169,10 @@ def _outcome(plan: Plan, layers: str, seed: int, right: dict[str, Tensor], model
     data = {task: expert.job.data for task, expert in plan.experts.items()}
     files = {task: str(feature_folder(plan.base, each, plan.folders.cache)) for task, each in data.items()}
     job = RouterJob(plan.base, spec, data, files, plan.lock, settings, seed, "", "")
-    router = build_router(job, spec, job.load("validation"), lambda progress: None)
-    test, stripped = job.load("test"), job.load(STRIPPED)
+    surface = job.fit_surface()
+    validation = job.load("validation", surface=surface)
+    router = build_router(job, spec, validation, lambda progress: None, surface=surface)
+    test, stripped = (job.load(split, surface=router.surface) for split in ("test", STRIPPED))
     shares, chosen, known = route_rows(router, test)
     own = chosen == test.labels
     tasks, counts = list(data), torch.bincount(test.labels).tolist()
@@ -258,11 +261,13 @@ def _unknown(setting: Setting, tasks: Sequence[str], outcome: Outcome, folder: P
     found = {}
     for task in (*(task for task in SEVENTEEN if task not in tasks), *LEFT_OUT):
         rows = [json.loads(line) for line in (folder / task / "test.jsonl").read_text().splitlines()[:LEFT_OUT_ROWS]]
-        items = encode_inputs(tokenizer, [_input(row) for row in rows], base.max_length)
         known: list[bool] = []
-        for start in range(0, len(items), 64):
-            inputs = collate([item.whole for item in items[start : start + 64]], pad_id_of(tokenizer))
-            known += router.route(router_features(model, inputs, router.features)).familiar
+        for start in range(0, len(rows), 64):
+            inputs = [_input(row) for row in rows[start : start + 64]]
+            items = encode_inputs(tokenizer, inputs, base.max_length)
+            states = collate([item.whole for item in items], pad_id_of(tokenizer))
+            surface = router.read_surface([surface_text(row) for row in inputs])
+            known += router.route(router_features(model, states, router.features), surface).familiar
         found[task] = 1 - fmean(known)
     apart = {task: share for task, share in found.items() if len(tasks) > 6 or task not in AKIN}
     missed = ", ".join(f"{task} {share:.0%}" for task, share in sorted(found.items(), key=lambda pair: pair[1])[:5])

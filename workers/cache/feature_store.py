@@ -32,6 +32,7 @@ from workers.base.resident import ResidentBase, load_resident_base
 from workers.cache.tokens import load_tokenized_rows
 from workers.cache.trunk_states import TrunkStates, find_trunk_states
 from workers.data.damaged_files import remove_damaged
+from workers.data.examples import Example
 from workers.data.prepared import PreparedTask, load_split
 from workers.data.text_forms import strip_case_and_punctuation, strip_formatting
 from workers.progress import Progress, ProgressCallback
@@ -39,9 +40,13 @@ from workers.recipes import RECIPES
 from workers.training.batches import TokenizedRows, tokenize
 from workers.training.checksummed_files import CorruptFileError
 
-STRIPPED, LOOSE = "stripped", "loose"
+PLAIN, STRIPPED, LOOSE = "plain", "stripped", "loose"
 # Reformatted splits: the split that they are made from, and how a row is reformatted.
-TEXT_FORMS = {STRIPPED: ("test", strip_formatting), LOOSE: ("validation", strip_case_and_punctuation)}
+TEXT_FORMS = {
+    PLAIN: ("train", strip_formatting),
+    STRIPPED: ("test", strip_formatting),
+    LOOSE: ("validation", strip_case_and_punctuation),
+}
 SPLITS = ("train", "validation", "test", *TEXT_FORMS)
 FORM_ROWS = 500  # maximum rows of a reformatted split
 STALE_SECONDS = 24 * 3600  # age from which a temporary file is considered abandoned
@@ -59,9 +64,16 @@ def feature_folder(base: Base, data: PreparedTask, cache: Path) -> Path:
 
 def row_counts(data: PreparedTask, rows: int) -> dict[str, int]:
     """Return the number of feature rows of each split; ``rows`` is the maximum for the training split."""
-    available = {split: sum(counts.values()) for split, counts in data.counts.items()}
-    forms = {name: min(FORM_ROWS, available[split]) for name, (split, _) in TEXT_FORMS.items()}
-    return available | {"train": min(rows, available["train"])} | forms
+    counts = {split: sum(labels.values()) for split, labels in data.counts.items()}
+    counts["train"] = min(rows, counts["train"])
+    return counts | {form: min(FORM_ROWS, counts[split]) for form, (split, _) in TEXT_FORMS.items()}
+
+
+def load_form(data: PreparedTask, split: str, count: int) -> list[Example]:
+    """Load the first ``count`` rows of a split or of a reformatted split."""
+    source, reformat = TEXT_FORMS.get(split, (split, None))
+    examples = load_split(data, source)[:count]
+    return [reformat(example) for example in examples] if reformat else examples
 
 
 def features_complete(folder: Path, data: PreparedTask, rows: int) -> bool:
@@ -193,9 +205,7 @@ def write_features(folder: Path, split: str, states: Tensor) -> None:
 def _load_rows(base: Base, resident: ResidentBase, data: PreparedTask, split: str, cache: Path) -> TokenizedRows:
     if split not in TEXT_FORMS:
         return load_tokenized_rows(base, resident.tokenizer, data, split, cache)
-    source, reformat = TEXT_FORMS[split]
-    examples = [reformat(example) for example in load_split(data, source)[:FORM_ROWS]]
-    return tokenize(resident.tokenizer, examples, base.max_length)
+    return tokenize(resident.tokenizer, load_form(data, split, FORM_ROWS), base.max_length)
 
 
 def _batches(rows: TokenizedRows, numbers: Sequence[int], tokens: int, most: int) -> Iterator[list[int]]:

@@ -69,14 +69,15 @@ def compare_depths(job: RouterJob, folder: Path, trunk: int, *, threads: int, de
     job = replace(job, settings=job.settings.model_copy(update=settings))
     rows_per_task = -(-TIMED_BATCH // len(job.data))
     inputs = [to_input(e) for data in job.data.values() for e in load_split(data, "test")[:rows_per_task]]
+    surface = model.router.surface  # it does not depend on the layers
     results = []
     for index, depth in enumerate(depths):
         spec = FeatureSpec(tuple(range(depth + 1)), job.features.pooling)
         beat = partial(report, Progress("depths", index, len(depths)))
-        validation = job.load("validation", beat, spec)
-        router = build_router(job, spec, validation, lambda progress: None, beat)
+        validation = job.load("validation", beat, spec, surface)
+        router = build_router(job, spec, validation, lambda progress: None, beat, surface)
         validation_accuracy = routing_accuracy(router, validation)
-        test_accuracy = routing_accuracy(router, job.load("test", beat, spec))
+        test_accuracy = routing_accuracy(router, job.load("test", beat, spec, surface))
         routed = RoutedModel(model.bank, router, model.manifests, model.tokenizer, model.max_length)
         seconds = [_median_seconds(routed, inputs[:count]) for count in (1, TIMED_BATCH)]
         results.append(DepthResult(depth, test_accuracy, validation_accuracy, routed.one_pass, *seconds))

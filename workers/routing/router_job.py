@@ -15,10 +15,13 @@ from torch import Tensor
 from ttmoe.base import Base
 from ttmoe.features import FeatureSpec
 from ttmoe.router import Router, save_router
-from workers.cache.feature_store import LOOSE, STRIPPED, load_features, row_counts
+from ttmoe.surface import Ngrams, Surface, surface_text
+from workers.cache.feature_store import LOOSE, PLAIN, STRIPPED, load_features, load_form, row_counts
 from workers.data.prepared import PreparedTask
 from workers.progress import Progress, ProgressCallback
 from workers.routing.router_training import FEATURE_CHUNK, Mixture, calibration_error, fit_router, no_beat
+from workers.routing.surface_training import embed_all, fit_surface
+from workers.training.batches import to_input
 from workers.training.settings import RouterSettings
 
 ROUTER_RESULT_FILE = "result.json"
@@ -52,20 +55,53 @@ class RouterJob:
     folder: str
     chunk_rows: int = FEATURE_CHUNK
 
-    def load(self, split: str, beat: Callable[[], Any] = no_beat, features: FeatureSpec | None = None) -> Mixture:
-        """Load the features of a split of all tasks.
+    def load(
+        self,
+        splits: str | tuple[str, ...],
+        beat: Callable[[], Any] = no_beat,
+        features: FeatureSpec | None = None,
+        surface: Surface | None = None,
+    ) -> Mixture:
+        """Load the features of one or several splits of all tasks.
 
         Args:
-            split: Name of the split.
+            splits: Name of a split, or of several whose rows follow one another in each task.
             beat: Called for each task, and whenever a chunk of the rows is read.
             features: Replaces the router's own features.
+            surface: Adds the vectors that it makes of the rows' texts.
         """
-        counts = {task: row_counts(data, self.settings.rows_per_task)[split] for task, data in self.data.items()}
+        rows = self._rows(splits)
         loaded = (
             load_features(Path(self.feature_folders[task]), split, count, features or self.features)
-            for task, count in counts.items()
+            for task, split, count in rows
         )
-        return Mixture.from_tasks(loaded, list(counts.values()), self.chunk_rows, beat)
+        counts = [sum(count for task, _, count in rows if task == each) for each in self.data]
+        vectors = embed_all(surface, self._ngrams(rows, beat)) if surface else None
+        return Mixture.from_tasks(loaded, counts, vectors, self.chunk_rows, beat)
+
+    def fit_surface(self, beat: Callable[[], Any] = no_beat) -> Surface | None:
+        """Train a surface on the training rows and on plain copies of them; None if the settings want none."""
+        if self.settings.surface == "none":
+            return None
+        torch.manual_seed(self.seed)
+        rows = [(task, form, count) for task, _, count in self._rows("train") for form in ("train", PLAIN)]
+        places = {task: place for place, task in enumerate(self.data)}
+        labels = torch.cat([torch.full((count,), places[task]) for task, _, count in rows])
+        return fit_surface(len(places), self._ngrams(rows, beat), labels, beat)
+
+    def _rows(self, splits: str | tuple[str, ...]) -> list[tuple[str, str, int]]:
+        """Return task, split and number of rows of these splits, in the order in which a mixture has them."""
+        names = (splits,) if isinstance(splits, str) else splits
+        counts = {task: row_counts(data, self.settings.rows_per_task) for task, data in self.data.items()}
+        return [(task, split, counts[task][split]) for task in self.data for split in names]
+
+    def _ngrams(self, rows: list[tuple[str, str, int]], beat: Callable[[], Any]) -> Ngrams:
+        def hashed(task: str, split: str, count: int) -> Ngrams:
+            beat()
+            examples = load_form(self.data[task], split, count)
+            return Ngrams.of([surface_text(to_input(example)) for example in examples])
+
+        return Ngrams.join(hashed(*each) for each in rows)
 
 
 @dataclass(frozen=True)
@@ -99,11 +135,12 @@ def run_router(job: RouterJob, *, threads: int, report: ProgressCallback) -> Rou
     started, tasks = time.monotonic(), tuple(job.data)
     report = Heartbeat(report)
     report(Progress("loading", 0, job.settings.epochs))
-    validation = job.load("validation", report.beat)
-    router = build_router(job, job.features, validation, report, report.beat)
+    surface = job.fit_surface(report.beat)
+    validation = job.load("validation", report.beat, surface=surface)
+    router = build_router(job, job.features, validation, report, report.beat, surface)
     seconds = time.monotonic() - started
     report(Progress("testing", job.settings.epochs, job.settings.epochs))
-    test, stripped = job.load("test", report.beat), job.load(STRIPPED, report.beat)
+    test, stripped = (job.load(split, report.beat, surface=router.surface) for split in ("test", STRIPPED))
     probabilities, chosen, familiar = route_rows(router, test)
     correct = chosen == test.labels
     confusion = torch.zeros(len(tasks), len(tasks), dtype=torch.long)
@@ -151,12 +188,16 @@ def build_router(
     validation: Mixture,
     report: ProgressCallback,
     beat: Callable[[], Any] = no_beat,
+    surface: Surface | None = None,
 ) -> Router:
-    """Train a router of the job on these features, with the job's seed; call ``beat`` between the reports."""
+    """Train a router of the job on these features, with the job's seed; call ``beat`` between the reports.
+
+    The validation rows have the vectors of ``surface``, if there is one.
+    """
     torch.manual_seed(job.seed)
-    loose = job.load(LOOSE, beat, features) if job.settings.unknown and job.settings.loose else None
-    train = job.load("train", beat, features)
-    return fit_router(tuple(job.data), train, validation, features, job.settings, report, loose)
+    loose = job.load(LOOSE, beat, features, surface) if job.settings.unknown and job.settings.loose else None
+    train = job.load(("train", PLAIN), beat, features)
+    return fit_router(tuple(job.data), train, validation, features, job.settings, report, loose, surface)
 
 
 def route_rows(router: Router, rows: Mixture) -> tuple[Tensor, Tensor, Tensor]:
@@ -168,7 +209,7 @@ def route_rows(router: Router, rows: Mixture) -> tuple[Tensor, Tensor, Tensor]:
     probabilities, chosen, familiar = [], [], []
     index_of_task = {task: i for i, task in enumerate(router.tasks)}
     for part in rows.chunks():
-        routes = router.route(part)
+        routes = router.route(*part)
         probabilities += routes.probabilities
         chosen += [index_of_task[name] for name in routes.names]
         familiar += routes.familiar

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from ttmoe.familiarity import Familiarity
 from ttmoe.features import FeatureSpec
 from ttmoe.router import Router
 from ttmoe.subspace import Subspace
+from ttmoe.surface import Surface
 from workers.progress import Progress, ProgressCallback
 from workers.training.settings import RouterSettings
 
@@ -34,44 +36,50 @@ class Mixture:
     Attributes:
         features: Features (rows, width), fp16.
         labels: Index of each row's task (rows,); ``by_task`` requires ascending order.
+        surface: Vectors of the rows' surfaces (rows, width of the surface), if a router reads them.
         chunk_rows: Rows that are converted to full precision at a time; None for ``FEATURE_CHUNK``.
         beat: Called for each chunk of rows that is read, for example to report a heartbeat.
     """
 
     features: Tensor
     labels: Tensor
+    surface: Tensor | None = None
     chunk_rows: int | None = None
     beat: Callable[[], Any] = no_beat
 
     @classmethod
     def from_tasks(
         cls,
-        tasks: Iterable[Tensor],
+        parts: Iterable[Tensor],
         counts: Sequence[int],
+        surface: Tensor | None = None,
         chunk_rows: int | None = None,
         beat: Callable[[], Any] = no_beat,
     ) -> Mixture:
-        """Put the features (rows, width) of all tasks together; only those of one task are in memory twice.
+        """Put the features (rows, width) of all tasks together; only those of one part are in memory twice.
 
         Args:
-            tasks: Features of each task, made one after another.
+            parts: Features, made one after another: one part or several of each task, in the order of the tasks.
             counts: Rows of each task.
+            surface: See the class.
             chunk_rows: See the class.
-            beat: See the class; also called for each task.
+            beat: See the class; also called for each part.
         """
         features, end = torch.empty(0), 0
-        for rows in tasks:  # `enumerate` and `zip` would keep them until the next task's are made
+        for rows in parts:  # `enumerate` and `zip` would keep them until the next part is made
             if not end:
                 features = rows.new_empty(sum(counts), rows.shape[1])
             features[end : end + len(rows)] = rows
             end += len(rows)
             del rows
             beat()
-        return cls(features, torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), chunk_rows, beat)
+        labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+        return cls(features, labels, surface, chunk_rows, beat)
 
-    def chunks(self) -> Iterator[Tensor]:
-        """Yield the features chunk by chunk, in order."""
-        for part in self.features.split(self.chunk_rows or FEATURE_CHUNK):
+    def chunks(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the features chunk by chunk, in order, each with the vectors of the surface, if there are any."""
+        tensors = (self.features,) if self.surface is None else (self.features, self.surface)
+        for part in zip(*(tensor.split(self.chunk_rows or FEATURE_CHUNK) for tensor in tensors), strict=True):
             self.beat()
             yield part
 
@@ -79,14 +87,15 @@ class Mixture:
         """Return the features (rows, width) of each task."""
         return list(self.features.split(torch.bincount(self.labels).tolist()))
 
-    def scores(self, score: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the scores (rows, tasks) of all rows, computed by ``score`` without gradients."""
+    def scores(self, score: Callable[..., Tensor]) -> Tensor:
+        """Return the scores (rows, tasks) of all rows, computed by ``score`` from chunks, without gradients."""
         with torch.no_grad():
-            return torch.cat([score(part) for part in self.chunks()])
+            return torch.cat([score(*part) for part in self.chunks()])
 
 
 def fit_router(tasks: Sequence[str], train: Mixture, validation: Mixture, features: FeatureSpec,
-               settings: RouterSettings, report: ProgressCallback, loose: Mixture | None = None) -> Router:  # fmt: skip
+               settings: RouterSettings, report: ProgressCallback, loose: Mixture | None = None,
+               surface: Surface | None = None) -> Router:  # fmt: skip
     """Train and calibrate a router.
 
     Args:
@@ -98,6 +107,8 @@ def fit_router(tasks: Sequence[str], train: Mixture, validation: Mixture, featur
         report: Receives the progress.
         loose: Reformatted validation rows. At most ``LOOSE_UNKNOWN`` of those that are routed correctly, or
             ``settings.unknown`` if it is larger, are classified as unknown.
+        surface: A trained surface, whose vectors the validation and the loose rows have. A copy of it becomes part of
+            the router if that lowers the cross-entropy of the validation rows.
 
     Returns:
         The router, in evaluation mode.
@@ -115,8 +126,11 @@ def fit_router(tasks: Sequence[str], train: Mixture, validation: Mixture, featur
     if settings.kind == "blend":
         assert subspace
         _blend_with_nearest_mean(router, subspace, validation)
+    if surface:
+        _add_surface(router, surface, validation)
     if subspace and settings.unknown:
         router.familiarity = Familiarity.from_subspace(subspace)
+        _fit_score_weight(router, router.familiarity, validation)
         router.familiarity.fit_thresholds(*_row_familiarity(router, router.familiarity, validation), settings.unknown)
         if loose:
             familiarity, experts = _row_familiarity(router, router.familiarity, loose)
@@ -134,8 +148,8 @@ def fit_scale(router: Router, mixture: Mixture) -> None:
     """
     count, width = mixture.features.shape
     total, square = torch.zeros(width, dtype=torch.double), torch.zeros(width, dtype=torch.double)
-    for part in mixture.chunks():
-        rows = part.double()
+    for features, *_ in mixture.chunks():
+        rows = features.double()
         total += rows.sum(0)
         square += rows.square().sum(0)
     mean = total / count
@@ -188,8 +202,7 @@ def fit_linear(
 def calibrate(router: Router, validation: Mixture) -> None:
     """Set the temperature that minimises the cross-entropy on these rows (Guo et al., 2017, arXiv 1706.04599)."""
     scores = validation.scores(router.eval()) * router.temperature
-    log_temperature = _minimise(lambda log: F.cross_entropy(scores / math.exp(log), validation.labels), -5, 12)
-    router.temperature.fill_(math.exp(log_temperature))
+    router.temperature.fill_(_best_temperature(scores, validation.labels))
 
 
 def calibration_error(probabilities: Tensor, correct: Tensor, bins: int = 15) -> float:
@@ -208,9 +221,20 @@ def calibration_error(probabilities: Tensor, correct: Tensor, bins: int = 15) ->
 
 def _row_familiarity(router: Router, familiarity: Familiarity, rows: Mixture) -> tuple[Tensor, Tensor]:
     """Return each row's familiarity with its highest-scoring expert (rows,), and this expert's index (rows,)."""
-    experts = rows.scores(router).argmax(-1)
+    distances, highest, experts = _row_distances(router, familiarity, rows)
+    return distances + familiarity.score_weight * highest, experts
+
+
+def _fit_score_weight(router: Router, familiarity: Familiarity, validation: Mixture) -> None:
+    familiarity.fit_score_weight(*_row_distances(router, familiarity, validation))
+
+
+def _row_distances(router: Router, familiarity: Familiarity, rows: Mixture) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each row's relative distance, its highest score, and the index of the expert with it, (rows,) each."""
+    highest, experts = rows.scores(router).max(-1)
     chosen = iter(experts.split(rows.chunk_rows or FEATURE_CHUNK))
-    return torch.cat([familiarity(router.standardise(part), next(chosen)) for part in rows.chunks()]), experts
+    distances = [familiarity.relative_distances(router.standardise(part), next(chosen)) for part, *_ in rows.chunks()]
+    return torch.cat(distances), highest, experts
 
 
 def _fit_subspace(router: Router, train: Mixture) -> Subspace:
@@ -237,6 +261,29 @@ def _blend_with_nearest_mean(router: Router, subspace: Subspace, validation: Mix
     router.temperature.fill_(1)
     _set_gate(router, *blended)
     calibrate(router, validation)
+
+
+def _add_surface(router: Router, surface: Surface, validation: Mixture) -> None:
+    """Average the router's and the surface's scores, with the weight that minimises the validation cross-entropy."""
+    labels = validation.labels
+    features = validation.scores(router)
+    assert validation.surface is not None
+    with torch.no_grad():
+        read = surface(validation.surface)
+    scale = 1 / _best_temperature(read, labels)
+    weight = _minimise(lambda w: F.cross_entropy(features.lerp(scale * read, w), labels), 0, 1)
+    temperature = _best_temperature(features.lerp(scale * read, weight), labels)
+    if F.cross_entropy(features.lerp(scale * read, weight) / temperature, labels) >= F.cross_entropy(features, labels):
+        return
+    router.surface = copy.deepcopy(surface)
+    router.surface.output.weight.data.mul_(scale * weight / temperature)
+    router.surface.output.bias.data.mul_(scale * weight / temperature)
+    router.temperature.mul_(temperature / (1 - weight))
+
+
+def _best_temperature(scores: Tensor, labels: Tensor) -> float:
+    """Return the temperature by which the scores (rows, tasks) have the lowest cross-entropy."""
+    return math.exp(_minimise(lambda log: F.cross_entropy(scores / math.exp(log), labels), -5, 12))
 
 
 def _set_gate(router: Router, weight: Tensor, bias: Tensor) -> None:

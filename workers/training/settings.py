@@ -81,6 +81,10 @@ class RouterSettings(BaseModel):
     pooling: Literal["both", "mean", "last"] = Field(
         default="both", description="Pooling of token states: their mean, the last token, or both concatenated."
     )
+    surface: Literal["auto", "none"] = Field(
+        default="auto",
+        description="auto: read the characters of a text too, where validation rows gain from it; none: never.",
+    )
     rows_per_task: PositiveInt = Field(default=5000, description="Maximum number of training rows of each task.")
     epochs: PositiveInt = Field(default=20, description="Epochs; tasks are sampled with equal probability.")
     lr: PositiveFloat = Field(default=1e-3, description="Learning rate.")
