@@ -7,7 +7,7 @@ adapted layers. If the router reads only layers below the adapted ones, each inp
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,10 @@ class Prediction:
         label: The label; for a choice the index of the option; for an expert that generates text, the text. Empty if
             the task is unknown.
         confidence: The expert's probability of the label, 0 to 1.
-        routing: The router's calibrated probability of the task, 0 to 1.
-        scores: The probability of every label, or of every option by its index. Empty for generated text and for an
-            unknown task.
+        routing: The router's calibrated probability of the task, or of its group of tasks, 0 to 1.
+        scores: The probability of every label, or of every option by its index; in a group of tasks, the mean over
+            its experts, weighted by the router. Empty for generated text and for an unknown task.
+        familiar: False if the row resembles none of the tasks. It has another task than ``unknown`` if one was wanted.
     """
 
     task: str
@@ -51,6 +52,7 @@ class Prediction:
     confidence: float
     routing: float
     scores: dict[str, float] = field(default_factory=dict)
+    familiar: bool = True
 
 
 class RoutedModel:
@@ -142,14 +144,20 @@ class RoutedModel:
         features, hidden = self._read_base(wholes)
         routes = self.router.route(features, self.router.read_surface([surface_text(row) for row in inputs]))
         predictions = [Prediction(UNKNOWN, "", 0.0, probability) for probability in routes.probabilities]
-        answered = {i: name for i, name in enumerate(routes.names) if routes.familiar[i] or not unknown}
-        generating = {i: name for i, name in answered.items() if self.manifests[name].kind == "generate"}
-        scoring = {i: name for i, name in answered.items() if i not in generating}
-        for i, scores in self._score(items, wholes, hidden, scoring):
-            predictions[i] = self._prediction(scoring[i], routes.probabilities[i], scores)
+        answered = [i for i in range(len(items)) if routes.familiar[i] or not unknown]
+        asked = [(i, name) for i in answered for name in routes.shares[i]]
+        generating = {i: name for i, name in asked if self.manifests[name].kind == "generate"}
+        members: dict[int, dict[str, Prediction]] = {i: {} for i in answered}
+        for i, name, scores in self._score(
+            items, wholes, hidden, [pair for pair in asked if pair[0] not in generating]
+        ):
+            members[i][name] = self._prediction(name, routes.probabilities[i], scores)
+        for i in answered:
+            if i not in generating:
+                predictions[i] = _mixture(routes.names[i], members[i], routes.shares[i])
         for i, generated in self._generate(inputs, generating):
             predictions[i] = Prediction(generating[i], generated.text, generated.probability, routes.probabilities[i])
-        return predictions
+        return [replace(each, familiar=known) for each, known in zip(predictions, routes.familiar, strict=True)]
 
     def _read_base(self, wholes: dict[str, Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
         """Compute the router's features (rows, width) in a pass without experts, up to the highest state it reads.
@@ -177,25 +185,28 @@ class RoutedModel:
         return min(self.bank.expert(task).adapter.lowest_layer, max(self._feature_indexes))
 
     def _score(self, items: list[Item], wholes: dict[str, Tensor], hidden: dict[int, Tensor],
-               names: dict[int, str]) -> Iterator[tuple[int, Tensor]]:  # fmt: skip
-        """Yield the index and the scores of each row of ``names``.
+               asked: list[tuple[int, str]]) -> Iterator[tuple[int, str, Tensor]]:  # fmt: skip
+        """Yield the index, the expert and its scores for each pair of a row and an expert, in one mixed batch.
 
         Whole rows start from the hidden states of the router's pass. Options are sequences of their own.
         """
-        by_option = [i for i, name in names.items() if self.manifests[name].kind == "choice" and items[i].options]
-        whole = [i for i in names if i not in by_option]
+        by_option, whole = list[tuple[int, str]](), list[tuple[int, str]]()
+        for i, name in asked:
+            (by_option if self.manifests[name].kind == "choice" and items[i].options else whole).append((i, name))
         if whole:
-            depth = min(self._depth_of(names[i]) for i in whole)
+            rows, names = [i for i, _ in whole], [name for _, name in whole]
+            depth = min(map(self._depth_of, names))
             inputs, states = wholes, hidden[depth]
-            if len(whole) < len(items):
-                index = torch.tensor(whole, device=self.bank.device)
+            if rows != list(range(len(items))):
+                index = torch.tensor(rows, device=self.bank.device)
                 inputs, states = {key: value[index] for key, value in wholes.items()}, states[index]
-            scores = self.bank(inputs, [names[i] for i in whole], states=states, depth=depth).cpu()
-            widths = [self.bank.expert(names[i]).head.out_features for i in whole]
-            yield from zip(whole, (row[:width] for row, width in zip(scores, widths, strict=True)), strict=True)
+            scores = self.bank(inputs, names, states=states, depth=depth).cpu()
+            for (i, name), row in zip(whole, scores, strict=True):
+                yield i, name, row[: self.bank.expert(name).head.out_features]
         if by_option:
-            option_scores = score(self.bank, [items[i] for i in by_option], [names[i] for i in by_option], self.pad_id)
-            yield from zip(by_option, option_scores, strict=True)
+            rows, names = [i for i, _ in by_option], [name for _, name in by_option]
+            option_scores = score(self.bank, [items[i] for i in rows], names, self.pad_id)
+            yield from zip(rows, names, option_scores, strict=True)
 
     def _generate(self, inputs: list[Input], names: dict[int, str]) -> Iterator[tuple[int, GeneratedText]]:
         """Yield the index and the generated text of each row of ``names``."""
@@ -214,3 +225,22 @@ class RoutedModel:
         best = max(range(len(probabilities)), key=probabilities.__getitem__)
         return Prediction(name, labels[best], probabilities[best], routing,
                           dict(zip(labels, probabilities, strict=True)))  # fmt: skip
+
+
+def _mixture(name: str, members: dict[str, Prediction], shares: dict[str, float]) -> Prediction:
+    """Return the answer of the experts of a group: the mean of their probabilities by label, weighted by share.
+
+    Args:
+        name: The chosen expert.
+        members: The answer of each expert.
+        shares: The weight of each expert.
+    """
+    own = members[name]
+    if len(members) == 1 or not own.scores:
+        return own
+    labels = dict.fromkeys(label for member in members.values() for label in member.scores)
+    scores = {
+        label: sum(shares[task] * member.scores.get(label, 0.0) for task, member in members.items()) for label in labels
+    }
+    best = max(scores, key=scores.__getitem__)
+    return Prediction(name, best, scores[best], own.routing, scores)

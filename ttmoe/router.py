@@ -26,6 +26,7 @@ from ttmoe.surface import Ngrams, Surface
 
 ROUTER_MANIFEST, ROUTER_WEIGHTS = "router.json", "router.safetensors"
 _EMBEDDING = "surface.embedding.weight"  # saved in fp16: half the bytes, and no other route in 10,000 rows
+LEAST_SHARE = 0.01
 _RETRAIN = "run `ttmoe run` again to train the router"
 
 
@@ -35,13 +36,16 @@ class Routes:
 
     Attributes:
         names: The chosen expert of each row.
-        probabilities: The calibrated probability that the chosen expert is the right one, 0 to 1.
+        probabilities: The calibrated probability that the chosen expert, or one of its group, is the right one, 0 to 1.
         familiar: False where the row resembles none of the library's tasks.
+        shares: For each row the experts that answer it, with weights that add up to 1: the chosen expert, and those of
+            its group that have at least ``LEAST_SHARE`` of the group's probability.
     """
 
     names: list[str]
     probabilities: list[float]
     familiar: list[bool]
+    shares: list[dict[str, float]]
 
 
 class Router(nn.Module):
@@ -55,15 +59,19 @@ class Router(nn.Module):
         width: Width of the features.
         features: The hidden states that the features are made of.
         noise: Standard deviation of Gaussian noise that is added to the scores in training mode only.
+        groups: Experts that answer together, such as those of one task in several data sets. A row goes to the group
+            with the highest probability; an expert without a group is one of its own.
     """
 
     mean: Tensor
     deviation: Tensor
     temperature: Tensor
 
-    def __init__(self, tasks: Sequence[str], width: int, features: FeatureSpec, noise: float = 0.0) -> None:
+    def __init__(self, tasks: Sequence[str], width: int, features: FeatureSpec, noise: float = 0.0,
+                 groups: Sequence[Sequence[str]] = ()) -> None:  # fmt: skip
         super().__init__()
         self.tasks, self.features, self.noise = tuple(tasks), features, noise
+        self.groups = tuple(tuple(group) for group in groups)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("deviation", torch.ones(width))
         self.register_buffer("temperature", torch.ones(()))
@@ -108,11 +116,36 @@ class Router(nn.Module):
         are those of ``forward``.
         """
         scores = torch.nan_to_num(self(features, surface), nan=-1e9, posinf=1e9, neginf=-1e9)
-        probabilities, experts = scores.softmax(-1).max(-1)
+        probabilities = scores.softmax(-1)
+        together, members = self._within_groups(probabilities)
+        experts = members.argmax(-1)
         familiar = torch.ones_like(experts, dtype=torch.bool)
         if self.familiarity:
-            familiar = self.familiarity.is_familiar(self.standardise(features), experts, scores.amax(-1))
-        return Routes([self.tasks[i] for i in experts.tolist()], probabilities.tolist(), familiar.tolist())
+            highest = scores.gather(1, experts.unsqueeze(1)).squeeze(1)
+            familiar = self.familiarity.is_familiar(self.standardise(features), experts, highest)
+        names = [self.tasks[i] for i in experts.tolist()]
+        shares = [{name: 1.0} for name in names]
+        mixed = members.where(members >= LEAST_SHARE, 0)
+        mixed = mixed / mixed.sum(-1, keepdim=True)
+        for row in (mixed.amax(-1) < 1).nonzero().flatten().tolist():
+            shares[row] = {self.tasks[i]: float(mixed[row, i]) for i in mixed[row].nonzero().flatten().tolist()}
+        return Routes(names, together.tolist(), familiar.tolist(), shares)
+
+    def _within_groups(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose the group with the highest probability (a lone expert is a group).
+
+        Returns:
+            Its probability (rows,), and the share of each expert in it (rows, experts), 0 for those outside.
+        """
+        if not self.groups:
+            highest, experts = probabilities.max(-1)
+            return highest, torch.zeros_like(probabilities).scatter(1, experts.unsqueeze(1), 1.0)
+        number = {task: i for i, group in enumerate(self.groups) for task in group}
+        numbers = [number.get(task, len(self.groups) + i) for i, task in enumerate(self.tasks)]
+        group_of = torch.tensor(numbers, device=probabilities.device)
+        sums = probabilities.new_zeros(len(probabilities), len(self.groups) + len(self.tasks))
+        together, chosen = sums.index_add_(1, group_of, probabilities).max(-1)
+        return together, probabilities.where(group_of == chosen.unsqueeze(1), 0) / together.unsqueeze(1)
 
 
 def save_router(router: Router, folder: Path, base: dict, lock: dict[str, str], metrics: dict[str, float],
@@ -135,8 +168,9 @@ def save_router(router: Router, folder: Path, base: dict, lock: dict[str, str], 
     if _EMBEDDING in state:
         state[_EMBEDDING] = state[_EMBEDDING].half()
     data = save(state)
-    manifest = {"kind": kind, "tasks": list(router.tasks), "features": asdict(router.features), "base": base,
-                "lock": lock, "metrics": metrics, "weights_digest": hashlib.sha256(data).hexdigest()}  # fmt: skip
+    manifest = {"kind": kind, "tasks": list(router.tasks), "groups": router.groups, "base": base, "lock": lock,
+                "features": asdict(router.features), "metrics": metrics,
+                "weights_digest": hashlib.sha256(data).hexdigest()}  # fmt: skip
     write_atomically(folder / ROUTER_WEIGHTS, data)
     write_atomically(folder / ROUTER_MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
     return manifest
@@ -160,7 +194,8 @@ def load_router(folder: Path) -> tuple[Router, dict]:
         weights = load(data)
         layers = manifest["features"]["layers"]
         features = FeatureSpec(layers if isinstance(layers, str) else tuple(layers), manifest["features"]["pooling"])
-        router = Router(manifest["tasks"], weights["mean"].numel(), features)
+        groups = manifest.get("groups", ())  # routers of version 0.1 lack them
+        router = Router(manifest["tasks"], weights["mean"].numel(), features, groups=groups)
         if "familiarity.basis" in weights:
             width, directions = weights["familiarity.basis"].shape
             router.familiarity = Familiarity(width, len(router.tasks), directions)

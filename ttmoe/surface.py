@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ttmoe.encoding import Choice, Completion, Input
 
 BUCKETS = 1 << 15  # hash values; they fit int16
-WIDTH = 64  # of a text's vector
+SURFACE_WIDTH = 64  # of a text's vector
 ORDERS = 4  # n-grams of one to four characters
 CHARACTERS = 1000  # of a text that are read
 _SEPARATOR, _START, _END = "\x1f", "\x02", "\x03"
@@ -83,7 +83,7 @@ class Surface(nn.Module):
         width: Width of a text's vector.
     """
 
-    def __init__(self, tasks: int, width: int = WIDTH) -> None:
+    def __init__(self, tasks: int, width: int = SURFACE_WIDTH) -> None:
         super().__init__()
         self.embedding = nn.EmbeddingBag(BUCKETS, width, mode="sum")
         self.output = nn.Linear(width, tasks)

@@ -124,6 +124,7 @@ class Config(BaseModel):
                 raise setting_error(
                     f"no task is named {name!r}", key=("router", "require"), fix=_suggest_task(name, self.tasks)
                 )
+        _check_groups(self.router.groups, self.tasks)
         _check_shapes(self.adapter, ())
         for name, entry in self.tasks.items():
             if "shape" in entry.adapter.model_fields_set:
@@ -165,6 +166,29 @@ class Config(BaseModel):
     def store(self) -> StoreAddress:
         """The MLflow store."""
         return find_store(config_uri=self.tracking.uri, config_root=Path(self.storage.root))
+
+
+def _check_groups(groups: Iterable[tuple[str, ...]], tasks: Mapping[str, TaskEntry]) -> None:
+    seen = set[str]()
+    for number, group in enumerate(groups):
+        key = ("router", "groups", str(number))
+        for name in group:
+            if name not in tasks:
+                raise setting_error(f"no task is named {name!r}", key=key, fix=_suggest_task(name, tasks))
+            if name in seen:
+                raise setting_error(f"task {name!r} stands twice", key=key, fix="name each task in one group, once")
+            seen.add(name)
+        kinds = sorted({tasks[name].kind for name in group} - {"text", "pair"})
+        if len(group) < 2:
+            raise setting_error("a group needs two tasks or more", key=key, fix="name its tasks, or leave it out")
+        if "generate" in kinds:
+            raise setting_error(
+                "generated texts cannot be mixed", key=key, fix="group tasks with labels or with options"
+            )
+        if kinds and any(tasks[name].kind != "choice" for name in group):
+            raise setting_error(
+                "labels and options cannot be mixed", key=key, fix="group tasks of one of the two kinds"
+            )
 
 
 def _check_searched_tasks(search: SearchSettings, tasks: Mapping[str, TaskEntry]) -> None:

@@ -77,6 +77,11 @@ def _routing_facts(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     sentences = {
         "test.calibration_error": ("calibration error", "{:.3f} between the router's confidence and its accuracy"),
         "test.unknown": ("unknown", "{:.1%} of these rows would be answered with unknown; this test answers them too"),
+        "test.known_accuracy": ("as predict answers", "{:.3f} mean accuracy with rows called unknown as errors"),
+        "test.group_accuracy": (
+            "by group",
+            "{:.3f} mean accuracy if any expert of a group, or of its twins, may answer",
+        ),
         "test.harmless_share": ("harmless", "{:.1%} of the misrouted rows got the right label from the wrong expert"),
         "stripped.routing_accuracy": (
             "without formatting",

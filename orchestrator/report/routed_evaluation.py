@@ -16,31 +16,49 @@ def summarize_routing(
     tests: Mapping[str, RoutedAccuracy],
     alone: Mapping[str, float],
     depths: Sequence[Mapping[str, Any]],
+    groups: Sequence[Sequence[str]] = (),
+    twins: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
     """Return the content of ``evaluation.json``, the file beside a router.
 
-    Its metrics ``test.routed_accuracy`` and ``test.alone_accuracy`` are means over tasks. ``test.harmless_share`` is
-    the share of the misrouted rows for which the wrong expert answered with the name of the right label.
+    Of its metrics, these are means over tasks: ``test.routed_accuracy`` counts answers of a row's own expert,
+    ``test.known_accuracy`` only those that ``predict`` gives, which calls some rows ``unknown``,
+    ``test.group_accuracy`` right answers of any expert in the task's group or among its twins, and
+    ``test.alone_accuracy`` answers of experts that are told the task. ``test.harmless_share`` is the share of the
+    misrouted rows for which the wrong expert answered with the name of the right label.
 
     Args:
         result: Result of the router's job, with the metrics measured there.
         tests: Test of the routed model by task.
         alone: Test accuracy by task of the experts alone.
         depths: Comparison of routers that read fewer layers.
+        groups: The tasks that answer together (``router.groups``).
+        twins: The tasks that might, see ``orchestrator.report.twins``.
     """
     rows = sum(test.rows for test in tests.values())
     right = sum(test.routed_right for test in tests.values())
+    group_of = {task: group for group in (*twins, *groups) for task in group}
+    in_group = {task: test.right_in(group_of.get(task, ())) for task, test in tests.items()}
     metrics = result.metrics | {
         "test.routing_accuracy": right / rows,
         "test.routed_accuracy": fmean(test.answered_right / test.rows for test in tests.values()),
+        "test.known_accuracy": fmean(test.known_right / test.rows for test in tests.values()),
         "test.alone_accuracy": fmean(alone[task] for task in tests),
-        "test.harmless_share": sum(test.harmless for test in tests.values()) / max(1, rows - right),
+        "test.unknown": sum(test.unknown for test in tests.values()) / rows,
+        "test.harmless_share": sum(sum(test.harmless.values()) for test in tests.values()) / max(1, rows - right),
     }
+    if group_of:
+        metrics["test.group_accuracy"] = fmean(in_group[task] / test.rows for task, test in tests.items())
     return {
-        "tasks": {task: asdict(test) | {"alone": alone[task]} for task, test in tests.items()},
+        "tasks": {
+            task: asdict(test) | {"alone": alone[task], "right_in_group": in_group[task]}
+            for task, test in tests.items()
+        },
         "routing_accuracy": right / rows,
         "confusion": result.confusion,
         "confusion_tasks": list(result.tasks),
         "depths": list(depths),
+        "groups": [list(group) for group in groups],
+        "twins": [list(group) for group in twins],
         "metrics": metrics,
     }

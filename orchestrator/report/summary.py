@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from orchestrator.config.store_address import mask_uri
 from orchestrator.plan.planning import Plan
+from orchestrator.plan.quantities import format_names
 from orchestrator.registry import Registry, Version
 from orchestrator.registry.artifacts import CONFUSION_PLOT, EVALUATION, PARETO_PLOT, SEARCH_REPORT, TRIALS
 from orchestrator.report.next_steps import suggest_commands
@@ -73,22 +75,25 @@ def plots(plan: Plan, registry: Registry) -> dict[str, Path]:
 
 
 def _experts(plan: Plan, versions: Mapping[str, Version], evaluation: dict[str, Any]) -> Table:
+    in_groups = "test.group_accuracy" in evaluation["metrics"]
     table = Table(
         box=SIMPLE_HEAD,
         title=f"Library {plan.folders.library} on {plan.base.id}",
         title_justify="left",
         caption="expert, routed: test accuracy alone and behind the router (generated text: exact match)\n"
-        "adapter, LoRA-16: trainable parameters on the same layers",
+        + ("by group: right answers of any expert of the task's group or its twins\n" if in_groups else "")
+        + "adapter, LoRA-16: trainable parameters on the same layers",
         caption_justify="left",
     )
     table.add_column("task")
-    for head in ("classes", "majority", "expert", "routed", "adapter", "LoRA-16"):
+    for head in ("classes", "majority", "expert", "routed", *(["by group"] if in_groups else []), "adapter", "LoRA-16"):
         table.add_column(head, justify="right")
-    totals = [0.0, 0.0]
+    every = list[list[float]]()
     for task, expert in plan.experts.items():
         test = evaluation["tasks"][task]
-        accuracies = versions[task].metrics["test.accuracy"], test["answered_right"] / test["rows"]
-        totals = [total + value for total, value in zip(totals, accuracies, strict=True)]
+        right = [test["answered_right"], *([test["right_in_group"]] if in_groups else [])]
+        accuracies = [versions[task].metrics["test.accuracy"], *(count / test["rows"] for count in right)]
+        every.append(accuracies)
         data = expert.job.data
         table.add_row(
             task,
@@ -99,17 +104,29 @@ def _experts(plan: Plan, versions: Mapping[str, Version], evaluation: dict[str, 
             f"{expert.lora_parameters:,}",
         )
     table.add_section()
-    table.add_row("mean", "", "", *(f"{total / len(plan.experts):.3f}" for total in totals), "", "")
+    table.add_row("mean", "", "", *(f"{fmean(column):.3f}" for column in zip(*every, strict=True)), "", "")
     return table
 
 
 def _routing(evaluation: dict[str, Any]) -> str:
     rows = sum(test["rows"] for test in evaluation["tasks"].values())
-    stripped = evaluation["metrics"]["stripped.routing_accuracy"]
-    return (
+    metrics = evaluation["metrics"]
+    lines = [
         f"Routing accuracy {evaluation['routing_accuracy']:.3f} on {rows:,} mixed test rows, without task names"
-        f" ({stripped:.3f} without case, punctuation and fields)."
-    )
+        f" ({metrics['stripped.routing_accuracy']:.3f} without case, punctuation and fields)."
+    ]
+    if "test.known_accuracy" in metrics:  # evaluations of version 0.1 lack it
+        lines.append(
+            f"The table answers every row. `ttmoe predict` answers `unknown` to {metrics['test.unknown']:.1%} of them; "
+            f"with these as errors, the routed mean is {metrics['test.known_accuracy']:.3f}."
+        )
+    for group in evaluation.get("twins", ()):
+        lines.append(
+            f"{format_names(group, len(group))} look like one task in several data sets: the router confuses them, and "
+            f"labels have common names. To let their experts answer together: --set "
+            f"'router.groups={json.dumps([*evaluation['groups'], group])}'"
+        )
+    return "\n".join(lines)
 
 
 def _relative(location: Path | str) -> str:

@@ -25,6 +25,7 @@ from orchestrator.registry.artifacts import CONFUSION_PLOT, EVALUATION
 from orchestrator.report.charts import draw_confusion
 from orchestrator.report.figures import save_png
 from orchestrator.report.routed_evaluation import summarize_routing
+from orchestrator.report.twins import find_twins
 from ttmoe.batching import BATCH_ROWS
 from ttmoe.errors import WorkFailedError
 from workers.cache.feature_store import SPLITS, compute_features, feature_folder, features_complete
@@ -82,7 +83,11 @@ def train_router(
         if forecast.compares_depths:
             depths = on_sound_features(lambda: _compare_depths(plan, job, folder, runner, view, forecast.comparing))
         alone = {task: expert.metrics["test.accuracy"] for task, expert in experts.items()}
-        evaluation = summarize_routing(result, routed, alone, depths)
+        groups = plan.config.router.groups
+        labels = {task: each.label_names for task, each in data.items()}
+        twins = [group for group in find_twins(result.tasks, result.validation_confusion, labels)
+                 if not any(set(group) <= set(declared) for declared in groups)]  # fmt: skip
+        evaluation = summarize_routing(result, routed, alone, depths, groups, twins)
         (model / EVALUATION).write_text(json.dumps(evaluation, indent=1))
         save_png(draw_confusion(result.confusion, result.tasks), model / CONFUSION_PLOT)
         return _register(plan, evaluation, model, registry, run_id)

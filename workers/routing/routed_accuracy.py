@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from ttmoe.base import Base
 from ttmoe.batching import BATCH_ROWS
-from ttmoe.routed import RoutedModel
+from ttmoe.routed import Prediction, RoutedModel
 from ttmoe.router import ROUTER_MANIFEST
 from workers.base.base_sources import base_on_this_node
 from workers.base.resident import release_resident_base
@@ -46,7 +48,9 @@ class RoutedAccuracy:
         rows: Test rows.
         routed_right: Rows that were routed to the task's own expert.
         answered_right: Of these, rows with the right answer.
-        harmless: Rows that another expert answered with the name of the right label.
+        known_right: Of these, rows that ``predict`` answers, which calls rows that resemble no task ``unknown``.
+        unknown: Rows that ``predict`` calls ``unknown``.
+        harmless: By another expert, the rows that it answered with the name of the right label.
         right_rows: Indices of the first test rows with the right answer, as examples.
     """
 
@@ -54,8 +58,14 @@ class RoutedAccuracy:
     rows: int
     routed_right: int
     answered_right: int
-    harmless: int = 0
+    known_right: int = 0
+    unknown: int = 0
+    harmless: dict[str, int] = field(default_factory=dict)
     right_rows: tuple[int, ...] = ()
+
+    def right_in(self, group: Collection[str]) -> int:
+        """Return the rows with the right answer, whichever expert of a group gave it; the task itself is of it."""
+        return self.answered_right + sum(right for task, right in self.harmless.items() if task in group)
 
 
 def answer_test_split(
@@ -70,7 +80,8 @@ def answer_test_split(
 ) -> RoutedAccuracy:
     """Predict a task's test split with the routed model and count right routes and answers.
 
-    No row is classified as unknown. An answer counts as right only if the task's own expert gives it.
+    Every row is answered, those that resemble no task too. In a group of tasks the answer is that of the group, and the
+    row's expert is the one with the largest share.
 
     Args:
         folder: Folder of the router and its experts.
@@ -85,17 +96,25 @@ def answer_test_split(
     examples = load_split(data, "test")
     report(Progress("loading", 0, len(examples)))
     model = load_routed_model(folder, (folder / ROUTER_MANIFEST).read_text(), base, device)
-    routed, answered = [], []
+    predictions = list[Prediction]()
     for start in range(0, len(examples), _REPORTED_ROWS):
         part = examples[start : start + _REPORTED_ROWS]
-        predictions = model.predict([to_input(e) for e in part], batch_rows, unknown=False)
-        for prediction, example in zip(predictions, part, strict=True):
-            routed.append(prediction.task == data.name)
-            answered.append(prediction.label == _right_label(data, example))
-        report(Progress("routed test", len(routed), len(examples)))
-    both = [index for index in range(len(examples)) if routed[index] and answered[index]]
-    harmless = sum(answered) - len(both)
-    return RoutedAccuracy(data.name, len(examples), sum(routed), len(both), harmless, tuple(both[:_MOST_EXAMPLES]))
+        predictions += model.predict([to_input(e) for e in part], batch_rows, unknown=False)
+        report(Progress("routed test", len(predictions), len(examples)))
+    routed = [prediction.task == data.name for prediction in predictions]
+    answered = [p.label == _right_label(data, e) for p, e in zip(predictions, examples, strict=True)]
+    right = [index for index in range(len(examples)) if routed[index] and answered[index]]
+    misrouted = (p.task for p, own, is_right in zip(predictions, routed, answered, strict=True) if is_right and not own)
+    return RoutedAccuracy(
+        data.name,
+        len(examples),
+        sum(routed),
+        len(right),
+        sum(predictions[index].familiar for index in right),
+        sum(not prediction.familiar for prediction in predictions),
+        dict(Counter(misrouted)),
+        tuple(right[:_MOST_EXAMPLES]),
+    )
 
 
 def _right_label(data: PreparedTask, example: Example) -> str:

@@ -112,6 +112,7 @@ class RouterResult:
         tasks: Names of the tasks.
         metrics: Metrics of the router.
         confusion: Counts of test rows; row i, column j counts rows of task i that were routed to task j.
+        validation_confusion: The same of validation rows.
         spec_hash: Hash of the router's spec.
         folder: Folder with the router's files.
     """
@@ -119,6 +120,7 @@ class RouterResult:
     tasks: tuple[str, ...]
     metrics: dict[str, float]
     confusion: list[list[int]]
+    validation_confusion: list[list[int]]
     spec_hash: str
     folder: str
 
@@ -143,10 +145,9 @@ def run_router(job: RouterJob, *, threads: int, report: ProgressCallback) -> Rou
     test, stripped = (job.load(split, report.beat, surface=router.surface) for split in ("test", STRIPPED))
     probabilities, chosen, familiar = route_rows(router, test)
     correct = chosen == test.labels
-    confusion = torch.zeros(len(tasks), len(tasks), dtype=torch.long)
-    confusion.index_put_((test.labels, chosen), torch.ones_like(chosen), accumulate=True)
+    chosen_in_validation = route_rows(router, validation)[1]
     metrics = {
-        "validation.routing_accuracy": routing_accuracy(router, validation),
+        "validation.routing_accuracy": float((chosen_in_validation == validation.labels).float().mean()),
         "test.routing_accuracy": float(correct.float().mean()),
         "test.calibration_error": calibration_error(probabilities, correct),
         "test.unknown": 1 - float(familiar.float().mean()),
@@ -155,7 +156,9 @@ def run_router(job: RouterJob, *, threads: int, report: ProgressCallback) -> Rou
         "parameters": float(sum(p.numel() for p in router.parameters())),
     }
     save_router(router, Path(job.folder), job.base.record(), job.lock, metrics, job.settings.kind)
-    result = RouterResult(tasks, metrics, confusion.tolist(), job.spec_hash, job.folder)
+    confusion = _confusion(test.labels, chosen, len(tasks))
+    in_validation = _confusion(validation.labels, chosen_in_validation, len(tasks))
+    result = RouterResult(tasks, metrics, confusion, in_validation, job.spec_hash, job.folder)
     Path(job.folder, ROUTER_RESULT_FILE).write_text(json.dumps(asdict(result), indent=1))
     return result
 
@@ -214,6 +217,11 @@ def route_rows(router: Router, rows: Mixture) -> tuple[Tensor, Tensor, Tensor]:
         chosen += [index_of_task[name] for name in routes.names]
         familiar += routes.familiar
     return torch.tensor(probabilities), torch.tensor(chosen), torch.tensor(familiar)
+
+
+def _confusion(tasks: Tensor, chosen: Tensor, count: int) -> list[list[int]]:
+    """Count the rows of each task (row) that were routed to each task (column)."""
+    return torch.bincount(tasks * count + chosen, minlength=count**2).view(count, count).tolist()
 
 
 def routing_accuracy(router: Router, rows: Mixture) -> float:

@@ -113,7 +113,9 @@ def fit_router(tasks: Sequence[str], train: Mixture, validation: Mixture, featur
     Returns:
         The router, in evaluation mode.
     """
-    router = Router(tasks, train.features.shape[1], features, settings.noise)
+    present = [[task for task in group if task in tasks] for group in settings.groups]  # an expert may have failed
+    groups = [group for group in present if len(group) > 1]
+    router = Router(tasks, train.features.shape[1], features, settings.noise, groups)
     fit_scale(router, train)
     needs_subspace = settings.kind != "linear" or settings.unknown
     subspace = _fit_subspace(router, train) if needs_subspace else None

@@ -101,6 +101,11 @@ class RouterSettings(BaseModel):
         default=True,
         description="Lower the thresholds until 95 % of rows in lower case without punctuation are known too.",
     )
+    groups: tuple[tuple[str, ...], ...] = Field(
+        default=(),
+        description="Tasks that answer together, such as one task in two data sets: [[a, b], [c, d]]. Their experts' "
+        "probabilities are mixed by label name, weighted by the router.",
+    )
     require: Literal["all"] | Annotated[float, Field(gt=0, le=1)] | tuple[str, ...] = Field(
         default="all",
         description="Experts required before the router is trained: all, a share of them, or a list of tasks.",

@@ -248,6 +248,28 @@ def test_the_tasks_that_a_router_requires_must_exist(starter: Path) -> None:
             load(starter)
 
 
+def test_tasks_that_answer_together_exist_and_have_answers_of_one_kind() -> None:
+    label = {"label": {"column": "label"}}
+    text = {"kind": "text", "source": {"path": "x"}, "columns": {"text": "text"}, **label}
+    choice = text | {"kind": "choice", "columns": {"text": "text", "choices": "options"}}
+    reply = {"kind": "generate", "source": {"path": "x"}, "columns": {"prompt": "text", "answer": "reply"}}
+    tasks = {"one": text, "two": text, "first": choice, "second": choice, "reply": reply}
+    valid = {"library": "l", "base": {"folder": "b"}, "tasks": tasks}
+
+    def problem(groups: list[list[str]]) -> str:
+        with pytest.raises(InputError) as caught:
+            load_config(valid | {"router": {"groups": groups}})
+        return str(caught.value)
+
+    load_config(valid | {"router": {"groups": [["one", "two"], ["first", "second"]]}})
+    assert "did you mean `two`" in problem([["one", "tow"]])
+    assert "router.groups" in problem([["one", "tow"]])
+    assert "'one' stands twice" in problem([["one", "two"], ["one", "first"]])
+    assert "two tasks or more" in problem([["one"]])
+    assert "generated texts" in problem([["one", "reply"]])
+    assert "labels and options" in problem([["one", "first"]])
+
+
 def test_autoscaling_requires_max_parallel(starter: Path) -> None:
     starter.write_text(f"{starter.read_text()}\nresources: {{autoscaling: true}}\n")
     with pytest.raises(InputError, match="max_parallel"):

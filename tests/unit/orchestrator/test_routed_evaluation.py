@@ -5,27 +5,34 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.report.routed_evaluation import summarize_routing
+from orchestrator.report.twins import find_twins
 from workers.routing.routed_accuracy import RoutedAccuracy
 from workers.routing.router_job import RouterResult
 
 MEASURED = {"test.routing_accuracy": 0.1, "parameters": 7.0}
-RESULT = RouterResult(("a", "b"), MEASURED, [[9, 1], [5, 85]], "hash", "folder")
+RESULT = RouterResult(("a", "b"), MEASURED, [[9, 1], [5, 85]], [[10, 0], [0, 90]], "hash", "folder")
 DEPTHS = [{"depth": 0, "routing_accuracy": 0.5}]
 
 
 def test_tasks_count_alike_in_accuracies_and_rows_in_routing() -> None:
-    tests = {"a": RoutedAccuracy("a", 10, 9, 8, 1), "b": RoutedAccuracy("b", 90, 85, 45, 2)}
+    tests = {
+        "a": RoutedAccuracy("a", 10, 9, 8, 7, 1, {"b": 1}),
+        "b": RoutedAccuracy("b", 90, 85, 45, 45, 0, {"a": 2}),
+    }
     found = summarize_routing(RESULT, tests, {"a": 0.9, "b": 0.6, "unused": 0.0}, DEPTHS)
     metrics = found["metrics"]
     assert metrics["test.routing_accuracy"] == found["routing_accuracy"] == pytest.approx(94 / 100)
     assert metrics["test.routed_accuracy"] == pytest.approx((8 / 10 + 45 / 90) / 2)
     assert metrics["test.alone_accuracy"] == pytest.approx(0.75)
     assert metrics["test.harmless_share"] == pytest.approx(3 / 6)
+    assert metrics["test.known_accuracy"] == pytest.approx((7 / 10 + 45 / 90) / 2)
+    assert metrics["test.unknown"] == pytest.approx(1 / 100)
+    assert "test.group_accuracy" not in metrics
     assert metrics["parameters"] == 7.0  # what the router's own job measured stays
     assert RESULT.metrics["test.routing_accuracy"] == 0.1
     assert found["tasks"]["a"] == {
-        "task": "a", "rows": 10, "routed_right": 9, "answered_right": 8, "harmless": 1, "right_rows": (),
-        "alone": 0.9}  # fmt: skip
+        "task": "a", "rows": 10, "routed_right": 9, "answered_right": 8, "known_right": 7, "unknown": 1,
+        "harmless": {"b": 1}, "right_rows": (), "alone": 0.9, "right_in_group": 8}  # fmt: skip
     assert (found["confusion"], found["confusion_tasks"], found["depths"]) == (RESULT.confusion, ["a", "b"], DEPTHS)
 
 
@@ -33,3 +40,35 @@ def test_where_every_row_met_its_expert_nothing_was_harmless() -> None:
     found = summarize_routing(RESULT, {"a": RoutedAccuracy("a", 10, 10, 10)}, {"a": 1.0}, [])
     assert found["metrics"]["test.harmless_share"] == 0
     assert found["routing_accuracy"] == 1
+
+
+def test_within_a_group_or_among_twins_any_right_answer_counts() -> None:
+    tests = {
+        "a": RoutedAccuracy("a", 10, 6, 5, 5, 0, {"b": 3, "c": 1}),
+        "b": RoutedAccuracy("b", 10, 8, 8, 8, 0, {"a": 1}),
+        "c": RoutedAccuracy("c", 10, 9, 9, 9, 0, {"a": 1}),
+    }
+    alone = dict.fromkeys(tests, 1.0)
+    for groups, twins in (([("a", "b")], []), ([], [["a", "b"]])):
+        found = summarize_routing(RESULT, tests, alone, [], groups, twins)
+        assert {task: test["right_in_group"] for task, test in found["tasks"].items()} == {"a": 8, "b": 9, "c": 9}
+        assert found["metrics"]["test.group_accuracy"] == pytest.approx(26 / 30)
+        assert found["metrics"]["test.routed_accuracy"] == pytest.approx(22 / 30)
+        assert (found["groups"], found["twins"]) == (list(map(list, groups)), twins)
+
+
+def test_twins_are_confused_and_have_a_label_name_in_common() -> None:
+    labels = {"a": ("yes", "no"), "b": ("no", "yes"), "c": ("yes", "maybe"), "d": (), "e": ("other",)}
+    confusion = [
+        [80, 20, 0, 0, 0],
+        [0, 100, 0, 0, 0],
+        [0, 5, 95, 0, 0],  # of a twin of a
+        [0, 50, 0, 50, 0],  # has no labels
+        [50, 0, 0, 0, 50],  # has none in common
+    ]
+    assert find_twins(list(labels), confusion, labels) == [["a", "b", "c"]]
+    confusion[2] = [0, 4, 96, 0, 0]
+    assert find_twins(list(labels), confusion, labels) == [["a", "b"]]
+    confusion[0] = [96, 4, 0, 0, 0]
+    assert find_twins(list(labels), confusion, labels) == []
+    assert find_twins(["a"], [[0]], labels) == []

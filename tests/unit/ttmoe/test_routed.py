@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -192,3 +193,69 @@ def test_a_lock_that_names_a_folder_elsewhere_is_refused(copy, base):
     edit(copy / "router.json", lambda m: m["lock"].update({"../../elsewhere": m["lock"].pop("colours")}))
     with pytest.raises(InputError, match=r"'\.\./\.\./elsewhere' is not a path inside the router's folder"):
         RoutedModel.load(copy, base)
+
+
+def test_a_group_answers_with_the_mixture_of_its_experts_by_label_name(routed):
+    """Labels of one name add up; the router's shares within the group are the weights."""
+    routed.manifests["animals"] = replace(routed.manifests["animals"], labels=("green", "crimson"))
+    routed.router.groups = (("colours", "animals"),)
+    with torch.no_grad():
+        routed.router.gate.weight.mul_(0.02)  # no expert is alone
+        alone = routed.router.gate.weight.clone()
+    mixed = 0
+    for text, answer in zip(TEXTS, routed.predict(TEXTS), strict=True):
+        inputs = dict(routed.tokenizer(text, return_tensors="pt"))
+        features, _ = routed._read_base(inputs)
+        colours, animals, which = routed.router(features)[0].softmax(-1).tolist()
+        if answer.task == "which":
+            assert which > colours + animals
+            continue
+        mixed += 1
+        assert colours + animals > which
+        assert answer.task == ("colours" if colours > animals else "animals")
+        assert answer.routing == pytest.approx(colours + animals, abs=1e-5)
+        shares = {name: share / (colours + animals) for name, share in (("colours", colours), ("animals", animals))}
+        expected = dict.fromkeys(("red", "green", "blue", "crimson"), 0.0)
+        for name, share in shares.items():
+            found = routed.bank(inputs, name)[0].softmax(-1).tolist()
+            for label, value in zip(routed.manifests[name].labels, found, strict=False):
+                expected[label] += share * value
+        assert answer.scores == pytest.approx(expected, abs=1e-4)
+        assert answer.label == max(expected, key=expected.get)
+        assert answer.confidence == answer.scores[answer.label]
+    assert mixed > 2
+    assert torch.equal(alone, routed.router.gate.weight)
+    same(routed.predict(ROWS[::-1], 2)[::-1], routed.predict(ROWS))
+
+
+def test_an_expert_with_almost_no_share_is_not_asked(routed, monkeypatch):
+    routed.router.groups = (("colours", "animals"),)
+    with torch.no_grad():
+        routed.router.gate.weight.zero_()
+        routed.router.gate.bias.copy_(torch.tensor([9.0, 2.0, -9.0]))
+    asked, honest = [], routed._score
+    monkeypatch.setattr(routed, "_score", lambda *args: asked.extend(args[-1]) or honest(*args))
+    answers = routed.predict(TEXTS)
+    assert {answer.task for answer in answers} == {"colours"}
+    assert {name for _, name in asked} == {"colours"}
+    assert len(asked) == len(TEXTS)
+
+
+def test_options_are_mixed_by_their_place(routed):
+    routed.manifests["colours"] = replace(routed.manifests["which"], task="colours")
+    routed.router.groups = (("colours", "which"),)
+    with torch.no_grad():
+        routed.router.gate.weight.zero_()
+        routed.router.gate.bias.copy_(torch.tensor([1.0, -9.0, 1.5]))
+    row = Choice("red", ("cat", "dog", "north1 north2"))
+    (mixed,) = routed.predict([row])
+    assert mixed.task == "which"
+    alone = {}
+    for name, bias in (("colours", (9.0, 0.0, 0.0)), ("which", (0.0, 0.0, 9.0))):
+        routed.router.groups = ()
+        with torch.no_grad():
+            routed.router.gate.bias.copy_(torch.tensor(bias))
+        (alone[name],) = routed.predict([row])
+    share = 1 / (1 + math.exp(-0.5))
+    expected = {i: share * alone["which"].scores[i] + (1 - share) * alone["colours"].scores[i] for i in ("0", "1", "2")}
+    assert mixed.scores == pytest.approx(expected, abs=1e-4)

@@ -63,6 +63,23 @@ def test_familiarity_is_measured_with_the_chosen_task():
     assert sum(routes.familiar[:40]) > 20
 
 
+def test_a_row_goes_to_the_group_with_the_highest_probability(tmp_path):
+    router = Router(("a", "b", "c", "d"), 4, FeatureSpec(), groups=[["b", "d"]]).eval()
+    scores = torch.tensor([[0.40, 0.30, 0.05, 0.25], [0.70, 0.20, 0.05, 0.05], [0.001, 0.99, 0.004, 0.005]])
+    with torch.no_grad():
+        router.gate.weight.copy_(torch.eye(4))
+    routes = router.route(scores.log())
+    assert routes.names == ["b", "a", "b"]
+    assert routes.probabilities == pytest.approx([0.55, 0.70, 0.995])
+    assert routes.shares[0] == pytest.approx({"b": 30 / 55, "d": 25 / 55})
+    assert routes.shares[1:] == [{"a": 1.0}, {"b": 1.0}]  # d has less than one percent of the third row
+    router.groups = ()
+    assert router.route(scores.log()).names == ["a", "a", "b"]
+    router.groups = (("b", "d"),)
+    save_router(router, tmp_path, {}, {}, {})
+    assert load_router(tmp_path)[0].route(scores.log()) == routes
+
+
 def test_noise_is_for_training_only():
     router = Router(("a", "b"), 4, FeatureSpec(), noise=1.0)
     x = torch.ones(3, 4)

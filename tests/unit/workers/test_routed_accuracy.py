@@ -42,7 +42,8 @@ def answered(monkeypatch, base, tmp_path):
         def predict(inputs, batch_size, *, unknown):
             assert not unknown
             asked.extend(inputs)
-            return [Prediction(*next(found), 0.5, 0.5) for _ in inputs]
+            given = [next(found) for _ in inputs]
+            return [Prediction(*each[:2], 0.5, 0.5, familiar=all(each[2:])) for each in given]
 
         monkeypatch.setattr(routed_accuracy, "load_split", lambda data, split: {"test": examples}[split])
         monkeypatch.setattr(RoutedModel, "load", lambda *_: SimpleNamespace(predict=predict))
@@ -61,13 +62,23 @@ def test_another_experts_right_label_is_harmless_and_no_right_answer(answered, c
     examples = [Example((f"text {i}",), (), i % 3, "") for i in range(6)]  # blue, green, red, ...
     answers = [("colours", "blue"), ("colours", "red"), ("other", "red"), ("other", "blue"), ("colours", "green"),
                ("other", "blue")]  # fmt: skip
-    assert answered(colours, examples, answers) == RoutedAccuracy("colours", 6, 3, 2, 2, (0, 4))
+    assert answered(colours, examples, answers) == RoutedAccuracy("colours", 6, 3, 2, 2, 0, {"other": 2}, (0, 4))
+
+
+def test_what_predict_calls_unknown_is_counted_beside(answered, colours):
+    examples = [Example((f"text {i}",), (), 0, "") for i in range(4)]
+    answers = [("colours", "blue"), ("colours", "blue", False), ("colours", "red", False), ("other", "blue", False)]
+    found = answered(colours, examples, answers)
+    assert (found.answered_right, found.known_right, found.unknown) == (2, 1, 3)
+    assert (found.right_in(()), found.right_in(("colours", "other")), found.right_in(("another",))) == (2, 3, 2)
 
 
 def test_rows_beyond_a_batch_count_too(answered, colours):
     examples = [Example((f"text {i}",), (), 0, "") for i in range(600)]
     answers = [("colours", "blue")] * 500 + [("other", "blue")] * 100
-    assert answered(colours, examples, answers) == RoutedAccuracy("colours", 600, 500, 500, 100, tuple(range(50)))
+    assert answered(colours, examples, answers) == RoutedAccuracy(
+        "colours", 600, 500, 500, 500, 0, {"other": 100}, tuple(range(50))
+    )
 
 
 def test_of_a_choice_the_options_number_and_of_a_text_its_words_are_right(answered, colours):
@@ -75,12 +86,12 @@ def test_of_a_choice_the_options_number_and_of_a_text_its_words_are_right(answer
     examples = [Example(("which?",), ("a", "b", "c"), i, "") for i in range(3)]
     assert to_input(examples[0]) == Choice("which?", ("a", "b", "c"))
     answers = [("which", "0"), ("which", "2"), ("other", "2")]
-    assert answered(choice, examples, answers) == RoutedAccuracy("which", 3, 2, 1, 1, (0,))
+    assert answered(choice, examples, answers) == RoutedAccuracy("which", 3, 2, 1, 1, 0, {"other": 1}, (0,))
     writing = replace(colours, name="reply", kind="generate", label_names=())
     examples = [Example(("ask",), (), 0, "", "cat dog"), Example(("ask",), (), 0, "", "dog")]
     assert to_input(examples[0]) == Completion("ask", "cat dog")
     assert answered(writing, examples, [("reply", "cat dog"), ("reply", "cat")]) == RoutedAccuracy(
-        "reply", 2, 2, 1, 0, (0,)
+        "reply", 2, 2, 1, 1, 0, {}, (0,)
     )
 
 

@@ -123,7 +123,7 @@ def test_d18_the_rows_that_are_converted_at_a_time_change_nothing_but_rounding(j
     for key in ("validation.routing_accuracy", "test.routing_accuracy", "test.unknown"):
         assert small[key] == pytest.approx(whole[key], abs=0.02)
     assert job.load("train").chunk_rows == router_training.FEATURE_CHUNK
-    assert max(len(features) for features, in few.load("train").chunks()) == 7
+    assert max(len(features) for (features,) in few.load("train").chunks()) == 7
 
 
 def test_d18_only_one_tasks_features_at_a_time_are_in_memory_twice(job, monkeypatch):
