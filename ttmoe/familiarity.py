@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from ttmoe.subspace import Subspace, whitening
 
+SCORE_SHARE = 2.0  # of 0 to 4; it finds most rows of strangers among tasks that no table reports
+
 
 class Familiarity(nn.Module):
     """Negated half-relative Mahalanobis distance of a row to its task's training rows, with a threshold per task.
@@ -82,7 +84,7 @@ class Familiarity(nn.Module):
         return scores
 
     def fit_score_weight(self, distances: Tensor, highest: Tensor, experts: Tensor) -> None:
-        """Set the weight so that both parts vary equally around the means of their tasks.
+        """Set the weight so that, around the means of the tasks, the score varies ``SCORE_SHARE`` times as much.
 
         Args:
             distances: Relative distances of validation rows, (rows,).
@@ -93,7 +95,7 @@ class Familiarity(nn.Module):
         for task in experts.unique().tolist():
             parts[:, experts == task] -= parts[:, experts == task].mean(1, keepdim=True)
         distance, score = parts.square().mean(1).sqrt().tolist()
-        self.score_weight.fill_(distance / score if score else 0.0)
+        self.score_weight.fill_(SCORE_SHARE * distance / score if score else 0.0)
 
     def fit_thresholds(self, scores: Tensor, experts: Tensor, fraction: float) -> None:
         """Set each task's threshold so that ``fraction`` of the rows routed to it fall below.

@@ -7,7 +7,7 @@ checks are here, so that they take less than a second.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
@@ -168,7 +168,7 @@ class Config(BaseModel):
         return find_store(config_uri=self.tracking.uri, config_root=Path(self.storage.root))
 
 
-def _check_groups(groups: Iterable[tuple[str, ...]], tasks: Mapping[str, TaskEntry]) -> None:
+def _check_groups(groups: Iterable[Sequence[str]], tasks: Mapping[str, TaskEntry]) -> None:
     seen = set[str]()
     for number, group in enumerate(groups):
         key = ("router", "groups", str(number))

@@ -9,7 +9,7 @@ from orchestrator.plan.planning import Plan
 from orchestrator.pool.capacity import JobResources, Node
 from ttmoe.features import POOLINGS
 from ttmoe.subspace import MAX_SAMPLE_VALUES, SAMPLE_ROWS, max_directions
-from workers.cache.feature_store import LOOSE, PLAIN, STRIPPED, row_counts
+from workers.cache.feature_store import LOOSE, PLAIN, SPLITS, STRIPPED, row_counts
 from workers.routing.router_training import FEATURE_CHUNK
 from workers.training.memory import estimate_pass_memory
 
@@ -53,7 +53,8 @@ def forecast_router(plan: Plan, model: nn.Module) -> RouterForecast:
     """
     config: Any = model.config
     depth, hidden = config.num_hidden_layers, config.hidden_size
-    counts = [row_counts(expert.job.data, plan.config.router.rows_per_task) for expert in plan.experts.values()]
+    every = [row_counts(expert.job.data, plan.config.router.most_rows) for expert in plan.experts.values()]
+    counts = [{split: rows[split] for split in SPLITS} for rows in every]
     layer = len(plan.features.poolings) * hidden
     width, full_width = len(plan.features.indexes(depth)) * layer, (depth + 1) * layer
     setting = plan.config.router.compare_depths
@@ -77,7 +78,7 @@ def _loaded_rows(counts: list[dict[str, int]]) -> int:
     """Return the most rows of features in memory at a time: two splits and validation, those of one task twice."""
     rows = {split: sum(count[split] for count in counts) for split in counts[0]}
     largest = max(max(count.values()) for count in counts)
-    return max(rows["train"] + rows[PLAIN] + rows[LOOSE], rows["test"] + rows[STRIPPED]) + rows["validation"] + largest
+    return max(rows["train"] + rows[PLAIN] + rows[LOOSE], rows[STRIPPED]) + rows["validation"] + largest
 
 
 def _training_bytes(counts: list[dict[str, int]], width: int) -> int:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
-from workers.routing.routed_accuracy import RoutedAccuracy
+from workers.routing.routed_accuracy import RoutedAccuracy, calibration_error
 from workers.routing.router_job import RouterResult
 
 
@@ -44,6 +44,7 @@ def summarize_routing(
         "test.routed_accuracy": fmean(test.answered_right / test.rows for test in tests.values()),
         "test.known_accuracy": fmean(test.known_right / test.rows for test in tests.values()),
         "test.alone_accuracy": fmean(alone[task] for task in tests),
+        "test.calibration_error": calibration_error(tests.values()),
         "test.unknown": sum(test.unknown for test in tests.values()) / rows,
         "test.harmless_share": sum(sum(test.harmless.values()) for test in tests.values()) / max(1, rows - right),
     }
@@ -55,7 +56,7 @@ def summarize_routing(
             for task, test in tests.items()
         },
         "routing_accuracy": right / rows,
-        "confusion": result.confusion,
+        "confusion": [[test.routed.get(task, 0) for task in result.tasks] for test in tests.values()],
         "confusion_tasks": list(result.tasks),
         "depths": list(depths),
         "groups": [list(group) for group in groups],

@@ -34,6 +34,8 @@ from workers.routing.routed_accuracy import RoutedAccuracy, answer_test_split
 from workers.routing.router_job import RouterJob, RouterResult, run_router
 
 R = TypeVar("R")
+LEAST_GAIN = 0.002  # of validation accuracy, for which a router takes more rows
+ROUTING_ACCURACY = "validation.routing_accuracy"
 MODEL = "model"  # subfolder with the files to register; logs are outside it
 
 
@@ -69,27 +71,31 @@ def train_router(
         {f"router.{key}": value for key, value in plan.config.router.model_dump().items()},
     )
     with registry.end_run_on_exit(run_id):
-        features = _compute_features(plan, folder, runner, view, forecast.features)
         data = {task: expert.job.data for task, expert in plan.experts.items()}
-        job = RouterJob(plan.base, plan.features, data, features, plan.lock, plan.config.router, plan.config.seed,
+        folders = {task: str(feature_folder(plan.base, each, plan.folders.cache)) for task, each in data.items()}
+        job = RouterJob(plan.base, plan.features, data, folders, plan.lock, plan.config.router, plan.config.seed,
                         plan.router_hash, str(folder / MODEL))  # fmt: skip
-        on_sound_features = partial(_on_sound_features, plan, job, folder, runner, view, forecast.features)
-        result = on_sound_features(lambda: _train(job, folder, runner, view, forecast.training))
+        compute = partial(_compute_features, plan, folder, runner, view, forecast.features)
+        job, result = _train_on_growing_rows(
+            job, compute, lambda each: _train(each, folder, runner, view, forecast.training)
+        )
         model = Path(result.folder)
         for task, expert in experts.items():
             shutil.copytree(registry.fetch(expert), model / "experts" / task, dirs_exist_ok=True)
         routed = _test(plan, folder, runner, view, forecast.testing)
         depths = list[dict]()
         if forecast.compares_depths:
-            depths = on_sound_features(lambda: _compare_depths(plan, job, folder, runner, view, forecast.comparing))
+            depths = _on_sound_features(
+                job, compute, lambda: _compare_depths(plan, job, folder, runner, view, forecast.comparing)
+            )
         alone = {task: expert.metrics["test.accuracy"] for task, expert in experts.items()}
         groups = plan.config.router.groups
         labels = {task: each.label_names for task, each in data.items()}
-        twins = [group for group in find_twins(result.tasks, result.validation_confusion, labels)
+        twins = [group for group in find_twins(result.tasks, result.confusion, labels)
                  if not any(set(group) <= set(declared) for declared in groups)]  # fmt: skip
         evaluation = summarize_routing(result, routed, alone, depths, groups, twins)
         (model / EVALUATION).write_text(json.dumps(evaluation, indent=1))
-        save_png(draw_confusion(result.confusion, result.tasks), model / CONFUSION_PLOT)
+        save_png(draw_confusion(evaluation["confusion"], result.tasks), model / CONFUSION_PLOT)
         return _register(plan, evaluation, model, registry, run_id)
 
 
@@ -101,14 +107,15 @@ def _registered_experts(plan: Plan, registry: Registry) -> dict[str, Version]:
 
 
 def _compute_features(
-    plan: Plan, folder: Path, runner: JobRunner, view: LiveView, resources: JobResources
-) -> dict[str, str]:
-    """Compute the missing router features and return each task's folder of features."""
-    rows, cache = plan.config.router.rows_per_task, plan.folders.cache
-    jobs = {task: expert.job for task, expert in plan.experts.items()}
-    folders = {task: feature_folder(plan.base, job.data, cache) for task, job in jobs.items()}
-    cached = [task for task, path in folders.items() if features_complete(path, jobs[task].data, rows)]
-    view.start_stage("Stage 2: features of the frozen base", "task", {task: 0 for task in folders})
+    plan: Plan, folder: Path, runner: JobRunner, view: LiveView, resources: JobResources, rows: int
+) -> None:
+    """Compute the missing router features of at most so many training rows of each task."""
+    cache, jobs = plan.folders.cache, {task: expert.job for task, expert in plan.experts.items()}
+    cached = [
+        task for task, job in jobs.items()
+        if features_complete(feature_folder(plan.base, job.data, cache), job.data, rows)
+    ]  # fmt: skip
+    view.start_stage("Stage 2: features of the frozen base", "task", {task: 0 for task in jobs})
     for task in cached:
         view.set_state(task, "cached")
     units = [
@@ -116,36 +123,48 @@ def _compute_features(
             plan,
             task,
             compute_features,
-            (plan.base, jobs[task].data, rows, cache),
+            (plan.base, job.data, rows, cache),
             folder / "features" / task,
-            depth=jobs[task].adapter.first_layer,
+            depth=job.adapter.first_layer,
             batch_rows=BATCH_ROWS,
         )
-        for task in folders
+        for task, job in jobs.items()
         if task not in cached
     ]
     _run_units(runner, units, view, _half_batch(plan), resources)
-    return {task: str(path) for task, path in folders.items()}
 
 
-def _on_sound_features(
-    plan: Plan,
-    job: RouterJob,
-    folder: Path,
-    runner: JobRunner,
-    view: LiveView,
-    resources: JobResources,
-    work: Callable[[], R],
-) -> R:
+def _train_on_growing_rows(
+    job: RouterJob, compute: Callable[[int], None], train: Callable[[RouterJob], RouterResult]
+) -> tuple[RouterJob, RouterResult]:
+    """Train the router on the rows of ``router.rows_per_task``: if it is ``auto``, on more while the accuracy rises.
+
+    Returns:
+        The job of the router, with the number of its rows, and the result.
+    """
+    available = max(sum(data.counts["train"].values()) for data in job.data.values())
+    accuracy, result = 0.0, None
+    for rows in job.settings.portions(available):
+        job = replace(job, settings=job.settings.model_copy(update={"rows_per_task": rows}))
+        compute(rows)
+        result = _on_sound_features(job, compute, partial(train, job))
+        gain, accuracy = result.metrics[ROUTING_ACCURACY] - accuracy, result.metrics[ROUTING_ACCURACY]
+        if gain < LEAST_GAIN:
+            break
+    assert result
+    return job, result
+
+
+def _on_sound_features(job: RouterJob, compute: Callable[[int], None], work: Callable[[], R]) -> R:
     """Do work that reads features. It stops at the first damaged file, which it removes: compute it again, repeat."""
-    rows = job.settings.rows_per_task
+    rows = job.settings.most_rows
     for _ in range(len(job.data) * len(SPLITS)):
         try:
             return work()
         except WorkFailedError:
             if all(features_complete(Path(job.feature_folders[task]), data, rows) for task, data in job.data.items()):
                 raise
-        _compute_features(plan, folder, runner, view, resources)
+        compute(rows)
     return work()
 
 

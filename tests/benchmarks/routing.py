@@ -36,11 +36,11 @@ from ttmoe.router import Router
 from ttmoe.surface import surface_text
 from workers.base.base_sources import resolve_base
 from workers.base.resident import load_resident_base
-from workers.cache.feature_store import STRIPPED, feature_folder
+from workers.cache.feature_store import STRIPPED, compute_features
 from workers.data.prepared import PreparedTask, load_split
 from workers.expert_job import ExpertJob, load_rows
+from workers.routing.routed_accuracy import RoutedAccuracy, calibration_error, overconfidence
 from workers.routing.router_job import RouterJob, build_router, route_rows
-from workers.routing.router_training import calibration_error
 from workers.training.batches import to_input
 from workers.training.evaluation import expert_scores
 
@@ -167,7 +167,10 @@ def _outcome(plan: Plan, layers: str, seed: int, right: dict[str, Tensor], model
     settings = plan.config.router.model_copy(update={"layers": layers})
     spec = FeatureSpec(settings.hidden_states(plan.trunk_depth), settings.pooling)
     data = {task: expert.job.data for task, expert in plan.experts.items()}
-    files = {task: str(feature_folder(plan.base, each, plan.folders.cache)) for task, each in data.items()}
+    rows, cache = settings.most_rows, plan.folders.cache
+    files = {task: str(compute_features(plan.base, each, rows, cache, threads=torch.get_num_threads(), device="cpu",
+                                        report=lambda progress: None, splits=("test",)))
+             for task, each in data.items()}  # fmt: skip
     job = RouterJob(plan.base, spec, data, files, plan.lock, settings, seed, "", "")
     surface = job.fit_surface()
     validation = job.load("validation", surface=surface)
@@ -194,7 +197,9 @@ def _outcome(plan: Plan, layers: str, seed: int, right: dict[str, Tensor], model
         mean((own & alone) | harmless),
         float(harmless[~own].float().mean()),
         mean(alone),
-        calibration_error(shares, own),
+        calibration_error(
+            [RoutedAccuracy("", len(own), 0, 0, overconfidence=overconfidence(shares.tolist(), own.tolist()))]
+        ),
         1 - float(known.float().mean()),
         float((stripped.scores(router).argmax(-1) == stripped.labels).float().mean()),
         router,

@@ -155,8 +155,8 @@ def test_d18_d19_jobs_reserve_what_the_plan_says_and_are_tried_again_with_half(f
 def test_features_that_are_damaged_before_a_router_reads_them_are_made_again(folder, capsys):
     """A flipped byte is found only by who reads the file, one at a time; only the damaged files are computed again."""
     files = {  # in the order in which they are read
-        "run_router": ["animals-*/validation", "colours-*/train", "colours-*/test"],
-        "compare_depths": ["animals-*/test"],
+        "run_router": ["animals-*/validation", "colours-*/train", "colours-*/stripped"],
+        "compare_depths": ["animals-*/plain"],
     }
     calls: list[Call] = []
 

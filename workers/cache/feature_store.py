@@ -47,7 +47,7 @@ TEXT_FORMS = {
     STRIPPED: ("test", strip_formatting),
     LOOSE: ("validation", strip_case_and_punctuation),
 }
-SPLITS = ("train", "validation", "test", *TEXT_FORMS)
+SPLITS = ("train", "validation", *TEXT_FORMS)  # of the test split only a form: the routed model's test reads the base
 FORM_ROWS = 500  # maximum rows of a reformatted split
 STALE_SECONDS = 24 * 3600  # age from which a temporary file is considered abandoned
 _STATES, _DIGEST = "states", "sha256"
@@ -63,7 +63,7 @@ def feature_folder(base: Base, data: PreparedTask, cache: Path) -> Path:
 
 
 def row_counts(data: PreparedTask, rows: int) -> dict[str, int]:
-    """Return the number of feature rows of each split; ``rows`` is the maximum for the training split."""
+    """Return the number of rows of each split and form; ``rows`` is the maximum for the training split."""
     counts = {split: sum(labels.values()) for split, labels in data.counts.items()}
     counts["train"] = min(rows, counts["train"])
     return counts | {form: min(FORM_ROWS, counts[split]) for form, (split, _) in TEXT_FORMS.items()}
@@ -78,7 +78,8 @@ def load_form(data: PreparedTask, split: str, count: int) -> list[Example]:
 
 def features_complete(folder: Path, data: PreparedTask, rows: int) -> bool:
     """Return whether the folder contains everything that ``compute_features`` would compute. No features are read."""
-    return all(_find_file(folder, split, count) for split, count in row_counts(data, rows).items())
+    counts = row_counts(data, rows)
+    return all(_find_file(folder, split, counts[split]) for split in SPLITS)
 
 
 def compute_features(
@@ -92,8 +93,9 @@ def compute_features(
     report: ProgressCallback,
     depth: int = 0,
     batch_rows: int = BATCH_ROWS,
+    splits: Sequence[str] = SPLITS,
 ) -> Path:
-    """Compute and cache the missing features of all splits of a task.
+    """Compute and cache the missing features of a task.
 
     A batch has as many tokens as one of an evaluation in training, and at most ``batch_rows`` rows.
 
@@ -108,12 +110,13 @@ def compute_features(
         depth: Number of layers in the trunk. If trunk states of this depth are cached, the base starts from them; they
             are not computed for this.
         batch_rows: Maximum rows in a batch.
+        splits: The splits, and the reformatted splits, whose features are computed.
 
     Returns:
         The task's feature folder.
     """
-    folder = feature_folder(base, data, cache)
-    missing = {s: count for s, count in row_counts(data, rows).items() if not _find_file(folder, s, count)}
+    folder, counts = feature_folder(base, data, cache), row_counts(data, rows)
+    missing = {split: counts[split] for split in splits if not _find_file(folder, split, counts[split])}
     if not missing:
         return folder
     torch.set_num_threads(threads)

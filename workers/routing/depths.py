@@ -32,7 +32,6 @@ class DepthResult:
 
     Attributes:
         depth: Index of the last hidden state that the router reads; 0 is the embeddings.
-        routing_accuracy: Routing accuracy on the test rows of all tasks.
         validation_accuracy: Routing accuracy on the validation rows of all tasks.
         one_pass: Whether routing and prediction share one pass: no expert adapts a layer that the router reads.
         seconds_of_one: Median seconds to predict one row.
@@ -40,7 +39,6 @@ class DepthResult:
     """
 
     depth: int
-    routing_accuracy: float
     validation_accuracy: float
     one_pass: bool
     seconds_of_one: float
@@ -77,10 +75,9 @@ def compare_depths(job: RouterJob, folder: Path, trunk: int, *, threads: int, de
         validation = job.load("validation", beat, spec, surface)
         router = build_router(job, spec, validation, lambda progress: None, beat, surface)
         validation_accuracy = routing_accuracy(router, validation)
-        test_accuracy = routing_accuracy(router, job.load("test", beat, spec, surface))
         routed = RoutedModel(model.bank, router, model.manifests, model.tokenizer, model.max_length)
         seconds = [_median_seconds(routed, inputs[:count]) for count in (1, TIMED_BATCH)]
-        results.append(DepthResult(depth, test_accuracy, validation_accuracy, routed.one_pass, *seconds))
+        results.append(DepthResult(depth, validation_accuracy, routed.one_pass, *seconds))
     report(Progress("depths", len(depths), len(depths)))
     return results
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,7 +50,10 @@ class RoutedAccuracy:
         answered_right: Of these, rows with the right answer.
         known_right: Of these, rows that ``predict`` answers, which calls rows that resemble no task ``unknown``.
         unknown: Rows that ``predict`` calls ``unknown``.
+        routed: Rows that were routed to each task.
         harmless: By another expert, the rows that it answered with the name of the right label.
+        overconfidence: For each bin of the router's probability, see ``overconfidence``, the sum of
+            that probability over rows, minus the rows among them that were routed to their own expert or its group.
         right_rows: Indices of the first test rows with the right answer, as examples.
     """
 
@@ -60,7 +63,9 @@ class RoutedAccuracy:
     answered_right: int
     known_right: int = 0
     unknown: int = 0
+    routed: dict[str, int] = field(default_factory=dict)
     harmless: dict[str, int] = field(default_factory=dict)
+    overconfidence: tuple[float, ...] = ()
     right_rows: tuple[int, ...] = ()
 
     def right_in(self, group: Collection[str]) -> int:
@@ -101,6 +106,7 @@ def answer_test_split(
         part = examples[start : start + _REPORTED_ROWS]
         predictions += model.predict([to_input(e) for e in part], batch_rows, unknown=False)
         report(Progress("routed test", len(predictions), len(examples)))
+    group = {data.name}.union(*(group for group in model.router.groups if data.name in group))
     routed = [prediction.task == data.name for prediction in predictions]
     answered = [p.label == _right_label(data, e) for p, e in zip(predictions, examples, strict=True)]
     right = [index for index in range(len(examples)) if routed[index] and answered[index]]
@@ -112,9 +118,29 @@ def answer_test_split(
         len(right),
         sum(predictions[index].familiar for index in right),
         sum(not prediction.familiar for prediction in predictions),
+        dict(Counter(prediction.task for prediction in predictions)),
         dict(Counter(misrouted)),
+        overconfidence([p.routing for p in predictions], [p.task in group for p in predictions]),
         tuple(right[:_MOST_EXAMPLES]),
     )
+
+
+def calibration_error(tests: Iterable[RoutedAccuracy]) -> float:
+    """Return the router's expected calibration error on the rows of all tasks (Guo et al., 2017, equation 3).
+
+    |bin| / rows * |mean probability - accuracy| of a bin is |sum of (probability - right)| / rows.
+    """
+    tests = list(tests)
+    bins = zip(*(test.overconfidence for test in tests), strict=True)
+    return sum(abs(sum(values)) for values in bins) / sum(test.rows for test in tests)
+
+
+def overconfidence(probabilities: Sequence[float], right: Sequence[bool], bins: int = 15) -> tuple[float, ...]:
+    """Sum probability minus correctness over rows, by bin of the probability; bins have equal width."""
+    sums = [0.0] * bins
+    for probability, is_right in zip(probabilities, right, strict=True):
+        sums[min(int(probability * bins), bins - 1)] += probability - is_right
+    return tuple(sums)
 
 
 def _right_label(data: PreparedTask, example: Example) -> str:

@@ -19,7 +19,7 @@ from ttmoe.surface import Ngrams, Surface, surface_text
 from workers.cache.feature_store import LOOSE, PLAIN, STRIPPED, load_features, load_form, row_counts
 from workers.data.prepared import PreparedTask
 from workers.progress import Progress, ProgressCallback
-from workers.routing.router_training import FEATURE_CHUNK, Mixture, calibration_error, fit_router, no_beat
+from workers.routing.router_training import FEATURE_CHUNK, Mixture, fit_router, no_beat
 from workers.routing.surface_training import embed_all, fit_surface
 from workers.training.batches import to_input
 from workers.training.settings import RouterSettings
@@ -92,7 +92,7 @@ class RouterJob:
     def _rows(self, splits: str | tuple[str, ...]) -> list[tuple[str, str, int]]:
         """Return task, split and number of rows of these splits, in the order in which a mixture has them."""
         names = (splits,) if isinstance(splits, str) else splits
-        counts = {task: row_counts(data, self.settings.rows_per_task) for task, data in self.data.items()}
+        counts = {task: row_counts(data, self.settings.most_rows) for task, data in self.data.items()}
         return [(task, split, counts[task][split]) for task in self.data for split in names]
 
     def _ngrams(self, rows: list[tuple[str, str, int]], beat: Callable[[], Any]) -> Ngrams:
@@ -111,8 +111,7 @@ class RouterResult:
     Attributes:
         tasks: Names of the tasks.
         metrics: Metrics of the router.
-        confusion: Counts of test rows; row i, column j counts rows of task i that were routed to task j.
-        validation_confusion: The same of validation rows.
+        confusion: Counts of validation rows; row i, column j counts rows of task i that were routed to task j.
         spec_hash: Hash of the router's spec.
         folder: Folder with the router's files.
     """
@@ -120,13 +119,12 @@ class RouterResult:
     tasks: tuple[str, ...]
     metrics: dict[str, float]
     confusion: list[list[int]]
-    validation_confusion: list[list[int]]
     spec_hash: str
     folder: str
 
 
 def run_router(job: RouterJob, *, threads: int, report: ProgressCallback) -> RouterResult:
-    """Train the router, measure it on the test splits and write it to the job's folder.
+    """Train the router, measure it on the validation splits and write it to the job's folder.
 
     Args:
         job: The job.
@@ -142,23 +140,18 @@ def run_router(job: RouterJob, *, threads: int, report: ProgressCallback) -> Rou
     router = build_router(job, job.features, validation, report, report.beat, surface)
     seconds = time.monotonic() - started
     report(Progress("testing", job.settings.epochs, job.settings.epochs))
-    test, stripped = (job.load(split, report.beat, surface=router.surface) for split in ("test", STRIPPED))
-    probabilities, chosen, familiar = route_rows(router, test)
-    correct = chosen == test.labels
-    chosen_in_validation = route_rows(router, validation)[1]
+    stripped = job.load(STRIPPED, report.beat, surface=router.surface)
+    chosen = route_rows(router, validation)[1]
     metrics = {
-        "validation.routing_accuracy": float((chosen_in_validation == validation.labels).float().mean()),
-        "test.routing_accuracy": float(correct.float().mean()),
-        "test.calibration_error": calibration_error(probabilities, correct),
-        "test.unknown": 1 - float(familiar.float().mean()),
+        "validation.routing_accuracy": float((chosen == validation.labels).float().mean()),
         "stripped.routing_accuracy": routing_accuracy(router, stripped),
         "seconds.training": seconds,
         "parameters": float(sum(p.numel() for p in router.parameters())),
     }
     save_router(router, Path(job.folder), job.base.record(), job.lock, metrics, job.settings.kind)
-    confusion = _confusion(test.labels, chosen, len(tasks))
-    in_validation = _confusion(validation.labels, chosen_in_validation, len(tasks))
-    result = RouterResult(tasks, metrics, confusion, in_validation, job.spec_hash, job.folder)
+    places = validation.labels * len(tasks) + chosen
+    confusion = torch.bincount(places, minlength=len(tasks) ** 2).view(len(tasks), -1).tolist()
+    result = RouterResult(tasks, metrics, confusion, job.spec_hash, job.folder)
     Path(job.folder, ROUTER_RESULT_FILE).write_text(json.dumps(asdict(result), indent=1))
     return result
 
@@ -217,11 +210,6 @@ def route_rows(router: Router, rows: Mixture) -> tuple[Tensor, Tensor, Tensor]:
         chosen += [index_of_task[name] for name in routes.names]
         familiar += routes.familiar
     return torch.tensor(probabilities), torch.tensor(chosen), torch.tensor(familiar)
-
-
-def _confusion(tasks: Tensor, chosen: Tensor, count: int) -> list[list[int]]:
-    """Count the rows of each task (row) that were routed to each task (column)."""
-    return torch.bincount(tasks * count + chosen, minlength=count**2).view(count, count).tolist()
 
 
 def routing_accuracy(router: Router, rows: Mixture) -> float:

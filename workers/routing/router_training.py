@@ -207,20 +207,6 @@ def calibrate(router: Router, validation: Mixture) -> None:
     router.temperature.fill_(_best_temperature(scores, validation.labels))
 
 
-def calibration_error(probabilities: Tensor, correct: Tensor, bins: int = 15) -> float:
-    """Return the expected calibration error with bins of equal width (Guo et al., 2017, equation 3).
-
-    Args:
-        probabilities: Probability (rows,) of the expert that was chosen for each row.
-        correct: Whether each choice is correct (rows,).
-        bins: Number of bins.
-    """
-    bin_of_row = (probabilities * bins).long().clamp(max=bins - 1)
-    # |bin| / rows * |mean probability - accuracy| of a bin is |sum of (probability - correct)| / rows.
-    gaps = torch.bincount(bin_of_row, weights=probabilities.double() - correct.double())
-    return float(gaps.abs().sum()) / len(probabilities)
-
-
 def _row_familiarity(router: Router, familiarity: Familiarity, rows: Mixture) -> tuple[Tensor, Tensor]:
     """Return each row's familiarity with its highest-scoring expert (rows,), and this expert's index (rows,)."""
     distances, highest, experts = _row_distances(router, familiarity, rows)

@@ -10,14 +10,14 @@ from workers.routing.routed_accuracy import RoutedAccuracy
 from workers.routing.router_job import RouterResult
 
 MEASURED = {"test.routing_accuracy": 0.1, "parameters": 7.0}
-RESULT = RouterResult(("a", "b"), MEASURED, [[9, 1], [5, 85]], [[10, 0], [0, 90]], "hash", "folder")
+RESULT = RouterResult(("a", "b"), MEASURED, [[10, 0], [0, 90]], "hash", "folder")
 DEPTHS = [{"depth": 0, "routing_accuracy": 0.5}]
 
 
 def test_tasks_count_alike_in_accuracies_and_rows_in_routing() -> None:
     tests = {
-        "a": RoutedAccuracy("a", 10, 9, 8, 7, 1, {"b": 1}),
-        "b": RoutedAccuracy("b", 90, 85, 45, 45, 0, {"a": 2}),
+        "a": RoutedAccuracy("a", 10, 9, 8, 7, 1, {"a": 9, "b": 1}, {"b": 1}, (0.0, 3.0)),
+        "b": RoutedAccuracy("b", 90, 85, 45, 45, 0, {"a": 5, "b": 85}, {"a": 2}, (1.0, -5.0)),
     }
     found = summarize_routing(RESULT, tests, {"a": 0.9, "b": 0.6, "unused": 0.0}, DEPTHS)
     metrics = found["metrics"]
@@ -26,14 +26,16 @@ def test_tasks_count_alike_in_accuracies_and_rows_in_routing() -> None:
     assert metrics["test.alone_accuracy"] == pytest.approx(0.75)
     assert metrics["test.harmless_share"] == pytest.approx(3 / 6)
     assert metrics["test.known_accuracy"] == pytest.approx((7 / 10 + 45 / 90) / 2)
+    assert metrics["test.calibration_error"] == pytest.approx((1 + 2) / 100)
     assert metrics["test.unknown"] == pytest.approx(1 / 100)
     assert "test.group_accuracy" not in metrics
     assert metrics["parameters"] == 7.0  # what the router's own job measured stays
     assert RESULT.metrics["test.routing_accuracy"] == 0.1
     assert found["tasks"]["a"] == {
         "task": "a", "rows": 10, "routed_right": 9, "answered_right": 8, "known_right": 7, "unknown": 1,
-        "harmless": {"b": 1}, "right_rows": (), "alone": 0.9, "right_in_group": 8}  # fmt: skip
-    assert (found["confusion"], found["confusion_tasks"], found["depths"]) == (RESULT.confusion, ["a", "b"], DEPTHS)
+        "routed": {"a": 9, "b": 1}, "harmless": {"b": 1}, "overconfidence": (0.0, 3.0), "right_rows": (),
+        "alone": 0.9, "right_in_group": 8}  # fmt: skip
+    assert (found["confusion"], found["confusion_tasks"], found["depths"]) == ([[9, 1], [5, 85]], ["a", "b"], DEPTHS)
 
 
 def test_where_every_row_met_its_expert_nothing_was_harmless() -> None:
@@ -44,9 +46,9 @@ def test_where_every_row_met_its_expert_nothing_was_harmless() -> None:
 
 def test_within_a_group_or_among_twins_any_right_answer_counts() -> None:
     tests = {
-        "a": RoutedAccuracy("a", 10, 6, 5, 5, 0, {"b": 3, "c": 1}),
-        "b": RoutedAccuracy("b", 10, 8, 8, 8, 0, {"a": 1}),
-        "c": RoutedAccuracy("c", 10, 9, 9, 9, 0, {"a": 1}),
+        "a": RoutedAccuracy("a", 10, 6, 5, 5, harmless={"b": 3, "c": 1}),
+        "b": RoutedAccuracy("b", 10, 8, 8, 8, harmless={"a": 1}),
+        "c": RoutedAccuracy("c", 10, 9, 9, 9, harmless={"a": 1}),
     }
     alone = dict.fromkeys(tests, 1.0)
     for groups, twins in (([("a", "b")], []), ([], [["a", "b"]])):

@@ -21,6 +21,7 @@ from workers.base.resident import load_resident_base
 from workers.cache import feature_store
 from workers.cache.feature_store import (
     LOOSE,
+    PLAIN,
     SPLITS,
     STRIPPED,
     TEXT_FORMS,
@@ -49,7 +50,8 @@ def compute(base, data, cache, rows=50, report=lambda progress: None, depth=0):
 
 def found_in(folder, data, spec=ALL, rows=50):
     """Copies of every split's features, as a router of these rows reads them: those of a whole file are its pages."""
-    return {split: load_features(folder, split, count, spec).clone() for split, count in row_counts(data, rows).items()}
+    counts = row_counts(data, rows)
+    return {split: load_features(folder, split, counts[split], spec).clone() for split in SPLITS}
 
 
 def keep_trunk(base, data, cache, depth, splits=("train", "validation", "test")):
@@ -109,7 +111,7 @@ def test_each_row_has_its_own_features_in_order(base, colours, tmp_path, alone):
     folder = compute(base, colours, tmp_path, report=reports.append)
     found = found_in(folder, colours)
     assert {split: len(rows) for split, rows in found.items()} == {
-        "train": 50, **{split: len(load_split(colours, split)) for split in ("validation", "test")},
+        "train": 50, PLAIN: 50, "validation": len(load_split(colours, "validation")),
         STRIPPED: len(load_split(colours, "test")), LOOSE: len(load_split(colours, "validation"))}  # fmt: skip
     assert set(found) == set(SPLITS)
     for split, rows in found.items():
@@ -153,11 +155,14 @@ def test_more_rows_later_compute_those_alone_and_the_first_stay(base, colours, t
     first = found_in(compute(base, colours, tmp_path, rows=30), colours, rows=30)
     layers_run.clear()
     folder = compute(base, colours, tmp_path, rows=75)
-    assert sum(rows for layer, rows in layers_run if layer == 0) == 45  # of training rows, and no others
+    assert (
+        sum(rows for layer, rows in layers_run if layer == 0) == 2 * 45
+    )  # of training rows and their copies, and no others
     more = found_in(folder, colours, rows=75)
     assert len(more["train"]) == 75
     assert torch.equal(more["train"][:30], first["train"])
-    assert all(torch.equal(more[split], first[split]) for split in SPLITS if split != "train")
+    assert torch.equal(more[PLAIN][:30], first[PLAIN])
+    assert all(torch.equal(more[split], first[split]) for split in SPLITS if split not in ("train", PLAIN))
     assert [path.name for path in folder.glob("train-*")] == ["train-75.safetensors"]
     whole = found_in(compute(base, colours, tmp_path / "at once", rows=75), colours, rows=75)
     torch.testing.assert_close(more["train"], whole["train"], rtol=0, atol=1e-3)
@@ -199,10 +204,10 @@ def test_only_the_split_that_is_lacking_is_computed_and_progress_goes_up(base, c
     layers_run.clear()
     reports = []
     compute(base, colours, tmp_path, rows=40, report=reports.append)
-    assert sum(rows for layer, rows in layers_run if layer == 0) == 10 + len(before["validation"])
+    assert sum(rows for layer, rows in layers_run if layer == 0) == 2 * 10 + len(before["validation"])
     steps = [report.step for report in reports]
     assert steps == sorted(steps)
-    assert steps[-1] == reports[-1].steps == 40 + len(before["validation"])
+    assert steps[-1] == reports[-1].steps == 2 * 40 + len(before["validation"])
     after = found_in(folder, colours, rows=40)
     torch.testing.assert_close(after["validation"], before["validation"], rtol=0, atol=1e-3)
 
@@ -377,7 +382,7 @@ def test_features_from_a_kept_trunk_are_the_same(base, colours, tmp_path, layers
     kept = found_in(compute(base, colours, tmp_path, depth=depth), colours)
     below = sum(rows for layer, rows in layers_run if layer == 0)
     # Rows in another form are in no cache; besides, a trunk asks one layer, once, what it returns.
-    lacking = len(plain[STRIPPED]) + len(plain[LOOSE])
+    lacking = sum(len(plain[form]) for form in TEXT_FORMS)
     assert lacking <= below <= lacking + 64
     for split in SPLITS:
         torch.testing.assert_close(kept[split], plain[split], rtol=0, atol=1e-3)
@@ -420,17 +425,17 @@ def test_of_a_choice_the_router_reads_the_whole(base, colours, tmp_path, monkeyp
 
 
 def test_a_task_of_choices(base, choice, tmp_path, alone):
-    found, examples = found_in(compute(base, choice, tmp_path), choice), load_split(choice, "test")
+    found, examples = found_in(compute(base, choice, tmp_path), choice), load_split(choice, "validation")
     for i in (0, len(examples) - 1):
         whole = Choice(examples[i].texts[0], examples[i].choices)
         assert to_input(examples[i]) == whole
-        torch.testing.assert_close(found["test"][i].float(), alone(examples[i]), rtol=0, atol=1e-3)
+        torch.testing.assert_close(found["validation"][i].float(), alone(examples[i]), rtol=0, atol=1e-3)
 
 
 def test_stripped_rows_are_the_first_test_rows_without_their_form(base, choice, tmp_path, alone, monkeypatch):
     monkeypatch.setattr(feature_store, "FORM_ROWS", 7)
     found, examples = found_in(compute(base, choice, tmp_path), choice), load_split(choice, "test")
-    assert len(found[STRIPPED]) == 7 < len(examples) == len(found["test"])
+    assert len(found[STRIPPED]) == len(found[PLAIN]) == 7 < len(examples)
     for rows, example in zip(found[STRIPPED], examples, strict=False):
         words = example.texts[0].removeprefix("Question: ").removesuffix("?")
         bare = f"{words} red green" + " north1" * (len(example.choices) == 3)

@@ -52,3 +52,12 @@ def test_the_router_reads_everything_unless_it_is_told():
     assert spec.indexes(4) == (0, 1, 2, 3, 4)
     assert spec.poolings == ("mean", "last")
     assert settings.unknown > 0
+
+
+def test_a_router_takes_more_rows_in_turn():
+    assert RouterSettings().portions(10_000) == [500, 1000, 2000, 5000]
+    assert RouterSettings().portions(1000) == [500, 1000]
+    assert RouterSettings().portions(1001) == [500, 1000, 2000]
+    assert RouterSettings().portions(20) == [500]
+    assert RouterSettings(rows_per_task=70).portions(10_000) == [70]
+    assert (RouterSettings().most_rows, RouterSettings(rows_per_task=70).most_rows) == (5000, 70)
