@@ -13,6 +13,8 @@ from ttmoe.expert_files import EXPERT_WEIGHTS, read_manifest
 
 EXPERT_RESULT_FILE = "result.json"
 
+CUT_ROWS, HEAD_PARAMETERS = "rows.cut", "parameters.head"  # metrics of an expert
+
 
 @dataclass(frozen=True)
 class ExpertResult:

@@ -15,7 +15,7 @@ from ttmoe.bank import Bank
 from ttmoe.expert_files import load_expert, save_expert
 from workers.base.resident import ResidentBase, count_base_loads
 from workers.expert_job import ExpertJob, load_rows
-from workers.expert_result import ExpertResult, finished_result, write_result
+from workers.expert_result import CUT_ROWS, HEAD_PARAMETERS, ExpertResult, finished_result, write_result
 from workers.failure import Failure
 from workers.joint_training import train_jointly
 from workers.progress import Progress, ProgressCallback
@@ -59,7 +59,9 @@ def run_experts(jobs: Sequence[ExpertJob], report: ProgressCallback) -> Outcomes
     def finish(job: ExpertJob, resident_base: ResidentBase, training: ExpertTraining, fit: FitResult) -> ExpertResult:
         loads = count_base_loads() - loads_before if job is unfinished[0] else 0
         answer_tokens = max((item.answer_length for item in training.train.items), default=0)
-        return _finish(job, resident_base, fit, {"base_loads": float(loads)}, start, answer_tokens, report)
+        cut = sum(_cut_rows(rows, job.base.max_length) for rows in (training.train, training.validation))
+        metrics = {"base_loads": float(loads), CUT_ROWS: float(cut)}
+        return _finish(job, resident_base, fit, metrics, start, answer_tokens, report)
 
     train_jointly(unfinished, report, finish, outcomes)
     return {job.task: outcomes[job.task] for job in jobs}
@@ -94,6 +96,8 @@ def _finish(
     with activity_timer("evaluation", job.task):
         scores = expert_scores(bank.eval(), job.task, rows, pad_id, on_batch=report_testing)
     test_metrics = accuracy_and_loss(scores, rows.labels)
+    metrics[CUT_ROWS] += _cut_rows(rows, job.base.max_length)
+    metrics[HEAD_PARAMETERS] = float(sum(p.numel() for p in bank.expert(job.task).head.parameters()))
     metrics |= fit.metrics() | {f"test.{key}": value for key, value in test_metrics.items()}
     report(Progress("verifying", fit.steps, job.train.steps, key=job.task))
     with activity_timer("saving", job.task):
@@ -104,6 +108,11 @@ def _finish(
     write_result(result)
     job.checkpoints.remove()
     return result
+
+
+def _cut_rows(rows: TokenizedRows, max_length: int) -> int:
+    """Return the rows that fill ``max_length`` tokens: cut there, but for those that are exactly as long."""
+    return sum(length >= max_length for length in rows.lengths)
 
 
 def _save_and_verify(

@@ -37,6 +37,8 @@ def plan_as_dict(
                 "parameters": expert.job.parameters,
                 "lora16_parameters": expert.lora_parameters,
                 "spec_hash": expert.job.spec_hash,
+                "rows": expert.job.data.rows,
+                "removed_rows": expert.job.data.removed,
                 "memory": _memory_as_dict(forecast.memory[task]),
                 "seconds": forecast.expert_seconds[task],
             }

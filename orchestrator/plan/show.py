@@ -20,6 +20,15 @@ from orchestrator.pool.capacity import Node
 from workers.training.memory import MemoryEstimate
 
 MAX_TABLE_ROWS = 40
+MAX_DATA_LINES = 8
+# Why a row of a source is in no split.
+REMOVED_ROWS = {
+    "duplicates": "repeated",
+    "conflicts": "with the text of a row with another label",
+    "leaked": "that are in a later split too",
+    "filtered": "filtered",
+    "sampled": "beyond the sample",
+}
 MEMORY_PARTS = ("base", "activations", "optimizer", "process")
 STATE_STYLES = {"cached": "dim", "changed": "yellow", "missing": "bold"}
 
@@ -84,10 +93,24 @@ def _other_experts(plan: Plan, state: LibraryState) -> list[tuple[str, str]]:
     parameters = sum(expert.job.parameters for expert in plan.experts.values())
     lora = sum(expert.lora_parameters for expert in plan.experts.values())
     lines.append(("parameters", f"{parameters:,} in all adapters, without heads; LoRA of rank 16 has {lora:,}"))
+    lines += _removed_rows(plan)
     if state.orphaned:
         names = format_names(state.orphaned, 10)
         lines.append(("orphaned", f"{names}: in the registry but not in the config; not changed"))
     return lines
+
+
+def _removed_rows(plan: Plan) -> list[tuple[str, str]]:
+    """Return lines about the rows of the sources that are in no split, for the first tasks that have any."""
+    datas = [expert.job.data for expert in plan.experts.values() if expert.job.data.removed]
+    texts = [
+        f"{data.name}: {sum(data.rows.values()) + sum(data.removed.values()):,} rows, without "
+        + ", ".join(f"{rows:,} {REMOVED_ROWS[reason]}" for reason, rows in data.removed.items())
+        for data in datas[:MAX_DATA_LINES]
+    ]
+    if len(datas) > MAX_DATA_LINES:
+        texts.append(f"and {len(datas) - MAX_DATA_LINES} more tasks (--json lists all)")
+    return [("data" if i == 0 else "", text) for i, text in enumerate(texts)]
 
 
 def _stages(state: LibraryState) -> list[tuple[str, str]]:

@@ -8,12 +8,21 @@ from collections.abc import Iterable, Iterator, Mapping
 from orchestrator.plan.planning import ExpertPlan
 from orchestrator.registry.runs import TrainingData
 from workers.data.task import GivenSplits, Task
-from workers.expert_result import ExpertResult
+from workers.expert_result import CUT_ROWS, HEAD_PARAMETERS, ExpertResult
 
 _LONGEST_TAG = 4500  # characters; MLflow's limit is 5,000
 _DIGEST = 12  # characters of a fingerprint
 # Metrics that describe an expert, or from which times are forecast. The others are only in the run: a tag costs time.
-_VERSION_METRICS = ("test.", "validation.", "steps", "best_step", "seconds.job", "seconds.training")
+_VERSION_METRICS = (
+    "test.",
+    "validation.",
+    "steps",
+    "best_step",
+    "seconds.job",
+    "seconds.training",
+    CUT_ROWS,
+    HEAD_PARAMETERS,
+)
 
 
 def run_params(expert: ExpertPlan) -> dict[str, object]:
@@ -30,7 +39,7 @@ def run_params(expert: ExpertPlan) -> dict[str, object]:
         "adapter.first_layer": job.adapter.first_layer,
         "parameters": job.parameters,
         "base": job.base.id,
-        "rows.train": sum(job.data.counts["train"].values()),
+        **{f"rows.{name}": rows for name, rows in {**job.data.rows, **job.data.removed}.items()},
     }
 
 

@@ -18,6 +18,7 @@ from orchestrator.registry.artifacts import EVALUATION, TRIALS
 from orchestrator.report.content import Curve, ExpertRow, Points, ResourceUsage, RoutingReport, RunReport, SearchReport
 from orchestrator.report.incidents import EXPERT_STAGE_PREFIX, Incident
 from orchestrator.report.search_tables import read_search_records
+from workers.expert_result import CUT_ROWS, HEAD_PARAMETERS
 
 MAX_CURVES = 60  # experts whose metric histories are read, with two queries each
 MAX_POINTS = 200  # points of a curve
@@ -110,12 +111,20 @@ def _row(
         accuracy=metrics.get("test.accuracy"),
         routed=test["answered_right"] / test["rows"] if test and test["rows"] else None,
         parameters=expert.job.parameters,
+        head=_whole(metrics.get(HEAD_PARAMETERS)),
         lora_parameters=expert.lora_parameters,
-        steps=int(steps) if steps else None,
+        steps=_whole(steps or None),
         seconds=metrics.get("seconds.job", metrics.get("seconds.training")),
         attempts=failures + 1 if ended else max(1, failures),
         error=child.tags.get("error", "") if child and not ended else "",
+        rows=expert.job.data.rows,
+        removed=expert.job.data.removed,
+        cut=_whole(metrics.get(CUT_ROWS)),
     )
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
 
 
 def _state(version: Version | None, child: RunRecord | None) -> str:

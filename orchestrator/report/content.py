@@ -27,10 +27,14 @@ class ExpertRow:
         accuracy: Test accuracy of the expert on its own task.
         routed: Test accuracy when the router chooses the expert.
         parameters: Trainable parameters of the adapter.
+        head: Trainable parameters of the head.
         lora_parameters: Parameters of LoRA with rank 16 on the same maps.
         seconds: Duration of the job.
         attempts: Number of attempts, failed ones included.
         error: Why the expert failed; empty if it did not.
+        rows: Rows by split.
+        removed: Rows of the source that are in no split, by reason.
+        cut: Rows that fill the base's maximum length, and are cut there if they are longer.
     """
 
     task: str
@@ -41,11 +45,15 @@ class ExpertRow:
     accuracy: float | None = None
     routed: float | None = None
     parameters: int | None = None
+    head: int | None = None
     lora_parameters: int | None = None
     steps: int | None = None
     seconds: float | None = None
     attempts: int = 1
     error: str = ""
+    rows: Mapping[str, int] = field(default_factory=dict)
+    removed: Mapping[str, int] = field(default_factory=dict)
+    cut: int | None = None
 
     @property
     def share(self) -> float | None:

@@ -66,10 +66,20 @@ def _values(report: RunReport) -> dict[str, Any]:
         "listed": report.incidents[:_MAX_INCIDENTS],
         "unlisted": max(0, len(report.incidents) - _MAX_INCIDENTS),
         "max_trace": _MAX_TRACE,
+        "removed_heads": _REMOVED_HEADS,
         "activities": ACTIVITIES,
         "config": report.config,
         "failed": [row for row in rows if row.state == "failed"],
     }
+
+
+_REMOVED_HEADS = {
+    "duplicates": "repeated",
+    "conflicts": "in conflict",
+    "leaked": "leaked",
+    "filtered": "filtered",
+    "sampled": "beyond the sample",
+}
 
 
 def _routing_facts(metrics: Mapping[str, float]) -> list[tuple[str, str]]:

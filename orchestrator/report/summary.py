@@ -19,6 +19,7 @@ from orchestrator.registry import Registry, Version
 from orchestrator.registry.artifacts import CONFUSION_PLOT, EVALUATION, PARETO_PLOT, SEARCH_REPORT, TRIALS
 from orchestrator.report.next_steps import suggest_commands
 from orchestrator.report.search_tables import front_table, read_search_records
+from workers.expert_result import HEAD_PARAMETERS
 
 CONFUSION, PARETO, SEARCH_PAGE = "routing, confusion", "search, Pareto front", "search, report"
 
@@ -82,11 +83,20 @@ def _experts(plan: Plan, versions: Mapping[str, Version], evaluation: dict[str, 
         title_justify="left",
         caption="expert, routed: test accuracy alone and behind the router (generated text: exact match)\n"
         + ("by group: right answers of any expert of the task's group or its twins\n" if in_groups else "")
-        + "adapter, LoRA-16: trainable parameters on the same layers",
+        + "adapter, LoRA-16: trainable parameters on the same layers; head: those of the head, which both need",
         caption_justify="left",
     )
     table.add_column("task")
-    for head in ("classes", "majority", "expert", "routed", *(["by group"] if in_groups else []), "adapter", "LoRA-16"):
+    for head in (
+        "classes",
+        "majority",
+        "expert",
+        "routed",
+        *(["by group"] if in_groups else []),
+        "adapter",
+        "LoRA-16",
+        "head",
+    ):
         table.add_column(head, justify="right")
     every = list[list[float]]()
     for task, expert in plan.experts.items():
@@ -94,7 +104,7 @@ def _experts(plan: Plan, versions: Mapping[str, Version], evaluation: dict[str, 
         right = [test["answered_right"], *([test["right_in_group"]] if in_groups else [])]
         accuracies = [versions[task].metrics["test.accuracy"], *(count / test["rows"] for count in right)]
         every.append(accuracies)
-        data = expert.job.data
+        data, head = expert.job.data, versions[task].metrics.get(HEAD_PARAMETERS)
         table.add_row(
             task,
             str(len(data.label_names)) if data.label_names else "text",
@@ -102,9 +112,10 @@ def _experts(plan: Plan, versions: Mapping[str, Version], evaluation: dict[str, 
             *(f"{value:.3f}" for value in accuracies),
             f"{expert.job.parameters:,}",
             f"{expert.lora_parameters:,}",
+            "" if head is None else f"{head:,.0f}",  # experts of version 0.1 do not say it
         )
     table.add_section()
-    table.add_row("mean", "", "", *(f"{fmean(column):.3f}" for column in zip(*every, strict=True)), "", "")
+    table.add_row("mean", "", "", *(f"{fmean(column):.3f}" for column in zip(*every, strict=True)), "", "", "")
     return table
 
 

@@ -55,6 +55,17 @@ class PreparedTask:
     left_out: dict[str, int]
     folder: Path
 
+    @property
+    def removed(self) -> dict[str, int]:
+        """Rows of the source that are in no split, by reason: those of ``left_out``, and ``duplicates``. None is 0."""
+        reasons = {"duplicates": self.duplicates, **self.left_out}
+        return {reason: rows for reason, rows in reasons.items() if rows}
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Rows by split."""
+        return {split: sum(labels.values()) for split, labels in self.counts.items()}
+
 
 def prepare_task(name: str, task: Task, cache: Path) -> PreparedTask:
     """Return the prepared task from the cache; read and split its data if it is not cached.

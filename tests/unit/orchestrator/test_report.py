@@ -314,7 +314,7 @@ def recorded(fresh_store, tmp_path_factory):
     folder = root / "expert"
     folder.mkdir()
     (folder / "expert.json").write_text("{}")
-    metrics = {"test.accuracy": 0.9, "steps": 250.0, "seconds.job": 12.0}
+    metrics = {"test.accuracy": 0.9, "steps": 250.0, "seconds.job": 12.0, "rows.cut": 17.0, "parameters.head": 770.0}
     old = registry.start_run("lib", "old", {}, "", {})
     new = registry.start_run("lib", "new", {"version": "0.1", "mlflow.source.git.commit": "ab12"}, "", {})
     for task, parent in (("cached", old), ("made", new), ("failed", new)):
@@ -326,7 +326,8 @@ def recorded(fresh_store, tmp_path_factory):
         else:
             registry.register_expert("lib", task, f"{task}1", folder, run, {}, metrics=metrics)
             registry.finish_run(run, "FINISHED")
-    data = SimpleNamespace(label_names=("a", "b"), majority=0.5)
+    rows = {"train": 80, "validation": 1234, "test": 10}
+    data = SimpleNamespace(label_names=("a", "b"), majority=0.5, rows=rows, removed={"duplicates": 4321})
     experts = {
         task: SimpleNamespace(job=SimpleNamespace(data=data, spec_hash=f"{task}1", parameters=10), lora_parameters=1000)
         for task in ("made", "cached", "failed", "never")
@@ -357,7 +358,10 @@ def test_a_report_is_collected_from_the_record(recorded, page):
     assert len(found.curves[0].loss) == 500 // 3 + 1
     assert (found.status, found.version, found.commit, found.routing) == ("FAILED", "0.1", "ab12", None)
     assert "sms_spam" in found.config
-    assert "ValueError: no" in page(found)
+    assert (made.rows["validation"], made.removed, made.cut, made.head) == (1234, {"duplicates": 4321}, 17, 770)
+    text = page(found)
+    assert "ValueError: no" in text
+    assert all(f"<td>{number}" in text for number in ("1,234", "4,321", "17", "770"))
 
 
 @pytest.mark.integration

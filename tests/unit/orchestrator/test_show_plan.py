@@ -23,7 +23,8 @@ from orchestrator.plan.forecast import make_forecast
 from orchestrator.plan.library_state import read_library_state
 from orchestrator.pool.capacity import GB, Node
 
-EXPERT_KEYS = {"state", "why", "step", "parameters", "lora16_parameters", "spec_hash", "memory", "seconds"}
+EXPERT_KEYS = {"state", "why", "step", "parameters", "lora16_parameters", "spec_hash", "memory", "seconds", "rows",
+               "removed_rows"}  # fmt: skip
 
 
 @pytest.fixture
@@ -65,6 +66,23 @@ def test_json_is_one_object_and_nothing_else(ttmoe_plan):
     assert memory["optimizer"] == 20 * (colours["parameters"] + 3 * (tiny.WIDTH + 1))
     assert plan["resources"]["experts_per_job"] == 1
     assert plan["router"]["state"] == "missing"
+
+
+def test_rows_that_are_in_no_split_are_named(ttmoe_plan, tmp_path):
+    path = tmp_path / "colours.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    first, second = json.loads(lines[0]), json.loads(lines[1])
+    other = next(label for label in tiny.COLOURS if label != second["label"])
+    path.write_text("".join([*lines, lines[0], lines[0], json.dumps(second | {"label": other}) + "\n"]))
+    assert first["text"] != second["text"]
+    out = " ".join(ttmoe_plan().stdout.split())
+    assert (
+        f"data colours: {len(lines) + 3} rows, without 2 repeated, 2 with the text of a row with another label" in out
+    )
+    assert "animals:" not in out
+    experts = json.loads(ttmoe_plan("--json").stdout)["experts"]
+    assert experts["colours"]["removed_rows"] == {"duplicates": 2, "conflicts": 2}
+    assert sum(experts["colours"]["rows"].values()) == len(lines) - 1
 
 
 @pytest.mark.parametrize(
