@@ -9,6 +9,7 @@ from orchestrator.plan.planning import Plan
 from orchestrator.pool.capacity import JobResources, Node
 from ttmoe.features import POOLINGS
 from ttmoe.subspace import MAX_SAMPLE_VALUES, SAMPLE_ROWS, max_directions
+from ttmoe.surface import BUCKETS, CHARACTERS, SURFACE_WIDTH
 from workers.cache.feature_store import LOOSE, PLAIN, SPLITS, STRIPPED, row_counts
 from workers.routing.router_training import FEATURE_CHUNK
 from workers.training.memory import estimate_pass_memory
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 HALF, SINGLE = 2, 4  # bytes of a number in half and in single precision
 ROUTER_PROCESS_BYTES = 5 * 10**8  # memory of a process that has imported torch
+CHARACTERS_PER_TOKEN = 5
+NGRAM_BYTES = 10  # of the n-grams of a text for each of its characters: up to 2.5 distinct ones of 4 bytes
 MAX_COMPARISON_BYTES = 4 * 10**9  # `compare_depths: auto` compares if the features of all layers take no more
 LESS_FEATURES = "set router.layers to fewer layers, router.pooling to mean or last, or lower router.rows_per_task"
 LESS_SPLIT = "lower router.rows_per_task or base.max_length, or add a node with more memory"
@@ -67,7 +70,9 @@ def forecast_router(plan: Plan, model: nn.Module) -> RouterForecast:
         disk=sum(sum(count.values()) for count in counts) * states,
         # A split's features, and a copy while they are written.
         features=replace(plan.resources, memory=base + 2 * largest * states),
-        training=_with_cores_of_a_node(plan, ROUTER_PROCESS_BYTES + _training_bytes(counts, width)),
+        training=_with_cores_of_a_node(
+            plan, ROUTER_PROCESS_BYTES + _training_bytes(counts, width) + _surface_bytes(plan, counts)
+        ),
         testing=replace(plan.resources, memory=loaded),
         comparing=replace(plan.resources, memory=loaded + _training_bytes(counts, full_width)),
         compares_depths=compares,
@@ -89,6 +94,16 @@ def _training_bytes(counts: list[dict[str, int]], width: int) -> int:
     # Values per feature: sampled rows, chunks in single precision, the gates during training, and directions.
     values = 2 * sampled + 2 * chunk + 6 * tasks + 2 * directions
     return HALF * _loaded_rows(counts) * width + SINGLE * (values * width + 4 * tasks * directions**2)
+
+
+def _surface_bytes(plan: Plan, counts: list[dict[str, int]]) -> int:
+    """Return the bytes that the training of a router's surface takes: the n-grams of all texts, and the embeddings."""
+    if plan.config.router.surface == "none":
+        return 0
+    characters = min(CHARACTERS, CHARACTERS_PER_TOKEN * plan.base.max_length)
+    texts = 2 * sum(count["train"] for count in counts)  # each row, and a plain copy of it
+    embeddings = 4 * SINGLE * BUCKETS * SURFACE_WIDTH  # weights, gradients and the two moments of Adam
+    return texts * characters * NGRAM_BYTES + embeddings
 
 
 def _router_bytes(tasks: int, width: int) -> int:

@@ -87,17 +87,9 @@ def _experts(plan: Plan, versions: Mapping[str, Version], evaluation: dict[str, 
         caption_justify="left",
     )
     table.add_column("task")
-    for head in (
-        "classes",
-        "majority",
-        "expert",
-        "routed",
-        *(["by group"] if in_groups else []),
-        "adapter",
-        "LoRA-16",
-        "head",
-    ):
-        table.add_column(head, justify="right")
+    compared = ["expert", "routed", *(["by group"] if in_groups else [])]
+    for title in ("classes", "majority", *compared, "adapter", "LoRA-16", "head"):
+        table.add_column(title, justify="right")
     every = list[list[float]]()
     for task, expert in plan.experts.items():
         test = evaluation["tasks"][task]

@@ -76,7 +76,7 @@ def train_router(
         job = RouterJob(plan.base, plan.features, data, folders, plan.lock, plan.config.router, plan.config.seed,
                         plan.router_hash, str(folder / MODEL))  # fmt: skip
         compute = partial(_compute_features, plan, folder, runner, view, forecast.features)
-        job, result = _train_on_growing_rows(
+        job, result = train_on_growing_rows(
             job, compute, lambda each: _train(each, folder, runner, view, forecast.training)
         )
         model = Path(result.folder)
@@ -134,7 +134,7 @@ def _compute_features(
     _run_units(runner, units, view, _half_batch(plan), resources)
 
 
-def _train_on_growing_rows(
+def train_on_growing_rows(
     job: RouterJob, compute: Callable[[int], None], train: Callable[[RouterJob], RouterResult]
 ) -> tuple[RouterJob, RouterResult]:
     """Train the router on the rows of ``router.rows_per_task``: if it is ``auto``, on more while the accuracy rises.
