@@ -32,6 +32,7 @@ ROWS = {
     "routing": "routing:run_minilm",
     "routing-smollm2": "routing:run_smollm2",
     "router": "router_speed:run",
+    "surface": "surface:run",
     "routed": "routed:run",
     "trials": "trials:run",
     "truncation": "truncation:run",

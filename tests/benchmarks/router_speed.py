@@ -1,7 +1,8 @@
 """Row ``router``: a router from features computed once, against training it the paper's way, to the best accuracy.
 
-The paper's way (TT-LoRA MoE, arXiv 2504.21190, section 3.2) runs every training row through the base for the router and
-again through the chosen expert, in every epoch. Both sides train the same linear map on the last hidden state.
+The paper's way (TT-LoRA MoE, arXiv 2504.21190, section 3.2) runs every training row through the base once in every epoch;
+its loss compares the chosen expert with the row's own, so no expert has to run. Both sides train the same linear map on
+the last hidden state.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from torch.nn import functional as F
 
 from tests.benchmarks.library import BASE, DATA
 from tests.benchmarks.measuring import QUICK, clock, duration
-from tests.benchmarks.models import CACHE, SPEC, drawn_expert
+from tests.benchmarks.models import CACHE
 from tests.benchmarks.routing import SIX, _input
-from tests.benchmarks.table import Finding, at_least
+from tests.benchmarks.table import Finding
 from tests.reference_features import router_features
 from ttmoe.bank import Bank
 from ttmoe.base import load_body, load_tokenizer
@@ -43,8 +44,6 @@ def run() -> Iterator[Finding]:
     torch.manual_seed(0)
     base = resolve_base(**BASE, cache=CACHE)
     bank, tokenizer = Bank(load_body(base), base.pooling).eval(), load_tokenizer(base)
-    for i, task in enumerate(SIX):
-        bank.attach(task, drawn_expert(bank, 2, seed=i, spec=SPEC))
     train, validation = (_rows(folder, split, tokenizer, base.max_length) for split in ("train", "validation"))
     labels = torch.arange(len(SIX)).repeat_interleave(ROWS)
     pad_id = pad_id_of(tokenizer)
@@ -52,8 +51,8 @@ def run() -> Iterator[Finding]:
     theirs, best, their_accuracy, seconds = _paper(bank, train, validation, labels, pad_id)
     name = f"router of six tasks, MiniLM, {len(train)} rows, linear on the last hidden state"
     yield Finding(f"{name}: time to the best validation accuracy", f"{duration(ours)} ({our_accuracy:.3f})",
-                  f"two passes a row and epoch {duration(theirs)}: epoch {best} of {EPOCHS} ({their_accuracy:.3f})",
-                  *at_least(theirs / ours, 20))  # fmt: skip
+                  f"a pass of each row in each epoch {duration(theirs)}: epoch {best} of {EPOCHS} ({their_accuracy:.3f})",
+                  f"{theirs / ours:.1f} times faster")  # fmt: skip
     yield Finding(f"{name}: the same, all {EPOCHS} epochs of the other side", duration(ours), duration(seconds),
                   f"{seconds / ours:.1f} times faster")  # fmt: skip
 
@@ -91,8 +90,6 @@ def _paper(bank: Bank, train: list[Item], validation: list[Item], labels: Tensor
         for batch in torch.randperm(len(train)).split(BATCH):
             inputs = collate([train[i].whole for i in batch.tolist()], pad_id)
             scores = router(router_features(bank.model, inputs, SPEC_OF_FEATURES))
-            with torch.no_grad():
-                bank(inputs, [SIX[i] for i in scores.argmax(-1).tolist()])
             optimizer.zero_grad()
             F.cross_entropy(scores, labels[batch]).backward()
             optimizer.step()
