@@ -1,8 +1,8 @@
 """Row ``router``: a router from features computed once, against training it the paper's way, to the best accuracy.
 
-The paper's way (TT-LoRA MoE, arXiv 2504.21190, section 3.2) runs every training row through the base once in every epoch;
-its loss compares the chosen expert with the row's own, so no expert has to run. Both sides train the same linear map on
-the last hidden state.
+The paper's way (TT-LoRA MoE, arXiv 2504.21190, section 3.2) runs every training row through the base once in every
+epoch; its loss compares the chosen expert with the row's own, so no expert has to run. Both sides train the same linear
+map on the last hidden state.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def run() -> Iterator[Finding]:
     theirs, best, their_accuracy, seconds = _paper(bank, train, validation, labels, pad_id)
     name = f"router of six tasks, MiniLM, {len(train)} rows, linear on the last hidden state"
     yield Finding(f"{name}: time to the best validation accuracy", f"{duration(ours)} ({our_accuracy:.3f})",
-                  f"a pass of each row in each epoch {duration(theirs)}: epoch {best} of {EPOCHS} ({their_accuracy:.3f})",
+                  f"a pass a row and epoch {duration(theirs)}: epoch {best} of {EPOCHS} ({their_accuracy:.3f})",
                   f"{theirs / ours:.1f} times faster")  # fmt: skip
     yield Finding(f"{name}: the same, all {EPOCHS} epochs of the other side", duration(ours), duration(seconds),
                   f"{seconds / ours:.1f} times faster")  # fmt: skip
