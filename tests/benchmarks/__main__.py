@@ -33,6 +33,7 @@ ROWS = {
     "routing-smollm2": "routing:run_smollm2",
     "router": "router_speed:run",
     "surface": "surface:run",
+    "stages": "stages:run",
     "routed": "routed:run",
     "trials": "trials:run",
     "truncation": "truncation:run",
