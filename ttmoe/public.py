@@ -10,7 +10,8 @@ from ttmoe.errors import InputError
 from ttmoe.expert_files import load_expert, save_expert
 from ttmoe.generation import GeneratedText, generate
 from ttmoe.interchange import export_lora, import_lora
-from ttmoe.routed import Prediction, RoutedModel
+from ttmoe.prediction import Prediction
+from ttmoe.routed import RoutedModel
 from ttmoe.shapes import TTShape
 from ttmoe.text_bank import TextBank
 from ttmoe.trunk import Trunk

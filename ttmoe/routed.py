@@ -7,7 +7,7 @@ adapted layers. If the router reads only layers below the adapted ones, each inp
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,36 +23,11 @@ from ttmoe.expert_files import Manifest, load_expert
 from ttmoe.features import pool_state
 from ttmoe.generation import DEFAULT_MAX_NEW_TOKENS, GeneratedText, generate, prompt_of
 from ttmoe.inner_path import inner_path
+from ttmoe.prediction import UNKNOWN, Prediction, mix_predictions
 from ttmoe.router import Router, load_router
 from ttmoe.scoring import score
 from ttmoe.surface import surface_text
 from ttmoe.trunk import use_hidden_states
-
-UNKNOWN = "unknown"
-"""The task of an input that resembles none of the library's tasks. No task may have this name."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The answer to one input.
-
-    Attributes:
-        task: The task that the input was routed to, or ``unknown``.
-        label: The label; for a choice the index of the option; for an expert that generates text, the text. Empty if
-            the task is unknown.
-        confidence: The expert's probability of the label, 0 to 1.
-        routing: The router's calibrated probability of the task, or of its group of tasks, 0 to 1.
-        scores: The probability of every label, or of every option by its index; in a group of tasks, the mean over
-            its experts, weighted by the router. Empty for generated text and for an unknown task.
-        familiar: False if the row resembles none of the tasks. It has another task than ``unknown`` if one was wanted.
-    """
-
-    task: str
-    label: str
-    confidence: float
-    routing: float
-    scores: dict[str, float] = field(default_factory=dict)
-    familiar: bool = True
 
 
 class RoutedModel:
@@ -154,7 +129,7 @@ class RoutedModel:
             members[i][name] = self._prediction(name, routes.probabilities[i], scores)
         for i in answered:
             if i not in generating:
-                predictions[i] = _mixture(routes.names[i], members[i], routes.shares[i])
+                predictions[i] = mix_predictions(routes.names[i], members[i], routes.shares[i])
         for i, generated in self._generate(inputs, generating):
             predictions[i] = Prediction(generating[i], generated.text, generated.probability, routes.probabilities[i])
         return [replace(each, familiar=known) for each, known in zip(predictions, routes.familiar, strict=True)]
@@ -225,22 +200,3 @@ class RoutedModel:
         best = max(range(len(probabilities)), key=probabilities.__getitem__)
         return Prediction(name, labels[best], probabilities[best], routing,
                           dict(zip(labels, probabilities, strict=True)))  # fmt: skip
-
-
-def _mixture(name: str, members: dict[str, Prediction], shares: dict[str, float]) -> Prediction:
-    """Return the answer of the experts of a group: the mean of their probabilities by label, weighted by share.
-
-    Args:
-        name: The chosen expert.
-        members: The answer of each expert.
-        shares: The weight of each expert.
-    """
-    own = members[name]
-    if len(members) == 1 or not own.scores:
-        return own
-    labels = dict.fromkeys(label for member in members.values() for label in member.scores)
-    scores = {
-        label: sum(shares[task] * member.scores.get(label, 0.0) for task, member in members.items()) for label in labels
-    }
-    best = max(scores, key=scores.__getitem__)
-    return Prediction(name, best, scores[best], own.routing, scores)

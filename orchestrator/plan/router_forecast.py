@@ -11,7 +11,7 @@ from ttmoe.features import POOLINGS
 from ttmoe.subspace import MAX_SAMPLE_VALUES, SAMPLE_ROWS, max_directions
 from ttmoe.surface import BUCKETS, CHARACTERS, SURFACE_WIDTH
 from workers.cache.feature_store import LOOSE, PLAIN, SPLITS, STRIPPED, row_counts
-from workers.routing.router_training import FEATURE_CHUNK
+from workers.routing.mixture import FEATURE_CHUNK
 from workers.training.memory import estimate_pass_memory
 
 if TYPE_CHECKING:

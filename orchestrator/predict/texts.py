@@ -22,7 +22,7 @@ from ttmoe.errors import InputError
 from workers.data.sources import json_row
 
 if TYPE_CHECKING:
-    from ttmoe.routed import Prediction
+    from ttmoe.prediction import Prediction
 
 _BATCHES = 8  # batches per call of the model when many lines are waiting: rows of similar length then share a batch
 

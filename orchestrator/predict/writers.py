@@ -25,7 +25,7 @@ from ttmoe.errors import InputError, WorkFailedError
 if TYPE_CHECKING:
     import pyarrow
 
-    from ttmoe.routed import Prediction
+    from ttmoe.prediction import Prediction
 
 RowWriter = Callable[[Sequence[Row]], None]
 

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from orchestrator.plan.planning import Plan
 from orchestrator.plan.quantities import format_names
@@ -26,16 +26,14 @@ from orchestrator.report.charts import draw_confusion
 from orchestrator.report.figures import save_png
 from orchestrator.report.routed_evaluation import summarize_routing
 from orchestrator.report.twins import find_twins
+from orchestrator.run.router_rows import on_sound_features, train_on_growing_rows
 from ttmoe.batching import BATCH_ROWS
 from ttmoe.errors import WorkFailedError
-from workers.cache.feature_store import SPLITS, compute_features, feature_folder, features_complete
+from workers.cache.feature_store import compute_features, feature_folder, features_complete
 from workers.routing.depths import compare_depths
 from workers.routing.routed_accuracy import RoutedAccuracy, answer_test_split
 from workers.routing.router_job import RouterJob, RouterResult, run_router
 
-R = TypeVar("R")
-LEAST_GAIN = 0.002  # of validation accuracy, for which a router takes more rows
-ROUTING_ACCURACY = "validation.routing_accuracy"
 MODEL = "model"  # subfolder with the files to register; logs are outside it
 
 
@@ -85,7 +83,7 @@ def train_router(
         routed = _test(plan, folder, runner, view, forecast.testing)
         depths = list[dict]()
         if forecast.compares_depths:
-            depths = _on_sound_features(
+            depths = on_sound_features(
                 job, compute, lambda: _compare_depths(plan, job, folder, runner, view, forecast.comparing)
             )
         alone = {task: expert.metrics["test.accuracy"] for task, expert in experts.items()}
@@ -132,40 +130,6 @@ def _compute_features(
         if task not in cached
     ]
     _run_units(runner, units, view, _half_batch(plan), resources)
-
-
-def train_on_growing_rows(
-    job: RouterJob, compute: Callable[[int], None], train: Callable[[RouterJob], RouterResult]
-) -> tuple[RouterJob, RouterResult]:
-    """Train the router on the rows of ``router.rows_per_task``: if it is ``auto``, on more while the accuracy rises.
-
-    Returns:
-        The job of the router, with the number of its rows, and the result.
-    """
-    available = max(sum(data.counts["train"].values()) for data in job.data.values())
-    accuracy, result = 0.0, None
-    for rows in job.settings.portions(available):
-        job = replace(job, settings=job.settings.model_copy(update={"rows_per_task": rows}))
-        compute(rows)
-        result = _on_sound_features(job, compute, partial(train, job))
-        gain, accuracy = result.metrics[ROUTING_ACCURACY] - accuracy, result.metrics[ROUTING_ACCURACY]
-        if gain < LEAST_GAIN:
-            break
-    assert result
-    return job, result
-
-
-def _on_sound_features(job: RouterJob, compute: Callable[[int], None], work: Callable[[], R]) -> R:
-    """Do work that reads features. It stops at the first damaged file, which it removes: compute it again, repeat."""
-    rows = job.settings.most_rows
-    for _ in range(len(job.data) * len(SPLITS)):
-        try:
-            return work()
-        except WorkFailedError:
-            if all(features_complete(Path(job.feature_folders[task]), data, rows) for task, data in job.data.items()):
-                raise
-        compute(rows)
-    return work()
 
 
 def _train(job: RouterJob, folder: Path, runner: JobRunner, view: LiveView, resources: JobResources) -> RouterResult:

@@ -30,6 +30,8 @@ ROWS = {
     "many-real": "many_real:run",
     "start": "start:run",
     "routing": "routing:run_minilm",
+    "routes-17": "routing:run_minilm_17_routes",
+    "routing-17": "routing:run_minilm_17",
     "routing-smollm2": "routing:run_smollm2",
     "router": "router_speed:run",
     "surface": "surface:run",

@@ -28,7 +28,8 @@ from ttmoe.encoding import Item, collate, encode_inputs, pad_id_of
 from ttmoe.features import FeatureSpec
 from ttmoe.router import Router
 from workers.base.base_sources import resolve_base
-from workers.routing.router_training import Mixture, fit_router, fit_scale
+from workers.routing.mixture import Mixture
+from workers.routing.router_training import fit_router, fit_scale
 from workers.training.settings import RouterSettings as Settings
 
 ROWS, EPOCHS, BATCH = (20, 2, 32) if os.environ.get(QUICK) else (150, 20, 32)

@@ -706,7 +706,7 @@ def test_the_registered_router_loads_as_a_pyfunc_model(registry, router_folder, 
 
     import orchestrator.experts.base_folder
     import ttmoe.routed
-    from ttmoe.routed import Prediction
+    from ttmoe.prediction import Prediction
 
     class Fake:
         @classmethod

@@ -12,7 +12,8 @@ import torch
 
 from ttmoe.base import Base
 from ttmoe.batching import BATCH_ROWS
-from ttmoe.routed import Prediction, RoutedModel
+from ttmoe.prediction import Prediction
+from ttmoe.routed import RoutedModel
 from ttmoe.router import ROUTER_MANIFEST
 from workers.base.base_sources import base_on_this_node
 from workers.base.resident import release_resident_base

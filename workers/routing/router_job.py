@@ -19,7 +19,8 @@ from ttmoe.surface import Ngrams, Surface, surface_text
 from workers.cache.feature_store import LOOSE, PLAIN, STRIPPED, load_features, load_form, row_counts
 from workers.data.prepared import PreparedTask
 from workers.progress import Progress, ProgressCallback
-from workers.routing.router_training import FEATURE_CHUNK, Mixture, fit_router, no_beat
+from workers.routing.mixture import FEATURE_CHUNK, Mixture, no_beat
+from workers.routing.router_training import fit_router
 from workers.routing.surface_training import embed_all, fit_surface
 from workers.training.batches import to_input
 from workers.training.settings import RouterSettings

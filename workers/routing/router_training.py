@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,79 +16,11 @@ from ttmoe.router import Router
 from ttmoe.subspace import Subspace
 from ttmoe.surface import Surface
 from workers.progress import Progress, ProgressCallback
+from workers.routing.mixture import Mixture
 from workers.training.settings import RouterSettings
 
-FEATURE_CHUNK = 4096  # rows that are converted to full precision at a time
 BEAT_STEPS = 10  # steps of an epoch between two heartbeats; on the widest features a step takes a second
 LOOSE_UNKNOWN = 0.05  # maximum fraction of reformatted rows classified as unknown
-
-
-def no_beat() -> None:
-    """Report nothing."""
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """Rows of all tasks of one split.
-
-    Attributes:
-        features: Features (rows, width), fp16.
-        labels: Index of each row's task (rows,); ``by_task`` requires ascending order.
-        surface: Vectors of the rows' surfaces (rows, width of the surface), if a router reads them.
-        chunk_rows: Rows that are converted to full precision at a time; None for ``FEATURE_CHUNK``.
-        beat: Called for each chunk of rows that is read, for example to report a heartbeat.
-    """
-
-    features: Tensor
-    labels: Tensor
-    surface: Tensor | None = None
-    chunk_rows: int | None = None
-    beat: Callable[[], Any] = no_beat
-
-    @classmethod
-    def from_tasks(
-        cls,
-        parts: Iterable[Tensor],
-        counts: Sequence[int],
-        surface: Tensor | None = None,
-        chunk_rows: int | None = None,
-        beat: Callable[[], Any] = no_beat,
-    ) -> Mixture:
-        """Put the features (rows, width) of all tasks together; only those of one part are in memory twice.
-
-        Args:
-            parts: Features, made one after another: one part or several of each task, in the order of the tasks.
-            counts: Rows of each task.
-            surface: See the class.
-            chunk_rows: See the class.
-            beat: See the class; also called for each part.
-        """
-        features, end = torch.empty(0), 0
-        for rows in parts:  # `enumerate` and `zip` would keep them until the next part is made
-            if not end:
-                features = rows.new_empty(sum(counts), rows.shape[1])
-            features[end : end + len(rows)] = rows
-            end += len(rows)
-            del rows
-            beat()
-        labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-        return cls(features, labels, surface, chunk_rows, beat)
-
-    def chunks(self) -> Iterator[tuple[Tensor, ...]]:
-        """Yield the features chunk by chunk, in order, each with the vectors of the surface, if there are any."""
-        tensors = (self.features,) if self.surface is None else (self.features, self.surface)
-        for part in zip(*(tensor.split(self.chunk_rows or FEATURE_CHUNK) for tensor in tensors), strict=True):
-            self.beat()
-            yield part
-
-    def by_task(self) -> list[Tensor]:
-        """Return the features (rows, width) of each task."""
-        return list(self.features.split(torch.bincount(self.labels).tolist()))
-
-    def scores(self, score: Callable[..., Tensor]) -> Tensor:
-        """Return the scores (rows, tasks) of all rows, computed by ``score`` from chunks, without gradients."""
-        with torch.no_grad():
-            return torch.cat([score(*part) for part in self.chunks()])
 
 
 def fit_router(tasks: Sequence[str], train: Mixture, validation: Mixture, features: FeatureSpec,
@@ -220,7 +150,7 @@ def _fit_score_weight(router: Router, familiarity: Familiarity, validation: Mixt
 def _row_distances(router: Router, familiarity: Familiarity, rows: Mixture) -> tuple[Tensor, Tensor, Tensor]:
     """Return each row's relative distance, its highest score, and the index of the expert with it, (rows,) each."""
     highest, experts = rows.scores(router).max(-1)
-    chosen = iter(experts.split(rows.chunk_rows or FEATURE_CHUNK))
+    chosen = iter(experts.split(rows.chunk))
     distances = [familiarity.relative_distances(router.standardise(part), next(chosen)) for part, *_ in rows.chunks()]
     return torch.cat(distances), highest, experts
 
@@ -232,7 +162,7 @@ def _fit_subspace(router: Router, train: Mixture) -> Subspace:
         train.beat()
         return router.standardise(rows)
 
-    return Subspace.fit(train.by_task(), standardise, train.chunk_rows or FEATURE_CHUNK)
+    return Subspace.fit(train.by_task(), standardise, train.chunk)
 
 
 def _blend_with_nearest_mean(router: Router, subspace: Subspace, validation: Mixture) -> None:

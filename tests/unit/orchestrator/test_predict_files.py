@@ -33,7 +33,7 @@ from orchestrator.predict.sizing import PoolSize, choose_pool_size
 from orchestrator.predict.writers import check_output, open_output, with_answer
 from ttmoe.encoding import Choice
 from ttmoe.errors import InfeasibleError, InputError, WorkFailedError
-from ttmoe.routed import Prediction
+from ttmoe.prediction import Prediction
 
 
 class Echo:

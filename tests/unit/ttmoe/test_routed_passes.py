@@ -20,7 +20,8 @@ from ttmoe.expert_files import Manifest
 from ttmoe.familiarity import Familiarity
 from ttmoe.features import FeatureSpec
 from ttmoe.generation import generate
-from ttmoe.routed import Prediction, RoutedModel
+from ttmoe.prediction import Prediction
+from ttmoe.routed import RoutedModel
 from ttmoe.router import Router
 from ttmoe.subspace import Subspace
 
@@ -222,11 +223,13 @@ def test_unfamiliar_rows_are_unknown_or_answered_on_request(base, layers, lowest
         found = model.predict(MIXED)
         for answer, task, other in zip(found, tasks, plain, strict=True):
             if task == unlike:
-                assert answer == Prediction("unknown", "", 0.0, answer.routing, {})
+                assert answer == Prediction("unknown", "", 0.0, answer.routing, {}, familiar=False)
                 assert answer.routing == pytest.approx(other.routing, abs=1e-5)
             else:
                 same([answer], [other])
-        assert model.predict(MIXED, unknown=False) == plain
+        every = model.predict(MIXED, unknown=False)
+        assert [answer.familiar for answer in every] == [task != unlike for task in tasks]
+        assert [replace(answer, familiar=True) for answer in every] == plain
 
 
 def test_unknown_rows_run_no_layer_above_those_that_the_router_reads(base, runs):

@@ -16,7 +16,8 @@ from ttmoe.base import load_body
 from ttmoe.encoding import Choice, Completion
 from ttmoe.expert_files import save_expert
 from ttmoe.features import FeatureSpec
-from ttmoe.routed import Prediction, RoutedModel
+from ttmoe.prediction import Prediction
+from ttmoe.routed import RoutedModel
 from workers.cache.feature_store import compute_features
 from workers.data.examples import Example
 from workers.data.prepared import load_split

@@ -15,6 +15,7 @@ from ttmoe.router import load_router
 from workers.cache.feature_store import write_features
 from workers.data.prepared import PreparedTask
 from workers.routing import router_job, router_training
+from workers.routing.mixture import FEATURE_CHUNK
 from workers.routing.router_job import ROUTER_RESULT_FILE, RouterJob, route_rows, run_router
 from workers.training.settings import RouterSettings
 
@@ -125,7 +126,7 @@ def test_d18_the_rows_that_are_converted_at_a_time_change_nothing_but_rounding(j
     whole, small = (run_router(each, threads=1, report=nothing).metrics for each in (job, few))
     for key in ("validation.routing_accuracy", "stripped.routing_accuracy"):
         assert small[key] == pytest.approx(whole[key], abs=0.02)
-    assert job.load("train").chunk_rows == router_training.FEATURE_CHUNK
+    assert job.load("train").chunk_rows == FEATURE_CHUNK
     assert max(len(features) for (features,) in few.load("train").chunks()) == 7
 
 

@@ -8,10 +8,12 @@ from torch.nn import functional as F
 
 from ttmoe.features import FeatureSpec
 from ttmoe.router import Router
+from workers.routing import mixture as mixture_module
 from workers.routing import router_training
+from workers.routing.mixture import Mixture
 from workers.routing.routed_accuracy import RoutedAccuracy, overconfidence
 from workers.routing.routed_accuracy import calibration_error as error_of_tests
-from workers.routing.router_training import Mixture, calibrate, fit_linear, fit_router
+from workers.routing.router_training import calibrate, fit_linear, fit_router
 from workers.training.settings import RouterSettings as Settings
 
 WIDTH, TASKS = 16, ("a", "b", "c")
@@ -61,7 +63,7 @@ def test_a_mixture_is_all_tasks_rows_and_can_be_taken_apart(monkeypatch):
     mixture = Mixture.from_tasks(iter(tasks), (3, 1, 5))
     assert mixture.labels.tolist() == [0] * 3 + [1] + [2] * 5
     assert all(map(torch.equal, mixture.by_task(), tasks))
-    monkeypatch.setattr(router_training, "FEATURE_CHUNK", 2)
+    monkeypatch.setattr(mixture_module, "FEATURE_CHUNK", 2)
     assert torch.equal(mixture.scores(lambda rows: rows * 2), torch.cat(tasks) * 2)
 
 
@@ -77,7 +79,7 @@ def test_features_are_scaled_by_the_training_rows_alone(monkeypatch):
     train, validation = clouds(), clouds((40, 40, 40), 1, apart=9)
     rows = train.features.double()
     for chunk in (4096, 7):
-        monkeypatch.setattr(router_training, "FEATURE_CHUNK", chunk)
+        monkeypatch.setattr(mixture_module, "FEATURE_CHUNK", chunk)
         router = train_router(train, validation, kind="centroid")
         torch.testing.assert_close(router.mean, rows.mean(0).float(), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(router.deviation, rows.std(0, correction=0).float(), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,51 @@
+"""The training rows that a router takes: more while they help, with their features computed again where damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from ttmoe.errors import WorkFailedError
+from workers.cache.feature_store import SPLITS, features_complete
+from workers.routing.router_job import RouterJob, RouterResult
+
+R = TypeVar("R")
+LEAST_GAIN = 0.002  # of validation accuracy, for which a router takes more rows
+ROUTING_ACCURACY = "validation.routing_accuracy"
+
+
+def train_on_growing_rows(
+    job: RouterJob, compute: Callable[[int], None], train: Callable[[RouterJob], RouterResult]
+) -> tuple[RouterJob, RouterResult]:
+    """Train the router on the rows of ``router.rows_per_task``: if it is ``auto``, on more while the accuracy rises.
+
+    Returns:
+        The job of the router, with the number of its rows, and the result.
+    """
+    available = max(sum(data.counts["train"].values()) for data in job.data.values())
+    accuracy, result = 0.0, None
+    for rows in job.settings.portions(available):
+        job = replace(job, settings=job.settings.model_copy(update={"rows_per_task": rows}))
+        compute(rows)
+        result = on_sound_features(job, compute, partial(train, job))
+        gain, accuracy = result.metrics[ROUTING_ACCURACY] - accuracy, result.metrics[ROUTING_ACCURACY]
+        if gain < LEAST_GAIN:
+            break
+    assert result
+    return job, result
+
+
+def on_sound_features(job: RouterJob, compute: Callable[[int], None], work: Callable[[], R]) -> R:
+    """Do work that reads features. It stops at the first damaged file, which it removes: compute it again, repeat."""
+    rows = job.settings.most_rows
+    for _ in range(len(job.data) * len(SPLITS)):
+        try:
+            return work()
+        except WorkFailedError:
+            if all(features_complete(Path(job.feature_folders[task]), data, rows) for task, data in job.data.items()):
+                raise
+        compute(rows)
+    return work()
