@@ -70,7 +70,7 @@ LEFT_OUT = (
     "epistemic",
     "crepe_events",
 )  # not subj and rotten_tomatoes, whose sentences are sst2's
-# Settings of the surface and of what is unknown were chosen on libraries of some of these, with the others as strangers.
+# Settings of the surface and of what is unknown were chosen on libraries of some of these, the others as strangers.
 CHOSEN_ON = {"banking77", "ag_news", "tweet_emotion", "tweet_irony", "clinc_domain", "wordnet_lexname", "vitaminc",
              "fever_claims", "vader_tweets", "quartz", "openbookqa", "epistemic", "crepe_events"}  # fmt: skip
 AKIN = {"mrpc", "cb", "sick", "scitail"}  # left out of the six, but paraphrase and entailment as qqp, mnli and rte
