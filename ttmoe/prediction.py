@@ -47,4 +47,4 @@ def mix_predictions(name: str, members: dict[str, Prediction], shares: dict[str,
         label: sum(shares[task] * member.scores.get(label, 0.0) for task, member in members.items()) for label in labels
     }
     best = max(scores, key=scores.__getitem__)
-    return Prediction(name, best, scores[best], own.routing, scores)
+    return Prediction(name, best, min(1.0, scores[best]), own.routing, scores)

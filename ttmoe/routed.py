@@ -99,10 +99,16 @@ class RoutedModel:
             One prediction per row, in order.
 
         Raises:
-            InputError: If a text is empty.
+            InputError: If a text is empty, or has half of a character (a lone surrogate).
         """
         if any(not prompt_of(row).strip() for row in inputs):
             raise InputError("an empty text cannot be answered", where="predict", fix="leave empty inputs out")
+        for number, row in enumerate(inputs):
+            try:
+                surface_text(row).encode()
+            except UnicodeEncodeError as error:
+                raise InputError(f"input {number} is no Unicode text ({error.reason})", where="predict",
+                                 fix="remove its lone surrogates, such as \\ud800") from error  # fmt: skip
         items = encode_inputs(self.tokenizer, inputs, self.max_length)
         lengths = [max(len(item.whole["input_ids"]), item.length) for item in items]
         counts = [max(1, len(item.options)) for item in items]

@@ -39,7 +39,7 @@ class Routes:
         probabilities: The calibrated probability that the chosen expert, or one of its group, is the right one, 0 to 1.
         familiar: False where the row resembles none of the library's tasks.
         shares: For each row the experts that answer it, with weights that add up to 1: the chosen expert, and those of
-            its group that have at least ``LEAST_SHARE`` of the group's probability.
+            its group that have at least ``LEAST_SHARE`` of its probability.
     """
 
     names: list[str]
@@ -116,8 +116,7 @@ class Router(nn.Module):
         are those of ``forward``.
         """
         scores = torch.nan_to_num(self(features, surface), nan=-1e9, posinf=1e9, neginf=-1e9)
-        probabilities = scores.softmax(-1)
-        together, members = self._within_groups(probabilities)
+        together, members = self._within_groups(scores)
         experts = members.argmax(-1)
         familiar = torch.ones_like(experts, dtype=torch.bool)
         if self.familiarity:
@@ -125,18 +124,23 @@ class Router(nn.Module):
             familiar = self.familiarity.is_familiar(self.standardise(features), experts, highest)
         names = [self.tasks[i] for i in experts.tolist()]
         shares = [{name: 1.0} for name in names]
-        mixed = members.where(members >= LEAST_SHARE, 0)
+        mixed = members.where(members >= LEAST_SHARE * members.amax(-1, keepdim=True), 0).double()
         mixed = mixed / mixed.sum(-1, keepdim=True)
         for row in (mixed.amax(-1) < 1).nonzero().flatten().tolist():
             shares[row] = {self.tasks[i]: float(mixed[row, i]) for i in mixed[row].nonzero().flatten().tolist()}
         return Routes(names, together.tolist(), familiar.tolist(), shares)
 
-    def _within_groups(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+    def choose(self, scores: Tensor) -> Tensor:
+        """Return the index of the expert that rows with these scores (rows, experts) are routed to, (rows,)."""
+        return self._within_groups(scores)[1].argmax(-1)
+
+    def _within_groups(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Choose the group with the highest probability (a lone expert is a group).
 
         Returns:
             Its probability (rows,), and the share of each expert in it (rows, experts), 0 for those outside.
         """
+        probabilities = scores.softmax(-1)
         if not self.groups:
             highest, experts = probabilities.max(-1)
             return highest, torch.zeros_like(probabilities).scatter(1, experts.unsqueeze(1), 1.0)
@@ -202,7 +206,7 @@ def load_router(folder: Path) -> tuple[Router, dict]:
             weights.setdefault("familiarity.score_weight", torch.zeros(()))  # routers of version 0.1 lack it
         if _EMBEDDING in weights:
             router.surface = Surface(len(router.tasks), weights[_EMBEDDING].shape[1])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, IndexError, TypeError, SafetensorError) as error:
         raise InputError(f"cannot read the router ({error})", where=where, fix=_RETRAIN) from error
     # Thresholds may be infinite: with -inf every row is familiar.
     valid = (~value.isnan() if name.endswith("thresholds") else value.isfinite() for name, value in weights.items())

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 HALF, SINGLE = 2, 4  # bytes of a number in half and in single precision
 ROUTER_PROCESS_BYTES = 5 * 10**8  # memory of a process that has imported torch
-CHARACTERS_PER_TOKEN = 5
-NGRAM_BYTES = 10  # of the n-grams of a text for each of its characters: up to 2.5 distinct ones of 4 bytes
+NGRAM_BYTES = 21  # of the n-grams of texts for each character, while they are put together (measured)
 MAX_COMPARISON_BYTES = 4 * 10**9  # `compare_depths: auto` compares if the features of all layers take no more
 LESS_FEATURES = "set router.layers to fewer layers, router.pooling to mean or last, or lower router.rows_per_task"
 LESS_SPLIT = "lower router.rows_per_task or base.max_length, or add a node with more memory"
@@ -100,10 +99,10 @@ def _surface_bytes(plan: Plan, counts: list[dict[str, int]]) -> int:
     """Return the bytes that the training of a router's surface takes: the n-grams of all texts, and the embeddings."""
     if plan.config.router.surface == "none":
         return 0
-    characters = min(CHARACTERS, CHARACTERS_PER_TOKEN * plan.base.max_length)
-    texts = 2 * sum(count["train"] for count in counts)  # each row, and a plain copy of it
+    train, validation = (sum(count[split] for count in counts) for split in ("train", "validation"))
+    texts = max(2 * train, validation)  # each training row, and a plain copy of it
     embeddings = 4 * SINGLE * BUCKETS * SURFACE_WIDTH  # weights, gradients and the two moments of Adam
-    return texts * characters * NGRAM_BYTES + embeddings
+    return texts * CHARACTERS * NGRAM_BYTES + embeddings
 
 
 def _router_bytes(tasks: int, width: int) -> int:

@@ -201,6 +201,7 @@ def _routing(router: Version | None, evaluation: Mapping[str, Any]) -> RoutingRe
         tuple(tuple(row) for row in evaluation["confusion"]),
         evaluation.get("metrics", {}),
         tuple(evaluation.get("depths", ())),
+        tuple(tuple(group) for group in evaluation.get("groups", ())),
     )
 
 

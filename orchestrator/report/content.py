@@ -82,6 +82,7 @@ class RoutingReport:
         confusion: ``confusion[i][j]`` rows of task i were sent to the expert of task j.
         metrics: Metrics of the evaluation by name.
         depths: Routers that read fewer layers of the base, as in ``workers.routing.depths``.
+        groups: Tasks that answer together, or look like one task in several data sets.
     """
 
     version: int
@@ -91,6 +92,7 @@ class RoutingReport:
     confusion: tuple[tuple[int, ...], ...]
     metrics: Mapping[str, float] = field(default_factory=dict)
     depths: tuple[Mapping[str, Any], ...] = ()
+    groups: tuple[tuple[str, ...], ...] = ()
 
     def frequent_errors(self, count: int = 12) -> list[tuple[str, str, int, float]]:
         """Return the most frequent wrong choices: task, chosen expert, rows, share of the task's rows."""

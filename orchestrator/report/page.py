@@ -62,6 +62,7 @@ def _values(report: RunReport) -> dict[str, Any]:
         "mean_routed": _mean(row.routed for row in rows),
         "mean_share": _mean(row.share for row in rows),
         "routing_facts": _routing_facts(report.routing.metrics) if report.routing else [],
+        "groups": report.routing.groups if report.routing else (),
         "routing_errors": report.routing.frequent_errors() if report.routing else [],
         "listed": report.incidents[:_MAX_INCIDENTS],
         "unlisted": max(0, len(report.incidents) - _MAX_INCIDENTS),

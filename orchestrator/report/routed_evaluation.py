@@ -7,6 +7,7 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
+from orchestrator.report.twins import join_groups
 from workers.routing.routed_accuracy import RoutedAccuracy, calibration_error
 from workers.routing.router_job import RouterResult
 
@@ -22,9 +23,9 @@ def summarize_routing(
     """Return the content of ``evaluation.json``, the file beside a router.
 
     Of its metrics, these are means over tasks: ``test.routed_accuracy`` counts answers of a row's own expert,
-    ``test.known_accuracy`` only those that ``predict`` gives, which calls some rows ``unknown``,
-    ``test.group_accuracy`` right answers of any expert in the task's group or among its twins, and
-    ``test.alone_accuracy`` answers of experts that are told the task. ``test.harmless_share`` is the share of the
+    ``test.known_accuracy`` those that ``predict`` gives, which calls some rows ``unknown`` and lets the experts of a
+    group answer together, ``test.group_accuracy`` right answers of any expert in the task's group or among its twins,
+    and ``test.alone_accuracy`` answers of experts that are told the task. ``test.harmless_share`` is the share of the
     misrouted rows for which the wrong expert answered with the name of the right label.
 
     Args:
@@ -33,11 +34,13 @@ def summarize_routing(
         alone: Test accuracy by task of the experts alone.
         depths: Comparison of routers that read fewer layers.
         groups: The tasks that answer together (``router.groups``).
-        twins: The tasks that might, see ``orchestrator.report.twins``.
+        twins: The tasks that might, see ``orchestrator.report.twins``; one of them may be in a group.
     """
+    tests = {task: tests[task] for task in result.tasks}  # units end in any order
     rows = sum(test.rows for test in tests.values())
     right = sum(test.routed_right for test in tests.values())
-    group_of = {task: group for group in (*twins, *groups) for task in group}
+    together = join_groups(result.tasks, [*groups, *twins])
+    group_of = {task: group for group in together for task in group}
     in_group = {task: test.right_in(group_of.get(task, ())) for task, test in tests.items()}
     metrics = result.metrics | {
         "test.routing_accuracy": right / rows,
@@ -59,7 +62,7 @@ def summarize_routing(
         "confusion": [[test.routed.get(task, 0) for task in result.tasks] for test in tests.values()],
         "confusion_tasks": list(result.tasks),
         "depths": list(depths),
-        "groups": [list(group) for group in groups],
         "twins": [list(group) for group in twins],
+        "groups": together,
         "metrics": metrics,
     }

@@ -48,7 +48,7 @@ def show_summary(
         outputs[SEARCH_PAGE] = page
     for table in tables:
         console.print(table)
-    console.print(_routing(evaluation))
+    console.print(_routing(evaluation), soft_wrap=True, highlight=False, markup=False)
     if time_use:
         console.print(time_use, soft_wrap=True, highlight=False, markup=False)
     show_outputs(outputs, console)
@@ -123,12 +123,14 @@ def _routing(evaluation: dict[str, Any]) -> str:
             f"The table answers every row. `ttmoe predict` answers `unknown` to {metrics['test.unknown']:.1%} of them; "
             f"with these as errors, the routed mean is {metrics['test.known_accuracy']:.3f}."
         )
-    for group in evaluation.get("twins", ()):
-        lines.append(
-            f"{format_names(group, len(group))} look like one task in several data sets: the router confuses them, and "
-            f"labels have common names. To let their experts answer together: --set "
-            f"'router.groups={json.dumps([*evaluation['groups'], group])}'"
-        )
+    lines += [
+        f"{format_names(group, len(group))} look like one task in several data sets: the router confuses them, and "
+        "labels have common names."
+        for group in evaluation.get("twins", ())
+    ]
+    if evaluation.get("twins"):
+        groups = json.dumps(evaluation["groups"], separators=(",", ":"))
+        lines.append(f"To let their experts answer together: ttmoe run ... --set 'router.groups={groups}'")
     return "\n".join(lines)
 
 

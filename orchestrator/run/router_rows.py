@@ -26,16 +26,19 @@ def train_on_growing_rows(
         The job of the router, with the number of its rows, and the result.
     """
     available = max(sum(data.counts["train"].values()) for data in job.data.values())
-    accuracy, result = 0.0, None
+    found: list[tuple[float, RouterJob, RouterResult]] = []
     for rows in job.settings.portions(available):
         job = replace(job, settings=job.settings.model_copy(update={"rows_per_task": rows}))
         compute(rows)
         result = on_sound_features(job, compute, partial(train, job))
-        gain, accuracy = result.metrics[ROUTING_ACCURACY] - accuracy, result.metrics[ROUTING_ACCURACY]
+        found.append((result.metrics[ROUTING_ACCURACY], job, result))
+        gain = found[-1][0] - (found[-2][0] if len(found) > 1 else 0.0)
+        if gain < 0:  # its files were overwritten: train the better one again, from the features that are there
+            _, job, _ = found[-2]
+            return job, on_sound_features(job, compute, partial(train, job))
         if gain < LEAST_GAIN:
             break
-    assert result
-    return job, result
+    return found[-1][1:]
 
 
 def on_sound_features(job: RouterJob, compute: Callable[[int], None], work: Callable[[], R]) -> R:

@@ -59,7 +59,8 @@ def main(task: Path, base: Path, settings: dict) -> dict[str, float]:
             batched=True, remove_columns=list(texts),
         )  # fmt: skip
         collate = DataCollatorWithPadding(tokenizer)
-        body = AutoModel.from_pretrained(base, attn_implementation="sdpa", dtype=settings["dtype"])
+        body = AutoModel.from_pretrained(base, attn_implementation="eager", dtype=settings["dtype"],
+                                         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)  # fmt: skip
         lora = LoraConfig(r=16, lora_alpha=16, target_modules=["query", "value"],
                           layers_to_transform=settings["layers"])  # fmt: skip
         train = TrainSettings(steps=settings["steps"], batch_size=settings["rows"], lr=settings["lr"])

@@ -49,7 +49,8 @@ class RoutedAccuracy:
         rows: Test rows.
         routed_right: Rows that were routed to the task's own expert.
         answered_right: Of these, rows with the right answer.
-        known_right: Of these, rows that ``predict`` answers, which calls rows that resemble no task ``unknown``.
+        known_right: Rows with the right answer of ``predict``, which calls rows that resemble no task ``unknown``; in a
+            group of tasks any of its experts may be the row's.
         unknown: Rows that ``predict`` calls ``unknown``.
         routed: Rows that were routed to each task.
         harmless: By another expert, the rows that it answered with the name of the right label.
@@ -117,7 +118,7 @@ def answer_test_split(
         len(examples),
         sum(routed),
         len(right),
-        sum(predictions[index].familiar for index in right),
+        sum(p.familiar and p.task in group and is_right for p, is_right in zip(predictions, answered, strict=True)),
         sum(not prediction.familiar for prediction in predictions),
         dict(Counter(prediction.task for prediction in predictions)),
         dict(Counter(misrouted)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from workers.training.batches import to_input
 from workers.training.settings import RouterSettings
 
 ROUTER_RESULT_FILE = "result.json"
+_HASHED_ROWS = 5000  # between two heartbeats
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class RouterJob:
             for task, split, count in rows
         )
         counts = [sum(count for task, _, count in rows if task == each) for each in self.data]
-        vectors = embed_all(surface, self._ngrams(rows, beat)) if surface else None
+        vectors = embed_all(surface, self._ngrams(rows, beat), beat) if surface else None
         return Mixture.from_tasks(loaded, counts, vectors, self.chunk_rows, beat)
 
     def fit_surface(self, beat: Callable[[], Any] = no_beat) -> Surface | None:
@@ -97,12 +98,14 @@ class RouterJob:
         return [(task, split, counts[task][split]) for task in self.data for split in names]
 
     def _ngrams(self, rows: list[tuple[str, str, int]], beat: Callable[[], Any]) -> Ngrams:
-        def hashed(task: str, split: str, count: int) -> Ngrams:
-            beat()
-            examples = load_form(self.data[task], split, count)
-            return Ngrams.of([surface_text(to_input(example)) for example in examples])
+        def hashed() -> Iterator[Ngrams]:
+            for task, split, count in rows:
+                texts = [surface_text(to_input(example)) for example in load_form(self.data[task], split, count)]
+                for start in range(0, len(texts), _HASHED_ROWS):
+                    beat()
+                    yield Ngrams.of(texts[start : start + _HASHED_ROWS])
 
-        return Ngrams.join(hashed(*each) for each in rows)
+        return Ngrams.join(hashed())
 
 
 @dataclass(frozen=True)
@@ -214,5 +217,5 @@ def route_rows(router: Router, rows: Mixture) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def routing_accuracy(router: Router, rows: Mixture) -> float:
-    """Return the fraction of rows whose highest score is that of their own task."""
-    return float((rows.scores(router).argmax(-1) == rows.labels).float().mean())
+    """Return the fraction of rows that are routed to the expert of their own task."""
+    return float((router.choose(rows.scores(router)) == rows.labels).float().mean())

@@ -138,7 +138,7 @@ def calibrate(router: Router, validation: Mixture) -> None:
 
 
 def _row_familiarity(router: Router, familiarity: Familiarity, rows: Mixture) -> tuple[Tensor, Tensor]:
-    """Return each row's familiarity with its highest-scoring expert (rows,), and this expert's index (rows,)."""
+    """Return each row's familiarity with the expert that it is routed to (rows,), and this expert's index (rows,)."""
     distances, highest, experts = _row_distances(router, familiarity, rows)
     return distances + familiarity.score_weight * highest, experts
 
@@ -148,8 +148,10 @@ def _fit_score_weight(router: Router, familiarity: Familiarity, validation: Mixt
 
 
 def _row_distances(router: Router, familiarity: Familiarity, rows: Mixture) -> tuple[Tensor, Tensor, Tensor]:
-    """Return each row's relative distance, its highest score, and the index of the expert with it, (rows,) each."""
-    highest, experts = rows.scores(router).max(-1)
+    """Return each row's relative distance and score for the expert it is routed to, and its index, (rows,) each."""
+    scores = rows.scores(router)
+    experts = router.choose(scores)
+    highest = scores.gather(1, experts.unsqueeze(1)).squeeze(1)
     chosen = iter(experts.split(rows.chunk))
     distances = [familiarity.relative_distances(router.standardise(part), next(chosen)) for part, *_ in rows.chunks()]
     return torch.cat(distances), highest, experts
@@ -191,7 +193,8 @@ def _add_surface(router: Router, surface: Surface, validation: Mixture) -> None:
     scale = 1 / _best_temperature(read, labels)
     weight = _minimise(lambda w: F.cross_entropy(features.lerp(scale * read, w), labels), 0, 1)
     temperature = _best_temperature(features.lerp(scale * read, weight), labels)
-    if F.cross_entropy(features.lerp(scale * read, weight) / temperature, labels) >= F.cross_entropy(features, labels):
+    both = features.lerp(scale * read, weight) / temperature
+    if not F.cross_entropy(both, labels) < F.cross_entropy(features, labels):  # nor with a loss that is not a number
         return
     router.surface = copy.deepcopy(surface)
     router.surface.output.weight.data.mul_(scale * weight / temperature)

@@ -55,7 +55,11 @@ def fit_surface(tasks: int, ngrams: Ngrams, labels: Tensor, beat: Callable[[], A
 
 
 @torch.no_grad()
-def embed_all(surface: Surface, ngrams: Ngrams) -> Tensor:
-    """Return the vectors (texts, width) of all texts, computed in parts."""
-    parts = torch.arange(len(ngrams)).split(BATCH)
-    return torch.cat([surface.embed(ngrams[part]) for part in parts])
+def embed_all(surface: Surface, ngrams: Ngrams, beat: Callable[[], Any]) -> Tensor:
+    """Return the vectors (texts, width) of all texts, computed in parts; call ``beat`` every few parts."""
+    vectors = []
+    for number, part in enumerate(torch.arange(len(ngrams)).split(BATCH)):
+        if number % _BEAT_STEPS == 0:
+            beat()
+        vectors.append(surface.embed(ngrams[part]))
+    return torch.cat(vectors)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.report.routed_evaluation import summarize_routing
-from orchestrator.report.twins import find_twins
+from orchestrator.report.twins import find_twins, join_groups
 from workers.routing.routed_accuracy import RoutedAccuracy
 from workers.routing.router_job import RouterResult
 
 MEASURED = {"test.routing_accuracy": 0.1, "parameters": 7.0}
 RESULT = RouterResult(("a", "b"), MEASURED, [[10, 0], [0, 90]], "hash", "folder")
+RESULT_OF_THREE = RouterResult(("a", "b", "c"), MEASURED, [], "hash", "folder")
 DEPTHS = [{"depth": 0, "routing_accuracy": 0.5}]
 
 
@@ -39,7 +40,8 @@ def test_tasks_count_alike_in_accuracies_and_rows_in_routing() -> None:
 
 
 def test_where_every_row_met_its_expert_nothing_was_harmless() -> None:
-    found = summarize_routing(RESULT, {"a": RoutedAccuracy("a", 10, 10, 10)}, {"a": 1.0}, [])
+    found = summarize_routing(RESULT, {"a": RoutedAccuracy("a", 10, 10, 10), "b": RoutedAccuracy("b", 1, 1, 1)},
+                              {"a": 1.0, "b": 1.0}, [])  # fmt: skip
     assert found["metrics"]["test.harmless_share"] == 0
     assert found["routing_accuracy"] == 1
 
@@ -52,11 +54,21 @@ def test_within_a_group_or_among_twins_any_right_answer_counts() -> None:
     }
     alone = dict.fromkeys(tests, 1.0)
     for groups, twins in (([("a", "b")], []), ([], [["a", "b"]])):
-        found = summarize_routing(RESULT, tests, alone, [], groups, twins)
+        found = summarize_routing(RESULT_OF_THREE, tests, alone, [], groups, twins)
         assert {task: test["right_in_group"] for task, test in found["tasks"].items()} == {"a": 8, "b": 9, "c": 9}
         assert found["metrics"]["test.group_accuracy"] == pytest.approx(26 / 30)
         assert found["metrics"]["test.routed_accuracy"] == pytest.approx(22 / 30)
-        assert (found["groups"], found["twins"]) == (list(map(list, groups)), twins)
+        assert (found["groups"], found["twins"]) == ([["a", "b"]], twins)
+    both = summarize_routing(RESULT_OF_THREE, tests, alone, [], [("a", "b", "failed")], [["b", "c"]])
+    assert {task: test["right_in_group"] for task, test in both["tasks"].items()} == {"a": 9, "b": 9, "c": 10}
+    assert (both["groups"], both["twins"]) == ([["a", "b", "c"]], [["b", "c"]])
+
+
+def test_units_may_end_in_any_order() -> None:
+    tests = {task: RoutedAccuracy(task, 10, 10, 10, routed={task: 10}) for task in ("c", "a", "b")}
+    found = summarize_routing(RESULT_OF_THREE, tests, dict.fromkeys("abc", 1.0), [])
+    assert list(found["tasks"]) == found["confusion_tasks"] == ["a", "b", "c"]
+    assert found["confusion"] == [[10, 0, 0], [0, 10, 0], [0, 0, 10]]
 
 
 def test_twins_are_confused_and_have_a_label_name_in_common() -> None:
@@ -74,3 +86,11 @@ def test_twins_are_confused_and_have_a_label_name_in_common() -> None:
     confusion[0] = [96, 4, 0, 0, 0]
     assert find_twins(list(labels), confusion, labels) == []
     assert find_twins(["a"], [[0]], labels) == []
+    assert find_twins(["a", "b"], [[10, 4], [0, 10]], labels) == []  # few rows
+    assert find_twins(["a", "b"], [[10, 5], [0, 10]], {"a": ("0", "1"), "b": ("0", "1")}) == []  # numbers are no names
+
+
+def test_groups_with_a_common_task_become_one() -> None:
+    tasks = ["a", "b", "c", "d", "e"]
+    assert join_groups(tasks, [["e", "d"], ["a", "b"], ["c", "b"], ["failed", "c"]]) == [["a", "b", "c"], ["d", "e"]]
+    assert join_groups(tasks, [["a", "failed"], []]) == []

@@ -34,12 +34,15 @@ def taken(accuracies: list[float], rows: int = 9000, **settings: object) -> tupl
     [
         ([0.95, 0.97, 0.98, 0.99], [500, 1000, 2000, 5000]),  # it rises to the end
         ([0.95, 0.97, 0.971], [500, 1000, 2000]),  # by too little: the last router stays
-        ([0.95, 0.94], [500, 1000]),
         ([0.95, 0.951], [500, 1000]),
     ],
 )
 def test_rows_are_doubled_while_the_accuracy_rises(accuracies: list[float], rows: list[int]) -> None:
     assert taken(accuracies) == (rows, rows, rows[-1], accuracies[-1])
+
+
+def test_a_router_that_more_rows_made_worse_is_trained_as_before() -> None:
+    assert taken([0.95, 0.97, 0.96, 0.97]) == ([500, 1000, 2000], [500, 1000, 2000, 1000], 1000, 0.97)
 
 
 def test_small_tasks_and_given_rows_are_taken_at_once() -> None:

@@ -259,3 +259,9 @@ def test_options_are_mixed_by_their_place(routed):
     share = 1 / (1 + math.exp(-0.5))
     expected = {i: share * alone["which"].scores[i] + (1 - share) * alone["colours"].scores[i] for i in ("0", "1", "2")}
     assert mixed.scores == pytest.approx(expected, abs=1e-4)
+
+
+def test_half_of_a_character_is_an_error(routed):
+    for row in ("red \ud800", ("red", "\udfff"), Choice("red", ("cat", "\ud83d"))):
+        with pytest.raises(InputError, match="no Unicode text"):
+            routed.predict(["red", row])

@@ -87,6 +87,10 @@ def test_what_predict_calls_unknown_is_counted_beside(answered, colours):
     assert (found.answered_right, found.known_right, found.unknown) == (2, 1, 3)
     assert sum(found.overconfidence) == 4 * ROUTING - 3
     within = answered(colours, examples, answers, [("other", "colours")])
+    assert (within.answered_right, within.known_right, within.unknown) == (2, 1, 3)
+    answers = [("other", "blue"), ("other", "red"), ("colours", "blue"), ("another", "blue")]
+    mixed = answered(colours, examples, answers, [("other", "colours")])
+    assert (mixed.routed_right, mixed.answered_right, mixed.known_right) == (1, 1, 2)  # one by another of the group
     assert (within.routed_right, sum(within.overconfidence)) == (3, 4 * ROUTING - 4)  # probability of the group
     assert (found.right_in(()), found.right_in(("colours", "other")), found.right_in(("another",))) == (2, 3, 2)
 

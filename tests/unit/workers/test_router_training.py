@@ -311,3 +311,15 @@ def test_a_library_of_one_task(kind):
     router = train_router(clouds((30,)), clouds((10,), 1), tasks=("only",), kind=kind)
     routes = router.route(clouds((10,), 2).features)
     assert (set(routes.names), set(routes.probabilities)) == ({"only"}, {1.0})
+
+
+def test_the_share_of_unknown_rows_holds_with_groups():
+    """Tasks that overlap: the best expert of the best group is often not the one with the highest score."""
+    train, validation = clouds((300, 300, 300), spread=1.0), clouds((200, 200, 200), 1, spread=1.0)
+    for groups in ([], [["b", "c"]]):
+        router = train_router(train, validation, groups=groups, unknown=0.05)
+        routes = router.route(validation.features)
+        assert 1 - sum(routes.familiar) / 600 == pytest.approx(0.05, abs=0.01)
+        assert router.choose(validation.scores(router)).tolist() == [TASKS.index(name) for name in routes.names]
+    assert router.groups == (("b", "c"),)
+    assert routes.names != [TASKS[i] for i in validation.scores(router).argmax(-1).tolist()]
