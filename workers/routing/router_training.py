@@ -20,7 +20,7 @@ from workers.routing.mixture import Mixture
 from workers.training.settings import RouterSettings
 
 BEAT_STEPS = 10  # steps of an epoch between two heartbeats; on the widest features a step takes a second
-LOOSE_UNKNOWN = 0.05  # maximum fraction of reformatted rows classified as unknown
+LOOSE_UNKNOWN = 0.1  # maximum fraction of reformatted rows classified as unknown
 
 
 def fit_router(tasks: Sequence[str], train: Mixture, validation: Mixture, features: FeatureSpec,

@@ -105,7 +105,7 @@ class RouterSettings(BaseModel):
     )
     loose: bool = Field(
         default=True,
-        description="Lower the thresholds until 95 % of rows in lower case without punctuation are known too.",
+        description="Lower the thresholds until 90 % of rows in lower case without punctuation are known too.",
     )
     groups: list[list[str]] = Field(
         default=[],
