@@ -23,6 +23,7 @@ from workers.training.batches import to_input
 COMPARED_DEPTHS = 5  # evenly spaced over the base; the trunk's depth is added
 TIMED_BATCH = 32  # rows of the batch whose prediction is timed
 TIMED_ROUNDS = 4  # predictions of each batch; the first one warms up
+COMPARISON_ROWS = 1000  # maximum training rows of each task; the library's router may have more
 COMPARISON_EPOCHS = 5  # maximum training epochs of each router: enough for a comparison
 
 
@@ -63,7 +64,11 @@ def compare_depths(job: RouterJob, folder: Path, trunk: int, *, threads: int, de
     torch.set_num_threads(threads)
     model = load_routed_model(folder, (folder / ROUTER_MANIFEST).read_text(), job.base, device)
     depths = choose_depths(len(model.bank.trunk(0).layers), trunk)
-    settings = {"epochs": min(COMPARISON_EPOCHS, job.settings.epochs), "unknown": 0.0}
+    settings = {
+        "epochs": min(COMPARISON_EPOCHS, job.settings.epochs),
+        "rows_per_task": min(COMPARISON_ROWS, job.settings.most_rows),
+        "unknown": 0.0,
+    }
     job = replace(job, settings=job.settings.model_copy(update=settings))
     rows_per_task = -(-TIMED_BATCH // len(job.data))
     inputs = [to_input(e) for data in job.data.values() for e in load_split(data, "test")[:rows_per_task]]
