@@ -10,11 +10,10 @@ from typing import TypeVar
 
 from ttmoe.errors import WorkFailedError
 from workers.cache.feature_store import SPLITS, features_complete
-from workers.routing.router_job import RouterJob, RouterResult
+from workers.routing.router_job import ROUTING_ACCURACY, RouterJob, RouterResult
 
 R = TypeVar("R")
 LEAST_GAIN = 0.002  # of validation accuracy, for which a router takes more rows
-ROUTING_ACCURACY = "validation.routing_accuracy"
 
 
 def train_on_growing_rows(

@@ -24,7 +24,7 @@ from torch import Tensor
 from orchestrator.config.schema import Config
 from orchestrator.plan.planning import Plan, make_plan
 from orchestrator.report.twins import find_twins
-from orchestrator.run.router_rows import ROUTING_ACCURACY, train_on_growing_rows
+from orchestrator.run.router_rows import train_on_growing_rows
 from tests.benchmarks.library import DATA, SPLITS
 from tests.benchmarks.machine import ROOT
 from tests.benchmarks.measuring import QUICK
@@ -44,7 +44,7 @@ from workers.cache.feature_store import STRIPPED, compute_features, feature_fold
 from workers.data.prepared import PreparedTask, load_split
 from workers.expert_job import ExpertJob, load_rows
 from workers.routing.routed_accuracy import RoutedAccuracy, calibration_error, overconfidence
-from workers.routing.router_job import RouterJob, build_router, route_rows, routing_accuracy
+from workers.routing.router_job import ROUTING_ACCURACY, RouterJob, build_router, route_rows, routing_accuracy
 from workers.training.batches import to_input
 from workers.training.evaluation import expert_scores
 

@@ -26,6 +26,7 @@ from workers.training.batches import to_input
 from workers.training.settings import RouterSettings
 
 ROUTER_RESULT_FILE = "result.json"
+ROUTING_ACCURACY = "validation.routing_accuracy"  # the metric that decides how many rows a router takes
 _HASHED_ROWS = 5000  # between two heartbeats
 
 
@@ -147,7 +148,7 @@ def run_router(job: RouterJob, *, threads: int, report: ProgressCallback) -> Rou
     stripped = job.load(STRIPPED, report.beat, surface=router.surface)
     chosen = route_rows(router, validation)[1]
     metrics = {
-        "validation.routing_accuracy": float((chosen == validation.labels).float().mean()),
+        ROUTING_ACCURACY: float((chosen == validation.labels).float().mean()),
         "stripped.routing_accuracy": routing_accuracy(router, stripped),
         "seconds.training": seconds,
         "parameters": float(sum(p.numel() for p in router.parameters())),

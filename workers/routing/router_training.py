@@ -62,10 +62,13 @@ def fit_router(tasks: Sequence[str], train: Mixture, validation: Mixture, featur
         _add_surface(router, surface, validation)
     if subspace and settings.unknown:
         router.familiarity = Familiarity.from_subspace(subspace)
-        _fit_score_weight(router, router.familiarity, validation)
-        router.familiarity.fit_thresholds(*_row_familiarity(router, router.familiarity, validation), settings.unknown)
+        distances, scores, experts = _row_distances(router, router.familiarity, validation)
+        router.familiarity.fit_score_weight(distances, scores, experts)
+        familiarity = distances + router.familiarity.score_weight * scores
+        router.familiarity.fit_thresholds(familiarity, experts, settings.unknown)
         if loose:
-            familiarity, experts = _row_familiarity(router, router.familiarity, loose)
+            distances, scores, experts = _row_distances(router, router.familiarity, loose)
+            familiarity = distances + router.familiarity.score_weight * scores
             correct = experts == loose.labels  # a misrouted row says nothing about its own task's threshold
             fraction = max(settings.unknown, LOOSE_UNKNOWN)
             router.familiarity.lower_thresholds(familiarity[correct], experts[correct], fraction)
@@ -137,24 +140,14 @@ def calibrate(router: Router, validation: Mixture) -> None:
     router.temperature.fill_(_best_temperature(scores, validation.labels))
 
 
-def _row_familiarity(router: Router, familiarity: Familiarity, rows: Mixture) -> tuple[Tensor, Tensor]:
-    """Return each row's familiarity with the expert that it is routed to (rows,), and this expert's index (rows,)."""
-    distances, highest, experts = _row_distances(router, familiarity, rows)
-    return distances + familiarity.score_weight * highest, experts
-
-
-def _fit_score_weight(router: Router, familiarity: Familiarity, validation: Mixture) -> None:
-    familiarity.fit_score_weight(*_row_distances(router, familiarity, validation))
-
-
 def _row_distances(router: Router, familiarity: Familiarity, rows: Mixture) -> tuple[Tensor, Tensor, Tensor]:
     """Return each row's relative distance and score for the expert it is routed to, and its index, (rows,) each."""
     scores = rows.scores(router)
     experts = router.choose(scores)
-    highest = scores.gather(1, experts.unsqueeze(1)).squeeze(1)
+    chosen_scores = scores.gather(1, experts.unsqueeze(1)).squeeze(1)
     chosen = iter(experts.split(rows.chunk))
     distances = [familiarity.relative_distances(router.standardise(part), next(chosen)) for part, *_ in rows.chunks()]
-    return torch.cat(distances), highest, experts
+    return torch.cat(distances), chosen_scores, experts
 
 
 def _fit_subspace(router: Router, train: Mixture) -> Subspace:

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from orchestrator.run.router_rows import ROUTING_ACCURACY, train_on_growing_rows
+from orchestrator.run.router_rows import train_on_growing_rows
 from ttmoe.features import FeatureSpec
 from workers.data.prepared import PreparedTask
-from workers.routing.router_job import RouterJob
+from workers.routing.router_job import ROUTING_ACCURACY, RouterJob
 from workers.training.settings import RouterSettings
 
 

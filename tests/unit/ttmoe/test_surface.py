@@ -119,3 +119,13 @@ def test_the_size_hardly_depends_on_the_number_of_tasks(tmp_path):
         sizes[tasks] = (tmp_path / str(tasks) / "router.safetensors").stat().st_size
     assert sizes[1000] - sizes[4] < 300_000
     assert sizes[1000] < 5_000_000
+
+
+def test_everything_is_on_the_device_of_the_router():
+    """The meta device refuses tensors of the CPU as a GPU does."""
+    router = router_of().to("meta")
+    router.surface, router.groups = Surface(3).to("meta"), (router.tasks[:2],)
+    vectors = router.read_surface(TEXTS)
+    assert vectors.device.type == "meta"
+    scores = router(torch.zeros(len(TEXTS), 256, device="meta"), vectors)
+    assert (scores.device.type, router.choose(scores).device.type) == ("meta", "meta")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from ttmoe.features import FeatureSpec
 from ttmoe.router import Router
+from ttmoe.surface import Surface
 from workers.routing import mixture as mixture_module
 from workers.routing import router_training
 from workers.routing.mixture import Mixture
@@ -323,3 +326,25 @@ def test_the_share_of_unknown_rows_holds_with_groups():
         assert router.choose(validation.scores(router)).tolist() == [TASKS.index(name) for name in routes.names]
     assert router.groups == (("b", "c"),)
     assert routes.names != [TASKS[i] for i in validation.scores(router).argmax(-1).tolist()]
+
+
+def test_the_surface_is_averaged_with_the_best_weight_and_calibrated():
+    """No other weight and temperature on a grid is better, and neither part alone."""
+    validation = clouds((200, 200, 200), 1, spread=1.0)
+    torch.manual_seed(3)
+    surface = Surface(3, 4).requires_grad_(False)
+    surface.output.weight.copy_(6 * torch.eye(3, 4))
+    vectors = torch.nn.functional.one_hot(validation.labels, 4) + 0.8 * torch.randn(600, 4)
+    rows = replace(validation, surface=vectors)
+    torch.manual_seed(0)
+    settings = Settings(**QUICK | {"unknown": 0})
+    router = fit_router(TASKS, clouds(spread=1.0), rows, SPEC, settings, nothing, surface=surface)
+    assert router.surface is not surface
+    found = float(F.cross_entropy(rows.scores(router), rows.labels))
+    features, read = router.gate(router.standardise(rows.features)).detach(), surface(vectors)
+    for weight in torch.linspace(0, 1, 11):
+        for temperature in (0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0):
+            mixed = features.lerp(read, float(weight)) / temperature
+            assert found <= float(F.cross_entropy(mixed, rows.labels)) + 1e-3
+    router.surface = None
+    assert found < float(F.cross_entropy(replace(rows, surface=None).scores(router), rows.labels)) - 0.05
