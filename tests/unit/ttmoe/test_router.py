@@ -80,6 +80,14 @@ def test_a_row_goes_to_the_group_with_the_highest_probability(tmp_path):
     assert load_router(tmp_path)[0].route(scores.log()) == routes
 
 
+def test_in_a_large_group_nearly_equal_members_all_answer():
+    tasks = [str(i) for i in range(300)]
+    router = Router(tasks, 2, FeatureSpec(), groups=[tasks]).eval()
+    (shares,) = router.route(torch.zeros(1, 2)).shares
+    assert len(shares) == 300
+    assert sum(shares.values()) == pytest.approx(1)
+
+
 def test_noise_is_for_training_only():
     router = Router(("a", "b"), 4, FeatureSpec(), noise=1.0)
     x = torch.ones(3, 4)

@@ -121,11 +121,19 @@ def test_the_size_hardly_depends_on_the_number_of_tasks(tmp_path):
     assert sizes[1000] < 5_000_000
 
 
-def test_everything_is_on_the_device_of_the_router():
-    """The meta device refuses tensors of the CPU as a GPU does."""
+def test_everything_is_on_the_device_of_the_router(monkeypatch):
+    """As on a GPU: n-grams are hashed on the CPU, and all that the embeddings get is on their device."""
     router = router_of().to("meta")
     router.surface, router.groups = Surface(3).to("meta"), (router.tasks[:2],)
+    given, embed = [], router.surface.embedding.forward
+
+    def record(ids, offsets, per_sample_weights):
+        given.extend(tensor.device.type for tensor in (ids, offsets, per_sample_weights))
+        return embed(ids, offsets, per_sample_weights)
+
+    monkeypatch.setattr(router.surface.embedding, "forward", record)
     vectors = router.read_surface(TEXTS)
+    assert given == ["meta"] * 3
     assert vectors.device.type == "meta"
     scores = router(torch.zeros(len(TEXTS), 256, device="meta"), vectors)
     assert (scores.device.type, router.choose(scores).device.type) == ("meta", "meta")

@@ -87,6 +87,17 @@ def test_the_files_hold_the_trained_expert(job, base, colours, tmp_path):
     assert found == {key: result.metrics[f"test.{key}"] for key in ("accuracy", "loss")}
 
 
+def test_rows_that_fill_the_length_are_counted_in_all_splits(job, colours, monkeypatch):
+    shortest = replace(job, base=replace(job.base, max_length=4))
+    result = run_expert(shortest, nothing)
+    tokenizer = load_tokenizer(job.base)
+    texts = [example for split in ("train", "validation", "test") for example in load_split(colours, split)]
+    lengths = tokenize(tokenizer, texts, 1000).lengths
+    assert result.metrics["rows.cut"] == sum(length >= 4 for length in lengths) > len(load_split(colours, "test"))
+    width = Bank(load_body(job.base), job.base.pooling).width
+    assert result.metrics["parameters.head"] == 3 * width + 3
+
+
 def test_the_test_split_is_not_used_before_training_has_ended(job, monkeypatch):
     seen, honest = [], joint_training.fit_experts
 

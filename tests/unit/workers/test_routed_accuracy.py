@@ -166,6 +166,15 @@ def test_the_routed_model_routes_as_the_routers_own_test_said(library):
     assert 0 <= calibration_error(tests) < 0.1
 
 
+def test_routers_are_compared_on_a_part_of_the_rows(library, monkeypatch):
+    job, _ = library
+    taken, load = [], RouterJob.load
+    monkeypatch.setattr(depths, "COMPARISON_ROWS", 10)
+    monkeypatch.setattr(RouterJob, "load", lambda job, *args: taken.append(job.settings.most_rows) or load(job, *args))
+    compare_depths(job, Path(job.folder), 1, threads=1, device="cpu", report=nothing)
+    assert set(taken) == {10}
+
+
 def test_less_of_the_base_is_compared_on_the_same_rows(library):
     job, result = library
     before = {path: path.read_bytes() for path in Path(job.folder).rglob("*") if path.is_file()}
