@@ -115,7 +115,9 @@ class SearchSettings(BaseModel):
         (), "Ranks of plain LoRA adapters on the same layers that are trained for comparison."
     )
     accuracy_within: Fraction = _new(
-        0.005, "The winner is the smallest trial whose accuracy is at most this far below the best one."
+        0.005,
+        "The winner is the smallest trial whose accuracy is at most this far below the best one; of trials with "
+        "several seeds, its mean loss is also within one standard error of the lowest.",
     )
     max_parallel: PositiveInt | None = Field(
         default=None, description="Maximum number of parallel trials; by default all that fit."

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
+from statistics import fmean, mean, stdev
 
-from orchestrator.search.pareto import is_dominated
 from orchestrator.search.trial import Trial
 
 
@@ -38,7 +38,24 @@ class Candidate:
     @property
     def loss(self) -> float:
         """Mean validation loss over the seeds."""
-        return mean(trial.loss for trial in self.trials)
+        return fmean(trial.loss for trial in self.trials)
+
+    @property
+    def loss_error(self) -> float:
+        """Standard error of the mean loss; infinite for a single seed, and for losses that are no finite numbers."""
+        if len(self.trials) == 1 or not math.isfinite(self.loss):
+            return math.inf
+        return stdev(trial.loss for trial in self.trials) / math.sqrt(len(self.trials))
+
+    def is_dominated(self, others: Iterable[Candidate]) -> bool:
+        """Return whether another one is at least as good in accuracy, loss and parameters, and better in one."""
+        return any(
+            other.accuracy >= self.accuracy
+            and other.loss <= self.loss
+            and other.parameters <= self.parameters
+            and (other.accuracy, other.loss, other.parameters) != (self.accuracy, self.loss, self.parameters)
+            for other in others
+        )
 
 
 def small_enough(trials: Sequence[Trial], most: int | None) -> list[Trial]:
@@ -61,7 +78,7 @@ def candidates(trials: Sequence[Trial]) -> list[Candidate]:
 
 
 def choose_finalists(trials: Sequence[Trial], count: int, within: float) -> list[Candidate]:
-    """Return the points that may win: on the Pareto front, and nearly as accurate as the best.
+    """Return the points that may win: those that no other dominates, and nearly as accurate as the best.
 
     Args:
         trials: All trials of a task.
@@ -70,21 +87,33 @@ def choose_finalists(trials: Sequence[Trial], count: int, within: float) -> list
             repetitions are to remove.
     """
     found = candidates(trials)
-    values = [{"accuracy": each.accuracy, "parameters": each.parameters} for each in found]
-    front = [each for each, value in zip(found, values, strict=True) if not is_dominated(value, values)]
+    front = [each for each in found if not each.is_dominated(found)]
     best = max((each.accuracy for each in front), default=0.0)
     near = [each for each in front if each.accuracy >= best - 2 * within]
     return sorted(near, key=lambda each: (-each.accuracy, each.parameters))[:count]
 
 
+def as_good_as_best(found: Sequence[Candidate], within: float) -> list[Candidate]:
+    """Return the points that validation rows cannot tell from the best one.
+
+    Their mean accuracy is at most ``within`` below the best mean. Of these, those that were trained with several seeds
+    are also at most one standard error above the lowest mean loss (the one-standard-error rule of Breiman et al.,
+    *Classification and Regression Trees*, 1984, section 3.4.3): of a few hundred rows, accuracy counts those that
+    change sides, while the loss reads how far each one is from it.
+    """
+    best = max((each.accuracy for each in found), default=0.0)
+    near = [each for each in found if each.accuracy >= best - within]
+    surest = min(near, key=lambda each: each.loss, default=None)
+    return [each for each in near if surest and not each.loss > surest.loss + surest.loss_error]
+
+
 def choose_winner(trials: Sequence[Trial], within: float) -> Candidate | None:
-    """Return the point with the fewest parameters whose mean accuracy is at most ``within`` below the best mean.
+    """Return the point with the fewest parameters that is as good as the best, see ``as_good_as_best``.
 
     If points have been repeated with other seeds, only these are compared: a single seed that happened to be good does
     not win. Without any complete trial, return None.
     """
     found = candidates(trials)
     compared = [each for each in found if len(each.trials) > 1] or found
-    best = max((each.accuracy for each in compared), default=0.0)
-    near = [each for each in compared if each.accuracy >= best - within]
+    near = as_good_as_best(compared, within)
     return min(near, key=lambda each: (each.parameters, -each.accuracy, each.loss), default=None)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import Any
 
-from orchestrator.search.finalists import Candidate, candidates, choose_winner, small_enough
+from orchestrator.search.finalists import Candidate, as_good_as_best, candidates, choose_winner, small_enough
 from orchestrator.search.repetitions import SearchSize
 from orchestrator.search.task_search import TaskSearch
 from orchestrator.search.trial import Trial
@@ -34,12 +34,12 @@ def share_winners(searches: Mapping[str, TaskSearch], size: SearchSize) -> bool:
 def find_shared_point(trials: Mapping[str, Sequence[Trial]], within: float) -> dict[str, Any] | None:
     """Return the point with the best mean position over all tasks, among those that are complete on each of them.
 
-    On each task the points nearly as accurate as the best one come first, the smallest of them before the others; then
-    the less accurate ones, by accuracy. Among points of one mean position the most accurate one is returned.
+    On each task the points that are as good as the best one come first, the smallest of them before the others; then
+    the rest, by accuracy. Among points of one mean position the most accurate one is returned.
 
     Args:
         trials: The trials of each task.
-        within: Accuracy by which a point may be below the best one of a task and still count as nearly as accurate.
+        within: See ``as_good_as_best``.
 
     Returns:
         ``point``, ``positions`` by task (1 is the first), ``mean_position``, ``accuracies`` by task, and ``parameters``
@@ -67,11 +67,11 @@ def find_shared_point(trials: Mapping[str, Sequence[Trial]], within: float) -> d
 
 
 def _positions(points: Mapping[str, Candidate], within: float) -> dict[str, int]:
-    best = max(each.accuracy for each in points.values())
+    near = as_good_as_best(list(points.values()), within)
 
     def order(key: str) -> tuple[bool, float, int]:
         each = points[key]
-        is_near = each.accuracy >= best - within
+        is_near = each in near
         return not is_near, each.parameters if is_near else -each.accuracy, each.parameters
 
     return {key: position for position, key in enumerate(sorted(points, key=order), 1)}

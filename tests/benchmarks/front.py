@@ -27,7 +27,7 @@ from tests.benchmarks.table import Finding, at_most
 
 STEPS = {"trec": 20} if os.environ.get(QUICK) else {"trec": 200, "mrpc": 60, "sst2": 100, "banking77": 100}
 SEEDS = (0,) if os.environ.get(QUICK) else (0, 1, 2)
-RANKS = [1, 2, 4, 8, 16]
+RANKS = [1, 2, 3, 4, 5, 8, 16]  # up to 5 has at most the share of LoRA's parameters that is allowed
 LORA = {"method": "lora", "rank": 16, "alpha": 16, "layers": "2-"}
 LORA_PARAMETERS = 98_304
 LORA_RATES = (1e-3, 3e-3, 1e-2)

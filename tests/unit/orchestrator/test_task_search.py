@@ -18,9 +18,11 @@ from orchestrator.search.task_search import TaskSearch
 from orchestrator.search.trial import RungResult, Trial, read_trial
 
 
-def trial(number=1, point=None, origin="sampled", seed=0, accuracies=(), state="finished", parameters=None):
+def trial(number=1, point=None, origin="sampled", seed=0, accuracies=(), state="finished", parameters=None, loss=None):
     point = point or {"rank": 2**number, "factors": "2+2"}
-    rungs = [RungResult(10 * (i + 1), value, 1 - value, 1.0) for i, value in enumerate(accuracies)]
+    rungs = [
+        RungResult(10 * (i + 1), value, 1 - value if loss is None else loss, 1.0) for i, value in enumerate(accuracies)
+    ]
     parameters = 10 * point["rank"] if parameters is None else parameters
     return Trial("trec", number, point, f"{key(point)} {seed}", parameters, origin, seed, rungs=rungs, state=state)
 
@@ -129,13 +131,41 @@ def test_a_search_that_is_stopped_starts_nothing():
 
 def test_the_winner_is_the_smallest_point_near_the_best_mean_of_those_with_several_seeds():
     lucky = trial(2, accuracies=[0.93])
-    small = [trial(2, {"rank": 2, "factors": "2+2"}, seed=seed, accuracies=[0.899 + seed / 1000]) for seed in range(3)]
-    large = [trial(3, {"rank": 8, "factors": "2+2"}, seed=seed, accuracies=[0.903]) for seed in range(3)]
+    two, eight = ({"rank": rank, "factors": "2+2"} for rank in (2, 8))
+    small = [trial(2, two, seed=seed, accuracies=[0.899 + seed / 1000], loss=0.3) for seed in range(3)]
+    large = [trial(3, eight, seed=seed, accuracies=[0.903], loss=0.3) for seed in range(3)]
     found = choose_winner([lucky, *small, *large], 0.005)
     assert (found.trials, found.accuracy) == (tuple(small), pytest.approx(0.9))
     assert found.spread == pytest.approx(0.001)
     assert choose_winner([lucky, *small, *large], 0.001).trials == tuple(large)
     assert choose_winner([trial(state="stopped", accuracies=[0.9])], 0.1) is None
+
+
+def test_of_points_of_one_accuracy_a_larger_one_wins_if_its_loss_is_lower_by_more_than_a_standard_error():
+    losses = {2: [0.30, 0.32, 0.34], 4: [0.255, 0.265, 0.275], 8: [0.25, 0.26, 0.27]}
+    found = [
+        trial(rank, {"rank": rank, "factors": "2+2"}, seed=seed, accuracies=[0.9], loss=loss)
+        for rank, of_rank in losses.items()
+        for seed, loss in enumerate(of_rank)
+    ]
+    assert choose_winner(found, 0.005).loss == pytest.approx(0.265)  # the lowest, 0.26, has an error of 0.0058
+    assert choose_winner(found[:-3], 0.005).loss == pytest.approx(0.265)
+    single = [each for each in found if each.seed == 0]
+    assert choose_winner(single, 0.005).trials[0].point["rank"] == 2  # no spread is known, so accuracy alone decides
+
+
+def test_a_point_of_lower_loss_is_a_finalist_beside_a_smaller_one_of_the_same_accuracy():
+    small, large = (
+        trial(rank, {"rank": rank, "factors": "2+2"}, accuracies=[0.9], loss=loss)
+        for rank, loss in ((2, 0.3), (8, 0.2))
+    )
+    worse = trial(16, {"rank": 16, "factors": "2+2"}, accuracies=[0.9], loss=0.2)
+    assert [each.trials[0] for each in choose_finalists([small, large, worse], 4, 0.005)] == [small, large]
+
+
+def test_a_loss_that_is_no_number_leaves_accuracy_to_decide():
+    found = [trial(2, {"rank": 2, "factors": "2+2"}, seed=seed, accuracies=[0.9], loss=math.nan) for seed in range(2)]
+    assert choose_winner(found, 0.005).trials == tuple(found)
 
 
 def test_a_finalist_with_a_seed_less_than_the_others_is_compared_too():
