@@ -85,7 +85,7 @@ class RoutedModel:
         return max(self._feature_indexes) <= min(lowest_layers)
 
     def predict(
-        self, inputs: Sequence[Input], batch_size: int = BATCH_ROWS, *, unknown: bool = True
+        self, inputs: Sequence[Input], batch_size: int = BATCH_ROWS, *, unknown: bool = True, expert: str | None = None
     ) -> list[Prediction]:
         """Route and answer inputs of any kind. Rows of different tasks share a batch.
 
@@ -94,6 +94,7 @@ class RoutedModel:
             batch_size: Rows in a batch, at most; batches of long rows have fewer, see ``ttmoe.batching``.
             unknown: Answer ``unknown`` for a row that resembles none of the tasks. If False, the likeliest expert
                 answers it.
+            expert: Task whose expert answers every row, instead of the one that the router picks.
 
         Returns:
             One prediction per row, in order.
@@ -115,15 +116,20 @@ class RoutedModel:
         longest_first = sorted(range(len(items)), key=lambda i: -lengths[i])
         predictions: dict[int, Prediction] = {}
         for rows in split_by_tokens(longest_first, lengths, counts, batch_tokens(self.bank.device.type), batch_size):
-            batch = self._predict_batch([inputs[i] for i in rows], [items[i] for i in rows], unknown)
+            batch = self._predict_batch([inputs[i] for i in rows], [items[i] for i in rows], unknown, expert)
             predictions.update(zip(rows, batch, strict=True))
         return [predictions[i] for i in range(len(inputs))]
 
     @torch.no_grad()
-    def _predict_batch(self, inputs: list[Input], items: list[Item], unknown: bool) -> list[Prediction]:
+    def _predict_batch(
+        self, inputs: list[Input], items: list[Item], unknown: bool, expert: str | None
+    ) -> list[Prediction]:
         wholes = collate([item.whole for item in items], self.pad_id, self.bank.device)
         features, hidden = self._read_base(wholes)
         routes = self.router.route(features, self.router.read_surface([surface_text(row) for row in inputs]))
+        if expert is not None:
+            names, shares = [expert] * len(items), [{expert: 1.0}] * len(items)
+            routes = replace(routes, names=names, shares=shares, familiar=[True] * len(items))
         predictions = [Prediction(UNKNOWN, "", 0.0, probability) for probability in routes.probabilities]
         answered = [i for i in range(len(items)) if routes.familiar[i] or not unknown]
         asked = [(i, name) for i in answered for name in routes.shares[i]]

@@ -188,9 +188,10 @@ def _with_absolute_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     _make_absolute(data.get("base"), "folder", folder)
     tasks = data.get("tasks")
     for task in tasks.values() if isinstance(tasks, dict) else ():
-        source = task.get("source") if isinstance(task, dict) else None
-        for part in (source, *source.values()) if isinstance(source, dict) else ():
-            _make_absolute(part, "path", folder)
+        for key in ("source", "routing_rows"):
+            source = task.get(key) if isinstance(task, dict) else None
+            for part in (source, *source.values()) if isinstance(source, dict) else ():
+                _make_absolute(part, "path", folder)
     return data
 
 

@@ -24,7 +24,14 @@ from orchestrator.config.runtime_sections import (
     TrackingSettings,
 )
 from orchestrator.config.search_settings import SearchSettings
-from orchestrator.config.sections import AdapterSettings, BaseSettings, HeadMode, Overriding, Section
+from orchestrator.config.sections import (
+    AdapterSettings,
+    BaseSettings,
+    HeadMode,
+    NamedExpert,
+    Overriding,
+    Section,
+)
 from orchestrator.config.store_address import StoreAddress, find_store
 from workers.data.task import Task
 from workers.data.validation import STRICT_CONFIG, setting_error
@@ -74,6 +81,21 @@ class TaskEntry(Task):
         default_factory=AdapterSettings, description="Adapter settings that differ for this task."
     )
     head: HeadMode | None = Field(default=None, description="Head of this task, if it differs from the library's.")
+    expert: NamedExpert | None = Field(
+        default=None, description="Registered expert of this task, which is used as it is; by default one is trained."
+    )
+
+    @model_validator(mode="after")
+    def _check_expert(self) -> TaskEntry:
+        if self.expert is None and self.routing_rows:
+            what = "a task with routing_rows has no labels to train on"
+            raise setting_error(what, key=("routing_rows",), fix="name its `expert`, or write `source` and `label`")
+        set_keys = {"train": self.train.model_fields_set, "adapter": self.adapter.model_fields_set, "head": self.head}
+        without_effect = [key for key, value in set_keys.items() if value]
+        if self.expert and without_effect:
+            what = f"`{without_effect[0]}` has no effect on an expert that is taken from the registry"
+            raise setting_error(what, key=(without_effect[0],), fix="remove it, or remove `expert` to train one")
+        return self
 
 
 class Config(BaseModel):
@@ -149,7 +171,8 @@ class Config(BaseModel):
     @property
     def searched_tasks(self) -> tuple[str, ...]:
         """The tasks on which the search trains trials; empty without a search."""
-        return self.search.task_names(self.tasks) if self.search else ()
+        trained = [name for name, entry in self.tasks.items() if entry.expert is None]
+        return self.search.task_names(trained) if self.search else ()
 
     def search_train(self, task: str) -> TrainSettings:
         """Return the training settings of a trial on a searched task; raise ValueError if the config has no search."""
@@ -194,9 +217,15 @@ def _check_groups(groups: Iterable[Sequence[str]], tasks: Mapping[str, TaskEntry
 def _check_searched_tasks(search: SearchSettings, tasks: Mapping[str, TaskEntry]) -> None:
     """Refuse a search on tasks that do not exist, or over heads where a task has none."""
     key = "task" if search.task else "tasks"
+    if not any(search.task_names([name for name, entry in tasks.items() if entry.expert is None])):
+        what = "every task takes its expert from the registry, so there is nothing to search for"
+        raise setting_error(what, key=("search",), fix="remove this section, or the `expert` of a task")
     for name in search.task_names(tasks):
         if name not in tasks:
             raise setting_error(f"no task is named {name!r}", key=("search", key), fix=_suggest_task(name, tasks))
+        if tasks[name].expert and search.tasks != "all":
+            what = f"task {name!r} takes its expert from the registry, so nothing is searched for it"
+            raise setting_error(what, key=("search", key), fix="name other tasks, or remove its `expert`")
         if tasks[name].kind == "generate" and search.space and search.space.head:
             what = f"task {name!r} is of kind generate and has no head"
             raise setting_error(what, key=("search", "space", "head"), fix="remove this setting")

@@ -54,6 +54,23 @@ LayerRange = Annotated[str, AfterValidator(_check_layers)]
 Targets = Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_check_targets)]
 
 
+class NamedExpert(BaseModel):
+    """A registered version of a task's expert; exactly one of ``version`` and ``alias`` names it."""
+
+    model_config = STRICT_CONFIG
+    version: PositiveInt | None = Field(default=None, description="Number of the version.")
+    alias: str | None = Field(default=None, description="Alias of the version, such as champion or candidate.")
+
+    @model_validator(mode="after")
+    def _check(self) -> NamedExpert:
+        if (self.version is None) == (not self.alias):
+            raise setting_error("an expert has a version or an alias", fix="write {version: 3} or {alias: champion}")
+        return self
+
+    def __str__(self) -> str:
+        return f"v{self.version}" if self.version else f"@{self.alias}"
+
+
 class BaseSettings(BaseModel):
     """The frozen language model; exactly one of ``package``, ``folder`` and ``hub`` is its source."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator.config.loading import LoadedConfig
+from orchestrator.experts.router_state import how_to_route_to
 from orchestrator.experts.version_selection import choose_version, version_label
 from orchestrator.plan.identity import hashed_settings, spec_hash
 from orchestrator.plan.planning import make_plan
@@ -165,7 +166,7 @@ def _print_members(result: CuttingResult, console: Console) -> None:
 def _report(made: Version, version: Version, chosen: Member, console: Console) -> None:
     console.print(
         f"registered {version_label(made)}: {version_label(version)} cut to rank {chosen.rank}\n"
-        f"make it the champion with `ttmoe experts promote {made.task}@v{made.version}`",
+        f"{how_to_route_to(made)}",
         highlight=False,
         markup=False,
         soft_wrap=True,

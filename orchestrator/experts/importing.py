@@ -15,9 +15,10 @@ from orchestrator.config.schema import TaskName
 from orchestrator.config.store_address import StoreAddress
 from orchestrator.experts.base_folder import library_base
 from orchestrator.experts.probing import ProbeBank
-from orchestrator.experts.router_state import read_router_state
+from orchestrator.experts.router_state import how_to_route_to, read_router_state
 from orchestrator.experts.version_selection import version_label
 from orchestrator.plan.identity import spec_hash
+from orchestrator.plan.named_experts import KINDS
 from orchestrator.registry import Registry, Version
 from orchestrator.registry.library import open_library
 from ttmoe.adapter import count_lora_parameters
@@ -26,9 +27,6 @@ from ttmoe.expert_files import EXPERT_MANIFEST, EXPERT_WEIGHTS, Manifest, load_e
 from ttmoe.interchange import import_lora
 from ttmoe.interchange.peft_files import HEAD_WEIGHTS, LORA_CONFIG
 from workers.recipes import RECIPES
-
-KINDS = {"classify": "text"}
-"""Kinds that ``TextBank`` writes into a manifest, and their names in a library."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +219,5 @@ def _report(registry: Registry, version: Version, folder: Path, *, headless: boo
         lines.append("it came without a head: the new head prefers no label until it is trained")
     routing = read_router_state(registry, version.library, registry.experts(version.library))
     if routing is None or not routing.uses(version):
-        selector = f"{version.task}@v{version.version}"
-        lines.append(f"no router uses it yet; make it the champion with `ttmoe experts promote {selector}`")
+        lines.append(f"no router uses it yet; {how_to_route_to(version)}")
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)

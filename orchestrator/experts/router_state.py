@@ -11,6 +11,12 @@ from orchestrator.registry.versions import CHAMPION
 RETRAIN = "retrain it with `ttmoe run CONFIG`"
 
 
+def how_to_route_to(version: Version) -> str:
+    """Return what makes a router that uses this version, as text."""
+    named = f"tasks.{version.task}.expert={{version: {version.version}}}"
+    return f"to route to it: ttmoe run CONFIG --set '{named}'; to keep it so, write it into the config"
+
+
 @dataclass(frozen=True)
 class RouterState:
     """The champion router of a library, and how its lock differs from the champion experts.

@@ -120,6 +120,8 @@ def read_library_state(plan: Plan, registry: Registry | None) -> LibraryState:
 
 
 def _expert_state(expert: ExpertPlan, versions: list[Version], registry: Registry | None) -> ExpertState:
+    if expert.named:  # its files were read when the plan was made
+        return ExpertState("cached", expert.named, f"v{expert.named.version}, named by the config")
     own = next((version for version in versions if version.spec_hash == expert.job.spec_hash), None)
     if own and registry and registry.has_files(own):
         return ExpertState("cached", own, f"v{own.version}")

@@ -13,6 +13,7 @@ from orchestrator.plan.adapter_fits import AdapterFits
 from orchestrator.plan.folders import LibraryFolders
 from orchestrator.plan.identity import hashed_settings, spec_hash
 from orchestrator.plan.library_base import resolve_library_base
+from orchestrator.plan.named_experts import find_named_experts, read_named_expert
 from orchestrator.plan.nodes import available_nodes, expert_resources
 from orchestrator.pool.capacity import GB, JobResources, Node
 from ttmoe.adapter import AdapterSpec
@@ -25,7 +26,7 @@ from workers.recipes import RECIPES
 from workers.training.settings import MEMORY_ONLY, ROUTER_UNHASHED, TrainSettings
 
 if TYPE_CHECKING:
-    from orchestrator.registry import Registry
+    from orchestrator.registry import Registry, Version
 
 REPLACED_BY_TRIALS = frozenset({"method", "rank", "shape"})
 """Fields of ``AdapterSpec`` that each trial of a search chooses for itself."""
@@ -36,16 +37,18 @@ class ExpertPlan:
     """Plan of one expert.
 
     Attributes:
-        job: Job that trains the expert.
-        spec: Everything that decides its weights; ``job.spec_hash`` is the hash of it.
-        shapes: Shape of the adapter by role, with ``auto`` resolved.
+        job: Job that trains the expert, or would.
+        spec: Everything that decides its weights; ``job.spec_hash`` is the hash of it. Empty for a named expert.
+        shapes: Shape of the adapter by role, with ``auto`` resolved; empty for a named expert.
         lora_parameters: Parameters of a LoRA adapter of rank 16 on the same layers, for comparison.
+        named: The registered version that the config names, which is not trained; None if the expert is trained.
     """
 
     job: ExpertJob
     spec: dict[str, Any]
     shapes: dict[str, str]
     lora_parameters: int
+    named: Version | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,15 @@ def make_plan(config: Config, nodes: Sequence[Node] | None = None, registry: Reg
     fits = AdapterFits(base, folders.cache)
     if generate_tasks := [name for name, task in config.tasks.items() if task.kind == "generate"]:
         fits.require_language_head(f"tasks.{generate_tasks[0]}.kind")
-    experts = {name: plan_expert(config, name, base, fits, folders, device) for name in config.tasks}
+    named = find_named_experts(config, registry)
+    experts = {
+        name: plan_expert(config, name, base, fits, folders, device) for name in config.tasks if name not in named
+    }
+    if registry:
+        experts |= {
+            name: plan_named_expert(config, version, base, registry, folders, device) for name, version in named.items()
+        }
+    experts = {name: experts[name] for name in config.tasks}
     features = FeatureSpec(config.router.hidden_states(_trunk_depth(experts)), config.router.pooling)
     features.indexes(fits.layers)
     fits.save()
@@ -158,25 +169,58 @@ def plan_expert(
     except InputError as error:
         where = f"tasks.{name}.{error.where}" if config.tasks[name].adapter.model_fields_set else error.where
         raise InputError(error.what, where=where, fix=error.fix) from error
-    train, head = config.task_train(name), config.task_head(name)
-    spec = expert_spec(base, adapter, fit.shapes, data, train, head)
-    hash_ = spec_hash(spec)
-    job = ExpertJob(
-        name,
+    spec = expert_spec(base, adapter, fit.shapes, data, config.task_train(name), config.task_head(name))
+    job = _expert_job(config, base, data, adapter, spec_hash(spec), fit.parameters, folders, device)
+    return ExpertPlan(job, spec, fit.shapes, fit.lora_parameters)
+
+
+def plan_named_expert(
+    config: Config, version: Version, base: Base, registry: Registry, folders: LibraryFolders, device: str
+) -> ExpertPlan:
+    """Plan a task whose expert is a registered version.
+
+    Args:
+        config: The config.
+        version: The version that the config names.
+        base: Resolved base.
+        registry: The registry.
+        folders: Folders of the library.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        InputError: If the data cannot be used, or the expert does not answer its rows.
+    """
+    data = prepare_task(version.task, config.tasks[version.task], folders.cache)
+    manifest = read_named_expert(registry, version, base, data)
+    job = _expert_job(config, base, data, manifest.adapter, version.spec_hash, manifest.parameters, folders, device)
+    return ExpertPlan(job, {}, {}, int(version.tags.get("lora16_parameters", 0)), version)
+
+
+def _expert_job(
+    config: Config,
+    base: Base,
+    data: PreparedTask,
+    adapter: AdapterSpec,
+    hash_: str,
+    parameters: int,
+    folders: LibraryFolders,
+    device: str,
+) -> ExpertJob:
+    return ExpertJob(
+        data.name,
         base,
         data,
         adapter,
-        head,
-        train,
+        config.task_head(data.name),
+        config.task_train(data.name),
         hash_,
-        fit.parameters,
-        str(folders.work_folder("experts", name, hash_)),
+        parameters,
+        str(folders.work_folder("experts", data.name, hash_)),
         threads=max(1, int(config.resources.cpus_per_expert)),
         device=device,
         cache=str(folders.cache),
         trunk_bytes=int(config.storage.trunk_gb * GB),
     )
-    return ExpertPlan(job, spec, fit.shapes, fit.lora_parameters)
 
 
 def _trunk_depth(experts: dict[str, ExpertPlan]) -> int:

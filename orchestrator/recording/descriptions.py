@@ -61,11 +61,15 @@ def describe_router(plan: Plan, metrics: Mapping[str, Any]) -> str:
         plan: The plan whose experts the router routes to.
         metrics: The metrics of its evaluation.
     """
-    return (
+    text = (
         f"Routes to {len(plan.experts)} experts: {format_names(list(plan.experts), _MOST_NAMED)}. "
-        f"On their test rows it picks the right expert for {metrics['test.routing_accuracy']:.3f}. Accuracy of the "
-        f"answers, as a mean over tasks: {metrics['test.routed_accuracy']:.3f}; of the experts without routing: "
-        f"{metrics['test.alone_accuracy']:.3f}."
+        f"On their test rows it picks the right expert for {metrics['test.routing_accuracy']:.3f}."
+    )
+    if "test.routed_accuracy" not in metrics:  # no task has rows with labels
+        return text
+    return (
+        f"{text} Accuracy of the answers, as a mean over tasks: {metrics['test.routed_accuracy']:.3f}; of the experts "
+        f"without routing: {metrics['test.alone_accuracy']:.3f}."
     )
 
 

@@ -75,7 +75,7 @@ def training_data(expert: ExpertPlan, task: Task) -> TrainingData:
         task: The task's settings, with the source and columns of the data.
     """
     data = expert.job.data
-    source = task.source.train if isinstance(task.source, GivenSplits) else task.source
+    source = task.rows.train if isinstance(task.rows, GivenSplits) else task.rows
     if source.hub:
         kind, place = "hugging_face", {"path": source.hub, "config_name": source.name, "split": source.split,
                                        "revision": source.revision}  # fmt: skip

@@ -100,6 +100,7 @@ def _row(
     metrics: Mapping[str, float] = version.metrics if version else child.metrics if child else {}
     state = _state(version, child)
     test = evaluation.get("tasks", {}).get(task)
+    labelled = expert.job.data.labelled
     steps = metrics.get("steps") or (child.steps.get("train.loss") if child else None)
     ended = state in ("registered", "cached")
     return ExpertRow(
@@ -107,9 +108,9 @@ def _row(
         state=state,
         version=version.version if version else None,
         classes=len(expert.job.data.label_names) or None,
-        majority=expert.job.data.majority,
-        accuracy=metrics.get("test.accuracy"),
-        routed=test["answered_right"] / test["rows"] if test and test["rows"] else None,
+        majority=expert.job.data.majority if labelled else None,
+        accuracy=test["alone"] if test and expert.named else metrics.get("test.accuracy"),
+        routed=test["answered_right"] / test["rows"] if test and test["rows"] and labelled else None,
         parameters=expert.job.parameters,
         head=_whole(metrics.get(HEAD_PARAMETERS)),
         lora_parameters=expert.lora_parameters,

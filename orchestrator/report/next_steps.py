@@ -31,13 +31,17 @@ def suggest_commands(plan: Plan, source: str, right: Mapping[str, Sequence[int]]
     rows = [
         choose_row(expert.job.data, right.get(task, ())) for task, expert in list(plan.experts.items())[:_MOST_TASKS]
     ]
-    task, expert = next(iter(plan.experts.items()))
-    retrain = f"--set tasks.{task}.train.steps={max(1, expert.job.train.steps // 2)}"
+    retrain = [
+        f"ttmoe run {shlex.quote(source)} --set tasks.{task}.train.steps={max(1, expert.job.train.steps // 2)}"
+        "   # retrains that expert and the router only"
+        for task, expert in plan.experts.items()
+        if not expert.named
+    ][:1]
     commands = [
         *predict_commands(rows, options),
         f"ttmoe experts ls{options}",
         f"ttmoe ui{store}                                  # runs, experts and router in MLflow",
-        f"ttmoe run {shlex.quote(source)} {retrain}   # retrains that expert and the router only",
+        *retrain,
         "ttmoe init                                # a config for tasks of your own",
     ]
     return "\n  ".join(["\nNext steps", *commands])

@@ -15,7 +15,7 @@ from workers.routing.router_job import RouterResult
 def summarize_routing(
     result: RouterResult,
     tests: Mapping[str, RoutedAccuracy],
-    alone: Mapping[str, float],
+    alone: Mapping[str, float | None],
     depths: Sequence[Mapping[str, Any]],
     groups: Sequence[Sequence[str]] = (),
     twins: Sequence[Sequence[str]] = (),
@@ -26,12 +26,13 @@ def summarize_routing(
     ``test.known_accuracy`` those that ``predict`` gives, which calls some rows ``unknown`` and lets the experts of a
     group answer together, ``test.group_accuracy`` right answers of any expert in the task's group or among its twins,
     and ``test.alone_accuracy`` answers of experts that are told the task. ``test.harmless_share`` is the share of the
-    misrouted rows for which the wrong expert answered with the name of the right label.
+    misrouted rows for which the wrong expert answered with the name of the right label. Tasks whose rows have no labels
+    are left out of all five; without any other task, there are none of these metrics.
 
     Args:
         result: Result of the router's job, with the metrics measured there.
         tests: Test of the routed model by task.
-        alone: Test accuracy by task of the experts alone.
+        alone: Test accuracy by task of the experts alone; None for rows without labels.
         depths: Comparison of routers that read fewer layers.
         groups: The tasks that answer together (``router.groups``).
         twins: The tasks that might, see ``orchestrator.report.twins``; one of them may be in a group.
@@ -42,17 +43,22 @@ def summarize_routing(
     together = join_groups(result.tasks, [*groups, *twins])
     group_of = {task: group for group in together for task in group}
     in_group = {task: test.right_in(group_of.get(task, ())) for task, test in tests.items()}
+    labelled = [test for test in tests.values() if test.labelled]
+    misrouted = sum(test.rows - test.routed_right for test in labelled)
     metrics = result.metrics | {
         "test.routing_accuracy": right / rows,
-        "test.routed_accuracy": fmean(test.answered_right / test.rows for test in tests.values()),
-        "test.known_accuracy": fmean(test.known_right / test.rows for test in tests.values()),
-        "test.alone_accuracy": fmean(alone[task] for task in tests),
         "test.calibration_error": calibration_error(tests.values()),
         "test.unknown": sum(test.unknown for test in tests.values()) / rows,
-        "test.harmless_share": sum(sum(test.harmless.values()) for test in tests.values()) / max(1, rows - right),
     }
-    if group_of:
-        metrics["test.group_accuracy"] = fmean(in_group[task] / test.rows for task, test in tests.items())
+    if labelled:
+        metrics |= {
+            "test.routed_accuracy": fmean(test.answered_right / test.rows for test in labelled),
+            "test.known_accuracy": fmean(test.known_right / test.rows for test in labelled),
+            "test.alone_accuracy": fmean(value for test in labelled if (value := alone[test.task]) is not None),
+            "test.harmless_share": sum(sum(test.harmless.values()) for test in labelled) / max(1, misrouted),
+        }
+    if labelled and group_of:
+        metrics["test.group_accuracy"] = fmean(in_group[test.task] / test.rows for test in labelled)
     return {
         "tasks": {
             task: asdict(test) | {"alone": alone[task], "right_in_group": in_group[task]}

@@ -94,14 +94,13 @@ def _experts(plan: Plan, versions: Mapping[str, Version], evaluation: dict[str, 
     for task, expert in plan.experts.items():
         test = evaluation["tasks"][task]
         right = [test["answered_right"], *([test["right_in_group"]] if in_groups else [])]
-        accuracies = [versions[task].metrics["test.accuracy"], *(count / test["rows"] for count in right)]
-        every.append(accuracies)
+        accuracies = [test["alone"], *(count / test["rows"] for count in right)]
         data, head = expert.job.data, versions[task].metrics.get(HEAD_PARAMETERS)
+        every += [accuracies] if data.labelled else []
         table.add_row(
             task,
-            str(len(data.label_names)) if data.label_names else "text",
-            f"{data.majority:.3f}",
-            *(f"{value:.3f}" for value in accuracies),
+            str(len(data.label_names)) if data.label_names else "text" if data.kind == "generate" else "",
+            *(f"{value:.3f}" if data.labelled else "" for value in (data.majority, *accuracies)),
             f"{expert.job.parameters:,}",
             f"{expert.lora_parameters:,}",
             "" if head is None else f"{head:,.0f}",  # experts of version 0.1 do not say it

@@ -86,7 +86,7 @@ def train_router(
             depths = on_sound_features(
                 job, compute, lambda: _compare_depths(plan, job, folder, runner, view, forecast.comparing)
             )
-        alone = {task: expert.metrics["test.accuracy"] for task, expert in experts.items()}
+        alone = {task: _accuracy_alone(routed[task], expert) for task, expert in experts.items()}
         groups = plan.config.router.groups
         labels = {task: each.label_names for task, each in data.items()}
         twins = [group for group in find_twins(result.tasks, result.confusion, labels)
@@ -152,10 +152,18 @@ def _test(
             (folder / MODEL, plan.base, expert.job.data),
             folder / "test" / task,
             batch_rows=BATCH_ROWS,
+            alone=expert.named is not None,  # it was trained elsewhere, and tested on other rows or on none
         )
         for task, expert in plan.experts.items()
     ]
     return _run_units(runner, units, view, _half_batch(plan), resources)
+
+
+def _accuracy_alone(test: RoutedAccuracy, expert: Version) -> float | None:
+    """Return the accuracy of an expert without routing; None for rows without labels."""
+    if test.alone_right is not None:
+        return test.alone_right / test.rows
+    return expert.metrics["test.accuracy"] if test.labelled else None
 
 
 def _compare_depths(
@@ -169,7 +177,9 @@ def _compare_depths(
 
 def _register(plan: Plan, evaluation: dict[str, Any], folder: Path, registry: Registry, run_id: str) -> Version:
     metrics = evaluation["metrics"] | {
-        f"routed_accuracy.{task}": test["answered_right"] / test["rows"] for task, test in evaluation["tasks"].items()
+        f"routed_accuracy.{task}": test["answered_right"] / test["rows"]
+        for task, test in evaluation["tasks"].items()
+        if test["labelled"]
     }
     registry.log_metrics(run_id, [(key, value, 0, 0) for key, value in metrics.items()])
     for name in (EVALUATION, CONFUSION_PLOT):

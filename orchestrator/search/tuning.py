@@ -68,7 +68,7 @@ def run_search(
     if (settings := plan.config.search) is None:
         raise ValueError("the config has no search")
     library, spec = plan.folders.library, str(plan.search_hash)
-    tasks = settings.task_names(plan.experts)
+    tasks = plan.config.searched_tasks
     run = registry.continue_search(library, spec) or registry.start_run(
         library,
         f"search {tasks[0] if len(tasks) == 1 else f'{len(tasks)} tasks'}",

@@ -147,10 +147,11 @@ def _local_paths(data: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], st
     if data["base"].get("folder"):
         yield "base.folder", data["base"], "folder"
     for task, entry in data["tasks"].items():
-        source = entry["source"]
-        for part in (source, *(value for value in source.values() if isinstance(value, dict))):
-            if part.get("path"):
-                yield f"tasks.{task}.source.path", part, "path"
+        for key in ("source", "routing_rows"):
+            source = entry.get(key) or {}
+            for part in (source, *(value for value in source.values() if isinstance(value, dict))):
+                if part.get("path"):
+                    yield f"tasks.{task}.{key}.path", part, "path"
 
 
 def _take(path: Path, where: str, paths: dict[str, Path]) -> str:

@@ -46,6 +46,13 @@ class GenerateColumns(BaseModel):
     answer: str = Field(description="Column of the text to generate.")
 
 
+class PromptColumns(BaseModel):
+    """The input column of a task that generates text, in rows without answers."""
+
+    model_config = STRICT_CONFIG
+    prompt: str = Field(description="Column of the prompt.")
+
+
 class LabelColumn(BaseModel):
     """The label column and the mapping of its values to label names.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ttmoe.errors import InputError
-from workers.data.columns import ChoiceColumns, GenerateColumns, PairColumns
+from workers.data.columns import ChoiceColumns, GenerateColumns, PairColumns, PromptColumns
 from workers.data.labels import choice_labels, class_labels, describe_rows
 from workers.data.rows import Row, column_value, passes_filters
 from workers.data.task import Task
@@ -22,7 +22,7 @@ class Example:
     Attributes:
         texts: One text, or two in a pair task.
         choices: The options of a choice task; empty in the other kinds.
-        label: Index into the label names of the task; 0 in a generate task.
+        label: Index into the label names of the task; 0 in a generate task, and without labels.
         group: Group name; "" if the task has no groups.
         answer: The text to generate; "" in the other kinds.
     """
@@ -52,7 +52,7 @@ def to_examples(
         known: Label names of another split, used if the task has no label mapping.
 
     Returns:
-        The examples, and the label names in order (none for a generate task).
+        The examples, and the label names in order (none for a generate task, and for rows without labels).
 
     Raises:
         InputError: If a column or label is unknown, a label is out of range, or a text is empty.
@@ -60,7 +60,7 @@ def to_examples(
     where = f"tasks.{task_name}"
     kept = [(n, row) for n, row in enumerate(rows, 1) if passes_filters(row, task.where, where, n)]
     if task.label is None:
-        return _generate_examples(kept, task, where), ()
+        return _unlabelled_examples(kept, task, where), ()
     values = [(n, column_value(row, task.label.column, f"{where}.label.column", n)) for n, row in kept]
     if task.kind == "choice":
         options = [_choices(row, task, where, n) for n, row in kept]
@@ -77,11 +77,18 @@ def to_examples(
     return examples, names
 
 
-def _generate_examples(kept: Sequence[tuple[int, Row]], task: Task, where: str) -> list[Example]:
-    assert isinstance(task.columns, GenerateColumns)  # the model has checked that the columns fit the kind
-    key, column = f"{where}.columns.answer", task.columns.answer
+def _unlabelled_examples(kept: Sequence[tuple[int, Row]], task: Task, where: str) -> list[Example]:
+    """Return examples of inputs with their answers, in a generate task, or of inputs alone."""
+    key = f"{where}.columns.answer"
+    column = task.columns.answer if isinstance(task.columns, GenerateColumns) else None
     examples = [
-        Example(_texts(row, task, where, n), (), 0, _group(row, task, where, n), _text(row, column, key, n))
+        Example(
+            _texts(row, task, where, n),
+            _choices(row, task, where, n) if task.kind == "choice" else (),
+            0,
+            _group(row, task, where, n),
+            _text(row, column, key, n) if column else "",
+        )
         for n, row in kept
     ]
     _check_filled(examples, [n for n, _ in kept], task, where)
@@ -91,7 +98,7 @@ def _generate_examples(kept: Sequence[tuple[int, Row]], task: Task, where: str) 
 def _text_columns(task: Task) -> dict[str, str]:
     """Return the text columns of the task by their config key."""
     columns = task.columns
-    if isinstance(columns, GenerateColumns):
+    if isinstance(columns, GenerateColumns | PromptColumns):
         return {"prompt": columns.prompt}
     if isinstance(columns, PairColumns):
         return {"first": columns.first, "second": columns.second}
@@ -151,5 +158,5 @@ def _check_filled(examples: list[Example], numbers: list[int], task: Task, where
     for index, key in enumerate(_text_columns(task)):
         check([bool(example.texts[index]) for example in examples], "text", key)
     check([all(example.choices) for example in examples], "option", "choices")
-    if task.kind == "generate":
+    if isinstance(task.columns, GenerateColumns):
         check([bool(example.answer) for example in examples], "answer", "answer")

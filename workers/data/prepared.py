@@ -25,7 +25,7 @@ from workers.data.task import GivenSplits, Source, Task
 from workers.recipes import RECIPES
 
 _ATTEMPTS = 2  # another process may find the same damage, and replace what this one has made
-_ANSWERS = "answers"  # the key under which rows are counted if the task has no labels
+_ANSWERS, _INPUTS = "answers", "inputs"  # the keys under which rows are counted if the task has no labels
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,16 @@ class PreparedTask:
     Attributes:
         name: Name of the task.
         kind: ``text``, ``pair``, ``choice`` or ``generate``.
-        label_names: Label names in order; empty for a generate task.
+        label_names: Label names in order; empty for a generate task, and for rows without labels.
         fingerprint: SHA-256 over kind, label names and the content of the splits.
-        counts: Number of rows by split and label name; for a generate task under "answers".
-        majority: Share of test rows with the most frequent label or answer.
+        counts: Number of rows by split and label name; for a generate task under "answers", for rows without labels
+            under "inputs".
+        majority: Share of test rows with the most frequent label or answer; 1 for rows without labels.
         duplicates: Number of removed repeats of an input.
         left_out: Number of excluded rows by reason: ``filtered`` by the task's filters or ranges, ``conflicts`` (equal
             inputs whose labels tie), ``leaked`` (inputs or groups of a later split), ``sampled`` (beyond ``sample``).
         folder: Folder with the Parquet files.
+        labelled: Whether the rows have labels or answers.
     """
 
     name: str
@@ -54,6 +56,7 @@ class PreparedTask:
     duplicates: int
     left_out: dict[str, int]
     folder: Path
+    labelled: bool = True
 
     @property
     def removed(self) -> dict[str, int]:
@@ -116,7 +119,7 @@ def _open(name: str, folder: Path) -> PreparedTask | None:
 
 
 def _key(name: str, task: Task, cache: Path) -> str:
-    with _source_errors(name):
+    with _source_errors(name, task):
         identities = {split: source_identity(source, cache) for split, source in _sources(task).items()}
     # A config may add keys to a task; only the fields of Task decide the data. The order of label names counts, so
     # keys are not sorted.
@@ -126,24 +129,26 @@ def _key(name: str, task: Task, cache: Path) -> str:
 
 def _sources(task: Task) -> dict[str, Source]:
     """Return the sources by split, train first; a single source has the key ""."""
-    if not isinstance(task.source, GivenSplits):
-        return {"": task.source}
-    given = {name: getattr(task.source, name) for name in SPLIT_NAMES}
+    if not isinstance(task.rows, GivenSplits):
+        return {"": task.rows}
+    given = {name: getattr(task.rows, name) for name in SPLIT_NAMES}
     return {name: source for name, source in given.items() if source is not None}
 
 
 @contextmanager
-def _source_errors(name: str) -> Iterator[None]:
-    """Add the name of the task to the errors of its sources."""
+def _source_errors(name: str, task: Task) -> Iterator[None]:
+    """Add the task's key to the errors of its sources."""
     try:
         yield
     except InputError as error:
-        raise InputError(error.what, where=f"tasks.{name}.source, {error.where}", fix=error.fix) from error
+        key = "source" if task.source else "routing_rows"
+        raise InputError(error.what, where=f"tasks.{name}.{key}, {error.where}", fix=error.fix) from error
 
 
 def _make(name: str, task: Task, cache: Path, folder: Path) -> None:
     splits, label_names, removed = _read_splits(name, task, cache)
-    count_names = label_names or (_ANSWERS,)
+    labelled = task.routing_rows is None
+    count_names = label_names or (_ANSWERS if labelled else _INPUTS,)
     counts = {split: dict.fromkeys(count_names, 0) for split in SPLIT_NAMES}
     for split, examples in splits.items():
         for example in examples:
@@ -157,6 +162,7 @@ def _make(name: str, task: Task, cache: Path, folder: Path) -> None:
         "majority": max(Counter((e.label, e.answer) for e in splits["test"]).values()) / len(splits["test"]),
         "duplicates": removed.pop("duplicates"),
         "left_out": removed,
+        "labelled": labelled,
     }
     _write(folder, splits, meta)
 
@@ -167,7 +173,7 @@ def _read_splits(name: str, task: Task, cache: Path) -> tuple[Splits, tuple[str,
     label_names: tuple[str, ...] = ()
     rows_read = 0
     for split, source in _sources(task).items():  # train first: its labels apply to the other splits
-        with _source_errors(name):
+        with _source_errors(name, task):
             rows = read_rows(source, cache)
         rows_read += len(rows)
         try:
@@ -177,7 +183,7 @@ def _read_splits(name: str, task: Task, cache: Path) -> tuple[Splits, tuple[str,
             raise InputError(error.what + suffix, where=error.where, fix=error.fix) from error
         label_names = max(label_names, names, key=len)  # choice tasks: the longest list of options
     usable = sum(map(len, given.values()))
-    if isinstance(task.source, GivenSplits):
+    if isinstance(task.rows, GivenSplits):
         splits, removed = clean_given_splits(given, task.split)
     else:
         unique, removed = deduplicate(given[""])

@@ -15,6 +15,7 @@ from workers.data.columns import (
     GroupColumn,
     LabelColumn,
     PairColumns,
+    PromptColumns,
     RowFilter,
     TextColumns,
 )
@@ -133,12 +134,21 @@ class Task(BaseModel):
     kind: Literal["text", "pair", "choice", "generate"] = Field(
         description="Classify one text, classify a pair, choose among options, or generate text."
     )
-    source: Source | GivenSplits = Field(description="One source, or one for each split.")
-    columns: TextColumns | PairColumns | ChoiceColumns | GenerateColumns = Field(description="The input columns.")
+    routing_rows: Source | None = Field(
+        default=None,
+        description="Source of inputs without labels, in place of `source`: the router learns from them, and answers "
+        "are not tested. For tasks whose `expert` is taken from the registry.",
+    )
+    source: Source | GivenSplits | None = Field(
+        default=None, validate_default=True, description="One source, or one for each split."
+    )
+    columns: TextColumns | PairColumns | ChoiceColumns | GenerateColumns | PromptColumns = Field(
+        description="The input columns."
+    )
     label: LabelColumn | None = Field(
         default=None,
         validate_default=True,
-        description="The label column and its label names; none for kind generate.",
+        description="The label column and its label names; none for kind generate and with `routing_rows`.",
     )
     where: tuple[RowFilter, ...] = Field(default=(), description="Row filters; rows that pass all of them are kept.")
     split: SplitSettings = Field(default_factory=SplitSettings, description="How rows are divided into splits.")
@@ -151,10 +161,22 @@ class Task(BaseModel):
         given = isinstance(value, dict) and {"train", "validation", "test"} & value.keys()
         return (GivenSplits if given else Source).model_validate(value) if isinstance(value, dict) else value
 
+    @field_validator("source")
+    @classmethod
+    def _check_rows(cls, source: Source | GivenSplits | None, info: Any) -> Source | GivenSplits | None:
+        unlabelled = info.data.get("routing_rows")
+        if source is None and unlabelled is None and "routing_rows" in info.data:  # else it has an error of its own
+            raise PydanticCustomError("missing", "Field required")
+        if source and unlabelled:
+            raise setting_error("source and routing_rows cannot be combined", fix="keep `source` if it has labels")
+        return source
+
     @field_validator("columns", mode="before")
     @classmethod
     def _choose_columns(cls, value: Any, info: Any) -> Any:
         model = _COLUMN_MODELS.get(info.data.get("kind", ""))
+        if model is GenerateColumns and info.data.get("routing_rows"):
+            model = PromptColumns
         return model.model_validate(value) if model and isinstance(value, dict) else value
 
     @field_validator("label")
@@ -164,7 +186,11 @@ class Task(BaseModel):
         if kind == "generate" and label is not None:
             fix = "remove `label`; `columns.answer` names the column"
             raise setting_error("a task of kind generate has no label", fix=fix)
-        if kind not in (None, "generate") and label is None:
+        if label is not None and info.data.get("routing_rows"):
+            raise setting_error(
+                "routing_rows have no labels", fix="remove `label`, or write `source` for `routing_rows`"
+            )
+        if kind not in (None, "generate") and label is None and not info.data.get("routing_rows"):
             raise PydanticCustomError("missing", "Field required")
         return label
 
@@ -174,3 +200,10 @@ class Task(BaseModel):
             what = "the label of a choice task is the index of an option, not a range"
             raise setting_error(what, key=("label", "ranges"), fix="use `label.names`")
         return self
+
+    @property
+    def rows(self) -> Source | GivenSplits:
+        """Where the rows come from."""
+        rows = self.source or self.routing_rows
+        assert rows is not None  # the fields are validated
+        return rows

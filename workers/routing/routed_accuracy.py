@@ -57,6 +57,8 @@ class RoutedAccuracy:
         overconfidence: For each bin of the router's probability, see ``overconfidence``, the sum of
             that probability over rows, minus the rows among them that were routed to their own expert or its group.
         right_rows: Indices of the first test rows with the right answer, as examples.
+        alone_right: Rows with the right answer of the task's own expert, without routing; None if not measured.
+        labelled: Whether the right answers are known. Otherwise only routes and ``unknown`` are counted.
     """
 
     task: str
@@ -69,6 +71,8 @@ class RoutedAccuracy:
     harmless: dict[str, int] = field(default_factory=dict)
     overconfidence: tuple[float, ...] = ()
     right_rows: tuple[int, ...] = ()
+    alone_right: int | None = None
+    labelled: bool = True
 
     def right_in(self, group: Collection[str]) -> int:
         """Return the rows with the right answer, whichever expert of a group gave it; the task itself is of it."""
@@ -84,6 +88,7 @@ def answer_test_split(
     device: str,
     report: ProgressCallback,
     batch_rows: int = BATCH_ROWS,
+    alone: bool = False,
 ) -> RoutedAccuracy:
     """Predict a task's test split with the routed model and count right routes and answers.
 
@@ -98,19 +103,24 @@ def answer_test_split(
         device: Device of the model.
         report: Receives the progress.
         batch_rows: Maximum rows in a batch.
+        alone: Let the task's own expert answer the rows too, without routing.
     """
     torch.set_num_threads(threads)
     examples = load_split(data, "test")
     report(Progress("loading", 0, len(examples)))
     model = load_routed_model(folder, (folder / ROUTER_MANIFEST).read_text(), base, device)
-    predictions = list[Prediction]()
+    predictions, alone_right = list[Prediction](), 0
     for start in range(0, len(examples), _REPORTED_ROWS):
         part = examples[start : start + _REPORTED_ROWS]
-        predictions += model.predict([to_input(e) for e in part], batch_rows, unknown=False)
+        inputs = [to_input(e) for e in part]
+        predictions += model.predict(inputs, batch_rows, unknown=False)
+        if alone and data.labelled:
+            own = model.predict(inputs, batch_rows, expert=data.name)
+            alone_right += sum(p.label == _right_label(data, e) for p, e in zip(own, part, strict=True))
         report(Progress("routed test", len(predictions), len(examples)))
     group = {data.name}.union(*(group for group in model.router.groups if data.name in group))
     routed = [prediction.task == data.name for prediction in predictions]
-    answered = [p.label == _right_label(data, e) for p, e in zip(predictions, examples, strict=True)]
+    answered = [data.labelled and p.label == _right_label(data, e) for p, e in zip(predictions, examples, strict=True)]
     right = [index for index in range(len(examples)) if routed[index] and answered[index]]
     misrouted = (p.task for p, own, is_right in zip(predictions, routed, answered, strict=True) if is_right and not own)
     return RoutedAccuracy(
@@ -124,6 +134,8 @@ def answer_test_split(
         dict(Counter(misrouted)),
         overconfidence([p.routing for p in predictions], [p.task in group for p in predictions]),
         tuple(right[:_MOST_EXAMPLES]),
+        alone_right if alone and data.labelled else None,
+        data.labelled,
     )
 
 

@@ -40,6 +40,12 @@ def config(tmp_path, monkeypatch):
     tiny.write_texts(tmp_path / "a.jsonl", tiny.COLOURS, "north", 30)
     tiny.write_texts(shared / "b.jsonl", tiny.COLOURS, "south", 30)
     tasks = {"a": tiny.text_task(Path("a.jsonl")), "b": tiny.text_task(shared / "b.jsonl")}
+    tasks["c"] = {
+        "kind": "text",
+        "columns": {"text": "text"},
+        "expert": {"version": 1},
+        "routing_rows": {"path": "a.jsonl"},
+    }
     path = tmp_path / "lib.yaml"
     path.write_text(json.dumps({"library": "lib", "base": {"folder": "base"}, "tasks": tasks}))
     return path
@@ -54,6 +60,7 @@ def test_local_files_are_taken_along_and_shared_ones_are_not(config, profile, tm
     package = pack_job(load_config(str(config)), profile)
     sent = yaml.safe_load(package.files.texts[CONFIG_FILE])
     assert package.files.paths[sent["tasks"]["a"]["source"]["path"]] == tmp_path / "a.jsonl"
+    assert package.files.paths[sent["tasks"]["c"]["routing_rows"]["path"]] == tmp_path / "a.jsonl"
     assert package.files.paths[sent["base"]["folder"]] == tmp_path / "base"
     assert sent["tasks"]["b"]["source"]["path"] == str(tmp_path / "shared" / "b.jsonl")
     assert sent["storage"]["root"] == str(tmp_path / "shared")

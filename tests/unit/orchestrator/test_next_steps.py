@@ -128,7 +128,7 @@ def test_a_long_pair_or_choice_is_cut(task: Any) -> None:
 
 def plan(task: Any, root: str = "runs", uri: str | None = None) -> Any:
     data = [task(f"a text of task {i}") for i in range(5)]
-    experts = {f"t{i}": SimpleNamespace(job=SimpleNamespace(data=data[i], train=SimpleNamespace(steps=7)))
+    experts = {f"t{i}": SimpleNamespace(job=SimpleNamespace(data=data[i], train=SimpleNamespace(steps=7)), named=None)
                for i in range(5)}  # fmt: skip
     config = SimpleNamespace(store=find_store(config_uri=uri, config_root=Path(root)))
     return SimpleNamespace(config=config, experts=experts, folders=SimpleNamespace(library="lib"))

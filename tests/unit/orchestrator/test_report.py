@@ -327,9 +327,11 @@ def recorded(fresh_store, tmp_path_factory):
             registry.register_expert("lib", task, f"{task}1", folder, run, {}, metrics=metrics)
             registry.finish_run(run, "FINISHED")
     rows = {"train": 80, "validation": 1234, "test": 10}
-    data = SimpleNamespace(label_names=("a", "b"), majority=0.5, rows=rows, removed={"duplicates": 4321})
+    data = SimpleNamespace(label_names=("a", "b"), majority=0.5, rows=rows, removed={"duplicates": 4321}, labelled=True)
     experts = {
-        task: SimpleNamespace(job=SimpleNamespace(data=data, spec_hash=f"{task}1", parameters=10), lora_parameters=1000)
+        task: SimpleNamespace(
+            job=SimpleNamespace(data=data, spec_hash=f"{task}1", parameters=10), lora_parameters=1000, named=None
+        )
         for task in ("made", "cached", "failed", "never")
     }
     base, folders = SimpleNamespace(id="base", digest="d1"), SimpleNamespace(library="lib")

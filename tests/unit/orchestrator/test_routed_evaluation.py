@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from orchestrator.report.routed_evaluation import summarize_routing
@@ -35,8 +37,22 @@ def test_tasks_count_alike_in_accuracies_and_rows_in_routing() -> None:
     assert found["tasks"]["a"] == {
         "task": "a", "rows": 10, "routed_right": 9, "answered_right": 8, "known_right": 7, "unknown": 1,
         "routed": {"a": 9, "b": 1}, "harmless": {"b": 1}, "overconfidence": (0.0, 3.0), "right_rows": (),
-        "alone": 0.9, "right_in_group": 8}  # fmt: skip
+        "alone_right": None, "labelled": True, "alone": 0.9, "right_in_group": 8}  # fmt: skip
     assert (found["confusion"], found["confusion_tasks"], found["depths"]) == ([[9, 1], [5, 85]], ["a", "b"], DEPTHS)
+
+
+def test_rows_without_labels_count_in_routing_alone() -> None:
+    unlabelled = RoutedAccuracy("b", 90, 45, 0, 0, 9, {"a": 45, "b": 45}, labelled=False)
+    found = summarize_routing(RESULT, {"a": RoutedAccuracy("a", 10, 9, 8, 7), "b": unlabelled}, {"a": 0.9, "b": None},
+                              DEPTHS, [["a", "b"]])["metrics"]  # fmt: skip
+    assert found["test.routing_accuracy"] == pytest.approx(54 / 100)
+    assert found["test.unknown"] == pytest.approx(9 / 100)
+    means = ("test.routed_accuracy", "test.known_accuracy", "test.alone_accuracy", "test.group_accuracy")
+    assert [found[name] for name in means] == pytest.approx([0.8, 0.7, 0.9, 0.8])
+    alone = {"a": None, "b": None}
+    none = summarize_routing(RESULT, {"a": replace(unlabelled, task="a"), "b": unlabelled}, alone, [], [["a", "b"]])
+    assert not none["metrics"].keys() & {*means, "test.harmless_share"}
+    assert none["metrics"]["test.routing_accuracy"] == pytest.approx(0.5)
 
 
 def test_where_every_row_met_its_expert_nothing_was_harmless() -> None:

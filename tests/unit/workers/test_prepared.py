@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from ttmoe.errors import InputError
 from workers.data import prepared as module
@@ -61,6 +62,47 @@ def test_filters_and_samples_are_counted(task, tmp_path):
     more = task.model_dump() | {"where": [{"column": "text", "not_in": ["text 3"]}], "split": {"sample": 50}}
     found = prepare_task("t", Task.model_validate(more), tmp_path)
     assert found.left_out == {"conflicts": 2, "filtered": 1, "sampled": 48}
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "texts", "choices"),
+    [
+        ("text", {"text": "a"}, ("1 a",), ()),
+        ("pair", {"first": "a", "second": "b"}, ("1 a", "1 b"), ()),
+        ("choice", {"text": "a", "choices": "c"}, ("1 a",), ("x", "y")),
+        ("generate", {"prompt": "a"}, ("1 a",), ()),
+    ],
+)
+def test_rows_without_labels_are_split_and_say_so(tmp_path, kind, columns, texts, choices):
+    rows = [{"a": f"{i} a", "b": f"{i} b", "c": ["x", "y"]} for i in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[5]]))
+    task = Task.model_validate(
+        {"kind": kind, "columns": columns, "routing_rows": {"path": str(tmp_path / "rows.jsonl")}}
+    )
+    assert Task.model_validate(task.model_dump(mode="json")) == task
+    found = prepare_task("t", task, tmp_path)
+    assert (found.label_names, found.labelled, found.duplicates) == ((), False, 1)
+    assert {split: set(counts) for split, counts in found.counts.items()} == {
+        split: {"inputs"} for split in SPLIT_NAMES
+    }
+    examples = [example for split in SPLIT_NAMES for example in load_split(found, split)]
+    assert len(examples) == sum(found.rows.values()) == 60
+    assert (texts, choices, "") in {(each.texts, each.choices, each.answer) for each in examples}
+
+
+def test_rows_without_labels_stand_alone(tmp_path):
+    source, rows = {"path": write(tmp_path / "rows.jsonl", pairs(0, 9))}, {"path": "x.jsonl"}
+    text = {"kind": "text", "columns": {"text": "text"}}
+    for entry, said in (
+        (text, "Field required"),
+        (text | {"source": source, "routing_rows": rows, "label": {"column": "label"}}, "cannot be combined"),
+        (text | {"routing_rows": rows, "label": {"column": "label"}}, "routing_rows have no labels"),
+        ({"kind": "generate", "columns": {"prompt": "p", "answer": "a"}, "routing_rows": rows}, "Extra inputs"),
+    ):
+        with pytest.raises(ValidationError, match=said):
+            Task.model_validate(entry)
+    missing = Task.model_validate(text | {"routing_rows": {"path": str(tmp_path / "none.jsonl")}})
+    assert "tasks.t.routing_rows" in refused(missing, tmp_path).where
 
 
 def test_the_second_time_nothing_is_read(task, tmp_path, monkeypatch):
