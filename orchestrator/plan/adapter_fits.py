@@ -13,17 +13,23 @@ from functools import cached_property
 from importlib.metadata import version as installed
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from ttmoe.adapter import AdapterSpec, count_lora_parameters, count_parameters, plan_groups
 from ttmoe.atomic_write import write_atomically
-from ttmoe.base import Base, empty_body
+from ttmoe.base import Base, empty_body, load_tokenizer
+from ttmoe.errors import InputError
 from ttmoe.language_head import require_language_head
+from workers.data.prepared import PreparedTask, first_examples
+from workers.training.batches import tokenize
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+SAMPLED_ROWS = 256  # of a task, whose tokens are counted
 
 
 @dataclass(frozen=True)
@@ -42,11 +48,16 @@ class AdapterFit:
 
 
 class _Answers(BaseModel):
-    """Content of the file: the base's number of layers, whether it can generate text, and the fit of each adapter."""
+    """Content of the file.
+
+    The base's number of layers, whether it can generate text, the fit of each adapter, and by data and length the share
+    of longer rows.
+    """
 
     layers: int | None = None
     generates: bool = False
     fits: dict[str, AdapterFit] = {}
+    cut: dict[str, float] = {}
 
 
 class AdapterFits:
@@ -70,6 +81,10 @@ class AdapterFits:
     def _model(self) -> nn.Module:
         return empty_body(self._base)
 
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self._base)
+
     @property
     def layers(self) -> int:
         """Number of layers of the base."""
@@ -91,6 +106,18 @@ class AdapterFits:
             shapes = {group.role: str(group.method) for group in groups}
             self._answers.fits[key] = AdapterFit(shapes, count_parameters(groups), count_lora_parameters(groups))
         return self._answers.fits[key]
+
+    def cut_share(self, data: PreparedTask) -> float:
+        """Return the share of the training rows with more than ``base.max_length`` tokens, by a sample of them."""
+        key = f"{data.fingerprint} {self._base.max_length}"
+        if key not in self._answers.cut:
+            try:
+                sample = first_examples(data, "train", SAMPLED_ROWS)
+            except InputError:  # the job that reads the whole file makes it again
+                return 0.0
+            lengths = tokenize(self._tokenizer, sample, self._base.max_length + 1).lengths
+            self._answers.cut[key] = sum(length > self._base.max_length for length in lengths) / len(lengths)
+        return self._answers.cut[key]
 
     def save(self) -> None:
         """Keep new answers for the next plan."""

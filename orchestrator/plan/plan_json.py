@@ -39,6 +39,7 @@ def plan_as_dict(
                 "spec_hash": expert.job.spec_hash,
                 "rows": expert.job.data.rows,
                 "removed_rows": expert.job.data.removed,
+                "cut_share": expert.cut_share,
                 "memory": _memory_as_dict(forecast.memory[task]),
                 "seconds": forecast.expert_seconds[task],
             }

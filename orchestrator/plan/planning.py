@@ -41,6 +41,7 @@ class ExpertPlan:
         spec: Everything that decides its weights; ``job.spec_hash`` is the hash of it. Empty for a named expert.
         shapes: Shape of the adapter by role, with ``auto`` resolved; empty for a named expert.
         lora_parameters: Parameters of a LoRA adapter of rank 16 on the same layers, for comparison.
+        cut_share: Share of a sample of its training rows that has more tokens than ``base.max_length``.
         named: The registered version that the config names, which is not trained; None if the expert is trained.
     """
 
@@ -48,6 +49,7 @@ class ExpertPlan:
     spec: dict[str, Any]
     shapes: dict[str, str]
     lora_parameters: int
+    cut_share: float = 0.0
     named: Version | None = None
 
 
@@ -136,7 +138,8 @@ def make_plan(config: Config, nodes: Sequence[Node] | None = None, registry: Reg
     }
     if registry:
         experts |= {
-            name: plan_named_expert(config, version, base, registry, folders, device) for name, version in named.items()
+            name: plan_named_expert(config, version, base, registry, fits, folders, device)
+            for name, version in named.items()
         }
     experts = {name: experts[name] for name in config.tasks}
     features = FeatureSpec(config.router.hidden_states(_trunk_depth(experts)), config.router.pooling)
@@ -171,11 +174,17 @@ def plan_expert(
         raise InputError(error.what, where=where, fix=error.fix) from error
     spec = expert_spec(base, adapter, fit.shapes, data, config.task_train(name), config.task_head(name))
     job = _expert_job(config, base, data, adapter, spec_hash(spec), fit.parameters, folders, device)
-    return ExpertPlan(job, spec, fit.shapes, fit.lora_parameters)
+    return ExpertPlan(job, spec, fit.shapes, fit.lora_parameters, fits.cut_share(data))
 
 
 def plan_named_expert(
-    config: Config, version: Version, base: Base, registry: Registry, folders: LibraryFolders, device: str
+    config: Config,
+    version: Version,
+    base: Base,
+    registry: Registry,
+    fits: AdapterFits,
+    folders: LibraryFolders,
+    device: str,
 ) -> ExpertPlan:
     """Plan a task whose expert is a registered version.
 
@@ -184,6 +193,7 @@ def plan_named_expert(
         version: The version that the config names.
         base: Resolved base.
         registry: The registry.
+        fits: Answers about the base.
         folders: Folders of the library.
         device: ``cpu`` or ``cuda``.
 
@@ -193,7 +203,7 @@ def plan_named_expert(
     data = prepare_task(version.task, config.tasks[version.task], folders.cache)
     manifest = read_named_expert(registry, version, base, data)
     job = _expert_job(config, base, data, manifest.adapter, version.spec_hash, manifest.parameters, folders, device)
-    return ExpertPlan(job, {}, {}, int(version.tags.get("lora16_parameters", 0)), version)
+    return ExpertPlan(job, {}, {}, int(version.tags.get("lora16_parameters", 0)), fits.cut_share(data), version)
 
 
 def _expert_job(

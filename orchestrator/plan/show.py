@@ -13,7 +13,7 @@ from orchestrator.plan.forecast import Forecast
 from orchestrator.plan.json_output import to_json
 from orchestrator.plan.library_state import LibraryState
 from orchestrator.plan.planned_library import PlannedLibrary
-from orchestrator.plan.planning import Plan
+from orchestrator.plan.planning import ExpertPlan, Plan
 from orchestrator.plan.quantities import format_bytes, format_duration, format_names
 from orchestrator.plan.router_forecast import RouterForecast
 from orchestrator.pool.capacity import Node
@@ -93,24 +93,31 @@ def _other_experts(plan: Plan, state: LibraryState) -> list[tuple[str, str]]:
     parameters = sum(expert.job.parameters for expert in plan.experts.values())
     lora = sum(expert.lora_parameters for expert in plan.experts.values())
     lines.append(("parameters", f"{parameters:,} in all adapters, without heads; LoRA of rank 16 has {lora:,}"))
-    lines += _removed_rows(plan)
+    lines += _data_lines(plan)
     if state.orphaned:
         names = format_names(state.orphaned, 10)
         lines.append(("orphaned", f"{names}: in the registry but not in the config; not changed"))
     return lines
 
 
-def _removed_rows(plan: Plan) -> list[tuple[str, str]]:
-    """Return lines about the rows of the sources that are in no split, for the first tasks that have any."""
-    datas = [expert.job.data for expert in plan.experts.values() if expert.job.data.removed]
-    texts = [
-        f"{data.name}: {sum(data.rows.values()) + sum(data.removed.values()):,} rows, without "
-        + ", ".join(f"{rows:,} {REMOVED_ROWS[reason]}" for reason, rows in data.removed.items())
-        for data in datas[:MAX_DATA_LINES]
-    ]
-    if len(datas) > MAX_DATA_LINES:
-        texts.append(f"and {len(datas) - MAX_DATA_LINES} more tasks (--json lists all)")
+def _data_lines(plan: Plan) -> list[tuple[str, str]]:
+    """Return lines about rows that are in no split or are cut, for the first tasks that have any."""
+    experts = [each for each in plan.experts.values() if each.job.data.removed or each.cut_share]
+    texts = [_describe_data(each, plan.base.max_length) for each in experts[:MAX_DATA_LINES]]
+    if len(experts) > MAX_DATA_LINES:
+        texts.append(f"and {len(experts) - MAX_DATA_LINES} more tasks (--json lists all)")
     return [("data" if i == 0 else "", text) for i, text in enumerate(texts)]
+
+
+def _describe_data(expert: ExpertPlan, max_length: int) -> str:
+    data = expert.job.data
+    text = f"{data.name}: {sum(data.rows.values()) + sum(data.removed.values()):,} rows"
+    if data.removed:
+        text += ", without " + ", ".join(f"{rows:,} {REMOVED_ROWS[reason]}" for reason, rows in data.removed.items())
+    if expert.cut_share:
+        share = f"about {expert.cut_share:.0%}" if expert.cut_share >= 0.01 else "fewer than 1%"
+        text += f"; {share} have more than {max_length} tokens and are cut (base.max_length)"
+    return text
 
 
 def _stages(state: LibraryState) -> list[tuple[str, str]]:

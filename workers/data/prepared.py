@@ -19,7 +19,7 @@ from workers.data.atomic_folder import atomic_folder
 from workers.data.deduplication import RemovedCounts, deduplicate
 from workers.data.examples import Example, to_examples
 from workers.data.sources import read_rows, source_identity
-from workers.data.split_files import META, describe_files, read_meta, read_rows_of
+from workers.data.split_files import META, describe_files, first_rows_of, read_meta, read_rows_of
 from workers.data.splits import SPLIT_NAMES, Splits, clean_given_splits, split_examples
 from workers.data.task import GivenSplits, Source, Task
 from workers.recipes import RECIPES
@@ -104,7 +104,19 @@ def load_split(prepared: PreparedTask, split_name: str) -> list[Example]:
     Raises:
         InputError: If there is no such split, or its file is damaged. Then the next ``prepare_task`` makes it again.
     """
-    rows = read_rows_of(prepared.folder, split_name)
+    return _examples(read_rows_of(prepared.folder, split_name))
+
+
+def first_examples(prepared: PreparedTask, split_name: str, count: int) -> list[Example]:
+    """Return the first examples of a split, a sample of it, and read no more of its file; without a check of the file.
+
+    Raises:
+        InputError: If the file is damaged so that it cannot be read.
+    """
+    return _examples(first_rows_of(prepared.folder, split_name, count))
+
+
+def _examples(rows: list[dict[str, Any]]) -> list[Example]:
     return [Example(tuple(r["texts"]), tuple(r["choices"]), r["label"], r["group"], r.get("answer", "")) for r in rows]
 
 

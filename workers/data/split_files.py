@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,19 @@ def read_rows_of(folder: Path, split: str) -> list[dict[str, Any]]:
         fix = remove_damaged(path) or fix
         raise InputError(f"the file is damaged: {error}", where=str(path), fix=fix) from error
     return rows
+
+
+def first_rows_of(folder: Path, split: str, count: int) -> list[dict[str, Any]]:
+    """Return the first rows of a split, without a check of the whole file. Raise InputError if it cannot be read."""
+    import pyarrow
+    import pyarrow.parquet
+
+    path = _path(folder, split)
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            return [row for batch in islice(file.iter_batches(count), 1) for row in batch.to_pylist()]
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"the file is damaged: {error}", where=str(path), fix="repeat the command") from error
 
 
 def _digest(folder: Path, split: str) -> str | None:

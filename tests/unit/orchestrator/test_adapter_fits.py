@@ -12,6 +12,7 @@ from orchestrator.plan import adapter_fits
 from orchestrator.plan.adapter_fits import AdapterFits
 from orchestrator.plan.planning import make_plan
 from ttmoe.adapter import AdapterSpec
+from workers.data.prepared import load_split
 
 
 @pytest.fixture
@@ -42,6 +43,24 @@ def test_a_changed_adapter_is_fitted(base_folder, tmp_path, calls):
     assert calls == ["empty_body", "plan_groups"] * 2
     assert second.experts["colours"] == first.experts["colours"]
     assert second.experts["animals"].job.parameters < first.experts["animals"].job.parameters
+
+
+def test_the_share_of_rows_that_are_cut_is_counted_once_for_their_data_and_length(base_folder, tmp_path, monkeypatch):
+    plan = library_plan.plan_of(base_folder, tmp_path)
+    data, cache = plan.experts["colours"].job.data, tmp_path / "runs" / "cache"
+    assert plan.experts["colours"].cut_share == 0
+    words = [len(example.texts[0].split()) for example in load_split(data, "train")]
+    length = sorted(words)[len(words) // 2] + 2  # of the median text, with the two tokens around it
+    short, load = replace(plan.base, max_length=length), adapter_fits.load_tokenizer
+    fits = AdapterFits(short, cache)
+    assert 0 < fits.cut_share(data) < 1
+    assert fits.cut_share(data) == sum(count + 2 > length for count in words) / len(words)
+    fits.save()
+    monkeypatch.setattr(adapter_fits, "load_tokenizer", lambda base: pytest.fail("it was counted"))
+    assert AdapterFits(short, cache).cut_share(data) == fits.cut_share(data)
+    monkeypatch.setattr(adapter_fits, "load_tokenizer", load)
+    (data.folder / "train.parquet").write_bytes(b"damaged")
+    assert AdapterFits(replace(short, max_length=3), cache).cut_share(data) == 0
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"fits": {"x": {"shapes": 1}}}', "[]"])

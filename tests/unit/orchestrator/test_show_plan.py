@@ -24,7 +24,7 @@ from orchestrator.plan.library_state import read_library_state
 from orchestrator.pool.capacity import GB, Node
 
 EXPERT_KEYS = {"state", "why", "step", "parameters", "lora16_parameters", "spec_hash", "memory", "seconds", "rows",
-               "removed_rows"}  # fmt: skip
+               "removed_rows", "cut_share"}  # fmt: skip
 
 
 @pytest.fixture
@@ -83,6 +83,11 @@ def test_rows_that_are_in_no_split_are_named(ttmoe_plan, tmp_path):
     experts = json.loads(ttmoe_plan("--json").stdout)["experts"]
     assert experts["colours"]["removed_rows"] == {"duplicates": 2, "conflicts": 2}
     assert sum(experts["colours"]["rows"].values()) == len(lines) - 1
+
+
+def test_rows_that_are_cut_are_named(ttmoe_plan):
+    out = " ".join(ttmoe_plan("--set", "base.max_length=3").stdout.split())
+    assert "colours: 240 rows; about 100% have more than 3 tokens and are cut (base.max_length)" in out
 
 
 @pytest.mark.parametrize(
