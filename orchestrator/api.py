@@ -24,12 +24,19 @@ ConfigSource = str | Path | Mapping[str, Any]
 """Path of a config, name of a packaged recipe, or the content of a config."""
 
 
-def plan(config: ConfigSource, overrides: Sequence[str] = (), *, console: Console | None = None) -> PlannedLibrary:
+def plan(
+    config: ConfigSource,
+    overrides: Sequence[str] = (),
+    *,
+    nodes: Sequence[str] = (),
+    console: Console | None = None,
+) -> PlannedLibrary:
     """Plan a config: what a run would do and why, its memory and time. No work is started.
 
     Args:
         config: The config.
         overrides: Overrides such as ``train.steps=100``.
+        nodes: Nodes of a cluster that is not here, such as ``2x8x80GB``; by default those that there are.
         console: Shows that it is planning.
 
     Returns:
@@ -42,9 +49,10 @@ def plan(config: ConfigSource, overrides: Sequence[str] = (), *, console: Consol
     from orchestrator.config.loading import load_config
 
     loaded = load_config(config, _listed(overrides))
+    from orchestrator.plan.nodes import declared_nodes
     from orchestrator.plan.planned_library import plan_library
 
-    return plan_library(loaded, console)
+    return plan_library(loaded, console, declared_nodes(_listed(nodes)) or None)
 
 
 def run(config: ConfigSource, overrides: Sequence[str] = (), *, console: Console | None = None) -> RunOutcome:

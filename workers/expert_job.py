@@ -69,7 +69,7 @@ class ExpertJob:
     @property
     def options(self) -> int:
         """Number of sequences per row: the options of a choice task, otherwise 1."""
-        return len(self.data.label_names) if self.data.kind == "choice" else 1
+        return (len(self.data.label_names) or 1) if self.data.kind == "choice" else 1
 
     @property
     def cache_folder(self) -> Path:

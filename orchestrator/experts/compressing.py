@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from orchestrator.config.declared import refuse_declared
 from orchestrator.config.loading import LoadedConfig
 from orchestrator.experts.router_state import how_to_route_to
 from orchestrator.experts.version_selection import choose_version, version_label
@@ -62,6 +63,7 @@ def compress_expert(
     registry.check_files(version)
     folder = registry.fetch(version)
     only = config.model_copy(update={"tasks": {task: config.tasks[task]}, "search": None})
+    refuse_declared(only)
     planned = make_plan(only, registry=registry).experts[task].job
     job = _job(planned, version, folder)
     with console.status(f"cutting {version_label(version)}") as status:

@@ -109,6 +109,8 @@ class AdapterFits:
 
     def cut_share(self, data: PreparedTask) -> float:
         """Return the share of the training rows with more than ``base.max_length`` tokens, by a sample of them."""
+        if data.declared_tokens:
+            return float(data.declared_tokens > self._base.max_length)
         key = f"{data.fingerprint} {self._base.max_length}"
         if key not in self._answers.cut:
             try:

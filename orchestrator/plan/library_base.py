@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.config.schema import Config
 from orchestrator.config.sections import BaseSettings
 from orchestrator.plan.nodes import choose_base_dtype
 from orchestrator.pool.capacity import JobResources, Node
 from ttmoe.base import Base
-from workers.base.base_sources import DEFAULT_REVISION, resolve_base
+from workers.base.base_sources import DEFAULT_REVISION, base_of_config, resolve_base
 
 if TYPE_CHECKING:
     from orchestrator.registry import Registry, Version
@@ -46,7 +46,15 @@ def resolve_library_base(
     """
     settings, native = config.base, choose_base_dtype(resources, nodes)
     is_auto = settings.dtype == "auto"
-    base = resolve_base(**settings.model_dump() | ({"dtype": native} if is_auto else {}), cache=cache)
+    use: dict[str, Any] = {
+        "dtype": native if is_auto else settings.dtype,
+        "max_length": settings.max_length,
+        "pooling": settings.pooling,
+    }
+    if settings.config:
+        base = base_of_config(settings.config, cache, **use)
+        return base, f"{base.id} ({base.dtype}, a config without weights)"
+    base = resolve_base(**settings.model_dump(exclude={*use, "config"}), **use, cache=cache)
     versions = registry.experts(config.library, every=True) if registry and is_auto else []
     if kept := _dtype_of_experts(versions, base.digest):
         note = f", {KEPT}, {SLOW}" if kept != native == "float32" else f", {KEPT}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,9 +11,49 @@ from cluster.machine import available_cpus, free_memory
 from orchestrator.config.runtime_sections import ResourceSettings
 from orchestrator.pool.capacity import JobResources, Node
 from ttmoe.errors import InputError
-from workers.hardware import Hardware, package_version, probe_hardware
+from workers.hardware import Gpu, Hardware, package_version, probe_hardware
 
+_NODES = re.compile(r"(\d+)x(\d+)(?:x(\d+(?:\.\d+)?)([TGM]B))?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([TGM]B)?", re.IGNORECASE)
 RAY_MEMORY_SHARE = 0.7  # of the free memory; Ray reserves the rest for its object store
+
+
+def declared_nodes(texts: Sequence[str]) -> list[Node]:
+    """Return nodes that a user describes, such as ``2x8x80GB``: two nodes with eight GPUs of 80 GB each.
+
+    After a comma ``cpus=N`` and ``memory=SIZE`` may follow, of each node; by default 8 CPUs for each GPU, and as much
+    memory as its GPUs have together. Nodes without GPUs are ``4x0,cpus=16,memory=64GB``. GPUs compute in bfloat16.
+
+    Raises:
+        InputError: If a text is no description of nodes.
+    """
+    return [node for text in texts for node in _parse_nodes(text)]
+
+
+def _parse_nodes(text: str) -> list[Node]:
+    fix = "write COUNTxGPUSxGPU_MEMORY as in 2x8x80GB, with cpus=64 and memory=512GB after commas if they matter"
+    shape, *options = (part.strip() for part in text.split(","))
+    match = _NODES.fullmatch(shape)
+    given = dict(option.split("=", 1) for option in options if "=" in option)
+    sizes = {key: _SIZE.fullmatch(value) for key, value in given.items()}
+    if not match or len(given) < len(options) or given.keys() - {"cpus", "memory"} or not all(sizes.values()):
+        raise InputError(f"{text!r} describes no nodes", where="--nodes", fix=fix)
+    count, gpus, gpu_memory = int(match[1]), int(match[2]), _bytes(match[3], match[4])
+    if not count or bool(gpus) != bool(gpu_memory) or (not gpus and given.keys() < {"cpus", "memory"}):
+        what = f"{text!r} has no nodes, GPUs without memory, or neither GPUs nor cpus and memory"
+        raise InputError(what, where="--nodes", fix=fix)
+    size = {key: _bytes(match[1], match[2]) for key, match in sizes.items() if match}
+    memory = int(RAY_MEMORY_SHARE * size.get("memory", gpus * gpu_memory))
+    hardware = Hardware((Gpu("declared", gpu_memory, True),) * gpus, True, {})
+    cpus = float(size.get("cpus", 8 * gpus))
+    return [
+        Node(f"declared node {number}", cpus, float(gpus), memory, gpu_memory, hardware=hardware)
+        for number in range(1, count + 1)
+    ]
+
+
+def _bytes(number: str | None, unit: str | None) -> int:
+    return int(float(number or 0) * {"T": 1e12, "G": 1e9, "M": 1e6, "": 1}[(unit or "").upper()[:1]])
 
 
 def available_nodes() -> list[Node]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from orchestrator.plan.library_state import LibraryState, read_library_state
 from orchestrator.plan.plan_json import plan_as_dict
 from orchestrator.plan.planning import Plan, make_plan
 from orchestrator.plan.search_space import check_search_space
+from orchestrator.pool.capacity import Node
 from ttmoe.errors import InfeasibleError
 
 if TYPE_CHECKING:
@@ -43,12 +45,15 @@ class PlannedLibrary:
         return plan_as_dict(self.plan, self.state, self.forecast, self.problem)
 
 
-def plan_library(loaded: LoadedConfig, console: Console | None = None) -> PlannedLibrary:
+def plan_library(
+    loaded: LoadedConfig, console: Console | None = None, nodes: Sequence[Node] | None = None
+) -> PlannedLibrary:
     """Plan a config. It writes only prepared data and converted bases to ``storage.cache``.
 
     Args:
         loaded: The config.
         console: Shows that it is planning; None shows nothing.
+        nodes: Nodes on which the work would run; by default those that there are.
 
     Raises:
         InputError: If the config cannot be run.
@@ -56,7 +61,7 @@ def plan_library(loaded: LoadedConfig, console: Console | None = None) -> Planne
     with console.status("planning: base, data, adapters") if console else nullcontext():
         LibraryFolders.of(loaded.config).check_cache()
         registry = _open_registry(loaded.config.store)
-        plan = make_plan(loaded.config, registry=registry)
+        plan = make_plan(loaded.config, nodes, registry)
         state = read_library_state(plan, registry)
         check_search_space(plan, state)
         return PlannedLibrary(plan, state, make_forecast(plan, state, plan.nodes), _find_problem(plan, state))

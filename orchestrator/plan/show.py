@@ -135,6 +135,8 @@ def _nodes(plan: Plan) -> list[tuple[str, str]]:
 def _describe_node(node: Node) -> str:
     """Return the hardware of a node, such as ``16 CPUs, 2 GPUs (NVIDIA H100, 85 GB, bfloat16)``."""
     parts = [f"{node.cpus:g} CPUs"]
+    if node.name.startswith("declared"):
+        parts.append(f"{format_bytes(node.memory)} of memory for jobs")
     if node.gpus:
         gpus = node.hardware.gpus if node.hardware else ()
         kinds = {f"{gpu.name}, {format_bytes(gpu.memory)}, {'bfloat16' if gpu.bf16 else 'float32'}" for gpu in gpus}

@@ -80,12 +80,16 @@ def count_tokens(data: PreparedTask, max_length: int, splits: Collection[str] = 
     Returns:
         The approximate number of tokens, and the number of sequences.
     """
+    options = (len(data.label_names) or 1) if data.kind == "choice" else 1
+    if data.declared_tokens:
+        sequences = options * sum(data.rows[split] for split in splits)
+        return sequences * min(max_length, data.declared_tokens), sequences
     from pyarrow.parquet import read_metadata
 
     tokens = sequences = 0
     for split in splits:
         meta = read_metadata(data.folder / f"{split}.parquet")
-        rows, options = meta.num_rows, len(data.label_names) if data.kind == "choice" else 1
+        rows = meta.num_rows
         columns = [meta.row_group(i).column(j) for i in range(meta.num_row_groups) for j in range(meta.num_columns)]
         size = {name: sum(c.total_uncompressed_size for c in columns if c.path_in_schema.startswith(name))
                 for name in ("texts", "choices", "answer")}  # fmt: skip

@@ -83,7 +83,7 @@ def training_data(expert: ExpertPlan, task: Task) -> TrainingData:
         kind, place = "wheel", {"wheel": source.wheel, "file": source.file}
     else:
         kind, place = "local", {"uri": source.path}
-    columns: list[Mapping[str, object]] = [task.columns.model_dump(exclude_none=True)]
+    columns: list[Mapping[str, object]] = [task.columns.model_dump(exclude_none=True)] if task.columns else []
     columns += [{"label": task.label.column}] if task.label else []
     rows = {split: sum(counts.values()) for split, counts in data.counts.items()}
     profile = {"num_rows": sum(rows.values()), "rows": rows, "kind": data.kind, "labels": len(data.label_names)}

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cluster.jobs import own_job
+from orchestrator.config.declared import refuse_declared
 from orchestrator.config.loading import LoadedConfig, resolved_yaml
 from orchestrator.plan.folders import LibraryFolders
 from orchestrator.plan.forecast import Forecast, check_feasible, check_router_fits, check_search_fits, make_forecast
@@ -95,6 +96,7 @@ def _plan_and_run(loaded: LoadedConfig, made: RunInProgress, console: Console) -
 
 def plan_and_open(loaded: LoadedConfig, console: Console) -> tuple[Plan, Registry]:
     """Plan a config, and open its store with retries; a plan that fails creates no file."""
+    refuse_declared(loaded.config)
     with console.status("planning: base, data, adapters"):
         LibraryFolders.of(loaded.config).check()
         store = loaded.config.store

@@ -18,6 +18,7 @@ from cluster.kuberay_profile import KubeRayProfile
 from cluster.local import PASSED_ON
 from cluster.profiles import ClusterProfile, LocalProfile
 from orchestrator.config.completion import mask_on_end
+from orchestrator.config.declared import refuse_declared
 from orchestrator.config.loading import LoadedConfig
 from orchestrator.config.schema import Config
 from orchestrator.config.store_address import TRACKING_VARIABLE
@@ -87,6 +88,7 @@ def pack_job(
             variable that the profile passes on is not set.
     """
     config = loaded.config
+    refuse_declared(config)
     root = storage_root(config, profile)
     for key, path in {"storage.root": root, "storage.cache": config.storage.cache}.items():
         if path and not Path(path).is_absolute():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from ttmoe.atomic_write import write_atomically
 from ttmoe.base import (
     COPY_FIX,
     TOKENIZER_FILES,
@@ -22,6 +25,8 @@ from workers.data.atomic_folder import atomic_folder
 from workers.data.file_digests import remembered_digest
 from workers.data.wheels import wheel_folder, wheel_member
 
+CONFIG_ALONE = "config"
+"""Source of a base that is a config without weights, for plans."""
 DEFAULT_REVISION = "main"
 """Branch on the hub from which a base without a revision is taken."""
 
@@ -92,6 +97,39 @@ def resolve_base(
         pooling=choose_pooling(pooling, place),
         asked=() if folder else (*asked.items(), ("cache", cache)),
     )
+
+
+def base_of_config(
+    config: dict[str, Any] | str, cache: Path, *, dtype: str, max_length: int, pooling: str = "auto"
+) -> Base:
+    """Return a base of which there is the config alone, for a plan. It cannot be loaded.
+
+    Args:
+        config: Content of the model's ``config.json``, or its path.
+        cache: Root folder of the cache, in which the base's folder is made.
+        dtype: Number format that the weights would have.
+        max_length: Maximum number of tokens per input.
+        pooling: As in ``resolve_base``.
+
+    Raises:
+        InputError: If the file is missing, or is no JSON object.
+    """
+    if isinstance(config, str):
+        try:
+            config = json.loads(Path(config).read_text(encoding="utf-8"))
+            if not isinstance(config, dict):
+                raise ValueError("it is no JSON object")
+        except (OSError, ValueError) as error:
+            fix = "give the path of a model's config.json, or its keys"
+            raise InputError(f"the config cannot be read: {error}", where="base.config", fix=fix) from error
+    text = json.dumps(config, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    folder = cache / "configs" / digest[:16]
+    if not (folder / "config.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "config.json", text.encode())
+    name = str(config.get("model_type", "model"))
+    return Base(CONFIG_ALONE, name, "", digest, str(folder), dtype, max_length, choose_pooling(pooling, folder))
 
 
 def _check_files(folder: Path) -> None:

@@ -98,6 +98,7 @@ def _unlabelled_examples(kept: Sequence[tuple[int, Row]], task: Task, where: str
 def _text_columns(task: Task) -> dict[str, str]:
     """Return the text columns of the task by their config key."""
     columns = task.columns
+    assert columns is not None  # declared rows have none, and are not read
     if isinstance(columns, GenerateColumns | PromptColumns):
         return {"prompt": columns.prompt}
     if isinstance(columns, PairColumns):

@@ -21,7 +21,7 @@ from workers.data.examples import Example, to_examples
 from workers.data.sources import read_rows, source_identity
 from workers.data.split_files import META, describe_files, first_rows_of, read_meta, read_rows_of
 from workers.data.splits import SPLIT_NAMES, Splits, clean_given_splits, split_examples
-from workers.data.task import GivenSplits, Source, Task
+from workers.data.task import DeclaredRows, GivenSplits, Source, Task
 from workers.recipes import RECIPES
 
 _ATTEMPTS = 2  # another process may find the same damage, and replace what this one has made
@@ -45,6 +45,7 @@ class PreparedTask:
             inputs whose labels tie), ``leaked`` (inputs or groups of a later split), ``sampled`` (beyond ``sample``).
         folder: Folder with the Parquet files.
         labelled: Whether the rows have labels or answers.
+        declared_tokens: Tokens of a row, if there are no rows and ``counts`` is what the config declares; else 0.
     """
 
     name: str
@@ -57,6 +58,7 @@ class PreparedTask:
     left_out: dict[str, int]
     folder: Path
     labelled: bool = True
+    declared_tokens: int = 0
 
     @property
     def removed(self) -> dict[str, int]:
@@ -84,6 +86,8 @@ def prepare_task(name: str, task: Task, cache: Path) -> PreparedTask:
         InputError: If the data cannot be read or converted, a split is empty, there are fewer than two labels, or train
             lacks a label.
     """
+    if task.declared:
+        return _declared_task(name, task, task.declared)
     folder = cache / "tasks" / _key(name, task, cache)
     for _ in range(_ATTEMPTS):
         exists = (folder / META).exists()
@@ -96,6 +100,26 @@ def prepare_task(name: str, task: Task, cache: Path) -> PreparedTask:
         return found
     fix = "check the disk, then repeat the command; or choose another folder"
     raise InputError("the prepared data is damaged as soon as it is written", where=str(folder), fix=fix)
+
+
+def _declared_task(name: str, task: Task, declared: DeclaredRows) -> PreparedTask:
+    """Return what would be prepared of declared rows. There are no files."""
+    total = max(3, min(declared.rows, task.split.sample or declared.rows))
+    test, validation = (max(1, round(total * share)) for share in (task.split.test, task.split.validation))
+    rows = {"train": max(1, total - validation - test), "validation": validation, "test": test}
+    names = () if task.kind == "generate" else tuple(map(str, range(declared.classes)))
+    return PreparedTask(
+        name,
+        task.kind,
+        names,
+        hashlib.sha256(declared.model_dump_json().encode()).hexdigest(),
+        {split: {names[0] if names else _ANSWERS: count} for split, count in rows.items()},
+        1 / max(1, len(names)),
+        0,
+        {},
+        Path(),
+        declared_tokens=declared.tokens,
+    )
 
 
 def load_split(prepared: PreparedTask, split_name: str) -> list[Example]:

@@ -127,6 +127,15 @@ class SplitSettings(BaseModel):
         return self
 
 
+class DeclaredRows(BaseModel):
+    """The size of a data set that is not there yet, for a plan."""
+
+    model_config = STRICT_CONFIG
+    rows: int = Field(ge=3, description="Number of rows, which are divided into splits as `split` says.")
+    tokens: int = Field(ge=1, description="Tokens of a row.")
+    classes: int = Field(default=2, ge=2, description="Number of labels, or of options of a choice.")
+
+
 class Task(BaseModel):
     """A named data set and what to do with it."""
 
@@ -139,11 +148,14 @@ class Task(BaseModel):
         description="Source of inputs without labels, in place of `source`: the router learns from them, and answers "
         "are not tested. For tasks whose `expert` is taken from the registry.",
     )
+    declared: DeclaredRows | None = Field(
+        default=None, description="Size of data that is not there yet, in place of `source`; for `ttmoe plan` alone."
+    )
     source: Source | GivenSplits | None = Field(
         default=None, validate_default=True, description="One source, or one for each split."
     )
-    columns: TextColumns | PairColumns | ChoiceColumns | GenerateColumns | PromptColumns = Field(
-        description="The input columns."
+    columns: TextColumns | PairColumns | ChoiceColumns | GenerateColumns | PromptColumns | None = Field(
+        default=None, validate_default=True, description="The input columns."
     )
     label: LabelColumn | None = Field(
         default=None,
@@ -164,11 +176,13 @@ class Task(BaseModel):
     @field_validator("source")
     @classmethod
     def _check_rows(cls, source: Source | GivenSplits | None, info: Any) -> Source | GivenSplits | None:
-        unlabelled = info.data.get("routing_rows")
-        if source is None and unlabelled is None and "routing_rows" in info.data:  # else it has an error of its own
+        others = [info.data.get(key) for key in ("routing_rows", "declared")]
+        known = {"routing_rows", "declared"} <= info.data.keys()  # one that is missing has an error of its own
+        if source is None and not any(others) and known:
             raise PydanticCustomError("missing", "Field required")
-        if source and unlabelled:
-            raise setting_error("source and routing_rows cannot be combined", fix="keep `source` if it has labels")
+        if bool(source) + sum(map(bool, others)) > 1:
+            what = "source, routing_rows and declared cannot be combined"
+            raise setting_error(what, fix="keep one of them: `source` if there are rows with labels")
         return source
 
     @field_validator("columns", mode="before")
@@ -179,6 +193,15 @@ class Task(BaseModel):
             model = PromptColumns
         return model.model_validate(value) if model and isinstance(value, dict) else value
 
+    @field_validator("columns")
+    @classmethod
+    def _require_columns(cls, columns: Any, info: Any) -> Any:
+        if columns is None and not info.data.get("declared"):
+            raise PydanticCustomError("missing", "Field required")
+        if columns is not None and info.data.get("declared"):
+            raise setting_error("declared rows have no columns", fix="remove `columns`, or write `source`")
+        return columns
+
     @field_validator("label")
     @classmethod
     def _check_label(cls, label: LabelColumn | None, info: Any) -> LabelColumn | None:
@@ -186,11 +209,12 @@ class Task(BaseModel):
         if kind == "generate" and label is not None:
             fix = "remove `label`; `columns.answer` names the column"
             raise setting_error("a task of kind generate has no label", fix=fix)
-        if label is not None and info.data.get("routing_rows"):
+        without = next((key for key in ("routing_rows", "declared") if info.data.get(key)), None)
+        if label is not None and without:
             raise setting_error(
-                "routing_rows have no labels", fix="remove `label`, or write `source` for `routing_rows`"
+                f"{without} have no label column", fix=f"remove `label`, or write `source` for `{without}`"
             )
-        if kind not in (None, "generate") and label is None and not info.data.get("routing_rows"):
+        if kind not in (None, "generate") and label is None and not without:
             raise PydanticCustomError("missing", "Field required")
         return label
 

@@ -96,7 +96,7 @@ def test_rows_without_labels_stand_alone(tmp_path):
     for entry, said in (
         (text, "Field required"),
         (text | {"source": source, "routing_rows": rows, "label": {"column": "label"}}, "cannot be combined"),
-        (text | {"routing_rows": rows, "label": {"column": "label"}}, "routing_rows have no labels"),
+        (text | {"routing_rows": rows, "label": {"column": "label"}}, "routing_rows have no label column"),
         ({"kind": "generate", "columns": {"prompt": "p", "answer": "a"}, "routing_rows": rows}, "Extra inputs"),
     ):
         with pytest.raises(ValidationError, match=said):
