@@ -26,7 +26,9 @@ R = TypeVar("R")
 ConfigArgument = Annotated[
     str,
     typer.Argument(
-        metavar="CONFIG", help="Config file, or name of a packaged recipe: quickstart, smollm2, tune-paper."
+        metavar="CONFIG",
+        help="Config file, or name of a packaged recipe: quickstart, smollm2, tune-paper; to plan alone: llama-8b, "
+        "llama-70b, qwen3-8b.",
     ),
 ]
 SetOption = Annotated[

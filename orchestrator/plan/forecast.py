@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from orchestrator.plan.durations import estimate_expert_seconds
 from orchestrator.plan.library_state import LibraryState
+from orchestrator.plan.memory_fit import memory_for_a_job
 from orchestrator.plan.packing import pack_jobs
 from orchestrator.plan.planning import Plan
 from orchestrator.plan.quantities import format_bytes
 from orchestrator.plan.router_forecast import LESS_FEATURES, LESS_SPLIT, RouterForecast, forecast_router
 from orchestrator.plan.space import plan_space
+from orchestrator.plan.throughput import seconds_at, stated_throughput
 from orchestrator.plan.trunk_forecast import TrunkForecast, forecast_trunk
 from orchestrator.pool.capacity import JobResources, Node, limiting_resource, max_parallel_jobs, require_fits
 from ttmoe.base import empty_body
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 MAX_EXPERTS_PER_JOB = 8  # maximum of `experts_per_job: auto`; larger jobs do not use the base's passes better
-GPU_SHARE = 0.9  # share of a GPU's memory that jobs may use
 LESS_MEMORY = "lower train.micro_batch or base.max_length, set train.checkpointing, or add a node with more memory"
 
 
@@ -43,7 +44,8 @@ class Forecast:
         limiting_resource: What limits this number: ``CPU``, ``GPU``, ``memory`` or ``max_parallel``.
         trunk: Forecast of cached trunk states; None if none are cached.
         router: Forecast of stage 2.
-        expert_seconds: Training time by task in seconds; None if no earlier version has times.
+        expert_seconds: Training time by task in seconds; without an earlier version with times, that of a stated
+            throughput of the nodes, or None.
         total_seconds: Time of all expert jobs in seconds; None if the time of an expert is unknown.
         waits_for_nodes: Whether no node can run a job yet and the run waits for new nodes.
     """
@@ -88,6 +90,9 @@ def make_forecast(plan: Plan, state: LibraryState, nodes: Sequence[Node]) -> For
     router = forecast_router(plan, model)
     packs = pack_jobs({task: plan.experts[task].job for task in todo}, experts_per_job)
     seconds = estimate_expert_seconds(plan, state)
+    if throughput := stated_throughput(nodes):
+        seconds = {task: seconds_at(plan.experts[task], model, throughput) if known is None else known
+                   for task, known in seconds.items()}  # fmt: skip
     return Forecast(
         memory=estimate_memory(plan, model, plan.experts, 1),
         job_resources=job_resources,
@@ -131,11 +136,16 @@ def check_feasible(plan: Plan, nodes: Sequence[Node], tasks: Collection[str] | N
     count = _choose_experts_per_job(plan, model, names, nodes)
     memory = estimate_memory(plan, model, names, count)
     largest = max(names, key=lambda task: memory[task].total)
+    weights, room = memory[largest].base, memory_for_a_job(nodes, plan.resources)
+    if plan.resources.gpus and room and weights > room:
+        what = f"the base's weights take {format_bytes(weights)}, and a job has {format_bytes(room)} of GPU memory"
+        fix = "use a smaller base, or GPUs with more memory: a base is not split over several GPUs"
+        raise InfeasibleError(what, where="base", fix=fix)
     what = f"expert {largest!r}" if count == 1 else f"a job of {count} experts such as {largest!r}"
     require_fits(nodes, _job_resources(plan, model, names, count), what, LESS_MEMORY)
-    available, required = _gpu_bytes(nodes, plan.resources), memory[largest].gpu
-    if plan.resources.gpus and available and required > available:
-        share = f"{format_bytes(required)} of GPU memory, and {format_bytes(available)} are available to it"
+    required = memory[largest].gpu
+    if plan.resources.gpus and room and required > room:
+        share = f"{format_bytes(required)} of GPU memory, and {format_bytes(room)} are available to it"
         raise InfeasibleError(f"{what} requires {share}", where="resources", fix=LESS_MEMORY)
 
 
@@ -193,7 +203,8 @@ def _largest_trials(plan: Plan, model: nn.Module) -> Plan:
         ranks = plan.config.search.references if plan.config.search else ()
         adapters += [replace(expert.job.adapter, method="lora", rank=rank, shape="auto") for rank in ranks]
         for number, adapter in enumerate(adapters):
-            trials[f"{task} {number}"] = replace(expert, job=replace(expert.job, adapter=adapter, train=train))
+            job = replace(expert.job, adapter=adapter, train=train.with_memory_of(expert.job.train))
+            trials[f"{task} {number}"] = replace(expert, job=job)
     return replace(plan, experts=trials)
 
 
@@ -244,19 +255,13 @@ def _choose_experts_per_job(plan: Plan, model: nn.Module, tasks: Sequence[str], 
     settings, resources = plan.config.resources, plan.resources
     if settings.experts_per_job != "auto":
         return settings.experts_per_job
-    available = _gpu_bytes(nodes, resources)
+    available = memory_for_a_job(nodes, resources)
     parallel_jobs = max_parallel_jobs(nodes, resources)
     limit = min(MAX_EXPERTS_PER_JOB, math.ceil(len(tasks) / max(1, parallel_jobs)))
     for count in range(limit if resources.gpus and available else 1, 1, -1):
         if max(estimate.gpu for estimate in estimate_memory(plan, model, tasks, count).values()) <= available:
             return count
     return 1
-
-
-def _gpu_bytes(nodes: Sequence[Node], job: JobResources) -> float:
-    """Return the bytes that a job may use on the smallest GPU of a node that suits it; 0 if unknown."""
-    smallest = min((n.gpu_memory for n in nodes if n.gpus and n.gpu_memory and n.suits(job)), default=0)
-    return smallest * min(1.0, job.gpus) * GPU_SHARE
 
 
 def _find_limit(nodes: Sequence[Node], job: JobResources, parallel_jobs: int) -> str:

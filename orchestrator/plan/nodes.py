@@ -15,14 +15,16 @@ from workers.hardware import Gpu, Hardware, package_version, probe_hardware
 
 _NODES = re.compile(r"(\d+)x(\d+)(?:x(\d+(?:\.\d+)?)([TGM]B))?", re.IGNORECASE)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([TGM]B)?", re.IGNORECASE)
+_TFLOPS = 300
 RAY_MEMORY_SHARE = 0.7  # of the free memory; Ray reserves the rest for its object store
 
 
 def declared_nodes(texts: Sequence[str]) -> list[Node]:
     """Return nodes that a user describes, such as ``2x8x80GB``: two nodes with eight GPUs of 80 GB each.
 
-    After a comma ``cpus=N`` and ``memory=SIZE`` may follow, of each node; by default 8 CPUs for each GPU, and as much
-    memory as its GPUs have together. Nodes without GPUs are ``4x0,cpus=16,memory=64GB``. GPUs compute in bfloat16.
+    After a comma ``cpus=N`` and ``memory=SIZE`` may follow, of each node, and ``tflops=N``, what a GPU computes in
+    training; by default 8 CPUs for each GPU, as much memory as its GPUs have together, and 300 TFLOP/s, a third of the
+    peak of an H100 in bfloat16. Nodes without GPUs are ``4x0,cpus=16,memory=64GB``. GPUs compute in bfloat16.
 
     Raises:
         InputError: If a text is no description of nodes.
@@ -36,7 +38,7 @@ def _parse_nodes(text: str) -> list[Node]:
     match = _NODES.fullmatch(shape)
     given = dict(option.split("=", 1) for option in options if "=" in option)
     sizes = {key: _SIZE.fullmatch(value) for key, value in given.items()}
-    if not match or len(given) < len(options) or given.keys() - {"cpus", "memory"} or not all(sizes.values()):
+    if not match or len(given) < len(options) or given.keys() - {"cpus", "memory", "tflops"} or not all(sizes.values()):
         raise InputError(f"{text!r} describes no nodes", where="--nodes", fix=fix)
     count, gpus, gpu_memory = int(match[1]), int(match[2]), _bytes(match[3], match[4])
     if not count or bool(gpus) != bool(gpu_memory) or (not gpus and given.keys() < {"cpus", "memory"}):
@@ -45,9 +47,9 @@ def _parse_nodes(text: str) -> list[Node]:
     size = {key: _bytes(match[1], match[2]) for key, match in sizes.items() if match}
     memory = int(RAY_MEMORY_SHARE * size.get("memory", gpus * gpu_memory))
     hardware = Hardware((Gpu("declared", gpu_memory, True),) * gpus, True, {})
-    cpus = float(size.get("cpus", 8 * gpus))
+    cpus, tflops = float(size.get("cpus", 8 * gpus)), float(size.get("tflops", _TFLOPS)) if gpus else 0.0
     return [
-        Node(f"declared node {number}", cpus, float(gpus), memory, gpu_memory, hardware=hardware)
+        Node(f"declared node {number}", cpus, float(gpus), memory, gpu_memory, hardware=hardware, tflops=tflops)
         for number in range(1, count + 1)
     ]
 

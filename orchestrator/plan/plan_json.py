@@ -40,6 +40,8 @@ def plan_as_dict(
                 "rows": expert.job.data.rows,
                 "removed_rows": expert.job.data.removed,
                 "cut_share": expert.cut_share,
+                "micro_batch": expert.job.train.rows_at_once,
+                "checkpointing": expert.job.train.recomputes,
                 "memory": _memory_as_dict(forecast.memory[task]),
                 "seconds": forecast.expert_seconds[task],
             }

@@ -12,10 +12,12 @@ from orchestrator.config.store_address import StoreAddress
 from orchestrator.plan.folders import LibraryFolders
 from orchestrator.plan.forecast import Forecast, check_feasible, check_router_fits, check_search_fits, make_forecast
 from orchestrator.plan.library_state import LibraryState, read_library_state
+from orchestrator.plan.memory_fit import fit_memory
 from orchestrator.plan.plan_json import plan_as_dict
 from orchestrator.plan.planning import Plan, make_plan
 from orchestrator.plan.search_space import check_search_space
 from orchestrator.pool.capacity import Node
+from ttmoe.base import empty_body
 from ttmoe.errors import InfeasibleError
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ def plan_library(
         LibraryFolders.of(loaded.config).check_cache()
         registry = _open_registry(loaded.config.store)
         plan = make_plan(loaded.config, nodes, registry)
+        plan = fit_memory(plan, empty_body(plan.base))
         state = read_library_state(plan, registry)
         check_search_space(plan, state)
         return PlannedLibrary(plan, state, make_forecast(plan, state, plan.nodes), _find_problem(plan, state))

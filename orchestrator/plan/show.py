@@ -18,6 +18,7 @@ from orchestrator.plan.quantities import format_bytes, format_duration, format_n
 from orchestrator.plan.router_forecast import RouterForecast
 from orchestrator.pool.capacity import Node
 from workers.training.memory import MemoryEstimate
+from workers.training.settings import TrainSettings
 
 MAX_TABLE_ROWS = 40
 MAX_DATA_LINES = 8
@@ -29,7 +30,7 @@ REMOVED_ROWS = {
     "filtered": "filtered",
     "sampled": "beyond the sample",
 }
-MEMORY_PARTS = ("base", "activations", "optimizer", "process")
+MEMORY_PARTS = ("base", "activations", "logits", "adapters", "gradients", "optimizer", "process")
 STATE_STYLES = {"cached": "dim", "changed": "yellow", "missing": "bold"}
 
 
@@ -155,7 +156,8 @@ def _resources(plan: Plan, state: LibraryState, forecast: Forecast) -> list[tupl
     lines = [("each job", f"{job.cpus:g} CPUs{gpus}, {format_bytes(job.memory)} of memory")]
     if state.todo:
         largest = max(state.todo, key=lambda task: forecast.memory[task].total)
-        lines += [("memory", _memory(forecast.memory[largest])), ("", f"of {largest}, the largest expert")]
+        lines += [("memory", _memory(forecast.memory[largest]))]
+        lines += [("", f"of {largest}, the largest expert, {_passes(plan.experts[largest].job.train)}")]
         experts = "1 expert" if forecast.experts_per_job == 1 else f"up to {forecast.experts_per_job} experts"
         lines.append(("jobs", f"{forecast.jobs} with {experts} each, {_parallel_jobs(forecast)}"))
     if forecast.trunk:
@@ -167,7 +169,10 @@ def _resources(plan: Plan, state: LibraryState, forecast: Forecast) -> list[tupl
     if state.todo:
         seconds = forecast.total_seconds
         unknown = "unknown: no finished training on this base"
-        lines.append(("time", unknown if seconds is None else f"about {format_duration(seconds)} for the experts"))
+        stated = max(node.tflops for node in plan.nodes) if plan.nodes else 0
+        source = f", at {stated:g} TFLOP/s of each GPU (tflops=)" if stated else ""
+        known = f"about {format_duration(seconds or 0)} for the experts{source}"
+        lines.append(("time", unknown if seconds is None else known))
         if hours := plan.config.limits.hours:
             less = ", less than the experts take" if seconds and seconds > hours * 3600 else ""
             lines.append(("limit", f"{format_duration(hours * 3600)}{less}: then repeat the run to continue"))
@@ -187,6 +192,11 @@ def _router(router: RouterForecast) -> list[tuple[str, str]]:
     ]
 
 
+def _passes(train: TrainSettings) -> str:
+    rows = f"{train.rows_at_once} rows at once" if train.rows_at_once else "all rows of a step at once"
+    return rows + (", activations recomputed (checkpointing)" if train.recomputes else "")
+
+
 def _parallel_jobs(forecast: Forecast) -> str:
     count = f"{forecast.parallel_jobs} in parallel"
     if forecast.waits_for_nodes:
@@ -196,7 +206,8 @@ def _parallel_jobs(forecast: Forecast) -> str:
 
 
 def _memory(memory: MemoryEstimate) -> str:
-    parts = ", ".join(f"{format_bytes(getattr(memory, part))} {part}" for part in MEMORY_PARTS)
+    sizes = {part: getattr(memory, part) for part in MEMORY_PARTS}
+    parts = ", ".join(f"{format_bytes(size)} {part}" for part, size in sizes.items() if size)
     return f"{parts}; {format_bytes(memory.gpu)} on the GPU" if memory.gpu else parts
 
 

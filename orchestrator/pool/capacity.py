@@ -49,6 +49,7 @@ class Node:
         accelerators: Ray's names of the types of its GPUs.
         labels: Its labels as pairs of key and value.
         hardware: What a probe on the node found; None before it.
+        tflops: Stated throughput of each of its GPUs, in 10^12 operations per second; 0 if none is stated.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Node:
     accelerators: tuple[str, ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
     hardware: Hardware | None = None
+    tflops: float = 0.0
 
     def suits(self, job: JobResources) -> bool:
         """Return whether the node has the type of GPU and the labels that the job asks for."""

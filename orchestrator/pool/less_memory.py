@@ -18,7 +18,7 @@ def with_half_micro_batch(job: ExpertJob) -> ExpertJob | None:
     """Return the job of an expert with half the rows in the model at once, or None if that is one row already."""
     train = job.train
     most = train.batch_tokens or train.batch_size  # no row has less than one token
-    half = half_of(min(most, train.micro_batch or most), train.batch_tokens, job.base.max_length)
+    half = half_of(min(most, train.rows_at_once or most), train.batch_tokens, job.base.max_length)
     return None if half is None else replace(job, train=train.model_copy(update={"micro_batch": half}))
 
 

@@ -17,6 +17,7 @@ from orchestrator.config.loading import LoadedConfig, resolved_yaml
 from orchestrator.plan.folders import LibraryFolders
 from orchestrator.plan.forecast import Forecast, check_feasible, check_router_fits, check_search_fits, make_forecast
 from orchestrator.plan.library_state import LibraryState, read_library_state
+from orchestrator.plan.memory_fit import fit_memory
 from orchestrator.plan.planning import Plan, make_plan
 from orchestrator.plan.quantities import format_names
 from orchestrator.plan.search_space import check_search_space
@@ -28,6 +29,7 @@ from orchestrator.run.on_end import call_on_end, end_message
 from orchestrator.run.outcome import experts_failed_error, log_report
 from orchestrator.run.run_outcome import RunInProgress, RunOutcome
 from orchestrator.run.stages import promote_library, run_on_ray
+from ttmoe.base import empty_body
 from ttmoe.errors import PartFailedError, WorkFailedError
 
 _MOST_LISTED = 20  # tasks that a line of the terminal lists
@@ -86,6 +88,7 @@ def _plan_and_run(loaded: LoadedConfig, made: RunInProgress, console: Console) -
         if not state.has_work:
             _show_summary(plan, experts, registry, loaded, console)
             return
+        plan = fit_memory(plan, empty_body(plan.base))
         check_feasible(plan, plan.nodes, state.todo or plan.experts)
         check_router_fits(plan, state, plan.nodes)
         check_search_fits(plan, state, plan.nodes)

@@ -15,6 +15,7 @@ from cluster.local import ray_session
 from orchestrator.config.loading import LoadedConfig, load_config
 from orchestrator.plan.choosing import Point
 from orchestrator.plan.forecast import check_trial_fits, trial_resources
+from orchestrator.plan.memory_fit import fit_memory
 from orchestrator.plan.planned_library import plan_library
 from orchestrator.plan.planning import Plan
 from orchestrator.plan.search_space import check_spaces
@@ -190,6 +191,7 @@ def _search_on_ray(plan: Plan, registry: Registry, limits: RunLimits, made: Sear
     from orchestrator.search.tuning import run_search
 
     check_spaces(plan)
+    plan = fit_memory(plan, empty_body(plan.base))
     check_trial_fits(plan, plan.nodes)
     check_nodes(plan)
     for attempt in itertools.count(1):

@@ -101,7 +101,7 @@ class TaskTrials:
             base_job,
             task=trial.key,
             adapter=settings.adapter,
-            train=settings.train,
+            train=settings.train.with_memory_of(base_job.train),
             head=settings.head,
             spec_hash=trial.spec_hash,
             parameters=settings.parameters,

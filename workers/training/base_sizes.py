@@ -28,6 +28,7 @@ class BaseSizes:
         gated: Whether the feed-forward layer is gated.
         upcasts: Whether norms and softmax compute in fp32 (models with RMS norms do).
         device: Type of the device, ``cpu`` or ``cuda``.
+        normed: Width of the queries and keys together if they are normalised, as in Qwen3; else 0.
     """
 
     layers: int
@@ -39,6 +40,7 @@ class BaseSizes:
     gated: bool
     upcasts: bool
     device: str
+    normed: int = 0
 
     @classmethod
     def of(cls, model: nn.Module, base: Base, device: str) -> BaseSizes:
@@ -59,12 +61,13 @@ class BaseSizes:
             gated="gate" in paths or any("gate" in name for name, _ in layers[0].named_modules()),
             upcasts=not any(isinstance(module, nn.LayerNorm) for module in layers[0].modules()),
             device="cpu" if device == "cpu" else "cuda",
+            normed=_normed_width(layers[0]),
         )
 
     def saved_bytes_per_token(self, adapted_width: int) -> float:
         """Return the bytes that one layer saves for the backward pass, per token.
 
-        Saved are q, k and v, the inputs of both norms, the input of the activation and, if the layer is gated, both
+        Saved are q, k and v, the inputs of all norms, the input of the activation and, if the layer is gated, both
         factors of the product. Frozen linear maps save nothing.
 
         Args:
@@ -74,7 +77,8 @@ class BaseSizes:
         norms = 2 * (FP32_BYTES if self.upcasts else size)
         hidden = self.hidden * (3 * size + norms)
         feed_forward = self.intermediate * size * (3 if self.gated else 1)
-        return hidden + feed_forward + adapted_width * size + self._saved_attention_bytes()
+        normed = self.normed * (FP32_BYTES if self.upcasts else size)
+        return hidden + feed_forward + normed + adapted_width * size + self._saved_attention_bytes()
 
     def _saved_attention_bytes(self) -> float:
         """Return the bytes of attention that a token saves: its weights; on a GPU, where they are fused, its output."""
@@ -96,3 +100,12 @@ class BaseSizes:
         if self.device == "cpu":
             per_token += self.heads * self.tokens * (3 * self.dtype_bytes + copies)
         return tokens * per_token
+
+
+def _normed_width(layer: nn.Module) -> int:
+    """Return the width of the queries and keys of a layer together if both have norms of their own, else 0."""
+    modules = {name.rpartition(".")[2]: module for name, module in layer.named_modules()}
+    if not {"q_norm", "k_norm", "q_proj", "k_proj"} <= modules.keys():
+        return 0
+    widths: list[Any] = [modules[name].out_features for name in ("q_proj", "k_proj")]
+    return int(sum(widths))

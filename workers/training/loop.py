@@ -61,7 +61,7 @@ def fit_experts(
     session = _Session(bank, pad_id, report)
     bank.eval()
     session.start(trainings)
-    with activation_checkpointing(bank.model, any(training.settings.checkpointing for training in trainings)):
+    with activation_checkpointing(bank.model, any(training.settings.recomputes for training in trainings)):
         bank.train()
         try:
             with deferred_sigterm():
@@ -131,7 +131,7 @@ class _Session:
     def _backward(self, batches: dict[TrainingState, ExpertBatch]) -> dict[TrainingState, PassStats]:
         """Compute gradients of a mixed batch; if that fails, repeat it expert by expert to find the faulty ones."""
         states = list(batches)
-        sizes = [state.settings.micro_batch for state in states if state.settings.micro_batch]
+        sizes = [state.settings.rows_at_once for state in states if state.settings.rows_at_once]
         try:
             stats = add_gradients(self.bank, list(batches.values()), self.pad_id, depth=states[0].depth,
                                   micro_batch=min(sizes, default=None))  # fmt: skip

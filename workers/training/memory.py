@@ -2,8 +2,8 @@
 
 The tensors saved for the backward pass are counted one by one; the count agrees with what autograd saves (MiniLM 150 MB
 a layer at 32 rows of 128 tokens; SmolLM2-135M 13 to 19 MB at 4). The overhead of allocators is measured. Peaks of whole
-trainings on a CPU (2026-11, torch 2.13, transformers 5.23) were 0.66 to 1.06 of the estimate. Estimates for GPUs have
-not been compared with measurements.
+trainings on a CPU (2026-11, torch 2.13, transformers 5.23) were 0.66 to 1.06 of the estimate. Estimates for GPUs are
+compared with the live tensors of steps of 8B models on fake tensors (``tests/live_bytes.py``), not with measurements.
 """
 
 from __future__ import annotations
@@ -37,10 +37,13 @@ class MemoryEstimate:
 
     Attributes:
         base: Weights of the frozen base.
-        activations: Activations, and gradients of activations.
-        optimizer: Trained weights, their gradients, the optimizer's moments and the copy of the best weights.
+        activations: Activations, gradients of activations, and what one layer holds at a time.
+        optimizer: The optimizer's moments.
         process: The process itself: code and libraries.
-        device: Type of the device that holds the first three, ``cpu`` or ``cuda``.
+        device: Type of the device that holds all but the process, ``cpu`` or ``cuda``.
+        adapters: Trained weights, the copy of the best ones, and the low-rank factors that are made of them.
+        gradients: Gradients of the trained weights.
+        logits: Logits of a language head and their gradients.
     """
 
     base: int
@@ -48,11 +51,15 @@ class MemoryEstimate:
     optimizer: int
     process: int
     device: str = "cpu"
+    adapters: int = 0
+    gradients: int = 0
+    logits: int = 0
 
     @property
     def total(self) -> int:
         """Bytes in main memory and on the GPU together."""
-        return self.base + self.activations + self.optimizer + self.process
+        trained = self.adapters + self.gradients + self.optimizer
+        return self.base + self.activations + self.logits + trained + self.process
 
     @property
     def gpu(self) -> int:
@@ -96,24 +103,33 @@ def estimate_job_memory(
     lowest = min(site.layer for group in groups for site in group.sites)
     tokens = sizes.tokens
     rows = max(1, train.batch_tokens // tokens) if train.batch_tokens else train.batch_size
-    rows = min(rows, train.micro_batch or rows) * options
-    if not train.micro_batch:  # micro_batch bounds the rows of all experts together
+    rows = min(rows, train.rows_at_once or rows) * options
+    if not train.rows_at_once:  # micro_batch bounds the rows of all experts together
         rows *= experts
     layer = rows * tokens * sizes.saved_bytes_per_token(_adapted_width(groups))
     depth = sizes.layers - lowest
     # A checkpointed layer saves only its input; in the backward pass one layer at a time is recomputed.
-    saved = layer + rows * tokens * sizes.hidden * sizes.dtype_bytes * depth if train.checkpointing else layer * depth
+    saved = layer + rows * tokens * sizes.hidden * sizes.dtype_bytes * depth if train.recomputes else layer * depth
     # The low-rank factors of the adapters: built in fp32, cast, and their gradients.
     factors = 3 * FP32_BYTES * sum(_factor_numbers(group) for group in groups)
-    transient = sizes.transient_bytes(max(max(rows, HEAD_SCALE_BATCH) * tokens, batch_tokens(sizes.device)))
+    without_gradients = max(HEAD_SCALE_BATCH * tokens, batch_tokens(sizes.device))
+    activations = math.ceil(ALLOCATOR_FACTORS[sizes.device] * saved)
+    if sizes.device == "cpu":  # memory freed by evaluations is not always there for the next step
+        activations += sizes.transient_bytes(max(rows * tokens, without_gradients))
+    else:
+        activations += sizes.transient_bytes(rows * tokens)
+        activations = max(activations, sizes.transient_bytes(without_gradients))
     trained = count_parameters(groups) + classes * (sizes.hidden + 1)
     head, logits = (0, 0) if classes else _language_head_bytes(model, sizes)
     return MemoryEstimate(
         base=_model_bytes(model, sizes.dtype_bytes) + head,
-        activations=math.ceil(ALLOCATOR_FACTORS[sizes.device] * saved) + experts * factors + transient + logits,
-        optimizer=experts * trained * FP32_BYTES * 5,  # weights, gradients, two moments of Adam, best weights
+        activations=activations,
+        optimizer=experts * trained * FP32_BYTES * 2,  # the two moments of Adam
         process=_process_bytes(sizes.device),
         device=sizes.device,
+        adapters=experts * (trained * FP32_BYTES * 2 + factors),
+        gradients=experts * trained * FP32_BYTES,
+        logits=logits,
     )
 
 

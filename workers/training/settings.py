@@ -33,11 +33,15 @@ class TrainSettings(BaseModel):
     batch_tokens: PositiveInt | None = Field(
         default=None, description="Maximum padded tokens of one step, in place of batch_size."
     )
-    micro_batch: PositiveInt | None = Field(
-        default=None,
-        description="Rows in one forward and backward pass, accumulated over the step; by default all of them.",
+    micro_batch: PositiveInt | Literal["auto"] | None = Field(
+        default="auto",
+        description="Rows in one forward and backward pass, accumulated over the step; null: all of them, auto: as "
+        "many as fit in memory.",
     )
-    checkpointing: bool = Field(default=False, description="Recompute activations in the backward pass to save memory.")
+    checkpointing: bool | Literal["auto"] = Field(
+        default="auto",
+        description="Recompute activations in the backward pass: less memory, more time; auto: if memory is too small.",
+    )
     lr: PositiveFloat = Field(default=5e-3, description="Learning rate of the adapter.")
     head_lr: PositiveFloat = Field(default=1e-3, description="Learning rate of the head.")
     weight_decay: NonNegativeFloat = Field(default=0.0, description="Decoupled weight decay (AdamW).")
@@ -57,6 +61,21 @@ class TrainSettings(BaseModel):
     label_smoothing: Fraction = Field(default=0.0, description="Label smoothing of the cross-entropy (as in torch).")
     head_dropout: Fraction = Field(default=0.1, description="Dropout rate of the head's inputs.")
     seed: int | None = Field(default=None, ge=0, description="Random seed; defaults to the config's seed.")
+
+    @property
+    def rows_at_once(self) -> int | None:
+        """Rows in one pass; None for all of them, as with an ``auto`` that was not resolved."""
+        return None if self.micro_batch == "auto" else self.micro_batch
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are recomputed; not with an ``auto`` that was not resolved."""
+        return self.checkpointing is True
+
+    def with_memory_of(self, other: TrainSettings) -> TrainSettings:
+        """Return these settings with ``auto`` in place of memory settings replaced by what another training has."""
+        unresolved = {key: getattr(other, key) for key in MEMORY_ONLY if getattr(self, key) == "auto"}
+        return self.model_copy(update=unresolved)
 
     def batch_rows(self, rows: int, tokens: int) -> int:
         """Return the mean number of rows in a step on a split of so many ``rows`` and ``tokens``."""

@@ -30,8 +30,8 @@ def split_for_gradients(rows: TokenizedRows, numbers: Sequence[int], settings: T
 
     Layers are recomputed in trainings only, so with ``checkpointing`` one row passes at a time.
     """
-    most = settings.micro_batch or (None if settings.batch_tokens else settings.batch_size)
-    most_rows = 1 if settings.checkpointing else most
+    most = settings.rows_at_once or (None if settings.batch_tokens else settings.batch_size)
+    most_rows = 1 if settings.recomputes else most
     return split_by_tokens(numbers, rows.lengths, rows.sequence_counts, settings.batch_tokens or sys.maxsize, most_rows)
 
 

@@ -166,8 +166,9 @@ def test_text_name_and_overrides_are_kept(path: Path) -> None:
 
 
 def test_the_recipes_that_show_a_run_have_the_same_four_tasks() -> None:
-    assert recipe_names() == ["quickstart", "smollm2", "tune-paper"]
-    quick, smol, tune = (load_config(name).config for name in recipe_names())
+    planned = ["llama-70b", "llama-8b", "qwen3-8b"]  # sizes without weights and rows
+    assert [name for name in recipe_names() if name not in planned] == ["quickstart", "smollm2", "tune-paper"]
+    quick, smol, tune = (load_config(name).config for name in ("quickstart", "smollm2", "tune-paper"))
     assert set(quick.tasks) == TASKS
     sources = [{name: entry.source for name, entry in config.tasks.items()} for config in (quick, smol, tune)]
     assert sources[0] == sources[1]

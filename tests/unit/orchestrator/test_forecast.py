@@ -12,6 +12,7 @@ from orchestrator.plan import forecast as module
 from orchestrator.plan import router_forecast
 from orchestrator.plan.forecast import check_feasible, check_router_fits, make_forecast
 from orchestrator.plan.library_state import ExpertState, StageState, read_library_state
+from orchestrator.plan.memory_fit import GPU_SHARE
 from orchestrator.plan.router_forecast import forecast_router
 from orchestrator.plan.trunk_forecast import count_tokens
 from orchestrator.pool.capacity import GB, Node
@@ -72,7 +73,7 @@ def test_auto_packs_as_many_experts_as_fit_the_gpu_memory(on_gpu):
     assert forecast_of(on_gpu(), [GPU]).experts_per_job == 1  # two experts and two GPUs: one expert for each GPU
     assert forecast_of(on_gpu(), [replace(GPU, gpus=1)]).experts_per_job == 2  # all experts
     one = max(memory.gpu for memory in forecast_of(on_gpu(), [GPU]).memory.values())
-    full = replace(GPU, gpus=1, gpu_memory=int(one * 1.01 / module.GPU_SHARE))
+    full = replace(GPU, gpus=1, gpu_memory=int(one * 1.01 / GPU_SHARE))
     assert forecast_of(on_gpu(), [full]).experts_per_job == 1
     twice = replace(full, gpu_memory=full.gpu_memory * 2)
     assert forecast_of(on_gpu(gpus_per_expert=0.5), [twice]).experts_per_job == 1

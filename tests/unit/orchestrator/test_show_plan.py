@@ -21,10 +21,11 @@ from orchestrator.plan import router_forecast
 from orchestrator.plan import show as module
 from orchestrator.plan.forecast import make_forecast
 from orchestrator.plan.library_state import read_library_state
+from orchestrator.plan.show import MEMORY_PARTS
 from orchestrator.pool.capacity import GB, Node
 
 EXPERT_KEYS = {"state", "why", "step", "parameters", "lora16_parameters", "spec_hash", "memory", "seconds", "rows",
-               "removed_rows", "cut_share"}  # fmt: skip
+               "removed_rows", "cut_share", "micro_batch", "checkpointing"}  # fmt: skip
 
 
 @pytest.fixture
@@ -62,8 +63,9 @@ def test_json_is_one_object_and_nothing_else(ttmoe_plan):
     assert set(colours) == EXPERT_KEYS
     assert colours["lora16_parameters"] == 2 * 16 * 2 * tiny.WIDTH
     memory = colours["memory"]
-    assert memory["total"] == sum(memory[key] for key in ("base", "activations", "optimizer", "process"))
-    assert memory["optimizer"] == 20 * (colours["parameters"] + 3 * (tiny.WIDTH + 1))
+    assert memory["total"] == sum(memory[part] for part in MEMORY_PARTS)
+    assert memory["optimizer"] == 8 * (colours["parameters"] + 3 * (tiny.WIDTH + 1))
+    assert (colours["micro_batch"], colours["checkpointing"]) == (None, False)
     assert plan["resources"]["experts_per_job"] == 1
     assert plan["router"]["state"] == "missing"
 
@@ -95,7 +97,7 @@ def test_rows_that_are_cut_are_named(ttmoe_plan):
     [
         ("resources.gpus_per_expert=1", "1 GPUs"),
         ("resources.cpus_per_expert=6400", "6400 CPUs"),
-        ("train.batch_size=100000000", "of memory"),
+        ("train={batch_size: 100000000, micro_batch: null}", "of memory"),
     ],
 )
 def test_work_that_fits_no_node_is_an_error_with_exit_code_3(ttmoe_plan, override, message):

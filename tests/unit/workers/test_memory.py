@@ -39,9 +39,12 @@ def test_the_parts_of_an_estimate(model, base):
     ids = sum(b.numel() * b.element_size() for b in model.buffers())
     assert found.base == numbers * 4 + ids
     trained = count_parameters(plan_groups(model, AdapterSpec(rank=4))) + 3 * (tiny.WIDTH + 1)
-    assert found.optimizer == trained * 4 * 5
+    assert (found.optimizer, found.gradients) == (trained * 4 * 2, trained * 4)  # moments; weights and best weights
+    factors = found.adapters - trained * 4 * 2
+    assert factors == 3 * 4 * 2 * 2 * 4 * 2 * tiny.WIDTH  # fp32, cast, gradient; q and v of 2 layers
     assert (found.process, found.gpu, found.host) == (PROCESS_BYTES, 0, found.total)
-    assert found.total == found.base + found.activations + found.optimizer + found.process
+    trained_bytes = found.adapters + found.gradients + found.optimizer
+    assert found.total == found.base + found.activations + trained_bytes + found.process
     assert memory(model, replace(base, dtype="bfloat16")).base == numbers * 2 + ids
 
 
