@@ -34,7 +34,7 @@ def fit_memory(plan: Plan, model: nn.Module) -> Plan:
     experts = {}
     for task, expert in plan.experts.items():
         job = expert.job
-        key = (job.adapter, job.classes, job.options, job.train)
+        key = (repr(job.adapter), job.classes, job.options, repr(job.train))
         if key not in settings:
             settings[key] = _fit(job, lambda each: _bytes(each, model), available)
         experts[task] = replace(expert, job=replace(job, train=settings[key]))

@@ -110,7 +110,7 @@ def fewer(home: Path, arguments: list[str]) -> list[str]:
         kept = [each for each in few_steps() if each.startswith(("search.", "storage."))]
         few = [*kept, "search.confirm=1", "search.ranks=[2, 4]", "search.references=[]", "search.train.batch_size=8"]
         return [word for setting in few for word in ("--set", setting)]
-    if arguments[0] not in ("run", "plan") or "--help" in arguments:
+    if arguments[0] not in ("run", "plan") or {"--help", "--nodes"} & set(arguments):
         return []
     if arguments[1] == "quickstart":
         changed = [word for word in arguments if re.fullmatch(r"tasks\.\w+\.train\.steps=\d+", word)]

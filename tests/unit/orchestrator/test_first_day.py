@@ -74,6 +74,8 @@ def test_what_is_given_stays_and_the_rest_is_fitted(planned):
     ):
         train = planned("llama-8b", *overrides).plan.experts["task01"].job.train
         assert (train.rows_at_once, train.recomputes) == expected, overrides
+    shaped = planned("llama-8b", "adapter.shape={q: 64x64|64x64, v: 64x64|32x32}").plan.experts["task01"].job
+    assert shaped.train.rows_at_once == 16
     small = planned("llama-8b").plan
     unknown = replace(small, nodes=tuple(replace(node, gpu_memory=0) for node in small.nodes))
     fitted = fit_memory(unknown, empty_body(small.base)).experts["task01"].job
