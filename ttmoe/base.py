@@ -211,7 +211,7 @@ def _load_config(base: Base) -> Any:
     try:
         config = AutoConfig.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of many classes
-        what = f"transformers cannot read its config.json: {str(error).strip().splitlines()[0] or type(error).__name__}"
+        what = f"transformers cannot read its config.json: {_first_line(error)}"
         fix = "check `model_type`, or install a version of transformers that knows it"
         raise InputError(what, where=str(base.folder), fix=fix) from error
     for name, value in list(vars(config).items()):
@@ -220,11 +220,19 @@ def _load_config(base: Base) -> Any:
     return config
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def load_tokenizer(base: Base) -> Any:
-    """Load the base's tokenizer."""
+    """Load the base's tokenizer. Raise InputError if transformers cannot."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of many classes
+        what = f"transformers cannot load its tokenizer: {_first_line(error)}"
+        raise InputError(what, where=str(base.folder), fix=COPY_FIX) from error
 
 
 def choose_pooling(pooling: str, folder: Path) -> str:

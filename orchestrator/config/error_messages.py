@@ -136,6 +136,8 @@ def _problem(path: KeyPath, items: list[Any], model: type[BaseModel], missing: I
             keys = list(dict.fromkeys(name for name, _ in _fields(model, path[:-1], siblings)))
             near = closest_match(str(path[-1]), keys)
             hint = f"did you mean `{near}`?" if near else f"valid keys: {', '.join(keys)}"
+            if near == path[-1]:  # a key of another form of this section
+                near, hint = "", "remove it"
             return Problem(path, f"unknown key (its value: {_short_repr(items[0]['input'])})", hint, near)
         case _:
             return _bad_value(path, items)

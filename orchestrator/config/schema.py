@@ -82,7 +82,9 @@ class TaskEntry(Task):
     )
     head: HeadMode | None = Field(default=None, description="Head of this task, if it differs from the library's.")
     expert: NamedExpert | None = Field(
-        default=None, description="Registered expert of this task, which is used as it is; by default one is trained."
+        default=None,
+        description="Registered expert of this task, which is used as it is; by default one is trained, as `train`, "
+        "`adapter` and `head` say.",
     )
 
     @model_validator(mode="after")
@@ -90,11 +92,6 @@ class TaskEntry(Task):
         if self.expert is None and self.routing_rows:
             what = "a task with routing_rows has no labels to train on"
             raise setting_error(what, key=("routing_rows",), fix="name its `expert`, or write `source` and `label`")
-        set_keys = {"train": self.train.model_fields_set, "adapter": self.adapter.model_fields_set, "head": self.head}
-        without_effect = [key for key, value in set_keys.items() if value]
-        if self.expert and without_effect:
-            what = f"`{without_effect[0]}` has no effect on an expert that is taken from the registry"
-            raise setting_error(what, key=(without_effect[0],), fix="remove it, or remove `expert` to train one")
         return self
 
 

@@ -79,6 +79,7 @@ def compress_expert(
 def _job(planned: ExpertJob, version: Version, folder: Path) -> CuttingJob:
     """Return the job that cuts a registered expert to every smaller rank and keeps all members."""
     manifest = read_manifest(folder)
+    _check_labels(planned, version, manifest)
     recorded = version.tags.get("data_fingerprint", planned.data.fingerprint)
     if recorded != planned.data.fingerprint:
         raise InputError(f"{version_label(version)} was trained on other rows than the config has now",
@@ -90,6 +91,17 @@ def _job(planned: ExpertJob, version: Version, folder: Path) -> CuttingJob:
     hashes = {rank: spec_hash(_spec(planned, version, manifest, rank, distill)) for rank in ranks}
     expert = replace(planned, folder=str(Path(planned.folder).parent / f"cuts-{version.spec_hash[:12]}"))
     return CuttingJob(expert, ranks, distill_steps=distill, parent=str(folder), keep=hashes)
+
+
+def _check_labels(planned: ExpertJob, version: Version, manifest: Manifest) -> None:
+    """Raise InputError if the rows have no labels, or others than the expert, in the order of its outputs."""
+    where = f"tasks.{version.task}"
+    if not planned.data.labelled:
+        fix = "give rows with labels: `source`, `columns` and `label`"
+        raise InputError("its rows have no labels", where=f"{where}.routing_rows", fix=fix)
+    if planned.data.kind not in ("choice", "generate") and planned.data.label_names != manifest.labels:
+        what = f"{version_label(version)} has the labels {', '.join(manifest.labels)}, in this order"
+        raise InputError(what, where=f"{where}.label", fix="give them in the same order: `label.names`")
 
 
 def _spec(planned: ExpertJob, version: Version, manifest: Manifest, rank: int, distill: int) -> dict[str, object]:

@@ -51,7 +51,7 @@ def remove_expert(
         for version in versions:
             shutil.rmtree(folders.work_folder("experts", version.task, version.spec_hash), ignore_errors=True)
         held.remove_versions(library, versions[0].task, [version.version for version in versions])
-    console.print(f"removed {labels}; the next `ttmoe run` of a config with this task trains it again", soft_wrap=True)
+    console.print(f"removed {labels}; the next `ttmoe run` trains it again, or names another `expert`", soft_wrap=True)
 
 
 def _require_unused(registry: Registry, library: str, versions: list[Version]) -> None:

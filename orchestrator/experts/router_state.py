@@ -13,8 +13,8 @@ RETRAIN = "retrain it with `ttmoe run CONFIG`"
 
 def how_to_route_to(version: Version) -> str:
     """Return what makes a router that uses this version, as text."""
-    named = f"tasks.{version.task}.expert={{version: {version.version}}}"
-    return f"to route to it: ttmoe run CONFIG --set '{named}'; to keep it so, write it into the config"
+    named = f"tasks.{version.task}.expert: {{version: {version.version}}}"
+    return f"to route to it, name it in the config ({named}) and run `ttmoe run CONFIG`"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version as installed
 from importlib.resources import files
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 
 SAMPLED_ROWS = 256  # of a task, whose tokens are counted
+_LONGEST_TOKEN = 64  # characters; of a longer text, those are counted that could be so many tokens
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,9 @@ class AdapterFits:
                 sample = first_examples(data, "train", SAMPLED_ROWS)
             except InputError:  # the job that reads the whole file makes it again
                 return 0.0
-            lengths = tokenize(self._tokenizer, sample, self._base.max_length + 1).lengths
+            most = _LONGEST_TOKEN * (self._base.max_length + 1)
+            short = [replace(each, texts=tuple(text[:most] for text in each.texts)) for each in sample]
+            lengths = tokenize(self._tokenizer, short, self._base.max_length + 1).lengths
             self._answers.cut[key] = sum(length > self._base.max_length for length in lengths) / len(lengths)
         return self._answers.cut[key]
 

@@ -43,6 +43,7 @@ class ExpertPlan:
         lora_parameters: Parameters of a LoRA adapter of rank 16 on the same layers, for comparison.
         cut_share: Share of a sample of its training rows that has more tokens than ``base.max_length``.
         named: The registered version that the config names, which is not trained; None if the expert is trained.
+        labels: Labels that it answers with, in order; empty for choices and generated text.
     """
 
     job: ExpertJob
@@ -51,6 +52,7 @@ class ExpertPlan:
     lora_parameters: int
     cut_share: float = 0.0
     named: Version | None = None
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,11 @@ class Plan:
 
     @property
     def router_hash(self) -> str:
-        """Spec hash of the router. It contains the lock, so a change of any expert makes the router stale."""
+        """Spec hash of the router. It contains the lock, so a change of any expert makes the router stale.
+
+        The rows of an expert are part of its own hash, except where the config names a registered one.
+        """
+        rows = {task: expert.job.data.fingerprint for task, expert in self.experts.items() if expert.named}
         return spec_hash(
             {
                 "recipe": RECIPES["router"],
@@ -101,6 +107,7 @@ class Plan:
                 "settings": hashed_settings(self.config.router, exclude=ROUTER_UNHASHED),
                 "base": self.base.identity(),
             }
+            | ({"rows": rows} if rows else {})
         )
 
     def only(self, tasks: Collection[str]) -> Plan:
@@ -174,7 +181,7 @@ def plan_expert(
         raise InputError(error.what, where=where, fix=error.fix) from error
     spec = expert_spec(base, adapter, fit.shapes, data, config.task_train(name), config.task_head(name))
     job = _expert_job(config, base, data, adapter, spec_hash(spec), fit.parameters, folders, device)
-    return ExpertPlan(job, spec, fit.shapes, fit.lora_parameters, fits.cut_share(data))
+    return ExpertPlan(job, spec, fit.shapes, fit.lora_parameters, fits.cut_share(data), labels=data.label_names)
 
 
 def plan_named_expert(
@@ -203,7 +210,8 @@ def plan_named_expert(
     data = prepare_task(version.task, config.tasks[version.task], folders.cache)
     manifest = read_named_expert(registry, version, base, data)
     job = _expert_job(config, base, data, manifest.adapter, version.spec_hash, manifest.parameters, folders, device)
-    return ExpertPlan(job, {}, {}, int(version.tags.get("lora16_parameters", 0)), fits.cut_share(data), version)
+    lora = int(version.tags.get("lora16_parameters", 0))
+    return ExpertPlan(job, {}, {}, lora, fits.cut_share(data), version, manifest.labels)
 
 
 def _expert_job(

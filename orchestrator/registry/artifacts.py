@@ -7,3 +7,6 @@ PARETO_PLOT = "pareto.png"
 SEARCH_REPORT = "search.html"
 INCIDENTS = "incidents.json"  # failures during a run
 REPORT = "report.html"
+ALONE_ACCURACY = (
+    "alone_accuracy"  # metrics of a router: of experts that a config names, without routing; a dot, the task
+)

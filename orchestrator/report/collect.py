@@ -107,7 +107,7 @@ def _row(
         task=task,
         state=state,
         version=version.version if version else None,
-        classes=len(expert.job.data.label_names) or None,
+        classes=len(expert.labels or expert.job.data.label_names) or None,
         majority=expert.job.data.majority if labelled else None,
         accuracy=test["alone"] if test and expert.named else metrics.get("test.accuracy"),
         routed=test["answered_right"] / test["rows"] if test and test["rows"] and labelled else None,

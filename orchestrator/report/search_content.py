@@ -116,7 +116,8 @@ def reason_text(record: Record) -> str:
     measure = "a mean accuracy" if winner["seeds"] > 1 else "an accuracy"
     text = (
         f"Of the {len(compared)} points that were {seeds}, it has the fewest parameters with {measure} of at least "
-        f"{best - within:.3f}, which is {within:g} below the best one."
+        f"{best - within:.3f}, which is {within:g} below the best one"
+        + (", and a mean loss within one standard error of the lowest." if winner["seeds"] > 1 else ".")
     )
     if len(compared) == 1:
         text = f"It is the only point of the search that was {seeds.replace('their', 'its')}."

@@ -43,9 +43,14 @@ def front_table(record: Record) -> Table:
         table.add_column(head, justify="right")
     table.add_column("")
     winner = record.get("winner") or {}
-    for trial in sorted(record["front"], key=lambda trial: trial["parameters"]):
-        marked = trial.get("number") in winner.get("trials", ())
-        table.add_row(*_point_cells(record, trial), f"{trial['accuracy']:.3f}", "recommended" if marked else "")
+    marks = {number: "recommended" for number in winner.get("trials", ())}
+    points = list(record["front"])
+    if winner and not any(each.get("number") in marks for each in points):  # a smaller point has its accuracy
+        points.append(winner | {"number": winner["trials"][0]})
+        marks[winner["trials"][0]] = "recommended: lower loss"
+    for each in sorted(points, key=lambda each: each["parameters"]):
+        mark = marks.get(each.get("number"), "")
+        table.add_row(*_point_cells(record, each), f"{each['accuracy']:.3f}", mark)
     table.add_section()
     for each in record.get("references", ()):
         share = each["parameters"] / record["lora16_parameters"]

@@ -99,7 +99,7 @@ def _experts(plan: Plan, versions: Mapping[str, Version], evaluation: dict[str, 
         every += [accuracies] if data.labelled else []
         table.add_row(
             task,
-            str(len(data.label_names)) if data.label_names else "text" if data.kind == "generate" else "",
+            str(len(expert.labels or data.label_names) or ("text" if data.kind == "generate" else "")),
             *(f"{value:.3f}" if data.labelled else "" for value in (data.majority, *accuracies)),
             f"{expert.job.parameters:,}",
             f"{expert.lora_parameters:,}",

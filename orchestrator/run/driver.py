@@ -81,6 +81,7 @@ def _plan_and_run(loaded: LoadedConfig, made: RunInProgress, console: Console) -
         check_search_space(plan, state)
         _print_todo(plan, state, console)
         experts = select_versions(state.versions, plan.lock)
+        made.named = frozenset(task for task, expert in plan.experts.items() if expert.named)
         made.cached = {task: version for task, version in experts.items() if task not in state.todo}
         if state.router.state == "cached":
             made.router = state.router.version

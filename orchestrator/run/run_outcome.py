@@ -9,6 +9,7 @@ from typing import Literal
 
 from orchestrator.recording.registrar import Stage1Result
 from orchestrator.registry import Version
+from orchestrator.registry.artifacts import ALONE_ACCURACY
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class RunInProgress:
         library: The library.
         tasks: All tasks.
         cached: Versions that were registered before, by task.
+        named: Tasks whose experts the config names, which are tested with the router.
         stage_result: The result of stage 1.
         router: The router.
         run_id: The MLflow run.
@@ -96,6 +98,7 @@ class RunInProgress:
     library: str
     tasks: tuple[str, ...]
     cached: Mapping[str, Version] = field(default_factory=dict)
+    named: frozenset[str] = frozenset()
     stage_result: Stage1Result = field(default_factory=Stage1Result)
     router: Version | None = None
     run_id: str | None = None
@@ -115,4 +118,7 @@ class RunInProgress:
         if version is None:
             return ExpertOutcome("missing")
         state: Literal["registered", "cached"] = "registered" if task in made.versions else "cached"
-        return ExpertOutcome(state, version.name, version.version, version.metrics.get("test.accuracy"))
+        metrics, name = version.metrics, "test.accuracy"
+        if task in self.named:
+            metrics, name = self.router.metrics if self.router else {}, f"{ALONE_ACCURACY}.{task}"
+        return ExpertOutcome(state, version.name, version.version, metrics.get(name))

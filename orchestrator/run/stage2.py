@@ -21,7 +21,7 @@ from orchestrator.progress.live_view import LiveView
 from orchestrator.recording.descriptions import describe_router, describe_router_model
 from orchestrator.recording.expert_tags import json_tag
 from orchestrator.registry import Registry, Version
-from orchestrator.registry.artifacts import CONFUSION_PLOT, EVALUATION
+from orchestrator.registry.artifacts import ALONE_ACCURACY, CONFUSION_PLOT, EVALUATION
 from orchestrator.report.charts import draw_confusion
 from orchestrator.report.figures import save_png
 from orchestrator.report.routed_evaluation import summarize_routing
@@ -88,7 +88,7 @@ def train_router(
             )
         alone = {task: _accuracy_alone(routed[task], expert) for task, expert in experts.items()}
         groups = plan.config.router.groups
-        labels = {task: each.label_names for task, each in data.items()}
+        labels = {task: expert.labels for task, expert in plan.experts.items()}
         twins = [group for group in find_twins(result.tasks, result.confusion, labels)
                  if not any(set(group) <= set(declared) for declared in groups)]  # fmt: skip
         evaluation = summarize_routing(result, routed, alone, depths, groups, twins)
@@ -181,6 +181,9 @@ def _register(plan: Plan, evaluation: dict[str, Any], folder: Path, registry: Re
         for task, test in evaluation["tasks"].items()
         if test["labelled"]
     }
+    named = [task for task, expert in plan.experts.items() if expert.named]
+    alone = {f"{ALONE_ACCURACY}.{task}": evaluation["tasks"][task]["alone"] for task in named}
+    metrics |= {name: value for name, value in alone.items() if value is not None}
     registry.log_metrics(run_id, [(key, value, 0, 0) for key, value in metrics.items()])
     for name in (EVALUATION, CONFUSION_PLOT):
         registry.log_file(run_id, folder / name)

@@ -37,12 +37,13 @@ class Candidate:
 
     @property
     def loss(self) -> float:
-        """Mean validation loss over the seeds."""
-        return fmean(trial.loss for trial in self.trials)
+        """Mean validation loss over the seeds; infinite if one of them is no finite number."""
+        losses = [trial.loss for trial in self.trials]
+        return fmean(losses) if all(map(math.isfinite, losses)) else math.inf
 
     @property
     def loss_error(self) -> float:
-        """Standard error of the mean loss; infinite for a single seed, and for losses that are no finite numbers."""
+        """Standard error of the mean loss; infinite for a single seed and for an infinite loss."""
         if len(self.trials) == 1 or not math.isfinite(self.loss):
             return math.inf
         return stdev(trial.loss for trial in self.trials) / math.sqrt(len(self.trials))
@@ -96,24 +97,23 @@ def choose_finalists(trials: Sequence[Trial], count: int, within: float) -> list
 def as_good_as_best(found: Sequence[Candidate], within: float) -> list[Candidate]:
     """Return the points that validation rows cannot tell from the best one.
 
-    Their mean accuracy is at most ``within`` below the best mean. Of these, those that were trained with several seeds
-    are also at most one standard error above the lowest mean loss (the one-standard-error rule of Breiman et al.,
+    If points have been repeated with other seeds, only these are compared: a single seed that happened to be good does
+    not win. Their mean accuracy is at most ``within`` below the best mean, and with several seeds their mean loss is at
+    most one standard error above the lowest of these (the one-standard-error rule of Breiman et al.,
     *Classification and Regression Trees*, 1984, section 3.4.3): of a few hundred rows, accuracy counts those that
     change sides, while the loss reads how far each one is from it.
     """
-    best = max((each.accuracy for each in found), default=0.0)
-    near = [each for each in found if each.accuracy >= best - within]
+    compared = [each for each in found if len(each.trials) > 1] or found
+    best = max((each.accuracy for each in compared), default=0.0)
+    near = [each for each in compared if each.accuracy >= best - within]
     surest = min(near, key=lambda each: each.loss, default=None)
-    return [each for each in near if surest and not each.loss > surest.loss + surest.loss_error]
+    return [each for each in near if surest and each.loss <= surest.loss + surest.loss_error]
 
 
 def choose_winner(trials: Sequence[Trial], within: float) -> Candidate | None:
     """Return the point with the fewest parameters that is as good as the best, see ``as_good_as_best``.
 
-    If points have been repeated with other seeds, only these are compared: a single seed that happened to be good does
-    not win. Without any complete trial, return None.
+    Without any complete trial, return None.
     """
-    found = candidates(trials)
-    compared = [each for each in found if len(each.trials) > 1] or found
-    near = as_good_as_best(compared, within)
+    near = as_good_as_best(candidates(trials), within)
     return min(near, key=lambda each: (each.parameters, -each.accuracy, each.loss), default=None)

@@ -52,7 +52,7 @@ def test_the_small_expert_is_a_candidate_that_names_its_origin(home):
     out = succeeded(compress(home, "--parameters", "600")).out
     whole, small = versions(home)
     assert "registered colours v2: colours v1 cut to rank" in out
-    assert "ttmoe run CONFIG --set 'tasks.colours.expert={version: 2}'" in out
+    assert "name it in the config (tasks.colours.expert: {version: 2})" in out
     assert (whole.aliases, small.aliases) == (("champion",), ("candidate",))
     assert int(small.tags["parameters"]) <= 600 < int(whole.tags["parameters"])
     assert small.tags["origin"] == "compressed"

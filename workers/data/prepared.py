@@ -137,7 +137,11 @@ def first_examples(prepared: PreparedTask, split_name: str, count: int) -> list[
     Raises:
         InputError: If the file is damaged so that it cannot be read.
     """
-    return _examples(first_rows_of(prepared.folder, split_name, count))
+    try:
+        return _examples(first_rows_of(prepared.folder, split_name, count))
+    except (KeyError, TypeError) as error:
+        where = str(prepared.folder / f"{split_name}.parquet")
+        raise InputError(f"the file is damaged: {error!r}", where=where, fix="repeat the command") from error
 
 
 def _examples(rows: list[dict[str, Any]]) -> list[Example]:

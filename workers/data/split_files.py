@@ -71,7 +71,7 @@ def first_rows_of(folder: Path, split: str, count: int) -> list[dict[str, Any]]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             return [row for batch in islice(file.iter_batches(count), 1) for row in batch.to_pylist()]
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # a damaged text is no Unicode
         raise InputError(f"the file is damaged: {error}", where=str(path), fix="repeat the command") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import library_plan
@@ -12,6 +13,7 @@ from orchestrator.plan import adapter_fits
 from orchestrator.plan.adapter_fits import AdapterFits
 from orchestrator.plan.planning import make_plan
 from ttmoe.adapter import AdapterSpec
+from ttmoe.errors import InputError
 from workers.data.prepared import load_split
 
 
@@ -59,8 +61,31 @@ def test_the_share_of_rows_that_are_cut_is_counted_once_for_their_data_and_lengt
     monkeypatch.setattr(adapter_fits, "load_tokenizer", lambda base: pytest.fail("it was counted"))
     assert AdapterFits(short, cache).cut_share(data) == fits.cut_share(data)
     monkeypatch.setattr(adapter_fits, "load_tokenizer", load)
-    (data.folder / "train.parquet").write_bytes(b"damaged")
-    assert AdapterFits(replace(short, max_length=3), cache).cut_share(data) == 0
+    whole = (data.folder / "train.parquet").read_bytes()
+    for damaged in (b"damaged", whole.replace(b"north", b"\xb7orth", 1)):
+        (data.folder / "train.parquet").write_bytes(damaged)
+        assert AdapterFits(replace(short, max_length=3), cache).cut_share(data) == 0
+
+
+def test_a_text_is_not_read_beyond_what_could_be_the_tokens(base_folder, tmp_path, monkeypatch):
+    plan = library_plan.plan_of(base_folder, tmp_path)
+    read = []
+    original = adapter_fits.tokenize
+    monkeypatch.setattr(adapter_fits, "tokenize", lambda t, rows, n: read.extend(rows) or original(t, rows, n))
+    data = plan.experts["colours"].job.data
+    long = [replace(each, texts=(f"{each.texts[0]} " * 1000,)) for each in load_split(data, "train")[:5]]
+    monkeypatch.setattr(adapter_fits, "first_examples", lambda *args: long)
+    fits = AdapterFits(replace(plan.base, max_length=5), tmp_path / "other")
+    assert fits.cut_share(data) == 1
+    assert {len(each.texts[0]) for each in read} == {6 * 64}
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_an_error_of_the_base(base_folder, tmp_path):
+    copy = tmp_path / "base"
+    shutil.copytree(base_folder, copy)
+    (copy / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "none"}}')
+    with pytest.raises(InputError, match="transformers cannot load its tokenizer"):
+        library_plan.plan_of(copy, tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"fits": {"x": {"shapes": 1}}}', "[]"])

@@ -279,3 +279,13 @@ def test_a_config_from_python_is_checked_as_a_file_is_and_named_without_a_line(t
         assert caught.value.where == where
     with pytest.raises(InputError, match=r"--set train.stesp=3, train.stesp: .*\n.*steps"):
         load_config(data, ["train.stesp=3"])
+
+
+def test_a_key_of_another_form_of_a_section_is_to_be_removed(tmp_path: Path) -> None:
+    task = "{kind: generate, expert: {version: 1}, routing_rows: {path: a.jsonl}, columns: {prompt: p, answer: a}}"
+    path = tmp_path / "lib.yaml"
+    path.write_text(f"library: lib\nbase: {{folder: base}}\ntasks:\n  writes: {task}\n")
+    with pytest.raises(InputError) as caught:
+        load_config(str(path))
+    assert str(caught.value).splitlines()[0].endswith("tasks.writes.columns.answer")
+    assert caught.value.fix == "remove it"

@@ -14,6 +14,7 @@ from orchestrator.search.pareto import hypervolume, is_dominated, pareto_front
 from orchestrator.search.repetitions import SearchSize
 from orchestrator.search.sampler import Sampler
 from orchestrator.search.search_record import make_task_record
+from orchestrator.search.shared_point import find_shared_point
 from orchestrator.search.task_search import TaskSearch
 from orchestrator.search.trial import RungResult, Trial, read_trial
 
@@ -163,9 +164,32 @@ def test_a_point_of_lower_loss_is_a_finalist_beside_a_smaller_one_of_the_same_ac
     assert [each.trials[0] for each in choose_finalists([small, large, worse], 4, 0.005)] == [small, large]
 
 
-def test_a_loss_that_is_no_number_leaves_accuracy_to_decide():
-    found = [trial(2, {"rank": 2, "factors": "2+2"}, seed=seed, accuracies=[0.9], loss=math.nan) for seed in range(2)]
-    assert choose_winner(found, 0.005).trials == tuple(found)
+@pytest.mark.parametrize("lost", [math.nan, math.inf])
+def test_a_loss_that_is_no_finite_number_does_not_win(lost):
+    small, large = (
+        [trial(rank, {"rank": rank, "factors": "2+2"}, seed=seed, accuracies=[0.9], loss=loss) for seed, loss in losses]
+        for rank, losses in ((2, [(0, 0.1), (1, lost)]), (8, [(0, 0.5), (1, 0.6)]))
+    )
+    assert choose_winner([*small, *large], 0.005).trials == tuple(large)
+    assert choose_winner(small, 0.005).trials == tuple(small)  # where there is no other
+    assert len(choose_finalists([small[1], large[0]], 4, 0.005)) == 2  # it has fewer parameters
+
+
+def test_the_point_for_all_tasks_is_chosen_as_those_of_each_task():
+    """A point of one seed has no standard error: beside repeated ones it is not compared."""
+    of_task = [
+        *(
+            trial(4, {"rank": 4, "factors": "2+2"}, seed=seed, accuracies=[0.9], loss=0.3 + seed / 100)
+            for seed in (0, 1)
+        ),
+        *(
+            trial(8, {"rank": 8, "factors": "2+2"}, seed=seed, accuracies=[0.9], loss=0.2 + seed / 100)
+            for seed in (0, 1)
+        ),
+        trial(2, {"rank": 2, "factors": "2+2"}, accuracies=[0.9], loss=0.1),
+    ]
+    assert choose_winner(of_task, 0.005).trials[0].point["rank"] == 8
+    assert find_shared_point({"a": of_task, "b": of_task}, 0.005)["point"]["rank"] == 8
 
 
 def test_a_finalist_with_a_seed_less_than_the_others_is_compared_too():
