@@ -171,6 +171,8 @@ def require_whole_weights(folder: Path) -> None:
 def load_body(base: Base, device: str | torch.device = "cpu") -> nn.Module:
     """Load the transformer without a head and without dropout, in the base's dtype, frozen and in eval mode.
 
+    Each tensor goes from its file to the device by itself; the whole model is never in host memory beside it.
+
     Raises:
         InputError: If its weights are damaged.
     """
@@ -184,12 +186,12 @@ def load_body(base: Base, device: str | torch.device = "cpu") -> nn.Module:
     try:
         model = AutoModel.from_pretrained(base.folder, config=config, dtype=getattr(torch, base.dtype),
                                           local_files_only=True, trust_remote_code=False,
-                                          attn_implementation=attention)  # fmt: skip
+                                          attn_implementation=attention, device_map={"": str(device)})  # fmt: skip
     except SafetensorError:
         require_whole_weights(Path(base.folder))
         raise
     model.config.use_cache = False  # a pass would end with the keys and values of all layers; generation asks for them
-    return model.requires_grad_(False).eval().to(device)
+    return model.requires_grad_(False).eval()
 
 
 def empty_body(base: Base) -> nn.Module:

@@ -24,6 +24,7 @@ ROWS = {
     "memory": "step:run_memory",
     "mixed": "mixed:run",
     "loading": "loading:run",
+    "base-loading": "base_loading:run",
     "together": "together:run",
     "library": "library:run",
     "many": "many:run",

@@ -44,6 +44,7 @@ class MemoryEstimate:
         adapters: Trained weights, the copy of the best ones, and the low-rank factors that are made of them.
         gradients: Gradients of the trained weights.
         logits: Logits of a language head and their gradients.
+        largest: The largest tensor of the base, which is in main memory, as read and as cast, on its way to a GPU.
     """
 
     base: int
@@ -54,6 +55,7 @@ class MemoryEstimate:
     adapters: int = 0
     gradients: int = 0
     logits: int = 0
+    largest: int = 0
 
     @property
     def total(self) -> int:
@@ -68,8 +70,8 @@ class MemoryEstimate:
 
     @property
     def host(self) -> int:
-        """Bytes of main memory. With a GPU: the process, and the base while it is copied to the GPU."""
-        return self.total if self.device == "cpu" else self.process + self.base
+        """Bytes of main memory. With a GPU: the process, and two copies of a tensor of the base."""
+        return self.total if self.device == "cpu" else self.process + 2 * self.largest
 
 
 def estimate_job_memory(
@@ -130,6 +132,7 @@ def estimate_job_memory(
         adapters=experts * (trained * FP32_BYTES * 2 + factors),
         gradients=experts * trained * FP32_BYTES,
         logits=logits,
+        largest=_largest_bytes(model, sizes.dtype_bytes),
     )
 
 
@@ -152,6 +155,7 @@ def estimate_pass_memory(model: nn.Module, base: Base, device: str) -> MemoryEst
         optimizer=0,
         process=_process_bytes(sizes.device),
         device=sizes.device,
+        largest=_largest_bytes(model, sizes.dtype_bytes),
     )
 
 
@@ -177,6 +181,10 @@ def _factor_numbers(group: Group) -> int:
     """Return how many numbers the low-rank factors of a group's sites have."""
     method = group.method
     return len(group.sites) * method.rank * (method.in_features + method.out_features)
+
+
+def _largest_bytes(model: nn.Module, dtype_bytes: int) -> int:
+    return max(tensor.numel() for tensor in model.parameters()) * dtype_bytes
 
 
 def _model_bytes(model: nn.Module, dtype_bytes: int) -> int:
