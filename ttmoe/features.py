@@ -49,6 +49,9 @@ class FeatureSpec:
         return POOLINGS if self.pooling == "both" else (self.pooling,)
 
 
+ALL_STATES = FeatureSpec("all", "both")
+
+
 @torch.no_grad()
 def pool_state(states: Tensor, mask: Tensor, poolings: Sequence[str] = POOLINGS) -> Tensor:
     """Pool one hidden state over its tokens and scale each pooled vector to unit length.

@@ -51,11 +51,12 @@ class AdapterFit:
 class _Answers(BaseModel):
     """Content of the file.
 
-    The base's number of layers, whether it can generate text, the fit of each adapter, and by data and length the share
-    of longer rows.
+    The base's number of layers and width, whether it can generate text, the fit of each adapter, and by data and length
+    the share of longer rows.
     """
 
     layers: int | None = None
+    width: int | None = None
     generates: bool = False
     fits: dict[str, AdapterFit] = {}
     cut: dict[str, float] = {}
@@ -92,6 +93,13 @@ class AdapterFits:
         if self._answers.layers is None:
             self._answers.layers = int(self._model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
         return self._answers.layers
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states of the base."""
+        if self._answers.width is None:
+            self._answers.width = int(self._model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        return self._answers.width
 
     def require_language_head(self, where: str) -> None:
         """Raise InputError at ``where`` if the base cannot generate text, see ``ttmoe.language_head``."""

@@ -19,7 +19,7 @@ from orchestrator.pool.capacity import GB, JobResources, Node
 from ttmoe.adapter import AdapterSpec
 from ttmoe.base import Base
 from ttmoe.errors import InputError
-from ttmoe.features import FeatureSpec
+from ttmoe.features import ALL_STATES, POOLINGS, FeatureSpec
 from workers.data.prepared import PreparedTask, prepare_task
 from workers.expert_job import ExpertJob
 from workers.recipes import RECIPES
@@ -28,6 +28,7 @@ from workers.training.settings import MEMORY_ONLY, ROUTER_UNHASHED, TrainSetting
 if TYPE_CHECKING:
     from orchestrator.registry import Registry, Version
 
+MOST_STORED = 49_152  # numbers of a row, up to which the cache keeps all hidden states in all poolings
 REPLACED_BY_TRIALS = frozenset({"method", "rank", "shape"})
 """Fields of ``AdapterSpec`` that each trial of a search chooses for itself."""
 
@@ -65,6 +66,7 @@ class Plan:
         base: Resolved base.
         base_text: The base as text: id, commit, number format and digest.
         features: Features that the router reads.
+        stored: Features that the cache keeps: all, for every router; of large bases those that this one reads.
         experts: Plan of each expert by task.
         search_hash: Spec hash of the search; None without a search.
         nodes: Nodes on which the work will run.
@@ -76,6 +78,7 @@ class Plan:
     base: Base
     base_text: str
     features: FeatureSpec
+    stored: FeatureSpec
     experts: dict[str, ExpertPlan]
     search_hash: str | None
     nodes: tuple[Node, ...] = field(compare=False)  # their free memory changes all the time
@@ -98,13 +101,16 @@ class Plan:
         The rows of an expert are part of its own hash, except where the config names a registered one.
         """
         rows = {task: expert.job.data.fingerprint for task, expert in self.experts.items() if expert.named}
+        settings = self.config.router
+        if settings.layers == "auto":  # what it stands for on this base
+            settings = settings.model_copy(update={"layers": self.features.layers})
         return spec_hash(
             {
                 "recipe": RECIPES["router"],
                 "lock": self.lock,
                 "seed": self.config.seed,
                 "features": hashed_settings(self.features),
-                "settings": hashed_settings(self.config.router, exclude=ROUTER_UNHASHED),
+                "settings": hashed_settings(settings, exclude=ROUTER_UNHASHED),
                 "base": self.base.identity(),
             }
             | ({"rows": rows} if rows else {})
@@ -149,11 +155,14 @@ def make_plan(config: Config, nodes: Sequence[Node] | None = None, registry: Reg
             for name, version in named.items()
         }
     experts = {name: experts[name] for name in config.tasks}
-    features = FeatureSpec(config.router.hidden_states(_trunk_depth(experts)), config.router.pooling)
+    states = config.router.hidden_states(_trunk_depth(experts), fits.layers, fits.width)
+    features = FeatureSpec(states, config.router.pooling)
     features.indexes(fits.layers)
     fits.save()
+    every = len(POOLINGS) * fits.width * (fits.layers + 1)
+    stored = ALL_STATES if every <= MOST_STORED or config.router.compare_depths is True else features
     search_hash = _search_hash(config, experts)
-    return Plan(config, folders, base, base_text, features, experts, search_hash, tuple(nodes), resources)
+    return Plan(config, folders, base, base_text, features, stored, experts, search_hash, tuple(nodes), resources)
 
 
 def plan_expert(

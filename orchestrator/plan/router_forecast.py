@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.plan.planning import Plan
 from orchestrator.pool.capacity import JobResources, Node
-from ttmoe.features import POOLINGS
+from ttmoe.features import ALL_STATES
 from ttmoe.subspace import MAX_SAMPLE_VALUES, SAMPLE_ROWS, max_directions
 from ttmoe.surface import BUCKETS, CHARACTERS, SURFACE_WIDTH
 from workers.cache.feature_store import LOOSE, PLAIN, SPLITS, STRIPPED, row_counts
@@ -60,18 +60,18 @@ def forecast_router(plan: Plan, model: nn.Module) -> RouterForecast:
     layer = len(plan.features.poolings) * hidden
     width, full_width = len(plan.features.indexes(depth)) * layer, (depth + 1) * layer
     setting = plan.config.router.compare_depths
-    compares = HALF * _loaded_rows(counts) * full_width <= MAX_COMPARISON_BYTES if setting == "auto" else setting
+    compares = setting is True
+    if setting == "auto":
+        compares = plan.stored == ALL_STATES and HALF * _loaded_rows(counts) * full_width <= MAX_COMPARISON_BYTES
     base = estimate_pass_memory(model, plan.base, next(iter(plan.experts.values())).job.device).host
-    states = HALF * (depth + 1) * len(POOLINGS) * hidden
+    states = HALF * len(plan.stored.indexes(depth)) * len(plan.stored.poolings) * hidden
     largest = max(max(count.values()) for count in counts)
     loaded = base + _router_bytes(len(counts), width)
     return RouterForecast(
         disk=sum(sum(count.values()) for count in counts) * states,
         # A split's features, and a copy while they are written.
         features=replace(plan.resources, memory=base + 2 * largest * states),
-        training=_with_cores_of_a_node(
-            plan, ROUTER_PROCESS_BYTES + _training_bytes(counts, width) + _surface_bytes(plan, counts)
-        ),
+        training=_with_cores_of_a_node(plan, ROUTER_PROCESS_BYTES + _fitting_bytes(plan, counts, width)),
         testing=replace(plan.resources, memory=loaded),
         comparing=replace(plan.resources, memory=loaded + _training_bytes(counts, full_width)),
         compares_depths=compares,
@@ -95,14 +95,16 @@ def _training_bytes(counts: list[dict[str, int]], width: int) -> int:
     return HALF * _loaded_rows(counts) * width + SINGLE * (values * width + 4 * tasks * directions**2)
 
 
-def _surface_bytes(plan: Plan, counts: list[dict[str, int]]) -> int:
-    """Return the bytes that the training of a router's surface takes: the n-grams of all texts, and the embeddings."""
+def _fitting_bytes(plan: Plan, counts: list[dict[str, int]], width: int) -> int:
+    """Return the bytes that the fit of a router takes: its surface comes first, and its n-grams are gone afterwards."""
+    features = _training_bytes(counts, width)
     if plan.config.router.surface == "none":
-        return 0
+        return features
     train, validation = (sum(count[split] for count in counts) for split in ("train", "validation"))
-    texts = max(2 * train, validation)  # each training row, and a plain copy of it
     embeddings = 4 * SINGLE * BUCKETS * SURFACE_WIDTH  # weights, gradients and the two moments of Adam
-    return texts * CHARACTERS * NGRAM_BYTES + embeddings
+    # Each training row, and a plain copy of it; then the validation rows, beside features.
+    before, beside = (texts * CHARACTERS * NGRAM_BYTES for texts in (2 * train, validation))
+    return embeddings + max(before, beside + features)
 
 
 def _router_bytes(tasks: int, width: int) -> int:

@@ -70,7 +70,9 @@ def train_router(
     )
     with registry.end_run_on_exit(run_id):
         data = {task: expert.job.data for task, expert in plan.experts.items()}
-        folders = {task: str(feature_folder(plan.base, each, plan.folders.cache)) for task, each in data.items()}
+        folders = {
+            task: str(feature_folder(plan.base, each, plan.folders.cache, plan.stored)) for task, each in data.items()
+        }
         job = RouterJob(plan.base, plan.features, data, folders, plan.lock, plan.config.router, plan.config.seed,
                         plan.router_hash, str(folder / MODEL))  # fmt: skip
         compute = partial(_compute_features, plan, folder, runner, view, forecast.features)
@@ -111,7 +113,7 @@ def _compute_features(
     cache, jobs = plan.folders.cache, {task: expert.job for task, expert in plan.experts.items()}
     cached = [
         task for task, job in jobs.items()
-        if features_complete(feature_folder(plan.base, job.data, cache), job.data, rows)
+        if features_complete(feature_folder(plan.base, job.data, cache, plan.stored), job.data, rows)
     ]  # fmt: skip
     view.start_stage("Stage 2: features of the frozen base", "task", {task: 0 for task in jobs})
     for task in cached:
@@ -125,6 +127,7 @@ def _compute_features(
             folder / "features" / task,
             depth=job.adapter.first_layer,
             batch_rows=BATCH_ROWS,
+            stored=plan.stored,
         )
         for task, job in jobs.items()
         if task not in cached

@@ -1,13 +1,15 @@
-"""Cache of router features: every hidden state of the frozen base, pooled, for the rows of each task.
+"""Cache of router features: hidden states of the frozen base, pooled, for the rows of each task.
 
 The features are stored at unit length in fp16, under the base's digest and the data's fingerprint. All layers and both
-poolings are stored, so that every router reads the same files. If more rows are requested later, only the missing ones
+poolings are stored, so that every router reads the same files; of large bases only those that one router reads, in a
+folder of their own. If more rows are requested later, only the missing ones
 are computed. A file carries the digest of its features; a damaged one is removed by who reads it, and computed again.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import secrets
@@ -26,7 +28,7 @@ from ttmoe.bank import Bank
 from ttmoe.base import Base
 from ttmoe.batching import BATCH_ROWS, batch_tokens, split_by_tokens
 from ttmoe.encoding import collate
-from ttmoe.features import POOLINGS, FeatureSpec, pool_state
+from ttmoe.features import ALL_STATES, POOLINGS, FeatureSpec, pool_state
 from ttmoe.trunk import use_hidden_states
 from workers.base.resident import ResidentBase, load_resident_base
 from workers.cache.tokens import load_tokenized_rows
@@ -51,14 +53,16 @@ SPLITS = ("train", "validation", *TEXT_FORMS)  # of the test split only a form: 
 FORM_ROWS = 500  # maximum rows of a reformatted split
 STALE_SECONDS = 24 * 3600  # age from which a temporary file is considered abandoned
 _STATES, _DIGEST = "states", "sha256"
+_LAYERS, _POOLING = "layers", "pooling"  # metadata of a file that has not all of them
 _DIGEST_ROWS = 256  # rows in memory while a digest is computed
 
 _LOG = logging.getLogger("ttmoe")
 
 
-def feature_folder(base: Base, data: PreparedTask, cache: Path) -> Path:
+def feature_folder(base: Base, data: PreparedTask, cache: Path, stored: FeatureSpec = ALL_STATES) -> Path:
     """Return the feature folder of a task; its name includes a hash of all that determines the features."""
     key = f"{RECIPES['features']} {base.digest} {base.dtype} {base.max_length} {data.fingerprint}"
+    key += "" if stored == ALL_STATES else f" {stored.layers} {stored.pooling}"
     return cache / "features" / f"{data.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
 
@@ -94,6 +98,7 @@ def compute_features(
     depth: int = 0,
     batch_rows: int = BATCH_ROWS,
     splits: Sequence[str] = SPLITS,
+    stored: FeatureSpec = ALL_STATES,
 ) -> Path:
     """Compute and cache the missing features of a task.
 
@@ -111,11 +116,12 @@ def compute_features(
             are not computed for this.
         batch_rows: Maximum rows in a batch.
         splits: The splits, and the reformatted splits, whose features are computed.
+        stored: The hidden states and poolings that are kept.
 
     Returns:
         The task's feature folder.
     """
-    folder, counts = feature_folder(base, data, cache), row_counts(data, rows)
+    folder, counts = feature_folder(base, data, cache, stored), row_counts(data, rows)
     missing = {split: counts[split] for split in splits if not _find_file(folder, split, counts[split])}
     if not missing:
         return folder
@@ -132,16 +138,18 @@ def compute_features(
         cached = _load_largest(folder, split)
         start = len(cached) if cached is not None else 0
         done += start
-        features = torch.empty(count, len(bank.trunk(0).layers) + 1, len(POOLINGS), bank.width, dtype=torch.half)
+        indexes = stored.indexes(len(bank.trunk(0).layers))
+        features = torch.empty(count, len(indexes), len(stored.poolings), bank.width, dtype=torch.half)
         if cached is not None:
             features[:start] = cached
             del cached
         for numbers in _batches(tokenized, range(start, count), batch_tokens(bank.device.type), batch_rows):
             inputs = collate([tokenized.items[i].whole for i in numbers], resident.pad_id, bank.device)
-            features[numbers] = _pooled_states(bank, inputs, numbers, states).half().cpu()
+            pooled = _pooled_states(bank, inputs, numbers, states, indexes, stored.poolings)
+            features[numbers] = pooled.half().cpu()
             done += len(numbers)
             report(Progress("features", done, total))
-        write_features(folder, split, features)
+        write_features(folder, split, features, stored)
     return folder
 
 
@@ -171,26 +179,37 @@ def load_features(folder: Path, split: str, count: int, spec: FeatureSpec) -> Te
     with opened as file:
         states = file.get_slice(_STATES)
         _require_digest(path, file, states)
-        indexes = spec.indexes(states.get_shape()[1] - 1)
-        first, lowest, highest = POOLINGS.index(spec.poolings[0]), min(indexes), max(indexes)
+        places, poolings = _places(spec, file.metadata(), states.get_shape()[1])
+        first, lowest, highest = poolings.index(spec.poolings[0]), min(places), max(places)
         part = states[:count, lowest : highest + 1, first : first + len(spec.poolings)]
-    if indexes != tuple(range(lowest, highest + 1)):  # otherwise this would be a second copy
-        part = part[:, [i - lowest for i in indexes]]
+    if places != list(range(lowest, highest + 1)):  # otherwise this would be a second copy
+        part = part[:, [place - lowest for place in places]]
     return part.flatten(1)
 
 
-def write_features(folder: Path, split: str, states: Tensor) -> None:
+def _places(spec: FeatureSpec, metadata: dict[str, str], count: int) -> tuple[list[int], tuple[str, ...]]:
+    """Return the places of a router's hidden states among those of a file, and the poolings of the file."""
+    if _LAYERS not in metadata:
+        return list(spec.indexes(count - 1)), POOLINGS
+    layers = json.loads(metadata[_LAYERS])
+    wanted = layers if isinstance(spec.layers, str) else spec.layers
+    return [layers.index(layer) for layer in wanted], FeatureSpec(pooling=metadata[_POOLING]).poolings
+
+
+def write_features(folder: Path, split: str, states: Tensor, stored: FeatureSpec = ALL_STATES) -> None:
     """Write the features of a split's first rows atomically; remove files with fewer rows, and abandoned ones.
 
     Args:
         folder: The task's feature folder.
         split: Name of the split.
         states: Pooled hidden states (rows, layers, poolings, width), fp16.
+        stored: Which hidden states and poolings these are.
     """
+    about = {} if stored == ALL_STATES else {_LAYERS: json.dumps(stored.layers), _POOLING: stored.pooling}
     path = folder / f"{split}-{len(states)}.safetensors"
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        save_file({_STATES: states.contiguous()}, temporary, {_DIGEST: _digest(states, len(states))})
+        save_file({_STATES: states.contiguous()}, temporary, {_DIGEST: _digest(states, len(states)), **about})
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -218,16 +237,22 @@ def _batches(rows: TokenizedRows, numbers: Sequence[int], tokens: int, most: int
     return split_by_tokens(order, lengths, [1] * len(lengths), tokens, most)
 
 
-def _pooled_states(bank: Bank, inputs: dict[str, Tensor], rows: Sequence[int], states: TrunkStates | None) -> Tensor:
-    """Return pooled hidden states (rows, layers, poolings, width), starting from cached trunk states if possible."""
+def _pooled_states(bank: Bank, inputs: dict[str, Tensor], rows: Sequence[int], states: TrunkStates | None,
+                   indexes: Sequence[int], poolings: Sequence[str]) -> Tensor:  # fmt: skip
+    """Return these pooled hidden states (rows, layers, poolings, width), from cached trunk states if possible."""
+    pooled: dict[int, Tensor] = {}
 
-    def use(index: int, layer: Tensor) -> Tensor:
-        return pool_state(layer, inputs["attention_mask"])
+    def use(index: int, layer: Tensor) -> None:
+        if index in indexes:
+            pooled[index] = pool_state(layer, inputs["attention_mask"], poolings)
 
     if not states or not states.has_pooled:  # nothing is cached, or only the options of a choice
-        return torch.stack(use_hidden_states(bank.model, inputs, use), dim=1)
-    above = bank.trunk(states.depth).hidden_states_above(states.gather(rows, bank.device), inputs, use)
-    return torch.cat([states.gather_pooled(rows, bank.device), torch.stack(above, dim=1)], dim=1)
+        use_hidden_states(bank.model, inputs, use)
+    else:
+        below = states.gather_pooled(rows, bank.device)[:, :, [POOLINGS.index(pooling) for pooling in poolings]]
+        pooled |= {index: below[:, index] for index in indexes if index < states.depth}
+        bank.trunk(states.depth).hidden_states_above(states.gather(rows, bank.device), inputs, use)
+    return torch.stack([pooled[index] for index in indexes], dim=1)
 
 
 def _find_file(folder: Path, split: str, count: int) -> Path | None:

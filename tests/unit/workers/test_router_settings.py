@@ -26,7 +26,24 @@ from workers.training.settings import RouterSettings
     ],
 )
 def test_layers_name_hidden_states(layers, trunk, expected):
-    assert RouterSettings(layers=layers).hidden_states(trunk) == expected
+    assert RouterSettings(layers=layers).hidden_states(trunk, 12, 64) == expected
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "pooling", "expected"),
+    [
+        (2, 64, "both", "all"),
+        (7, 384, "both", "all"),  # eight states
+        (8, 384, "both", (0, 1, 2, 3, 5, 6, 7, 8)),
+        (30, 576, "both", (0, 4, 9, 13, 17, 21, 26, 30)),  # SmolLM2-135M
+        (32, 4096, "both", (0, 16, 32)),
+        (32, 4096, "last", (0, 6, 13, 19, 26, 32)),
+        (80, 8192, "both", (0, 40, 80)),
+        (2, 8192, "both", "all"),
+    ],
+)
+def test_auto_reads_some_states_evenly_spaced_and_of_wide_bases_fewer(layers, width, pooling, expected):
+    assert RouterSettings(pooling=pooling).hidden_states(1, layers, width) == expected
 
 
 @pytest.mark.parametrize("layers", ["3-1", "top", [], "", "0-", "-3", "1-2-3", "0 - 3", "trunks", "0,3", "0-3\n"])
@@ -36,7 +53,7 @@ def test_what_names_no_hidden_states_says_what_to_write(layers):
     (error,) = caught.value.errors()
     assert error["loc"] == ("layers",)
     assert error["msg"].endswith("does not name hidden states")
-    assert error["ctx"]["fix"] == "write all, last, embeddings, trunk, 0-4 or [0, 4]"
+    assert error["ctx"]["fix"] == "write auto, all, last, embeddings, trunk, 0-4 or [0, 4]"
 
 
 @pytest.mark.parametrize("settings", [{"layers": [-1]}, {"layers": [0, "x"]}, {"unknown": 1}, {"unknown": -0.1},
@@ -48,7 +65,7 @@ def test_other_values_that_mean_nothing_are_refused(settings):
 
 def test_the_router_reads_everything_unless_it_is_told():
     settings = RouterSettings()
-    spec = FeatureSpec(settings.hidden_states(2), settings.pooling)
+    spec = FeatureSpec(settings.hidden_states(2, 4, 64), settings.pooling)
     assert spec.indexes(4) == (0, 1, 2, 3, 4)
     assert spec.poolings == ("mean", "last")
     assert settings.unknown > 0
