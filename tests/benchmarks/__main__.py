@@ -35,6 +35,7 @@ ROWS = {
     "routing-17": "routing:run_minilm_17",
     "routing-smollm2": "routing:run_smollm2",
     "router": "router_speed:run",
+    "wide-router": "wide_router:run",
     "surface": "surface:run",
     "stages": "stages:run",
     "routed": "routed:run",
