@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from orchestrator.plan.expert_plan import ExpertPlan
 from orchestrator.plan.library_base import name_with_revision
-from orchestrator.plan.planning import ExpertPlan, Plan
+from orchestrator.plan.planning import Plan
 from orchestrator.plan.quantities import format_names
 from ttmoe.errors import InputError
 from workers.expert_result import EXPERT_RESULT_FILE, finished_result

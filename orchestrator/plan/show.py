@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from orchestrator.plan.expert_plan import ExpertPlan
 from orchestrator.plan.forecast import Forecast
 from orchestrator.plan.json_output import to_json
 from orchestrator.plan.library_state import LibraryState
 from orchestrator.plan.planned_library import PlannedLibrary
-from orchestrator.plan.planning import ExpertPlan, Plan
+from orchestrator.plan.planning import Plan
 from orchestrator.plan.quantities import format_bytes, format_duration, format_names
 from orchestrator.plan.router_forecast import RouterForecast
 from orchestrator.pool.capacity import Node

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from orchestrator.plan.planning import ExpertPlan
+from orchestrator.plan.expert_plan import ExpertPlan
 from orchestrator.plan.trunk_forecast import count_tokens
 from orchestrator.pool.capacity import Node
 from ttmoe.architectures import layer_list

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from textwrap import shorten
 from typing import Any
 
-from orchestrator.plan.planning import ExpertPlan, Plan
+from orchestrator.plan.expert_plan import ExpertPlan
+from orchestrator.plan.planning import Plan
 from orchestrator.plan.quantities import format_names
 from orchestrator.report.search_content import choice_names, point_text
 from orchestrator.report.search_tables import Record

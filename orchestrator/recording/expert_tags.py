@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 
-from orchestrator.plan.planning import ExpertPlan
+from orchestrator.plan.expert_plan import ExpertPlan
 from orchestrator.registry.runs import TrainingData
 from workers.data.task import GivenSplits, Task
 from workers.expert_result import CUT_ROWS, HEAD_PARAMETERS, ExpertResult

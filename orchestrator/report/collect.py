@@ -12,7 +12,8 @@ from statistics import fmean
 from typing import Any
 
 from orchestrator.config.loading import resolved_yaml
-from orchestrator.plan.planning import ExpertPlan, Plan
+from orchestrator.plan.expert_plan import ExpertPlan
+from orchestrator.plan.planning import Plan
 from orchestrator.registry import Registry, RunRecord, Version
 from orchestrator.registry.artifacts import EVALUATION, TRIALS
 from orchestrator.report.content import Curve, ExpertRow, Points, ResourceUsage, RoutingReport, RunReport, SearchReport

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from orchestrator.plan.choosing import Point
+from orchestrator.plan.expert_plan import expert_spec
 from orchestrator.plan.identity import spec_hash
-from orchestrator.plan.planning import Plan, expert_spec
+from orchestrator.plan.planning import Plan
 from orchestrator.plan.space import PointSettings
 from orchestrator.pool.less_memory import with_half_micro_batch
 from orchestrator.pool.work_units import LOG_FILE, WorkUnit, run_jointly

@@ -12,8 +12,8 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 from orchestrator.config.loading import load_config
 from orchestrator.config.search_settings import SearchSettings
 from orchestrator.config.sections import AdapterSettings
+from orchestrator.plan.expert_plan import adapter_spec
 from orchestrator.plan.factor_choices import factor_choices
-from orchestrator.plan.planning import adapter_spec
 from orchestrator.plan.shape_choices import bounded_sums
 from orchestrator.plan.space import SearchSpace
 from ttmoe.adapter import AdapterSpec, Group, plan_groups
