@@ -94,7 +94,8 @@ def _experts(plan: Plan, versions: Mapping[str, Version], evaluation: dict[str, 
     for task, expert in plan.experts.items():
         test = evaluation["tasks"][task]
         right = [test["answered_right"], *([test["right_in_group"]] if in_groups else [])]
-        accuracies = [test["alone"], *(count / test["rows"] for count in right)]
+        alone = test.get("alone", versions[task].metrics.get("test.accuracy"))  # not in every evaluation of version 0.1
+        accuracies = [alone, *(count / test["rows"] for count in right)]
         data, head = expert.job.data, versions[task].metrics.get(HEAD_PARAMETERS)
         every += [accuracies] if data.labelled else []
         table.add_row(

@@ -96,7 +96,7 @@ def test_code_that_a_base_brings_is_not_run_and_nobody_is_asked(hostile, tmp_pat
     for load in (load_body, empty_body):
         with pytest.raises(InputError, match="cannot read its config"):
             load(hostile)
-    with pytest.raises(ValueError, match=r"trust_remote_code|custom code"):
+    with pytest.raises(InputError, match=r"cannot load its tokenizer: .*(trust_remote_code|custom code)"):
         load_tokenizer(hostile)
     assert not (tmp_path / "ran").exists()
 

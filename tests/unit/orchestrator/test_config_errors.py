@@ -147,7 +147,7 @@ def test_invalid_router_layers_name_the_valid_forms(tmp_path: Path, layers: str,
     error = failure(tmp_path, GOOD + f"router: {{layers: {layers}}}\n")
     assert error.where == f"{tmp_path}/my.yaml:19, router.layers"
     assert error.what == f"{what} does not name hidden states"
-    assert error.fix == "write all, last, embeddings, trunk, 0-4 or [0, 4]"
+    assert error.fix == "write auto, all, last, embeddings, trunk, 0-4 or [0, 4]"
 
 
 def test_an_override_of_a_task_is_reported_at_its_own_line(tmp_path: Path) -> None:

@@ -330,7 +330,10 @@ def recorded(fresh_store, tmp_path_factory):
     data = SimpleNamespace(label_names=("a", "b"), majority=0.5, rows=rows, removed={"duplicates": 4321}, labelled=True)
     experts = {
         task: SimpleNamespace(
-            job=SimpleNamespace(data=data, spec_hash=f"{task}1", parameters=10), lora_parameters=1000, named=None
+            job=SimpleNamespace(data=data, spec_hash=f"{task}1", parameters=10),
+            lora_parameters=1000,
+            named=None,
+            labels=("a", "b"),
         )
         for task in ("made", "cached", "failed", "never")
     }
