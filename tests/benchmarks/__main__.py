@@ -36,6 +36,7 @@ ROWS = {
     "routing-smollm2": "routing:run_smollm2",
     "router": "router_speed:run",
     "wide-router": "wide_router:run",
+    "states": "states:run",
     "surface": "surface:run",
     "stages": "stages:run",
     "routed": "routed:run",

@@ -51,7 +51,7 @@ def test_a_job_fits_a_gpu_by_the_forecast_and_by_the_live_tensors_of_its_step(pl
 
 
 def test_checkpointing_is_forecast_as_the_live_tensors_of_its_step(planned):
-    found = planned("llama-8b", "train.checkpointing=true", "train.micro_batch=32")
+    found = planned("llama-8b", "train.checkpointing=true", "train.micro_batch=32", "base.config.num_hidden_layers=12")
     job = found.plan.experts["task01"].job
     counted = bytes_of_a_step(job, found.plan.config.base.config)
     assert found.forecast.memory["task01"].gpu == pytest.approx(counted.peak, rel=0.25)
