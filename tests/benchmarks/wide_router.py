@@ -21,7 +21,7 @@ from tests.benchmarks.machine import ROOT, peak_bytes
 from tests.benchmarks.measuring import QUICK, duration
 from tests.benchmarks.table import Finding, at_most
 
-TASKS = (1, 2) if os.environ.get(QUICK) else (5, 10)
+TASKS = (1, 2) if os.environ.get(QUICK) else (2, 5)
 ROWS, CHARACTERS = 5000, 1500
 STATES, WIDTH = (0, 16, 32), 4096
 WANTED_TASKS, WANTED_CORES, CORES = 40, 8, 2
