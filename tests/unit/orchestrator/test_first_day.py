@@ -91,7 +91,7 @@ def test_a_base_that_no_gpu_holds_is_said_to_be_one(planned):
 
 @pytest.mark.parametrize("recipe", ROWS_AT_ONCE)
 def test_stage_2_takes_16_gigabytes_and_keeps_what_its_router_reads(planned, recipe):
-    """Of all states in both poolings a row has 540 kB, and the router took 252 GB of memory."""
+    """Of all states in both poolings a row has 540 kB, and the router would take 136 GB of memory."""
     found = planned(recipe)
     layers = empty_body(found.plan.base).config.num_hidden_layers
     assert found.plan.features == found.plan.stored == FeatureSpec((0, layers // 2, layers), "both")
