@@ -30,13 +30,15 @@ def fit_memory(plan: Plan, model: nn.Module) -> Plan:
         model: Body of the base; its modules may be on the meta device.
     """
     available = memory_for_a_job(plan.nodes, plan.resources)
+    together = plan.config.resources.experts_per_job
+    count = 1 if together == "auto" else together  # auto adds experts to a job as far as they fit
     settings: dict[tuple[object, ...], TrainSettings] = {}  # tasks with equal settings have equal ones
     experts = {}
     for task, expert in plan.experts.items():
         job = expert.job
         key = (repr(job.adapter), job.classes, job.options, repr(job.train))
         if key not in settings:
-            settings[key] = _fit(job, lambda each: _bytes(each, model), available)
+            settings[key] = _fit(job, lambda each: _bytes(each, model, count), available)
         experts[task] = replace(expert, job=replace(job, train=settings[key]))
     return replace(plan, experts=experts)
 
@@ -76,6 +78,6 @@ def _choices(job: ExpertJob) -> Iterator[dict[str, object]]:
             yield {"micro_batch": size, "checkpointing": recomputes}
 
 
-def _bytes(job: ExpertJob, model: nn.Module) -> int:
-    estimate = estimate_jobs_memory([job], model)
+def _bytes(job: ExpertJob, model: nn.Module, experts: int) -> int:
+    estimate = estimate_jobs_memory([job] * experts, model)
     return estimate.gpu or estimate.total

@@ -75,6 +75,8 @@ def test_what_is_given_stays_and_the_rest_is_fitted(planned):
     ):
         train = planned("llama-8b", *overrides).plan.experts["task01"].job.train
         assert (train.rows_at_once, train.recomputes) == expected, overrides
+    together = planned("llama-8b", "resources.experts_per_job=4", "base.max_length=128")  # one of them would fit whole
+    assert (together.plan.experts["task01"].job.train.rows_at_once, together.problem) == (16, None)
     shaped = planned("llama-8b", "adapter.shape={q: 64x64|64x64, v: 64x64|32x32}").plan.experts["task01"].job
     assert shaped.train.rows_at_once == 16
     small = planned("llama-8b").plan
