@@ -13,9 +13,11 @@ from orchestrator.config.loading import LoadedConfig
 from orchestrator.experts.router_state import how_to_route_to
 from orchestrator.experts.version_selection import choose_version, version_label
 from orchestrator.plan.identity import hashed_settings, spec_hash
+from orchestrator.plan.memory_fit import fit_memory
 from orchestrator.plan.planning import make_plan
 from orchestrator.registry import Registry, Version
 from orchestrator.registry.library import open_library
+from ttmoe.base import empty_body
 from ttmoe.errors import InputError
 from ttmoe.expert_files import Manifest, read_manifest
 from workers.expert_job import ExpertJob
@@ -64,7 +66,8 @@ def compress_expert(
     folder = registry.fetch(version)
     only = config.model_copy(update={"tasks": {task: config.tasks[task]}, "search": None})
     refuse_declared(only)
-    planned = make_plan(only, registry=registry).experts[task].job
+    plan = make_plan(only, registry=registry)
+    planned = fit_memory(plan, empty_body(plan.base)).experts[task].job
     job = _job(planned, version, folder)
     with console.status(f"cutting {version_label(version)}") as status:
         result = run_cutting(job, lambda progress: status.update(_said(progress)))
