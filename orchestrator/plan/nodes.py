@@ -16,6 +16,7 @@ from workers.hardware import Gpu, Hardware, package_version, probe_hardware
 _NODES = re.compile(r"(\d+)x(\d+)(?:x(\d+(?:\.\d+)?)([TGM]B))?", re.IGNORECASE)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([TGM]B)?", re.IGNORECASE)
 _TFLOPS = 300
+DECLARED = "declared node"  # begins the name of a node that a user describes
 RAY_MEMORY_SHARE = 0.7  # of the free memory; Ray reserves the rest for its object store
 
 
@@ -49,7 +50,7 @@ def _parse_nodes(text: str) -> list[Node]:
     hardware = Hardware((Gpu("declared", gpu_memory, True),) * gpus, True, {})
     cpus, tflops = float(size.get("cpus", 8 * gpus)), float(size.get("tflops", _TFLOPS)) if gpus else 0.0
     return [
-        Node(f"declared node {number}", cpus, float(gpus), memory, gpu_memory, hardware=hardware, tflops=tflops)
+        Node(f"{DECLARED} {number}", cpus, float(gpus), memory, gpu_memory, hardware=hardware, tflops=tflops)
         for number in range(1, count + 1)
     ]
 

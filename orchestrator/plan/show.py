@@ -13,6 +13,7 @@ from orchestrator.plan.expert_plan import ExpertPlan
 from orchestrator.plan.forecast import Forecast
 from orchestrator.plan.json_output import to_json
 from orchestrator.plan.library_state import LibraryState
+from orchestrator.plan.nodes import DECLARED
 from orchestrator.plan.planned_library import PlannedLibrary
 from orchestrator.plan.planning import Plan
 from orchestrator.plan.quantities import format_bytes, format_duration, format_names
@@ -137,7 +138,7 @@ def _nodes(plan: Plan) -> list[tuple[str, str]]:
 def _describe_node(node: Node) -> str:
     """Return the hardware of a node, such as ``16 CPUs, 2 GPUs (NVIDIA H100, 85 GB, bfloat16)``."""
     parts = [f"{node.cpus:g} CPUs"]
-    if node.name.startswith("declared"):
+    if node.name.startswith(DECLARED):
         parts.append(f"{format_bytes(node.memory)} of memory for jobs")
     if node.gpus:
         gpus = node.hardware.gpus if node.hardware else ()
