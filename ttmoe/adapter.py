@@ -161,6 +161,10 @@ class Adapter(nn.Module):
                 self._cache = ([(p.detach(), p._version) for p in self.parameters()], self._build_factors())
         return self._cache[1]
 
+    def cores_of(self, group: Group) -> list[nn.Parameter]:
+        """Return the cores of a group, each (sites, left bond, n, right bond)."""
+        return list(cast(nn.ParameterList, self.cores[group.key]))
+
     def _is_current(self, state: list[tuple[Tensor, int]]) -> bool:
         return all(p.data_ptr() == cached.data_ptr() and p.device == cached.device and p._version == version
                    for p, (cached, version) in zip(self.parameters(), state, strict=True))  # fmt: skip
@@ -168,7 +172,7 @@ class Adapter(nn.Module):
     def _build_factors(self) -> list[tuple[Tensor, Tensor]]:
         factors = []
         for group in self.groups:
-            cores = list(cast(nn.ParameterList, self.cores[group.key]))
+            cores = self.cores_of(group)
             with torch.autocast(cores[0].device.type, enabled=False):
                 a, b = group.method.factors(cores)
                 factors.append((a, b * group.method.scaling(self.spec.alpha)))

@@ -23,6 +23,7 @@ from ttmoe.head import Head, score_rows
 from ttmoe.language_head import LanguageHead
 from ttmoe.merging import Merge
 from ttmoe.stacking import Updates, stack_updates
+from ttmoe.transfer import tensor_on
 from ttmoe.trunk import Trunk
 
 
@@ -207,9 +208,9 @@ class Bank(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             if isinstance(names, str):
                 return self.expert(names).head(features, dropout_keys)
-            distinct, index = _distinct(names)
+            distinct, numbers = _distinct(names)
             heads = [self.expert(name).head for name in distinct]
-            return score_rows(features, heads, index.to(features.device), dropout_keys)
+            return score_rows(features, heads, tensor_on(features.device, numbers), dropout_keys)
 
     def _require_above(self, depth: int, names: Sequence[str] | str) -> None:
         for name in {names} if isinstance(names, str) else set(names):
@@ -224,23 +225,23 @@ class Bank(nn.Module):
 
         With activation checkpointing, the backward pass may run after the context.
         """
-        distinct, index = ([names], None) if isinstance(names, str) else _distinct(names)
+        distinct, numbers = ([names], []) if isinstance(names, str) else _distinct(names)
         adapters = [self.expert(name).adapter for name in distinct]
         if self._merge and distinct != [self._merge.name]:
             raise InputError(f"expert {self._merge.name!r} is merged, so no other expert can be used",
                              where="bank", fix="unmerge first")  # fmt: skip
         updates: Updates = {}
         if not self._merge:
-            expert_index = index.to(self.device) if index is not None and len(distinct) > 1 else None
-            updates = stack_updates(adapters, expert_index, self._layers.by_path, dropout_keys)
+            updates = stack_updates(adapters, self._layers.by_path, numbers if len(distinct) > 1 else None,
+                                    self.device, dropout_keys)  # fmt: skip
         if torch.is_grad_enabled() and self.model.training:
             restore_on_recompute(self.model, self._layers.snapshot)
         with self._layers.applying(updates):
             yield
 
 
-def _distinct(names: Sequence[str]) -> tuple[list[str], Tensor]:
-    """Return the distinct names in order of first appearance, and each row's index among them, (rows,)."""
+def _distinct(names: Sequence[str]) -> tuple[list[str], list[int]]:
+    """Return the distinct names in order of first appearance, and each row's index among them."""
     distinct = list(dict.fromkeys(names))
     index_of = {name: i for i, name in enumerate(distinct)}
-    return distinct, torch.tensor([index_of[name] for name in names])
+    return distinct, [index_of[name] for name in names]

@@ -181,6 +181,8 @@ def load_body(base: Base, device: str | torch.device = "cpu") -> nn.Module:
     from transformers import AutoModel
     from transformers.utils.logging import disable_progress_bar
 
+    from ttmoe.attention import use_right_padding
+
     disable_progress_bar()  # a bar for every loaded base would flood the log
     config, attention = _load_config(base), choose_attention(torch.device(device).type)
     try:
@@ -190,6 +192,7 @@ def load_body(base: Base, device: str | torch.device = "cpu") -> nn.Module:
     except SafetensorError:
         require_whole_weights(Path(base.folder))
         raise
+    use_right_padding(model)
     model.config.use_cache = False  # a pass would end with the keys and values of all layers; generation asks for them
     return model.requires_grad_(False).eval()
 

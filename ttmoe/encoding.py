@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ttmoe.errors import InputError
+from ttmoe.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def collate(rows: Sequence[Tokens], pad_id: int, device: torch.device | str = "c
     batch = {key: torch.tensor([padded(row[key], pad_id if key == "input_ids" else 0) for row in rows])
              for key in rows[0]}  # fmt: skip
     batch["attention_mask"] = torch.tensor([padded([1] * len(row["input_ids"]), 0) for row in rows])
-    return {key: value.to(device) for key, value in batch.items()}
+    return {key: to_device(value, device) for key, value in batch.items()}
 
 
 def pool(states: Tensor, mask: Tensor, pooling: str) -> Tensor:

@@ -34,7 +34,7 @@ def linear_and_update(x: Tensor, inner: nn.Linear, a: Tensor, bt: Tensor, part: 
     Args:
         x: Input (batch, ..., in).
         inner: The frozen map, for which ``is_fusible`` is True.
-        a: A (n, r, in), with n 1 for all rows or the number of rows.
+        a: A (n, r, in), each for an equal share of the rows, in order.
         bt: B transposed, (n, r, width of ``part``).
         part: Output features that receive the update.
 

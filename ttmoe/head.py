@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ttmoe.row_dropout import dropout_by_row, keys_at
+from ttmoe.transfer import tensor_on, to_device
 
 
 class Head(nn.Module):
@@ -81,9 +82,9 @@ def _standardise_rows(states: Tensor, heads: Sequence[Head], index: Tensor, drop
     rates = [head.dropout if head.training else 0.0 for head in heads]
     if not any(rates):
         return standardised
-    return _drop(standardised, torch.tensor(rates, dtype=torch.float64, device=states.device)[index], dropout_keys)
+    return _drop(standardised, tensor_on(states.device, rates, torch.float64)[index], dropout_keys)
 
 
 def _drop(states: Tensor, rates: Tensor | float, dropout_keys: Tensor | None) -> Tensor:
-    keys = None if dropout_keys is None else keys_at(["head"], dropout_keys)[0].to(states.device)
+    keys = None if dropout_keys is None else to_device(keys_at(["head"], dropout_keys)[0], states.device)
     return dropout_by_row(states, rates, keys)

@@ -18,7 +18,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ttmoe.attention import any_padding
 from ttmoe.errors import InputError
+from ttmoe.transfer import tensor_on
 
 MAX_POSITIONS = 256  # token positions whose logits exist at a time: 50 MB for a vocabulary of 50,000 in fp32
 _OLD_KEYS = {"lm_head.weight": "embed_out.weight"}  # the key in files of GPT-NeoX
@@ -66,7 +68,8 @@ class LanguageHead:
         stand_in = getattr(self.causal, self._body_attribute)
         setattr(self.causal, self._body_attribute, self.body)
         try:
-            yield self.causal
+            with any_padding(self.body):  # generation pads on the left
+                yield self.causal
         finally:
             setattr(self.causal, self._body_attribute, stand_in)
 
@@ -78,7 +81,7 @@ class LanguageHead:
 
 
 def answer_scores(head: LanguageHead, last_hidden_state: Tensor, inputs: dict[str, Tensor],
-                  answer_lengths: Sequence[int]) -> list[Tensor]:  # fmt: skip
+                  lengths: Sequence[int], answer_lengths: Sequence[int]) -> Tensor:  # fmt: skip
     """Compute the log-probabilities of the answer tokens of each row (teacher forcing).
 
     At most ``MAX_POSITIONS`` logits exist at a time. If there are more positions, the backward pass recomputes them.
@@ -87,18 +90,18 @@ def answer_scores(head: LanguageHead, last_hidden_state: Tensor, inputs: dict[st
         head: The language head.
         last_hidden_state: Last hidden states of ``inputs``, (rows, tokens, width).
         inputs: Token ids and attention mask, (rows, tokens), padded on the right.
+        lengths: Number of tokens of each row.
         answer_lengths: For each row the number of its last tokens that are the answer; 0 for a row without an answer.
 
     Returns:
-        For each row a tensor (answer tokens, 2), fp32: the log-probability of the token, and the largest
-        log-probability at its position.
+        (answer tokens of all rows, 2), fp32: the log-probability of each token, and the largest log-probability at its
+        position.
     """
-    ends = inputs["attention_mask"].sum(1).tolist()
-    positions = [(row, end - length + i) for row, (end, length) in enumerate(zip(ends, answer_lengths, strict=True))
+    positions = [(row, end - length + i) for row, (end, length) in enumerate(zip(lengths, answer_lengths, strict=True))
                  for i in range(length)]  # fmt: skip
     if not positions:
-        return [last_hidden_state.new_zeros(0, 2, dtype=torch.float32) for _ in answer_lengths]
-    rows, tokens = torch.tensor(positions, device=last_hidden_state.device).unbind(1)
+        return last_hidden_state.new_zeros(0, 2, dtype=torch.float32)
+    rows, tokens = tensor_on(last_hidden_state.device, positions).unbind(1)
     # The state at a position predicts the next token.
     states, targets = last_hidden_state[rows, tokens - 1], inputs["input_ids"][rows, tokens]
     chunks = zip(states.split(MAX_POSITIONS), targets.split(MAX_POSITIONS), strict=True)
@@ -106,7 +109,7 @@ def answer_scores(head: LanguageHead, last_hidden_state: Tensor, inputs: dict[st
         parts = [checkpoint(_log_probabilities, head, *chunk, use_reentrant=False) for chunk in chunks]
     else:
         parts = [_log_probabilities(head, *chunk) for chunk in chunks]
-    return list(torch.cat(parts).split(list(answer_lengths)))
+    return torch.cat(parts)
 
 
 def _log_probabilities(head: LanguageHead, states: Tensor, targets: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ttmoe.fused import is_fusible, linear_and_update
 from ttmoe.row_dropout import dropout_by_row, shared_key
+from ttmoe.transfer import to_device
 
 
 @dataclass
@@ -21,6 +22,7 @@ class Update:
         b: B of each expert, (experts, out, r), already multiplied by the method's scaling.
         expert_index: Index into ``a`` and ``b`` for each row, (batch,), numbered in order of first appearance; None if
             the batch has a single expert.
+        in_blocks: Whether every expert has the same number of rows, one after another.
         dropout: Dropout rate on the layer's input in training, or a tensor (experts,) if the experts' rates differ.
         dropout_keys: Key of each row for the dropout of this role and layer, (batch, 2); None draws at random.
     """
@@ -30,6 +32,7 @@ class Update:
     expert_index: Tensor | None
     dropout: float | Tensor = 0.0
     dropout_keys: Tensor | None = None
+    in_blocks: bool = False
 
     @property
     def has_dropout(self) -> bool:
@@ -86,7 +89,7 @@ class AdaptedLinear(nn.Module):
     def _part(self, role: str, device: torch.device) -> slice | Tensor:
         part = self.parts[role]
         if isinstance(part, Tensor) and part.device != device:
-            part = self.parts[role] = part.to(device)  # stored, so that later passes copy nothing
+            part = self.parts[role] = to_device(part, device)  # stored, so that later passes copy nothing
         return part
 
 
@@ -110,21 +113,25 @@ def apply_update(x: Tensor, update: Update, training: bool) -> Tensor:
         return F.linear(F.linear(x, update.a[0]), update.b[0])
     a, bt = _factors_for(x, update)
     # Some architectures flatten (batch, tokens) before a projection; the rows of the batch stay in order.
-    rows = x.reshape(len(a), -1, x.shape[-1])
+    rows = x
     if training and update.has_dropout:
-        rows = _dropout(rows, update)
+        rows = _dropout(x.reshape(len(update.expert_index), -1, x.shape[-1]), update)
+    rows = rows.reshape(len(a), -1, x.shape[-1])
     return torch.bmm(torch.bmm(rows, a.mT), bt).reshape(*x.shape[:-1], bt.shape[-1])
 
 
 def _factors_for(x: Tensor, update: Update) -> tuple[Tensor, Tensor]:
-    """Return A (n, r, in) and B transposed (n, r, out); n is 1 for a single expert, else the rows of the batch."""
+    """Return A (n, r, in) and B transposed (n, r, out), each for an equal share of the rows of the batch, in order.
+
+    n is 1 for a single expert, the number of experts if their rows are in blocks, else the number of rows.
+    """
     a, bt, index = update.a, update.b.mT, update.expert_index
     if index is None:
         return a, bt
     if x.shape[0] % len(index):
         raise ValueError(f"an adapted layer received {x.shape[0]} rows for a batch of {len(index)}: the architecture "
                          "shares this input between rows, but each row needs its own expert")  # fmt: skip
-    if len(a) == len(index):  # every row has its own expert, and the experts are in the order of the rows
+    if update.in_blocks:
         return a, bt
     return a.index_select(0, index), bt.index_select(0, index)
 

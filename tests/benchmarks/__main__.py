@@ -22,6 +22,7 @@ ROWS = {
     "layer": "layer:run",
     "step": "step:run",
     "memory": "step:run_memory",
+    "gpu": "gpu:run",
     "mixed": "mixed:run",
     "loading": "loading:run",
     "base-loading": "base_loading:run",

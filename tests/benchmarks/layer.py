@@ -40,35 +40,32 @@ def run() -> Iterator[Finding]:
         raise subprocess.CalledProcessError(process.returncode, command)
 
 
-def measure() -> Iterator[Finding]:
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    for device in devices:
-        for role, text in SHAPES.items():
-            for tokens in TOKENS:
-                yield _update(device, role, TTShape.parse(text), tokens)
-            yield _whole(device, role, TTShape.parse(text), TOKENS[1])
-    if "cuda" not in devices:
-        yield Finding("the same on a GPU, launches counted", "not run", "no GPU here", "", "≥ 4 times")
+def measure_on(device: str, seconds: float) -> Iterator[Finding]:
+    """The lines of one device; ``seconds`` for each."""
+    for role, text in SHAPES.items():
+        for tokens in TOKENS:
+            yield _update(device, role, TTShape.parse(text), tokens, seconds)
+        yield _whole(device, role, TTShape.parse(text), TOKENS[1], seconds)
 
 
-def _update(device: str, role: str, shape: TTShape, tokens: int) -> Finding:
+def _update(device: str, role: str, shape: TTShape, tokens: int, seconds: float) -> Finding:
     both = subjects(shape, tokens, device)
-    times = interleave(both, seconds=3, rounds=(9, 100), warm=2)
+    times = interleave(both, seconds=seconds, rounds=(9, 100), warm=2)
     faster, goal = times.ratio("contraction", "ours"), 4.0 if device == "cuda" else 1.5
     met, cells = round(faster, 1) >= goal, {name: duration(times.median(name)) for name in both}
     if device == "cuda":
-        launches = {name: _launches(run) for name, run in both.items()}
-        met = met and launches["ours"] < launches["contraction"]
-        cells = {name: f"{cell}, {launches[name]} launches" for name, cell in cells.items()}
+        kernels = {name: launches(run) for name, run in both.items()}
+        met = met and kernels["ours"] < kernels["contraction"]
+        cells = {name: f"{cell}, {kernels[name]} kernels" for name, cell in cells.items()}
     what = f"update {role} {shape}, forward and backward, {tokens} tokens, fp32, {device}"
     return Finding(f"{what} ({times.spread('contraction', 'ours')})", cells["ours"],
                    f"core by core {cells['contraction']}", f"{faster:.1f} times faster",
                    f"≥ {goal:g} times", met)  # fmt: skip
 
 
-def _whole(device: str, role: str, shape: TTShape, tokens: int) -> Finding:
+def _whole(device: str, role: str, shape: TTShape, tokens: int, seconds: float) -> Finding:
     both = subjects(shape, tokens, device, frozen=True)
-    times = interleave(both, seconds=5, rounds=(9, 100), warm=2)
+    times = interleave(both, seconds=seconds, rounds=(9, 100), warm=2)
     added = {name: times.ratio(name, "frozen") - 1 for name in ("ours", "contraction")}
     return Finding(f"layer {role} with its frozen map, {tokens} tokens, {device}: time over the frozen map alone",
                    f"{added['ours']:+.0%} ({duration(times.median('ours'))})",
@@ -105,17 +102,18 @@ def subjects(shape: TTShape, tokens: int, device: str, *, frozen: bool = False) 
     return {**runs, "frozen": both_ways(lambda: inner(x), [x])} if frozen else runs
 
 
-def _launches(run: Callable[[], None]) -> int:
-    """Kernels that reach the GPU in one pass."""
+def launches(run: Callable[[], None]) -> int:
+    """Kernels that reach the GPU in one call; none without one."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
         run()
-        torch.cuda.synchronize()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
     kinds = ("Memcpy", "Memset")
     return sum(e.device_type.name == "CUDA" and not e.name.startswith(kinds) for e in found.events())
 
 
 if __name__ == "__main__":
-    for finding in measure():
+    for finding in measure_on("cpu", seconds=4):
         print(json.dumps(vars(finding)), flush=True)

@@ -37,11 +37,14 @@ def expert_scores(
         One tensor for each row, in order, on the CPU: (classes,), (options,), or for an expert that generates text
         (answer tokens, 2) as ``ttmoe.scoring.score`` defines it.
     """
-    row_scores: dict[int, Tensor] = {}
+    order: list[int] = []
+    parts: list[list[Tensor]] = []
     for batch in _batches(bank, rows, max_tokens):
-        row_scores |= _batch_scores(bank, name, rows, batch, pad_id)
+        order += batch
+        parts.append(_batch_scores(bank, name, rows, batch, pad_id))
         if on_batch:
             on_batch()
+    row_scores = dict(zip(order, to_host([score for part in parts for score in part]), strict=True))
     return [row_scores[row] for row in range(len(rows))]
 
 
@@ -54,18 +57,24 @@ def last_batch_scores(bank: Bank, name: str, rows: TokenizedRows, pad_id: int) -
     Returns:
         Scores by the row's index.
     """
-    return _batch_scores(bank, name, rows, _batches(bank, rows)[-1], pad_id)
+    batch = _batches(bank, rows)[-1]
+    return dict(zip(batch, to_host(_batch_scores(bank, name, rows, batch, pad_id)), strict=True))
 
 
 def _batches(bank: Bank, rows: TokenizedRows, max_tokens: int | None = None) -> list[list[int]]:
     return list(token_batches(rows, longest_first(rows), max_tokens or batch_tokens(bank.device.type)))
 
 
-def _batch_scores(bank: Bank, name: str, rows: TokenizedRows, batch: list[int], pad_id: int) -> dict[int, Tensor]:
+def _batch_scores(bank: Bank, name: str, rows: TokenizedRows, batch: list[int], pad_id: int) -> list[Tensor]:
     items, states = [rows.items[row] for row in batch], rows.gather_states(batch, bank.device)
-    scores = score(bank, items, name, pad_id, states=states, depth=rows.states.depth if rows.states else 0)
-    # Copy all scores of the batch at once, so that the device is synchronised once.
-    return dict(zip(batch, torch.cat(scores).cpu().split([len(s) for s in scores]), strict=True))
+    return score(bank, items, name, pad_id, states=states, depth=rows.states.depth if rows.states else 0)
+
+
+def to_host(scores: list[Tensor]) -> list[Tensor]:
+    """Copy scores of rows to main memory at once: the host waits for the device once."""
+    if not scores:
+        return []
+    return list(torch.cat(scores).cpu().split([len(row) for row in scores]))
 
 
 @torch.no_grad()

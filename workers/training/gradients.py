@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
-from itertools import groupby
+from itertools import accumulate, groupby
 from operator import add, itemgetter
 
 import torch
@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from ttmoe.bank import Bank
 from ttmoe.row_dropout import dropout_keys
-from ttmoe.scoring import score
+from ttmoe.scoring import BatchScores, score_batch
+from ttmoe.transfer import tensor_on
 from workers.training.batches import TokenizedRows
 
 
@@ -42,9 +43,12 @@ class ExpertBatch:
 
 @dataclass
 class PassStats:
-    """Statistics of one expert's batch: its mean loss, and its numbers of real and of processed (padded) tokens."""
+    """Statistics of one expert's batch: its mean loss, and its numbers of real and of processed (padded) tokens.
 
-    loss: float
+    The loss is a tensor without dimensions, on the device: reading it makes the host wait for the passes.
+    """
+
+    loss: Tensor
     real_tokens: int = 0
     processed_tokens: int = 0
 
@@ -68,17 +72,13 @@ def add_gradients(
     Returns:
         Statistics of each batch, in order.
     """
-    stats, losses = [PassStats(0.0) for _ in batches], []
+    stats = [PassStats(torch.zeros((), device=bank.device)) for _ in batches]
     for micro in _micro_batches(batches, micro_batch):
         parts = batch_losses(bank, batches, micro, pad_id, depth)
         reduce(add, parts.values()).backward()  # type: ignore[no-untyped-call]
-        losses.append({index: loss.detach() for index, loss in parts.items()})
+        for index, loss in parts.items():
+            stats[index].loss += loss.detach()
         _count_tokens(stats, batches, micro)
-    indexes = [index for part in losses for index in part]
-    # Copy all losses at once, so that the device is synchronised once.
-    values = torch.stack([loss for part in losses for loss in part.values()]).tolist()
-    for index, value in zip(indexes, values, strict=True):
-        stats[index].loss += value
     return stats
 
 
@@ -107,12 +107,11 @@ def batch_losses(
     states = _concatenate([batches[index].rows.gather_states(rows, bank.device) for index, rows in micro.items()])
     keys = torch.cat([_dropout_keys(batches[index], rows) for index, rows in micro.items()])
     sole_or_each = names if len(micro) > 1 else names[0]
-    remaining = iter(score(bank, items, sole_or_each, pad_id, states=states, depth=depth, dropout_keys=keys))
+    scores = score_batch(bank, items, sole_or_each, pad_id, states=states, depth=depth, dropout_keys=keys)
     losses = {}
-    for index, rows in micro.items():
+    for (index, rows), part in zip(micro.items(), scores.split([len(rows) for rows in micro.values()]), strict=True):
         batch = batches[index]
-        scores, labels = [next(remaining) for _ in rows], [batch.rows.labels[row] for row in rows]
-        loss = answer_loss(scores) if scores[0].ndim == 2 else expert_loss(scores, labels, batch.label_smoothing)
+        loss = expert_loss(part, [batch.rows.labels[row] for row in rows], batch.label_smoothing)
         losses[index] = loss if len(rows) == len(batch.row_numbers) else loss * (len(rows) / len(batch.row_numbers))
     return losses
 
@@ -138,30 +137,38 @@ def _count_tokens(stats: list[PassStats], batches: Sequence[ExpertBatch], micro:
         stats[index].processed_tokens += longest * len(rows.sequence_numbers(numbers))
 
 
-def expert_loss(scores: list[Tensor], labels: list[int], label_smoothing: float) -> Tensor:
-    """Return the mean cross-entropy of rows, which may have different numbers of options.
+def expert_loss(scores: BatchScores, labels: list[int], label_smoothing: float) -> Tensor:
+    """Return the mean over rows of one expert of their cross-entropy, or of its mean over a row's answer tokens.
 
     Args:
-        scores: Scores (classes,) or (options,) of each row.
+        scores: Scores of the rows.
         labels: Right class or option of each row.
-        label_smoothing: Share of a label spread over the other classes or options.
+        label_smoothing: Share of a label spread over the other classes or options. Answer tokens are not smoothed: that
+            would require the logits of the whole vocabulary.
     """
-    targets = torch.tensor(labels, device=scores[0].device)
-    if len({len(s) for s in scores}) == 1:
-        return F.cross_entropy(torch.stack(scores), targets, label_smoothing=label_smoothing)
-    losses = [F.cross_entropy(s, t, label_smoothing=label_smoothing) for s, t in zip(scores, targets, strict=True)]
-    return torch.stack(losses).mean()
+    outputs, device = scores.outputs[0], scores.heads.device
+    if not outputs:
+        weights = [1 / length / len(labels) for length in scores.answer_lengths for _ in range(length)]
+        return -(scores.answers[:, 0] * tensor_on(device, weights)).sum()
+    targets = tensor_on(device, labels)
+    if outputs > 1:
+        return F.cross_entropy(scores.heads[:, :outputs], targets, label_smoothing=label_smoothing)
+    return _option_loss(scores.heads[:, 0], scores.sequences, targets, label_smoothing)
 
 
-def answer_loss(scores: list[Tensor]) -> Tensor:
-    """Return the mean over rows of the mean cross-entropy of a row's answer tokens.
-
-    Labels are not smoothed: that would require the logits of the whole vocabulary.
-
-    Args:
-        scores: Scores (answer tokens, 2) of each row; column 0 is the log-probability of the answer token.
-    """
-    return torch.stack([-row[:, 0].mean() for row in scores]).mean()
+def _option_loss(scores: Tensor, options: list[int], targets: Tensor, label_smoothing: float) -> Tensor:
+    """Return the mean cross-entropy of rows with these numbers of options; ``scores`` has all options of all rows."""
+    most = max(options)
+    if min(options) == most:
+        return F.cross_entropy(scores.view(-1, most), targets, label_smoothing=label_smoothing)
+    firsts = accumulate(options, initial=0)
+    # Of shorter rows, the last option stands in the columns that they lack.
+    indexes = [[first + min(i, count - 1) for i in range(most)] for first, count in zip(firsts, options, strict=False)]
+    lacks = tensor_on(scores.device, [[i >= count for i in range(most)] for count in options])
+    logs = scores[tensor_on(scores.device, indexes)].masked_fill(lacks, -torch.inf).log_softmax(1)
+    right = logs.gather(1, targets.unsqueeze(1)).squeeze(1)
+    spread = logs.masked_fill(lacks, 0.0).sum(1) / tensor_on(scores.device, options)
+    return -((1 - label_smoothing) * right + label_smoothing * spread).mean()
 
 
 @contextmanager

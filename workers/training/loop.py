@@ -18,6 +18,7 @@ from workers.training.batches import TokenizedRows
 from workers.training.checkpoints import Checkpoint, common_checkpoints
 from workers.training.evaluation import evaluate
 from workers.training.gradients import ExpertBatch, PassStats, activation_checkpointing, add_gradients
+from workers.training.losses import LossReader, steps_behind
 from workers.training.memory_limit import MemoryLimit
 from workers.training.state import ExpertTraining, FitResult, TrainingState
 
@@ -58,7 +59,7 @@ def fit_experts(
     Returns:
         The result or the failure of each expert, by name.
     """
-    session = _Session(bank, pad_id, report)
+    session = TrainingSession(bank, pad_id, report)
     bank.eval()
     session.start(trainings)
     with activation_checkpointing(bank.model, any(training.settings.recomputes for training in trainings)):
@@ -87,14 +88,24 @@ def fit_expert(bank: Bank, training: ExpertTraining, *, pad_id: int, report: Pro
     return outcome
 
 
-class _Session:
-    """Experts that train together: the active ones, and the outcomes of the others."""
+class TrainingSession:
+    """Experts that train together: the active ones, and the outcomes of the others.
+
+    ``start`` it, set the bank to training mode, and call ``step`` while there are active ones.
+
+    Args:
+        bank: As ``fit_experts`` takes it; so are ``pad_id`` and ``report``.
+        pad_id: Token id used for padding.
+        report: Receives the progress of each expert.
+    """
 
     def __init__(self, bank: Bank, pad_id: int, report: ProgressCallback) -> None:
         self.bank, self.pad_id, self.report = bank, pad_id, report
         self.active: list[TrainingState] = []
         self.outcomes: dict[str, FitResult | Failure] = {}
         self.last_save = time.monotonic()
+        self.losses: LossReader[tuple[TrainingState, int]] = LossReader(bank.device)
+        self.unreported: dict[tuple[TrainingState, int], float] = {}
 
     def start(self, trainings: Sequence[ExpertTraining]) -> None:
         """Start every training, or resume all of them from checkpoints they have in common."""
@@ -118,15 +129,32 @@ class _Session:
         for group in _groups(self.active):
             with activity_timer("steps", *_names(group)):
                 stats |= self._backward({state: batches[state] for state in group})
+        self.losses.add({(state, state.result.steps + 1): stats[state].loss for state in self.active})
+        self._read_losses(steps_behind(self.bank.device))
         for state in list(self.active):
             with self._errors_of(state), activity_timer("steps", state.training.name):
                 state.step(stats[state])
         evaluations = self._evaluate()
-        for state in self.active:
-            self._report(state, {"train.loss": stats[state].loss, **evaluations.get(state, {})})
+        self._report_losses(evaluations)
         if self._save_is_due(bool(evaluations)):
             self.save()
         self._finish_trainings()
+
+    def _read_losses(self, behind: int) -> None:
+        """Read the losses of all steps but the last ``behind``. Trainings whose loss is not finite fail."""
+        for (state, step), loss in self.losses.read(behind).items():
+            if state in self.active:
+                self.unreported[state, step] = loss
+                with self._errors_of(state):
+                    state.check_loss(loss, step)
+
+    def _report_losses(self, evaluations: dict[TrainingState, dict[str, float]]) -> None:
+        """Report the losses that were read, each with its step, and this step's evaluations."""
+        for (state, step), loss in self.unreported.items():
+            if state in self.active:
+                of_this_step = evaluations.get(state, {}) if step == state.result.steps else {}
+                self._report(state, {"train.loss": loss, **of_this_step}, step)
+        self.unreported.clear()
 
     def _backward(self, batches: dict[TrainingState, ExpertBatch]) -> dict[TrainingState, PassStats]:
         """Compute gradients of a mixed batch; if that fails, repeat it expert by expert to find the faulty ones."""
@@ -150,6 +178,8 @@ class _Session:
 
     def _evaluate(self) -> dict[TrainingState, dict[str, float]]:
         """Return the validation metrics of every training whose evaluation is due."""
+        if any(state.evaluation_is_due for state in self.active):
+            self._read_losses(0)  # weights after a loss that is not finite must not become the best
         evaluations = {}
         for state in [state for state in self.active if state.evaluation_is_due]:
             with self._errors_of(state):
@@ -161,11 +191,12 @@ class _Session:
     def _measure(self, state: TrainingState, rows: TokenizedRows) -> dict[str, float]:
         name = state.training.name
         with activity_timer("evaluation", name):
-            return evaluate(self.bank, name, rows, self.pad_id, partial(self._report, state, {}))
+            beat = partial(self._report, state, {}, state.result.steps)
+            return evaluate(self.bank, name, rows, self.pad_id, beat)
 
-    def _report(self, state: TrainingState, metrics: dict[str, float]) -> None:
-        steps = state.settings.steps
-        self.report(Progress("training", state.result.steps, steps, metrics, state.seconds_left, state.training.name))
+    def _report(self, state: TrainingState, metrics: dict[str, float], step: int) -> None:
+        total = state.settings.steps
+        self.report(Progress("training", step, total, metrics, state.seconds_left, state.training.name))
 
     def _save_is_due(self, evaluated: bool) -> bool:
         unsaved = time.monotonic() - self.last_save
@@ -175,6 +206,7 @@ class _Session:
 
     def save(self) -> None:
         """Save all trainings at the same step, so that all can resume from it together."""
+        self._read_losses(0)
         for state in self.active:
             state.update_seconds()
             with activity_timer("saving", state.training.name):

@@ -146,21 +146,19 @@ class TrainingState:
         rows = next(self.batches)
         return ExpertBatch(training.name, training.train, rows, settings.label_smoothing, settings.seed or 0, step)
 
+    def check_loss(self, loss: float, step: int) -> None:
+        """Raise DivergedError if the loss of this step, counted from 1, is not finite."""
+        if not math.isfinite(loss):
+            name, lr = self.training.name, self.settings.lr
+            raise DivergedError(f"the loss of {name!r} is {loss} at step {step}: lower train.lr (now {lr})")
+
     def step(self, stats: PassStats) -> None:
         """Take one optimizer step with the gradients already accumulated.
 
         Args:
             stats: Statistics of the batch that gave the gradients.
-
-        Raises:
-            DivergedError: If the loss is not finite.
         """
         settings, step = self.settings, self.result.steps
-        if not math.isfinite(stats.loss):
-            raise DivergedError(
-                f"the loss of {self.training.name!r} is {stats.loss} at step {step + 1}: "
-                f"lower train.lr (now {settings.lr})"
-            )
         groups = self.optimizer.param_groups
         for group in groups:
             group["lr"] = group["initial_lr"] * learning_rate_factor(step, settings)

@@ -15,7 +15,7 @@ from ttmoe.encoding import collate
 from ttmoe.moments import Moments, collecting_moments
 from ttmoe.scoring import score
 from workers.training.batches import TokenizedRows, item_sequences, longest_first, token_batches
-from workers.training.evaluation import accuracy_and_loss
+from workers.training.evaluation import accuracy_and_loss, to_host
 from workers.training.gradients import ExpertBatch, batch_losses
 from workers.training.settings import TrainSettings
 
@@ -86,7 +86,8 @@ def measure_experts(
     Returns:
         For each expert ``accuracy`` (0 to 1) and ``loss``, as ``evaluate`` measures them.
     """
-    scores: dict[str, dict[int, Tensor]] = {name: {} for name in names}
+    order: list[tuple[str, int]] = []
+    scores: list[Tensor] = []
     depth = min(trunk_depth(bank, name, rows) for name in names)
     max_tokens = max(1, batch_tokens(bank.device.type) // len(names))
     for batch in token_batches(rows, longest_first(rows), max_tokens):
@@ -97,10 +98,8 @@ def measure_experts(
         if states is not None:
             states = states.repeat(len(names), 1, 1)
         each = [name for name in names for _ in items]
-        found = score(bank, items * len(names), each, pad_id, states=states, depth=depth)
-        # Copy all scores of the batch at once, so that the device is synchronised once.
-        parts = torch.cat(found).cpu().split([len(row) for row in found])
-        for name, row, part in zip(each, batch * len(names), parts, strict=True):
-            scores[name][row] = part
+        scores += score(bank, items * len(names), each, pad_id, states=states, depth=depth)
+        order += zip(each, batch * len(names), strict=True)
         on_batch()
-    return {name: accuracy_and_loss([of[row] for row in range(len(rows))], rows.labels) for name, of in scores.items()}
+    found = dict(zip(order, to_host(scores), strict=True))
+    return {name: accuracy_and_loss([found[name, row] for row in range(len(rows))], rows.labels) for name in names}

@@ -10,6 +10,7 @@ from architectures import ARCHITECTURES, OTHERS, batch, tiny_model
 
 from ttmoe import base as base_module
 from ttmoe.architectures import ARCHITECTURES as LISTED
+from ttmoe.attention import NAME
 from ttmoe.base import Base, choose_attention, load_body
 
 WITHOUT_FUSED = {"deberta", "deberta-v2", "gemma2", "mpnet", "xlnet", "gptj", "bloom"}
@@ -28,7 +29,7 @@ def test_a_base_loads_with_the_attention_of_a_gpu(name, tmp_path, monkeypatch):
     monkeypatch.setattr(base_module, "choose_attention", lambda device_type: choose_attention("cuda"))
     on_gpu = load()
     assert on_cpu.config._attn_implementation == "eager"
-    assert on_gpu.config._attn_implementation == ("eager" if name in WITHOUT_FUSED else "sdpa")
+    assert on_gpu.config._attn_implementation == ("eager" if name in WITHOUT_FUSED else NAME)
     inputs = batch()
     real = inputs["attention_mask"].bool()  # what padding becomes does not matter
     states = [model(**inputs).last_hidden_state[real] for model in (on_gpu, on_cpu)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import batch, tiny_bank
+from architectures import batch, stir, tiny_bank
 from torch.nn import functional as F
 
 from ttmoe.adapter import AdapterSpec
@@ -74,3 +74,28 @@ def test_training_four_together_equals_training_each_alone(name):
             if "cores" in key:
                 assert (value - start[f"{expert}.{key}"]).abs().max() > 1e-2  # it did learn
     torch.testing.assert_close(torch.tensor(losses), torch.tensor(alone_losses).sum(0), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("names", ["aabbcc", "abcabc", "abbbcc"], ids=["in blocks", "in turns", "unequal blocks"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_experts_of_one_form_have_the_gradients_of_each_alone(name, dropout, names):
+    """Their factors are built together, though their scales and rates differ."""
+    bank, keys = tiny_bank(name), torch.arange(12, dtype=torch.int32).view(6, 2)
+    for i, expert in enumerate("abc"):
+        spec = AdapterSpec(rank=4, alpha=1.0 + i % 2, dropout=dropout * (1 + i % 2))
+        stir(bank.add(expert, spec, 3, torch.Generator().manual_seed(i)), seed=i)
+    inputs, weights = batch(rows=6), torch.randn(6, 3, generator=torch.Generator().manual_seed(5))
+    bank.train()
+    scores = bank(inputs, list(names), dropout_keys=keys)
+    (scores * weights).sum().backward()
+    together = {key: p.grad.clone() for key, p in bank.experts.named_parameters() if p.requires_grad}
+    bank.zero_grad()
+    for expert in "abc":
+        rows = [i for i, other in enumerate(names) if other == expert]
+        own = {key: value[rows] for key, value in inputs.items()}
+        alone = bank(own, expert, dropout_keys=keys[rows])
+        torch.testing.assert_close(scores[rows], alone)
+        (alone * weights[rows]).sum().backward()
+    for key, p in bank.experts.named_parameters():
+        torch.testing.assert_close(together[key], p.grad, rtol=1e-3, atol=1e-4)

@@ -18,6 +18,7 @@ from ttmoe.bank import Bank
 from ttmoe.base import load_body, load_tokenizer
 from ttmoe.encoding import collate, pad_id_of, pool
 from ttmoe.row_dropout import dropout_keys
+from ttmoe.scoring import BatchScores
 from workers.data.examples import Example
 from workers.data.prepared import load_split
 from workers.training import gradients, loop
@@ -264,13 +265,13 @@ def test_micro_batches_add_up_to_the_gradient_of_the_whole(base, text):
 
 
 def test_micro_batches_bound_the_rows_that_go_through_the_model(base, text, monkeypatch):
-    sizes, honest = [], gradients.score
+    sizes, honest = [], gradients.score_batch
 
     def counted(bank, items, *args, **more):
         sizes.append(len(items))
         return honest(bank, items, *args, **more)
 
-    monkeypatch.setattr(gradients, "score", counted)
+    monkeypatch.setattr(gradients, "score_batch", counted)
     bench = Bench(base, text, 3)
     bench.fit(QUICK.model_copy(update={"steps": 2, "micro_batch": 6}))
     assert sizes == [6, 6, 4] * 2
@@ -383,9 +384,16 @@ def test_the_optimizer_follows_schedule_and_both_rates(base, text, monkeypatch):
 
 
 def test_the_loss_of_rows_with_different_numbers_of_options():
-    scores = [torch.tensor([0.0, 0.0]), torch.tensor([0.0, 0.0, 0.0, 0.0])]
-    assert float(expert_loss(scores, [1, 2], 0.0)) == pytest.approx((math.log(2) + math.log(4)) / 2)
-    even = [torch.tensor([1.0, -1.0]), torch.tensor([0.5, 2.0])]
-    ragged = torch.stack([expert_loss([s], [1], 0.1) for s in even]).mean()
-    assert torch.allclose(expert_loss(even, [1, 1], 0.1), ragged)
-    assert float(expert_loss(even, [1, 1], 0.1)) != pytest.approx(float(expert_loss(even, [1, 1], 0.0)))
+    rows = [torch.tensor([0.5, -1.0]), torch.tensor([0.1, 2.0, 0.3, -0.4]), torch.tensor([1.5, 2.5, -1.0])]
+    scores = torch.cat(rows).unsqueeze(1).requires_grad_()
+    targets = [1, 2, 0]
+    batch = BatchScores(scores, torch.zeros(0, 2), [1, 1, 1], [2, 4, 3], [0, 0, 0])
+    for smoothing in (0.0, 0.1):
+        loss = expert_loss(batch, targets, smoothing)
+        alone = [F.cross_entropy(part[:, 0], torch.tensor(target), label_smoothing=smoothing)
+                 for part, target in zip(scores.split([2, 4, 3]), targets, strict=True)]  # fmt: skip
+        torch.testing.assert_close(loss, torch.stack(alone).mean())
+        torch.testing.assert_close(*(torch.autograd.grad(each, scores)[0] for each in (loss, sum(alone) / 3)))
+        even = BatchScores(scores[:6], torch.zeros(0, 2), [1, 1, 1], [2, 2, 2], [0, 0, 0])
+        wanted = F.cross_entropy(scores[:6].view(3, 2), torch.tensor([1, 0, 1]), label_smoothing=smoothing)
+        torch.testing.assert_close(expert_loss(even, [1, 0, 1], smoothing), wanted)
