@@ -23,7 +23,7 @@ from ttmoe.head import Head, score_rows
 from ttmoe.language_head import LanguageHead
 from ttmoe.merging import Merge
 from ttmoe.stacking import Updates, stack_updates
-from ttmoe.transfer import tensor_on
+from ttmoe.transfer import constant_on
 from ttmoe.trunk import Trunk
 
 
@@ -42,8 +42,8 @@ class Bank(nn.Module):
     - ``names``: The expert of each row, or one name for all rows.
     - ``states``: States of ``trunk(depth)`` for ``inputs``. With them, only the layers above the trunk are computed;
       the named experts must not adapt a layer below ``depth``.
-    - ``dropout_keys``: Keys of the rows (rows, 2), on the CPU, as ``ttmoe.row_dropout.dropout_keys`` returns them. In
-      training they decide what dropout drops; without them it draws from torch's global generator.
+    - ``dropout_keys``: Keys of the rows (rows, 2), as ``ttmoe.row_dropout.dropout_keys`` returns them. In training they
+      decide what dropout drops; without them it draws from torch's global generator.
 
     They raise InputError if an expert is not loaded or adapts a layer below ``depth``, if the number of names is not
     the number of rows, or if another expert is merged into the base.
@@ -210,7 +210,7 @@ class Bank(nn.Module):
                 return self.expert(names).head(features, dropout_keys)
             distinct, numbers = _distinct(names)
             heads = [self.expert(name).head for name in distinct]
-            return score_rows(features, heads, tensor_on(features.device, numbers), dropout_keys)
+            return score_rows(features, heads, constant_on(features.device, tuple(numbers)), dropout_keys)
 
     def _require_above(self, depth: int, names: Sequence[str] | str) -> None:
         for name in {names} if isinstance(names, str) else set(names):

@@ -165,7 +165,7 @@ def encode(tokenizer: Any, texts: Sequence[str | tuple[str, ...]], max_length: i
 
 
 def collate(rows: Sequence[Tokens], pad_id: int, device: torch.device | str = "cpu", *,
-            left: bool = False) -> dict[str, Tensor]:  # fmt: skip
+            left: bool = False, length: int = 0) -> dict[str, Tensor]:  # fmt: skip
     """Pad sequences to the longest one and stack them.
 
     Args:
@@ -173,11 +173,12 @@ def collate(rows: Sequence[Tokens], pad_id: int, device: torch.device | str = "c
         pad_id: Id that fills ``input_ids``; other keys are filled with 0.
         device: Device of the result.
         left: Pad on the left, as generation requires, instead of on the right.
+        length: Tokens to pad to, if the longest sequence has fewer.
 
     Returns:
         ``attention_mask`` and the keys of the sequences, each (rows, tokens), int64.
     """
-    longest = max(len(row["input_ids"]) for row in rows)
+    longest = max(length, *(len(row["input_ids"]) for row in rows))
 
     def padded(values: list[int], fill: int) -> list[int]:
         padding = [fill] * (longest - len(values))

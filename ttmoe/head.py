@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ttmoe.row_dropout import dropout_by_row, keys_at
-from ttmoe.transfer import tensor_on, to_device
+from ttmoe.transfer import constant_on, to_device
 
 
 class Head(nn.Module):
@@ -63,7 +63,7 @@ def score_rows(states: Tensor, heads: Sequence[Head], index: Tensor, dropout_key
         states: Pooled states (rows, width).
         heads: The heads in the batch.
         index: Index into ``heads`` for each row, (rows,).
-        dropout_keys: Key of each row, (rows, 2), on the CPU; None draws at random.
+        dropout_keys: Key of each row, (rows, 2); None draws at random.
 
     Returns:
         (rows, largest number of classes), -inf in the columns that a row's head does not have.
@@ -82,9 +82,9 @@ def _standardise_rows(states: Tensor, heads: Sequence[Head], index: Tensor, drop
     rates = [head.dropout if head.training else 0.0 for head in heads]
     if not any(rates):
         return standardised
-    return _drop(standardised, tensor_on(states.device, rates, torch.float64)[index], dropout_keys)
+    return _drop(standardised, constant_on(states.device, tuple(rates), torch.float64)[index], dropout_keys)
 
 
 def _drop(states: Tensor, rates: Tensor | float, dropout_keys: Tensor | None) -> Tensor:
-    keys = None if dropout_keys is None else to_device(keys_at(["head"], dropout_keys)[0], states.device)
+    keys = None if dropout_keys is None else keys_at(["head"], to_device(dropout_keys, states.device))[0]
     return dropout_by_row(states, rates, keys)

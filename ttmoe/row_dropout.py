@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ttmoe.transfer import constant_on
+
 _LEVELS = 2**16  # a rate is rounded to one of so many: each hash gives two numbers of the mask
 # Odd factors, with which no two rows, tokens or columns share a product; their sums are spread by ``_mix``.
 _ROW, _TOKEN, _COLUMN = 0x9E3779B1 - 2**32, 0x85EBCA77 - 2**32, 0xC2B2AE3D - 2**32
@@ -39,7 +41,7 @@ def dropout_keys(seed: int, step: int, rows: Sequence[int]) -> Tensor:
 
 def keys_at(sites: Sequence[str], keys: Tensor) -> Tensor:
     """Return the keys (sites, rows, 2) that rows with these ``keys`` have at each of the ``sites`` that drop."""
-    codes = torch.tensor([zlib.crc32(site.encode()) - 2**31 for site in sites], dtype=torch.int32)
+    codes = constant_on(keys.device, tuple(zlib.crc32(site.encode()) - 2**31 for site in sites), torch.int32)
     return keys ^ codes.reshape(-1, 1, 1)
 
 

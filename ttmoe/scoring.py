@@ -8,10 +8,39 @@ from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ttmoe.bank import Bank
 from ttmoe.encoding import Item, Tokens, collate, pool
 from ttmoe.language_head import answer_scores
+from ttmoe.transfer import to_device
+
+
+@dataclass(frozen=True)
+class ScoreInputs:
+    """Rows on the device, ready to be scored.
+
+    Attributes:
+        tokens: The sequences that the experts read, padded: ``input_ids`` and the like, each (sequences, tokens).
+        states: Trunk states of the sequences (sequences, tokens, width), if they are known.
+        depth: Depth of the trunk.
+        dropout_keys: Keys of the sequences (sequences, 2), if any.
+        names: The expert of each sequence, or one name for all.
+        outputs: Number of outputs of each row's expert.
+        sequences: Number of sequences of each row.
+        lengths: Number of tokens of each sequence.
+        answer_lengths: Number of answer tokens of each row whose expert generates text, else 0.
+    """
+
+    tokens: dict[str, Tensor]
+    states: Tensor | None
+    depth: int
+    dropout_keys: Tensor | None
+    names: list[str] | str
+    outputs: list[int]
+    sequences: list[int]
+    lengths: list[int]
+    answer_lengths: list[int]
 
 
 @dataclass(frozen=True)
@@ -75,33 +104,62 @@ def score(bank: Bank, items: Sequence[Item], names: Sequence[str] | str, pad_id:
     """
     if not items:
         return []
-    return score_batch(bank, items, names, pad_id, states=states, depth=depth, dropout_keys=dropout_keys).rows()
+    inputs = score_inputs(bank, items, names, pad_id, states=states, depth=depth, dropout_keys=dropout_keys)
+    return score_batch(bank, inputs).rows()
 
 
-def score_batch(bank: Bank, items: Sequence[Item], names: Sequence[str] | str, pad_id: int, *,
-                states: Tensor | None = None, depth: int = 0,
-                dropout_keys: Tensor | None = None) -> BatchScores:  # fmt: skip
-    """Score rows as ``score`` does, at least one, without cutting the scores into rows."""
+def score_inputs(bank: Bank, items: Sequence[Item], names: Sequence[str] | str, pad_id: int, *,
+                 states: Tensor | None = None, depth: int = 0, dropout_keys: Tensor | None = None,
+                 length: int = 0) -> ScoreInputs:  # fmt: skip
+    """Put rows on the device for ``score_batch``.
+
+    Args:
+        bank: As ``score`` takes it; so are ``items`` (at least one), ``names``, ``pad_id``, ``states``, ``depth`` and
+            ``dropout_keys``.
+        items: The rows.
+        names: The expert of each row, or one name for all.
+        pad_id: Id that fills the padded sequences.
+        states: Trunk states of the sequences.
+        depth: Depth of the trunk.
+        dropout_keys: Keys of the sequences.
+        length: Tokens to pad the sequences to, if the longest one has fewer.
+    """
     row_names = [names] * len(items) if isinstance(names, str) else list(names)
     outputs_of = {name: bank.expert(name).head.out_features for name in dict.fromkeys(row_names)}
     outputs = [outputs_of[name] for name in row_names]
     read = [_sequences(item, count) for item, count in zip(items, outputs, strict=True)]
     counts, tokens = [len(row) for row in read], [sequence for row in read for sequence in row]
-    inputs = collate(tokens, pad_id, bank.device)
-    if depth and states is None:
-        states = bank.trunk(depth).states(inputs)
+    inputs = collate(tokens, pad_id, bank.device, length=length)
     sequence_names = names if isinstance(names, str) else [
         name for name, count in zip(row_names, counts, strict=True) for _ in range(count)]  # fmt: skip
-    hidden = bank.last_hidden_state(inputs, sequence_names, states=states, depth=depth, dropout_keys=dropout_keys)
-    answers, answer_lengths = hidden.new_zeros(0, 2, dtype=torch.float32), [0] * len(items)
-    if not all(outputs):  # an expert that generates text reads one sequence of a row
-        answer_lengths = [0 if count else item.answer_length for item, count in zip(items, outputs, strict=True)]
-        of_sequences = [length for length, count in zip(answer_lengths, counts, strict=True) for _ in range(count)]
-        lengths = [len(sequence["input_ids"]) for sequence in tokens]
-        answers = answer_scores(bank.language_head, hidden, inputs, lengths, of_sequences)
-    features = pool(hidden, inputs["attention_mask"], bank.pooling)
-    heads = bank.head_scores(features, sequence_names, dropout_keys)
-    return BatchScores(heads, answers, outputs, counts, answer_lengths)
+    missing = inputs["attention_mask"].shape[1] - states.shape[1] if states is not None else 0
+    return ScoreInputs(
+        tokens=inputs,
+        states=F.pad(states, (0, 0, 0, missing)) if states is not None and missing else states,
+        depth=depth,
+        dropout_keys=None if dropout_keys is None else to_device(dropout_keys, bank.device),
+        names=sequence_names,
+        outputs=outputs,
+        sequences=counts,
+        lengths=[len(sequence["input_ids"]) for sequence in tokens],
+        answer_lengths=[0 if count else item.answer_length for item, count in zip(items, outputs, strict=True)],
+    )
+
+
+def score_batch(bank: Bank, inputs: ScoreInputs) -> BatchScores:
+    """Score rows as ``score`` does, without cutting the scores into rows. No value is read on the host."""
+    tokens, states, names, keys = inputs.tokens, inputs.states, inputs.names, inputs.dropout_keys
+    if inputs.depth and states is None:
+        states = bank.trunk(inputs.depth).states(tokens)
+    hidden = bank.last_hidden_state(tokens, names, states=states, depth=inputs.depth, dropout_keys=keys)
+    answers = hidden.new_zeros(0, 2, dtype=torch.float32)
+    if any(inputs.answer_lengths):  # an expert that generates text reads one sequence of a row
+        lengths = [length for length, count in zip(inputs.answer_lengths, inputs.sequences, strict=True)
+                   for _ in range(count)]  # fmt: skip
+        answers = answer_scores(bank.language_head, hidden, tokens, inputs.lengths, lengths)
+    features = pool(hidden, tokens["attention_mask"], bank.pooling)
+    heads = bank.head_scores(features, names, keys)
+    return BatchScores(heads, answers, inputs.outputs, inputs.sequences, inputs.answer_lengths)
 
 
 def _sequences(item: Item, outputs: int) -> tuple[Tokens, ...]:

@@ -12,7 +12,7 @@ from ttmoe.adapter import Adapter, Group
 from ttmoe.layer import AdaptedLinear, Update
 from ttmoe.row_dropout import keys_at
 from ttmoe.targets import Site
-from ttmoe.transfer import tensor_on, to_device
+from ttmoe.transfer import constant_on, to_device
 
 Updates = dict[str, dict[str, Update]]
 """Maps each layer's path to the update of each role."""
@@ -41,11 +41,11 @@ def stack_updates(
         layers: The adapted layers by path.
         numbers: Index into ``adapters`` for each row, in order of first appearance; None for a single adapter.
         device: Device of the layers.
-        dropout_keys: Key of each row, (batch, 2), on the CPU; None draws at random.
+        dropout_keys: Key of each row, (batch, 2); None draws at random.
     """
     alike = len(adapters) > 1 and all(adapter.groups is adapters[0].groups for adapter in adapters)
     trained = all(p.requires_grad for adapter in adapters for p in adapter.parameters())
-    expert_index = None if numbers is None else tensor_on(device, numbers)
+    expert_index = None if numbers is None else constant_on(device, tuple(numbers))
     in_blocks = numbers is not None and _are_in_blocks(numbers, len(adapters))
     updates: Updates = {}
     for role, sites, a, bt, rates in (_joint_factors if alike and trained else _separate_factors)(adapters, layers):
@@ -67,7 +67,8 @@ def _joint_factors(adapters: Sequence[Adapter], layers: Mapping[str, AdaptedLine
         with torch.autocast(layers[group.sites[0].path].weight.device.type, enabled=False):
             a, b = group.method.factors([torch.stack(cores, 1) for cores in of_each])
             scalings = [group.method.scaling(adapter.spec.alpha) for adapter in adapters]
-            b = b * (scalings[0] if len(set(scalings)) == 1 else tensor_on(b.device, scalings).reshape(-1, 1, 1))
+            alike = len(set(scalings)) == 1
+            b = b * (scalings[0] if alike else constant_on(b.device, tuple(scalings)).reshape(-1, 1, 1))
         dtype = layers[group.sites[0].path].weight.dtype
         yield group.role, group.sites, a.to(dtype), b.to(dtype).mT, rates
 
@@ -111,7 +112,7 @@ def _fill(factor: Tensor, indexes: list[int], sites: int, rank: int) -> Tensor:
         factor = F.pad(factor, (0, 0, 0, rank - factor.shape[1]))
     if indexes == list(range(sites)):
         return factor
-    index = tensor_on(factor.device, indexes)
+    index = constant_on(factor.device, tuple(indexes))
     return factor.new_zeros(sites, *factor.shape[1:]).index_copy(0, index, factor)
 
 
@@ -120,7 +121,7 @@ def _dropout_rates(rates: Mapping[int, float], experts: int, device: torch.devic
     if len(set(rates.values())) == 1:
         return float(next(iter(rates.values())))
     rates_in_order = [rates.get(expert, 0.0) for expert in range(experts)]
-    return tensor_on(device, rates_in_order, torch.float64)
+    return constant_on(device, tuple(rates_in_order), torch.float64)
 
 
 def _dropout_keys(
@@ -129,7 +130,7 @@ def _dropout_keys(
     """Return the keys of the rows at each site, None for sites without dropout or keys."""
     if keys is None or (isinstance(dropout, float) and not dropout):
         return [None] * len(sites)
-    return to_device(keys_at([f"{site.path} {site.role}" for site in sites], keys), device).unbind()
+    return keys_at([f"{site.path} {site.role}" for site in sites], to_device(keys, device)).unbind()
 
 
 def _are_in_blocks(numbers: Sequence[int], experts: int) -> bool:

@@ -20,12 +20,13 @@ from torch.nn import functional as F
 from tests.benchmarks import layer, models, routed
 from tests.benchmarks.machine import peak_bytes
 from tests.benchmarks.measuring import duration, interleave
-from tests.benchmarks.random_bases import LLAMA_1B, LLAMA_3B, LLAMA_8B, RandomBase, plain_copy, tokenizer
+from tests.benchmarks.random_bases import LLAMA_1B, LLAMA_3B, LLAMA_8B, LLAMA_22M, RandomBase, plain_copy, tokenizer
 from tests.benchmarks.table import Finding, at_least, at_most
 from ttmoe.adapter import AdapterSpec
 from ttmoe.bank import Bank
 from ttmoe.encoding import pool
 from workers.training.gradients import activation_checkpointing
+from workers.training.graphs import make_graphs
 from workers.training.loop import TrainingSession, fit_experts
 from workers.training.memory import estimate_job_memory
 from workers.training.settings import TrainSettings
@@ -41,9 +42,9 @@ class Scale:
     Attributes:
         device: Where they run.
         bases: The bases, smallest first.
-        tokens: Tokens in a row, and
-        rows: rows in a step, of the parts that compare steps; so many tokens fill a GPU.
-        short: Tokens in the rows of experts that train together, from and to.
+        rows: Rows in a step, and
+        tokens: tokens in a row, of the parts that compare steps: with a large base, enough to fill a GPU.
+        short: Tokens in short rows, from and to; a step has four times as many of them.
         experts: How many train together.
         steps: How many steps each of them takes.
         loaded: How many are loaded, of mixed batches and routed answers.
@@ -52,7 +53,7 @@ class Scale:
     """
 
     device: str = "cuda"
-    bases: tuple[tuple[str, dict], ...] = (("1B", LLAMA_1B), ("3B", LLAMA_3B), ("8B", LLAMA_8B))
+    bases: tuple[tuple[str, dict], ...] = (("22M", LLAMA_22M), ("1B", LLAMA_1B), ("3B", LLAMA_3B), ("8B", LLAMA_8B))
     tokens: int = 512
     rows: int = 8
     short: tuple[int, int] = (16, 48)
@@ -63,7 +64,7 @@ class Scale:
     dtype: str = "bfloat16"
 
     def base(self, index: int) -> RandomBase:
-        name, config = self.bases[index]
+        name, config = self.bases[min(index, len(self.bases) - 1)]
         return RandomBase(f"Llama {name}", config, self.device, self.dtype)
 
 
@@ -89,10 +90,9 @@ def contraction(scale: Scale) -> Iterator[Finding]:
 
 def host_waits(scale: Scale) -> Iterator[Finding]:
     """How often the host waits for the GPU in a step."""
-    base = scale.base(0)
-    for experts in (1, scale.experts):
-        session = _session(base, scale, experts, scale.rows, (scale.short[0], scale.tokens))
-        steps = 3
+    base, steps = scale.base(1), 6
+    for experts, lengths in ((1, (scale.tokens, scale.tokens)), (scale.experts, scale.short)):
+        session = _session(base, scale, experts, scale.rows, lengths)
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
             _watch_waits(True)
@@ -101,19 +101,37 @@ def host_waits(scale: Scale) -> Iterator[Finding]:
                     session.step()
             finally:
                 _watch_waits(False)
-        waits = [str(each.message) for each in seen if "synchroniz" in str(each.message)]
-        places = sorted({f"{each.filename.rpartition('/')[2]}:{each.lineno}" for each in seen})
-        yield Finding(f"host waits in a step of {experts} experts, {base.name}", f"{len(waits) / steps:g}",
-                      ", ".join(places) if waits else "", "", "0", not waits)  # fmt: skip
+        waits = [each for each in seen if "called a synchronizing" in str(each.message)]
+        places = sorted({f"{each.filename.rpartition('/')[2]}:{each.lineno}" for each in waits})
+        yield Finding(f"host waits in {steps} steps, {experts} experts, {base.name}", f"{len(waits)}",
+                      ", ".join(places), "", "0", not waits)  # fmt: skip
+
+
+def graphs(scale: Scale) -> Iterator[Finding]:
+    """A step from CUDA graphs against the same step issued kernel by kernel."""
+    for index in (0, 1):
+        base = scale.base(index)
+        length = scale.short[1]
+        recorded = _session(base, scale, 1, scale.rows * 4, (length, length))
+        issued = _session(base, scale, 1, scale.rows * 4, (length, length))
+        issued.graphs = None
+        times = interleave({"graphs": _repeated(recorded.step, 10), "issued": _repeated(issued.step, 10)},
+                           seconds=scale.seconds, rounds=(3, 30))  # fmt: skip
+        yield Finding(f"training step from CUDA graphs, {base.name}, {scale.rows * 4} x {length} tokens "
+                      f"({times.spread('graphs', 'issued')})", duration(times.median("graphs") / 10),
+                      f"issued kernel by kernel {duration(times.median('issued') / 10)}",
+                      f"{times.ratio('issued', 'graphs'):.1f} times faster")  # fmt: skip
 
 
 def steps(scale: Scale) -> Iterator[Finding]:
     """A training step against PEFT LoRA of rank 16 and against the bare base."""
     for index in range(len(scale.bases)):
         base = scale.base(index)
-        session = _session(base, scale, 1, scale.rows, (scale.tokens, scale.tokens))
+        # A base of an encoder's size reads rows of such a size.
+        rows, tokens = (scale.rows, scale.tokens) if index else (scale.rows * 4, scale.short[1])
+        session = _session(base, scale, 1, rows, (tokens, tokens))
         body = session.bank.model
-        inputs = _inputs(base, scale)
+        inputs = _random_inputs(base, rows, tokens)
         subjects = {
             "ours": session.step,
             "peft": _peft_step(plain_copy(_unwrapped(body)), inputs, fp32=True),
@@ -125,7 +143,7 @@ def steps(scale: Scale) -> Iterator[Finding]:
         launches = {name: layer.launches(step) for name, step in subjects.items() if name != "peft16"}
         times = interleave({name: _repeated(step, 3) for name, step in subjects.items()}, seconds=scale.seconds,
                            rounds=(3, 30))  # fmt: skip
-        what = f"training step, {base.name}, {scale.rows} x {scale.tokens} tokens, {scale.dtype}, q and v, TT rank 8"
+        what = f"training step, {base.name}, {rows} x {tokens} tokens, {scale.dtype}, q and v, TT rank 8"
         mine = f"{duration(times.median('ours') / 3)}, {launches['ours']} kernels"
         for peer, text, limit in (("peft", "PEFT LoRA 16", 1.0), ("peft16", "PEFT LoRA 16, its weights in bf16", None),
                                   ("bare", "bare base, forward and input-backward", 1.05)):  # fmt: skip
@@ -133,7 +151,7 @@ def steps(scale: Scale) -> Iterator[Finding]:
             cells = at_most(ratio, limit) if limit else (f"{ratio:.2f}", "", None)
             yield Finding(f"{what} ({times.spread('ours', peer)})", mine,
                           f"{text} {duration(times.median(peer) / 3)}{kernels}", *cells)  # fmt: skip
-        flops = 4 * scale.rows * scale.tokens * sum(p.numel() for p in body.parameters() if p.ndim == 2)
+        flops = 4 * rows * tokens * sum(p.numel() for p in body.parameters() if p.ndim == 2)
         rate = flops / (times.median("ours") / 3)
         limit_rate = _matmul_rate(scale)
         yield Finding(f"{what}: products with weights", f"{rate / 1e12:.3g} TFLOP/s",
@@ -145,10 +163,10 @@ def steps(scale: Scale) -> Iterator[Finding]:
 
 def together(scale: Scale) -> Iterator[Finding]:
     """Experts that train together against one after another."""
-    base = scale.base(0)
-    bank = Bank(base.body(), "last")
-    short, long = (scale.rows * 4, scale.short, 3.0), (scale.rows, (scale.tokens // 2, scale.tokens), None)
-    for rows, lengths, goal in (short, long):
+    short, long = (scale.rows * 4, scale.short), (scale.rows, (scale.tokens // 2, scale.tokens))
+    for index, (rows, lengths) in ((0, short), (1, short), (1, long)):
+        base = scale.base(index)
+        bank = Bank(base.body(), "last")
         seconds, tokens = {}, [0, 0]
         for name in ("warm-up", "together", "alone"):
             seconds[name] = 0.0
@@ -165,10 +183,8 @@ def together(scale: Scale) -> Iterator[Finding]:
                     bank.remove(training.name)
         what = (f"{scale.experts} experts on {base.name}, {scale.steps} steps of {rows} rows of {lengths[0]} to "
                 f"{lengths[1]} tokens each")  # fmt: skip
-        cells = (at_least(seconds["alone"] / seconds["together"], goal) if goal
-                 else (f"{seconds['alone'] / seconds['together']:.1f} times faster", "", None))  # fmt: skip
         yield Finding(f"{what}: together against one after another", duration(seconds["together"]),
-                      duration(seconds["alone"]), *cells)  # fmt: skip
+                      duration(seconds["alone"]), *at_least(seconds["alone"] / seconds["together"], 3.0))  # fmt: skip
         real, processed = (count / seconds["together"] for count in tokens)
         yield Finding(f"{what}: real tokens a second", f"{real:,.0f}", f"processed {processed:,.0f}",
                       f"{real / processed:.2f}")  # fmt: skip
@@ -176,7 +192,7 @@ def together(scale: Scale) -> Iterator[Finding]:
 
 def mixed(scale: Scale) -> Iterator[Finding]:
     """Mixed batches over many loaded experts against one expert for all rows."""
-    base = scale.base(0)
+    base = scale.base(1)
     bank = Bank(base.body(), "last").eval()
     for i in range(scale.loaded):
         bank.attach(f"e{i}", models.drawn_expert(bank, CLASSES, seed=i, spec=SPEC))
@@ -196,7 +212,7 @@ def mixed(scale: Scale) -> Iterator[Finding]:
 
 def one_pass(scale: Scale) -> Iterator[Finding]:
     """Routed answers in one pass against a lone expert that was told the task."""
-    base = scale.base(0)
+    base = scale.base(1)
     depth = base.config["num_hidden_layers"]
     frame = routed.Frame(base.body, base.described(128), tokenizer(routed.WORDS.split()), depth * 2 // 3)
     yield from routed.compare(frame, "one pass", loaded=(2, scale.loaded), batches=(1, 32), seconds=scale.seconds / 2)
@@ -226,28 +242,26 @@ def memory(scale: Scale) -> Iterator[Finding]:
 
 def compiled(scale: Scale) -> Iterator[Finding]:
     """A step whose layers are compiled against the same step as it is."""
-    base = scale.base(0)
-    plain = _session(base, scale, 1, scale.rows, (scale.tokens, scale.tokens))
-    faster = _session(base, scale, 1, scale.rows, (scale.tokens, scale.tokens))
-    for block in faster.bank.model.layers:  # type: ignore[union-attr]
-        block.compile()
-    began = time.perf_counter()
-    faster.step()
-    _synchronize()
-    first = time.perf_counter() - began
-    times = interleave({"plain": _repeated(plain.step, 3), "compiled": _repeated(faster.step, 3)},
-                       seconds=scale.seconds, rounds=(3, 30))  # fmt: skip
-    what = f"training step with compiled layers, {base.name}, {scale.rows} x {scale.tokens} tokens"
-    yield Finding(
-        f"{what}; the first takes {duration(first)}",
-        duration(times.median("compiled") / 3),
-        f"not compiled {duration(times.median('plain') / 3)}",
-        f"{times.ratio('compiled', 'plain'):.2f}",
-    )
+    for index in (1, len(scale.bases) - 1):
+        base = scale.base(index)
+        plain = _session(base, scale, 1, scale.rows, (scale.tokens, scale.tokens))
+        bank = plain.bank
+        times: dict[str, float] = {"plain": _seconds(plain.step)}
+        for block in bank.model.layers:  # type: ignore[union-attr]
+            block.compile()
+        plain.graphs = make_graphs(bank.model, bank.device)
+        first = _seconds(plain.step, 1, warm=0)
+        times["compiled"] = _seconds(plain.step)
+        what = f"training step with compiled layers, {base.name}, {scale.rows} x {scale.tokens} tokens"
+        yield Finding(f"{what}; the first takes {duration(first)}", duration(times["compiled"]),
+                      f"not compiled {duration(times['plain'])}", f"{times['compiled'] / times['plain']:.2f}")  # fmt: skip
+        del plain, bank
+        gc.collect()
+        _empty_cache()
 
 
 PARTS: Sequence[Callable[[Scale], Iterator[Finding]]] = (
-    host_waits, steps, together, memory, mixed, one_pass, contraction, compiled,
+    host_waits, graphs, steps, together, memory, mixed, one_pass, contraction, compiled,
 )  # fmt: skip
 
 
@@ -276,10 +290,6 @@ def _session(base: RandomBase, scale: Scale, experts: int, rows: int, lengths: t
     with activation_checkpointing(bank.model, recomputes):
         session.step()
     return session
-
-
-def _inputs(base: RandomBase, scale: Scale) -> dict[str, Tensor]:
-    return _random_inputs(base, scale.rows, scale.tokens)
 
 
 def _random_inputs(base: RandomBase, rows: int, tokens: int) -> dict[str, Tensor]:
@@ -336,6 +346,16 @@ def _repeated(step: Callable[[], None], times: int) -> Callable[[], None]:
             step()
 
     return steps
+
+
+def _seconds(step: Callable[[], None], times: int = 10, *, warm: int = 4) -> float:
+    """Seconds of a step, of several in a row."""
+    _repeated(step, warm)()
+    _synchronize()
+    began = time.perf_counter()
+    _repeated(step, times)()
+    _synchronize()
+    return (time.perf_counter() - began) / times
 
 
 def _matmul_rate(scale: Scale) -> float:

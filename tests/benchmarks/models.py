@@ -39,7 +39,7 @@ def drawn_expert(bank: Bank, classes: int, seed: int, spec: AdapterSpec = SPEC) 
     expert = bank.build_expert(spec, classes).requires_grad_(False)
     draw = torch.Generator().manual_seed(seed)
     for p in expert.parameters():
-        p.normal_(std=0.05, generator=draw)
+        p.copy_(torch.randn(p.shape, generator=draw) * 0.05)
     return expert
 
 

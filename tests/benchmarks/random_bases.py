@@ -19,6 +19,16 @@ LLAMA_1B: dict[str, Any] = dict(hidden_size=2048, num_hidden_layers=16, num_atte
                                 intermediate_size=8192, head_dim=64, vocab_size=128_256)  # fmt: skip
 LLAMA_3B: dict[str, Any] = {**LLAMA_1B, "hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24,
                             "head_dim": 128}  # fmt: skip
+LLAMA_22M: dict[str, Any] = {
+    **LLAMA_1B,
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 12,
+    "head_dim": 32,
+    "intermediate_size": 1536,
+    "vocab_size": 30_522,
+}  # of MiniLM's size
 LLAMA_8B: dict[str, Any] = {**LLAMA_1B, "hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 14_336,
                             "head_dim": 128}  # fmt: skip
 

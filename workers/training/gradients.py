@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
-from itertools import accumulate, groupby
+from itertools import groupby
 from operator import add, itemgetter
 
 import torch
@@ -15,9 +15,11 @@ from torch.nn import functional as F
 
 from ttmoe.bank import Bank
 from ttmoe.row_dropout import dropout_keys
-from ttmoe.scoring import BatchScores, score_batch
+from ttmoe.scoring import ScoreInputs, score_batch, score_inputs
 from ttmoe.transfer import tensor_on
 from workers.training.batches import TokenizedRows
+from workers.training.expert_loss import expert_loss
+from workers.training.graphs import Graphs, Tensors
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,13 @@ MicroBatch = dict[int, list[int]]
 
 
 def add_gradients(
-    bank: Bank, batches: Sequence[ExpertBatch], pad_id: int, *, depth: int, micro_batch: int | None
+    bank: Bank,
+    batches: Sequence[ExpertBatch],
+    pad_id: int,
+    *,
+    depth: int,
+    micro_batch: int | None,
+    graphs: Graphs | None = None,
 ) -> list[PassStats]:
     """Add the gradient of each batch's mean loss to its expert's parameters.
 
@@ -68,17 +76,30 @@ def add_gradients(
         pad_id: Token id used for padding.
         depth: Depth of the trunk. Without stored states it is computed here.
         micro_batch: Rows that pass through the model at once, over all batches; None passes all rows at once.
+        graphs: Graphs of earlier passes, for passes that keep a GPU waiting for the host.
 
     Returns:
         Statistics of each batch, in order.
     """
     stats = [PassStats(torch.zeros((), device=bank.device)) for _ in batches]
     for micro in _micro_batches(batches, micro_batch):
-        parts = batch_losses(bank, batches, micro, pad_id, depth)
-        reduce(add, parts.values()).backward()  # type: ignore[no-untyped-call]
-        for index, loss in parts.items():
-            stats[index].loss += loss.detach()
-        _count_tokens(stats, batches, micro)
+        longest = max(batches[index].rows.lengths[row] for index, rows in micro.items() for row in rows)
+        length = longest
+        if graphs:
+            most = max(max(batches[index].rows.lengths) for index in micro)
+            length = graphs.padded_length(longest, most, sum(map(len, micro.values())))
+        inputs = _pass_inputs(bank, batches, micro, pad_id, depth, length)
+        key = _key_of_pass(batches, micro, inputs) if graphs else None
+
+        def compute(tensors: Tensors, micro: MicroBatch = micro, inputs: PassInputs = inputs) -> list[Tensor]:
+            parts = _pass_losses(bank, batches, micro, inputs.with_tensors(tensors))
+            reduce(add, parts.values()).backward()  # type: ignore[no-untyped-call]
+            return [loss.detach() for loss in parts.values()]
+
+        losses = graphs.run(key, inputs.tensors(), compute) if graphs and key else compute(inputs.tensors())
+        for index, loss in zip(micro, losses, strict=True):
+            stats[index].loss += loss
+        _count_tokens(stats, batches, micro, length)
     return stats
 
 
@@ -102,18 +123,66 @@ def batch_losses(
         pad_id: Token id used for padding.
         depth: Depth of the trunk.
     """
+    return _pass_losses(bank, batches, micro, _pass_inputs(bank, batches, micro, pad_id, depth))
+
+
+@dataclass(frozen=True)
+class PassInputs:
+    """The rows of a pass on the device, and the right class or option of each, (rows,)."""
+
+    scored: ScoreInputs
+    targets: Tensor
+
+    def tensors(self) -> Tensors:
+        """Return all tensors, by name."""
+        rest = {"targets": self.targets, "states": self.scored.states, "keys": self.scored.dropout_keys}
+        return {**self.scored.tokens, **{name: value for name, value in rest.items() if value is not None}}
+
+    def with_tensors(self, tensors: Tensors) -> PassInputs:
+        """Return these inputs with other values."""
+        tokens = {name: tensors[name] for name in self.scored.tokens}
+        scored = replace(self.scored, tokens=tokens, states=tensors.get("states"), dropout_keys=tensors.get("keys"))
+        return PassInputs(scored, tensors["targets"])
+
+
+def _pass_inputs(
+    bank: Bank, batches: Sequence[ExpertBatch], micro: MicroBatch, pad_id: int, depth: int, length: int = 0
+) -> PassInputs:
     items = [batches[index].rows.items[row] for index, rows in micro.items() for row in rows]
     names = [batches[index].name for index, rows in micro.items() for _ in rows]
+    labels = [batches[index].rows.labels[row] for index, rows in micro.items() for row in rows]
     states = _concatenate([batches[index].rows.gather_states(rows, bank.device) for index, rows in micro.items()])
     keys = torch.cat([_dropout_keys(batches[index], rows) for index, rows in micro.items()])
-    sole_or_each = names if len(micro) > 1 else names[0]
-    scores = score_batch(bank, items, sole_or_each, pad_id, states=states, depth=depth, dropout_keys=keys)
+    scored = score_inputs(bank, items, names if len(micro) > 1 else names[0], pad_id, states=states, depth=depth,
+                          dropout_keys=keys, length=length)  # fmt: skip
+    return PassInputs(scored, tensor_on(bank.device, labels))
+
+
+def _pass_losses(
+    bank: Bank, batches: Sequence[ExpertBatch], micro: MicroBatch, inputs: PassInputs
+) -> dict[int, Tensor]:
+    sizes = [len(rows) for rows in micro.values()]
+    scores = score_batch(bank, inputs.scored).split(sizes)
     losses = {}
-    for (index, rows), part in zip(micro.items(), scores.split([len(rows) for rows in micro.values()]), strict=True):
-        batch = batches[index]
-        loss = expert_loss(part, [batch.rows.labels[row] for row in rows], batch.label_smoothing)
-        losses[index] = loss if len(rows) == len(batch.row_numbers) else loss * (len(rows) / len(batch.row_numbers))
+    for index, part, targets in zip(micro, scores, inputs.targets.split(sizes), strict=True):
+        loss = expert_loss(part, targets, batches[index].label_smoothing)
+        share = len(targets) / len(batches[index].row_numbers)
+        losses[index] = loss if share == 1 else loss * share
     return losses
+
+
+def _key_of_pass(batches: Sequence[ExpertBatch], micro: MicroBatch, inputs: PassInputs) -> Hashable:
+    """Return what a pass must have in common with another for one graph to compute both; None if none can.
+
+    What is not among the pass's tensors is part of a graph: the numbers of rows and options, and how they are weighted.
+    """
+    scored = inputs.scored
+    options = {count for count, outputs in zip(scored.sequences, scored.outputs, strict=True) if outputs == 1}
+    if not all(scored.outputs) or len(options) > 1:
+        return None
+    experts = tuple((batches[i].name, len(rows), len(batches[i].row_numbers), batches[i].label_smoothing)
+                    for i, rows in micro.items())  # fmt: skip
+    return experts, scored.depth, tuple((name, tuple(value.shape)) for name, value in inputs.tensors().items())
 
 
 def _dropout_keys(batch: ExpertBatch, rows: Sequence[int]) -> Tensor:
@@ -129,46 +198,11 @@ def _concatenate(parts: Sequence[Tensor | None]) -> Tensor | None:
     return torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in states])
 
 
-def _count_tokens(stats: list[PassStats], batches: Sequence[ExpertBatch], micro: MicroBatch) -> None:
-    longest = max(batches[index].rows.lengths[row] for index, numbers in micro.items() for row in numbers)
+def _count_tokens(stats: list[PassStats], batches: Sequence[ExpertBatch], micro: MicroBatch, length: int) -> None:
     for index, numbers in micro.items():
         rows = batches[index].rows
         stats[index].real_tokens += sum(rows.token_counts[row] for row in numbers)
-        stats[index].processed_tokens += longest * len(rows.sequence_numbers(numbers))
-
-
-def expert_loss(scores: BatchScores, labels: list[int], label_smoothing: float) -> Tensor:
-    """Return the mean over rows of one expert of their cross-entropy, or of its mean over a row's answer tokens.
-
-    Args:
-        scores: Scores of the rows.
-        labels: Right class or option of each row.
-        label_smoothing: Share of a label spread over the other classes or options. Answer tokens are not smoothed: that
-            would require the logits of the whole vocabulary.
-    """
-    outputs, device = scores.outputs[0], scores.heads.device
-    if not outputs:
-        weights = [1 / length / len(labels) for length in scores.answer_lengths for _ in range(length)]
-        return -(scores.answers[:, 0] * tensor_on(device, weights)).sum()
-    targets = tensor_on(device, labels)
-    if outputs > 1:
-        return F.cross_entropy(scores.heads[:, :outputs], targets, label_smoothing=label_smoothing)
-    return _option_loss(scores.heads[:, 0], scores.sequences, targets, label_smoothing)
-
-
-def _option_loss(scores: Tensor, options: list[int], targets: Tensor, label_smoothing: float) -> Tensor:
-    """Return the mean cross-entropy of rows with these numbers of options; ``scores`` has all options of all rows."""
-    most = max(options)
-    if min(options) == most:
-        return F.cross_entropy(scores.view(-1, most), targets, label_smoothing=label_smoothing)
-    firsts = accumulate(options, initial=0)
-    # Of shorter rows, the last option stands in the columns that they lack.
-    indexes = [[first + min(i, count - 1) for i in range(most)] for first, count in zip(firsts, options, strict=False)]
-    lacks = tensor_on(scores.device, [[i >= count for i in range(most)] for count in options])
-    logs = scores[tensor_on(scores.device, indexes)].masked_fill(lacks, -torch.inf).log_softmax(1)
-    right = logs.gather(1, targets.unsqueeze(1)).squeeze(1)
-    spread = logs.masked_fill(lacks, 0.0).sum(1) / tensor_on(scores.device, options)
-    return -((1 - label_smoothing) * right + label_smoothing * spread).mean()
+        stats[index].processed_tokens += length * len(rows.sequence_numbers(numbers))
 
 
 @contextmanager

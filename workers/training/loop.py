@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 
+from torch import Tensor
+
 from ttmoe.bank import Bank
+from ttmoe.transfer import tensor_on
 from workers.failure import Failure, to_failure
 from workers.progress import Progress, ProgressCallback
 from workers.stopping import deferred_sigterm, raise_if_stopped
@@ -18,6 +21,7 @@ from workers.training.batches import TokenizedRows
 from workers.training.checkpoints import Checkpoint, common_checkpoints
 from workers.training.evaluation import evaluate
 from workers.training.gradients import ExpertBatch, PassStats, activation_checkpointing, add_gradients
+from workers.training.graphs import Graphs, Tensors, make_graphs
 from workers.training.losses import LossReader, steps_behind
 from workers.training.memory_limit import MemoryLimit
 from workers.training.state import ExpertTraining, FitResult, TrainingState
@@ -104,6 +108,7 @@ class TrainingSession:
         self.active: list[TrainingState] = []
         self.outcomes: dict[str, FitResult | Failure] = {}
         self.last_save = time.monotonic()
+        self.graphs = make_graphs(bank.model, bank.device)
         self.losses: LossReader[tuple[TrainingState, int]] = LossReader(bank.device)
         self.unreported: dict[tuple[TrainingState, int], float] = {}
 
@@ -131,14 +136,38 @@ class TrainingSession:
                 stats |= self._backward({state: batches[state] for state in group})
         self.losses.add({(state, state.result.steps + 1): stats[state].loss for state in self.active})
         self._read_losses(steps_behind(self.bank.device))
-        for state in list(self.active):
-            with self._errors_of(state), activity_timer("steps", state.training.name):
-                state.step(stats[state])
+        self._update(stats)
         evaluations = self._evaluate()
         self._report_losses(evaluations)
         if self._save_is_due(bool(evaluations)):
             self.save()
         self._finish_trainings()
+
+    def _graphs_of(self, states: Sequence[TrainingState]) -> Graphs | None:
+        """Return the graphs for passes of these trainings; recomputed layers cannot be recorded."""
+        return None if any(state.settings.recomputes for state in states) else self.graphs
+
+    def _update(self, stats: Mapping[TrainingState, PassStats]) -> None:
+        """Take the optimizer steps of all active trainings."""
+        if not self.graphs:
+            for state in list(self.active):
+                with self._errors_of(state), activity_timer("steps", state.training.name):
+                    state.apply(state.rates())
+                    state.advance(stats[state])
+            return
+        states = list(self.active)
+        counts = [len(state.rates()) for state in states]
+
+        def apply(tensors: Tensors) -> list[Tensor]:
+            for state, rates in zip(states, tensors["rates"].split(counts), strict=True):
+                state.apply(rates.unbind())
+            return []
+
+        if states:
+            rates = tensor_on(self.bank.device, [rate for state in states for rate in state.rates()])
+            self.graphs.run(("update", *map(id, states)), {"rates": rates}, apply)
+        for state in states:
+            state.advance(stats[state])
 
     def _read_losses(self, behind: int) -> None:
         """Read the losses of all steps but the last ``behind``. Trainings whose loss is not finite fail."""
@@ -162,7 +191,7 @@ class TrainingSession:
         sizes = [state.settings.rows_at_once for state in states if state.settings.rows_at_once]
         try:
             stats = add_gradients(self.bank, list(batches.values()), self.pad_id, depth=states[0].depth,
-                                  micro_batch=min(sizes, default=None))  # fmt: skip
+                                  micro_batch=min(sizes, default=None), graphs=self._graphs_of(states))  # fmt: skip
             return dict(zip(states, stats, strict=True))
         except Exception as error:
             if to_failure(error).kind != "code":

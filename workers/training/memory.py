@@ -19,6 +19,7 @@ from ttmoe.batching import BATCH_ROWS, batch_tokens
 from ttmoe.language_head import MAX_POSITIONS, is_tied
 from ttmoe.trunk import keeps_hidden_states
 from workers.training.base_sizes import FP32_BYTES, BaseSizes
+from workers.training.graphs import most_tokens
 from workers.training.settings import TrainSettings
 
 MB = 10**6
@@ -121,6 +122,9 @@ def estimate_job_memory(
     else:
         activations += sizes.transient_bytes(rows * tokens)
         activations = max(activations, sizes.transient_bytes(without_gradients))
+        if not train.recomputes:  # CUDA graphs of small passes have memory of their own
+            recorded = min(1.0, most_tokens(sum(p.numel() for p in model.parameters())) / (rows * tokens))
+            activations += math.ceil(recorded * saved)
     trained = count_parameters(groups) + classes * (sizes.hidden + 1)
     head, logits = (0, 0) if classes else _language_head_bytes(model, sizes)
     return MemoryEstimate(

@@ -17,9 +17,18 @@ def make_optimizer(expert: Expert, settings: TrainSettings) -> torch.optim.AdamW
     if expert.head.weight.requires_grad:
         groups.append((expert.head, settings.head_lr))
     parameters = [{"params": list(part.parameters()), "lr": lr, "initial_lr": lr} for part, lr in groups]
-    # On a GPU one kernel for all parameters; on a CPU, operations on lists of them are faster.
-    fused = expert.head.weight.device.type == "cuda"
-    return torch.optim.AdamW(parameters, weight_decay=settings.weight_decay, fused=fused, foreach=not fused)
+    fused = is_fused(expert.head.weight.device)
+    return torch.optim.AdamW(
+        parameters, weight_decay=settings.weight_decay, fused=fused, capturable=fused, foreach=not fused
+    )
+
+
+def is_fused(device: torch.device) -> bool:
+    """Return whether an optimizer on this device updates all parameters in one kernel.
+
+    It does on a GPU, where a CUDA graph can contain the kernel. On a CPU, operations on lists of parameters are faster.
+    """
+    return device.type == "cuda"
 
 
 def learning_rate_factor(step: int, settings: TrainSettings) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from weakref import WeakKeyDictionary
@@ -141,7 +142,8 @@ class TrainingState:
 
     def next_batch(self) -> ExpertBatch:
         """Reset the gradients and return the next batch."""
-        self.optimizer.zero_grad()
+        # On a GPU they stay where they are: a graph has their addresses.
+        self.optimizer.zero_grad(set_to_none=self.expert.head.weight.device.type == "cpu")
         training, settings, step = self.training, self.settings, self.result.steps
         rows = next(self.batches)
         return ExpertBatch(training.name, training.train, rows, settings.label_smoothing, settings.seed or 0, step)
@@ -152,19 +154,28 @@ class TrainingState:
             name, lr = self.training.name, self.settings.lr
             raise DivergedError(f"the loss of {name!r} is {loss} at step {step}: lower train.lr (now {lr})")
 
-    def step(self, stats: PassStats) -> None:
-        """Take one optimizer step with the gradients already accumulated.
+    def rates(self) -> list[float]:
+        """Return the learning rate of each group of parameters in the next step."""
+        factor = learning_rate_factor(self.result.steps, self.settings)
+        return [group["initial_lr"] * factor for group in self.optimizer.param_groups]
+
+    def apply(self, rates: Sequence[float | Tensor]) -> None:
+        """Take one optimizer step with the gradients already accumulated, at these learning rates."""
+        groups = self.optimizer.param_groups
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate
+        if self.settings.clip:
+            torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], self.settings.clip)
+        self.optimizer.step()
+        for group in groups:  # a tensor is this step's alone
+            group["lr"] = group["initial_lr"]
+
+    def advance(self, stats: PassStats) -> None:
+        """Count a step that was taken.
 
         Args:
             stats: Statistics of the batch that gave the gradients.
         """
-        settings, step = self.settings, self.result.steps
-        groups = self.optimizer.param_groups
-        for group in groups:
-            group["lr"] = group["initial_lr"] * learning_rate_factor(step, settings)
-        if settings.clip:
-            torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], settings.clip)
-        self.optimizer.step()
         self.result.steps += 1
         real, processed = self.result.tokens
         self.result.tokens = [real + stats.real_tokens, processed + stats.processed_tokens]

@@ -273,7 +273,7 @@ def test_a_fault_of_one_is_nobody_elses(jobs, fault, tmp_path):
 def test_what_goes_wrong_around_them_is_the_failure_of_all_that_are_not_finished(jobs, error, kind, monkeypatch):
     done = run_expert(jobs[0], nothing)
     third = replace(jobs[1], task="third", spec_hash="ef" * 32, folder=f"{jobs[1].folder}3")
-    taken, honest = [], gradients.score_batch
+    taken, honest = [], gradients.score_inputs
 
     def failing(*args, **more):
         taken.append(1)
@@ -282,7 +282,7 @@ def test_what_goes_wrong_around_them_is_the_failure_of_all_that_are_not_finished
         return honest(*args, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(gradients, "score_batch", failing)
+        patch.setattr(gradients, "score_inputs", failing)
         found = run_experts((*jobs, third), nothing)
     assert found["colours"] == done
     assert found["animals"] == found["third"]

@@ -24,7 +24,7 @@ from workers.data.prepared import load_split
 from workers.training import gradients, loop
 from workers.training.batches import tokenize, training_batches
 from workers.training.evaluation import evaluate
-from workers.training.gradients import expert_loss
+from workers.training.expert_loss import expert_loss
 from workers.training.loop import TrainingFailedError, fit_expert
 from workers.training.optimizer import learning_rate_factor
 from workers.training.settings import TrainSettings
@@ -265,13 +265,13 @@ def test_micro_batches_add_up_to_the_gradient_of_the_whole(base, text):
 
 
 def test_micro_batches_bound_the_rows_that_go_through_the_model(base, text, monkeypatch):
-    sizes, honest = [], gradients.score_batch
+    sizes, honest = [], gradients.score_inputs
 
     def counted(bank, items, *args, **more):
         sizes.append(len(items))
         return honest(bank, items, *args, **more)
 
-    monkeypatch.setattr(gradients, "score_batch", counted)
+    monkeypatch.setattr(gradients, "score_inputs", counted)
     bench = Bench(base, text, 3)
     bench.fit(QUICK.model_copy(update={"steps": 2, "micro_batch": 6}))
     assert sizes == [6, 6, 4] * 2
@@ -386,14 +386,14 @@ def test_the_optimizer_follows_schedule_and_both_rates(base, text, monkeypatch):
 def test_the_loss_of_rows_with_different_numbers_of_options():
     rows = [torch.tensor([0.5, -1.0]), torch.tensor([0.1, 2.0, 0.3, -0.4]), torch.tensor([1.5, 2.5, -1.0])]
     scores = torch.cat(rows).unsqueeze(1).requires_grad_()
-    targets = [1, 2, 0]
+    targets = torch.tensor([1, 2, 0])
     batch = BatchScores(scores, torch.zeros(0, 2), [1, 1, 1], [2, 4, 3], [0, 0, 0])
     for smoothing in (0.0, 0.1):
         loss = expert_loss(batch, targets, smoothing)
-        alone = [F.cross_entropy(part[:, 0], torch.tensor(target), label_smoothing=smoothing)
+        alone = [F.cross_entropy(part[:, 0], target, label_smoothing=smoothing)
                  for part, target in zip(scores.split([2, 4, 3]), targets, strict=True)]  # fmt: skip
         torch.testing.assert_close(loss, torch.stack(alone).mean())
         torch.testing.assert_close(*(torch.autograd.grad(each, scores)[0] for each in (loss, sum(alone) / 3)))
         even = BatchScores(scores[:6], torch.zeros(0, 2), [1, 1, 1], [2, 2, 2], [0, 0, 0])
-        wanted = F.cross_entropy(scores[:6].view(3, 2), torch.tensor([1, 0, 1]), label_smoothing=smoothing)
-        torch.testing.assert_close(expert_loss(even, [1, 0, 1], smoothing), wanted)
+        wanted = F.cross_entropy(scores[:6].view(3, 2), targets % 2, label_smoothing=smoothing)
+        torch.testing.assert_close(expert_loss(even, targets % 2, smoothing), wanted)

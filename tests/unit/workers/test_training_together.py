@@ -87,13 +87,13 @@ def test_three_together_are_each_alone(together):
 
 
 def test_they_share_a_pass_but_not_over_different_trunks(together, monkeypatch):
-    seen, honest = [], gradients.score_batch
+    seen, honest = [], gradients.score_inputs
 
     def watched(bank, items, names, *args, depth, **more):
         seen.append((names if isinstance(names, str) else tuple(dict.fromkeys(names)), len(items), depth))
         return honest(bank, items, names, *args, depth=depth, **more)
 
-    monkeypatch.setattr(gradients, "score_batch", watched)
+    monkeypatch.setattr(gradients, "score_inputs", watched)
     together(*SPECS).fit()
     assert seen[:2] == [(("colours", "animals"), 13, 0), ("upper", 8, 1)]
     assert seen[-1] == ("colours", 8, 0)
@@ -101,7 +101,7 @@ def test_they_share_a_pass_but_not_over_different_trunks(together, monkeypatch):
 
 @pytest.mark.parametrize("micro", [3, 16])
 def test_micro_batches_of_several(together, monkeypatch, micro):
-    sizes, honest = [], gradients.score_batch
+    sizes, honest = [], gradients.score_inputs
 
     def counted(bank, items, *args, **more):
         sizes.append(len(items))
@@ -110,7 +110,7 @@ def test_micro_batches_of_several(together, monkeypatch, micro):
     group, alone = together("colours", "animals"), {name: together(name) for name in ("colours", "animals")}
     for one in alone.values():
         one.fit()
-    monkeypatch.setattr(gradients, "score_batch", counted)
+    monkeypatch.setattr(gradients, "score_inputs", counted)
     training = group.trainings["colours"]  # the one with the more steps
     settings = training.settings.model_copy(update={"micro_batch": micro})
     group.trainings["colours"] = replace(training, settings=settings)
@@ -182,7 +182,7 @@ def test_what_goes_wrong_around_them_is_raised(together, monkeypatch, error):
     def failing(*args, **more):
         raise error
 
-    monkeypatch.setattr(gradients, "score_batch", failing)
+    monkeypatch.setattr(gradients, "score_inputs", failing)
     group = together("colours", "animals")
     with pytest.raises(type(error)):
         group.fit()

@@ -1,0 +1,145 @@
+"""Graphs of passes and updates, with a recorder that needs no GPU: it computes again, from the recorded tensors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_training_together import QUICK, SPECS, Class
+
+from workers.training import loop, optimizer
+from workers.training.graphs import EAGER_RUNS, MOST_FLOPS, Graphs, make_graphs, most_tokens
+from workers.training.losses import steps_behind
+
+LARGE = 1  # parameters of a base whose passes are all small
+
+
+class Again:
+    """Records nothing but what to compute, and fails where it is told to."""
+
+    def __init__(self, fail_at=None):
+        self.recorded, self.replayed, self.fail_at = 0, 0, fail_at
+
+    def record(self, compute):
+        if self.recorded == self.fail_at:
+            raise RuntimeError("out of memory")
+        self.recorded += 1
+
+        def replay():
+            self.replayed += 1
+            return compute()
+
+        return replay
+
+
+@pytest.fixture
+def together(base, colours, animals):
+    return lambda *names: Class(base, colours, animals, names)
+
+
+def with_graphs(monkeypatch, recorder):
+    """Train as on a GPU: with graphs, gradients that stay, fused optimizers, and losses read a step late."""
+    monkeypatch.setattr(loop, "make_graphs", lambda model, device: Graphs(LARGE, recorder))
+    monkeypatch.setattr(loop, "steps_behind", lambda device: 1)
+    monkeypatch.setattr(optimizer, "is_fused", lambda device: True)
+    made = torch.optim.AdamW.__init__
+
+    def make(self, *args, capturable, **more):  # which a CPU's optimizer cannot be
+        made(self, *args, **more)
+
+    monkeypatch.setattr(torch.optim.AdamW, "__init__", make)
+    zero = torch.optim.AdamW.zero_grad
+    monkeypatch.setattr(torch.optim.AdamW, "zero_grad", lambda self, set_to_none=True: zero(self, set_to_none=False))
+
+
+@pytest.mark.parametrize("names", [["colours"], ["colours", "animals"], [*SPECS]], ids=["one", "two", "two trunks"])
+def test_a_training_with_graphs_is_the_training_without(together, monkeypatch, names):
+    """The losses have their steps and come in order though they are read late; rows are padded to fewer lengths."""
+    plain, recorder = together(*names), Again()
+    plain_fits = plain.fit()
+    with_graphs(monkeypatch, recorder)
+    graphed = together(*names)
+    fits = graphed.fit()
+    assert recorder.recorded
+    assert recorder.replayed > 3 * recorder.recorded
+    for name in names:
+        torch.testing.assert_close(graphed.losses(name), plain.losses(name), rtol=1e-3, atol=1e-4)
+        steps = [report.step for report in graphed.reports if report.key == name]
+        assert steps == [report.step for report in plain.reports if report.key == name]
+        mine, wanted = graphed.weights(name), plain.weights(name)
+        assert all(torch.allclose(mine[key], wanted[key], atol=1e-3) for key in wanted)
+        assert fits[name].best_step == plain_fits[name].best_step
+        assert fits[name].tokens[0] == plain_fits[name].tokens[0]
+        assert fits[name].tokens[1] >= plain_fits[name].tokens[1]
+
+
+def test_a_training_goes_on_where_nothing_can_be_recorded(together, monkeypatch, caplog):
+    plain, recorder = together("colours"), Again(fail_at=1)
+    plain.fit()
+    with_graphs(monkeypatch, recorder)
+    graphed = together("colours")
+    with caplog.at_level("INFO", logger="ttmoe"):
+        graphed.fit()
+    assert recorder.recorded == 1
+    assert caplog.text.count("kernel by kernel: out of memory") == 1
+    torch.testing.assert_close(graphed.losses("colours"), plain.losses("colours"), rtol=1e-3, atol=1e-4)
+
+
+def test_a_loss_that_is_not_finite_fails_its_training_a_step_late(together, monkeypatch):
+    """And leaves nothing behind: no best weights, no report of its step."""
+    with_graphs(monkeypatch, Again())
+    broken = together("colours", "animals")
+    honest = loop.LossReader.add
+
+    def add(reader, losses):
+        honest(reader, {key: loss * (torch.nan if key[0].training.name == "colours" and key[1] == 6 else 1)
+                        for key, loss in losses.items()})  # fmt: skip
+
+    monkeypatch.setattr(loop.LossReader, "add", add)
+    outcomes = broken.fit()
+    assert "is nan at step 6" in outcomes["colours"].message
+    assert outcomes["animals"].steps == broken.trainings["animals"].settings.steps
+    assert [report.step for report in broken.reports if report.key == "colours"] == [1, 2, 3, 4, 5]
+
+
+def test_a_loss_before_an_evaluation_is_read_at_once(together, monkeypatch):
+    """Weights after a loss that is not finite never become the best ones."""
+    with_graphs(monkeypatch, Again())
+    broken = together("colours")
+    training = broken.trainings["colours"]
+    broken.trainings["colours"] = replace(training, settings=QUICK.model_copy(update={"eval_every": 6}))
+    honest = loop.LossReader.add
+    monkeypatch.setattr(loop.LossReader, "add", lambda reader, losses: honest(
+        reader, {key: loss + (torch.inf if key[1] == 6 else 0) for key, loss in losses.items()}))  # fmt: skip
+    assert "is inf at step 6" in broken.fit()["colours"].message
+    assert not any("validation.accuracy" in report.metrics for report in broken.reports)
+
+
+def test_lengths_are_few_and_never_beyond_the_longest():
+    graphs = Graphs(LARGE, Again())
+    lengths = [graphs.padded_length(longest, 512, 8) for longest in range(1, 513)]
+    assert all(longest <= length < longest + max(8, longest / 7) for longest, length in enumerate(lengths, 1))
+    assert len(set(lengths)) < 40
+    assert graphs.padded_length(61, 62, 8) == 62
+
+
+def test_a_pass_that_keeps_a_gpu_busy_is_not_recorded():
+    parameters = 8 * 10**9
+    recorder = Again()
+    graphs = Graphs(parameters, recorder)
+    tokens = int(most_tokens(parameters))
+    assert 4 * parameters * tokens <= MOST_FLOPS
+    for rows in (1, 2):
+        inputs = {"input_ids": torch.zeros(rows, tokens, dtype=torch.long)}
+        for _ in range(EAGER_RUNS + 2):
+            graphs.run(rows, inputs, lambda tensors: [tensors["input_ids"].sum()])
+        assert recorder.recorded == 1
+    assert graphs.padded_length(tokens - 1, tokens, 2) == tokens - 1
+
+
+def test_a_cpu_has_no_graphs():
+    assert make_graphs(torch.nn.Linear(1, 1), torch.device("cpu")) is None
+    assert steps_behind(torch.device("cpu")) == 0
+    assert not optimizer.is_fused(torch.device("cpu"))
+    assert optimizer.is_fused(torch.device("cuda"))
