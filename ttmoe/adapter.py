@@ -133,33 +133,33 @@ class Adapter(nn.Module):
         groups: The groups, from ``plan_groups``.
         spec: The specification that the groups were planned from.
         generator: Source of the initial cores; None leaves them uninitialised, for weights to be loaded.
+
+    Attributes:
+        lowest_layer: Index of the lowest adapted layer: the largest depth of a trunk below this adapter.
     """
 
     def __init__(self, groups: list[Group], spec: AdapterSpec, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.groups, self.spec = groups, spec
+        self.lowest_layer = min(site.layer for group in groups for site in group.sites)
         self.cores = nn.ModuleDict({g.key: nn.ParameterList(_initial_cores(g, generator)) for g in groups})
-        self._cache: tuple[list[tuple[Tensor, int]], list[tuple[Tensor, Tensor]]] | None = None
+        self._cache: dict[torch.dtype, tuple[list[tuple[Tensor, int]], list[tuple[Tensor, Tensor]]]] = {}
 
-    @property
-    def lowest_layer(self) -> int:
-        """Index of the lowest adapted layer: the largest depth of a trunk below this adapter."""
-        return min(site.layer for group in self.groups for site in group.sites)
-
-    def factors(self) -> list[tuple[Tensor, Tensor]]:
-        """Return A (sites, r, in) and B (sites, out, r) of each group, in fp32, with the scaling applied to B.
+    def factors(self, dtype: torch.dtype = torch.float32) -> list[tuple[Tensor, Tensor]]:
+        """Return A (sites, r, in) and B (sites, out, r) of each group, built in fp32, with the scaling applied to B.
 
         While any core requires gradients, the factors are built in every call, because an optimizer may change cores
         without raising their version counter (fused optimizers and DeepSpeed do). For a frozen expert they are cached
         until a core changes.
         """
         if any(p.requires_grad for p in self.parameters()):
-            return self._build_factors()
-        if self._cache is None or not self._is_current(self._cache[0]):
+            return self._build_factors(dtype)
+        if dtype not in self._cache or not self._is_current(self._cache[dtype][0]):
             with torch.inference_mode(False), torch.no_grad():
                 # Holding the tensors keeps their memory from being reused, so equal addresses mean the same tensor.
-                self._cache = ([(p.detach(), p._version) for p in self.parameters()], self._build_factors())
-        return self._cache[1]
+                state = [(p.detach(), p._version) for p in self.parameters()]
+                self._cache[dtype] = state, self._build_factors(dtype)
+        return self._cache[dtype][1]
 
     def cores_of(self, group: Group) -> list[nn.Parameter]:
         """Return the cores of a group, each (sites, left bond, n, right bond)."""
@@ -169,13 +169,13 @@ class Adapter(nn.Module):
         return all(p.data_ptr() == cached.data_ptr() and p.device == cached.device and p._version == version
                    for p, (cached, version) in zip(self.parameters(), state, strict=True))  # fmt: skip
 
-    def _build_factors(self) -> list[tuple[Tensor, Tensor]]:
+    def _build_factors(self, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
         factors = []
         for group in self.groups:
             cores = self.cores_of(group)
             with torch.autocast(cores[0].device.type, enabled=False):
                 a, b = group.method.factors(cores)
-                factors.append((a, b * group.method.scaling(self.spec.alpha)))
+                factors.append((a.to(dtype), (b * group.method.scaling(self.spec.alpha)).to(dtype)))
         return factors
 
 

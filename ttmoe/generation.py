@@ -61,6 +61,8 @@ def generate(bank: Bank, tokenizer: Any, prompts: Sequence[str], names: Sequence
     row_names = [names] * len(prompts) if isinstance(names, str) else list(names)
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     _check_arguments(bank, prompts, row_names, limits)
+    if not prompts:
+        return []
     prompt_limits = [max(max_length // 2, max_length - limit, 1) for limit in limits]
     tokens = encode_prompts(tokenizer, prompts, prompt_limits)
     lengths = [len(row["input_ids"]) for row in tokens]

@@ -77,10 +77,10 @@ def _separate_factors(adapters: Sequence[Adapter], layers: Mapping[str, AdaptedL
     """Yield the factors of adapters of any forms, stacked."""
     entries_of: dict[tuple[str, int, int], list[StackEntry]] = {}
     for expert, adapter in enumerate(adapters):
-        for group, (a, b) in zip(adapter.groups, adapter.factors(), strict=True):
+        dtype = layers[adapter.groups[0].sites[0].path].weight.dtype  # cast before stacking: fewer bytes are moved
+        for group, (a, b) in zip(adapter.groups, adapter.factors(dtype), strict=True):
             kind = (group.role, group.method.in_features, group.method.out_features)
-            dtype = layers[group.sites[0].path].weight.dtype  # cast before stacking: fewer bytes are moved
-            entries_of.setdefault(kind, []).append((expert, group, a.to(dtype), b.to(dtype), adapter.spec.dropout))
+            entries_of.setdefault(kind, []).append((expert, group, a, b, adapter.spec.dropout))
     for (role, _, _), entries in entries_of.items():
         sites = list({site.path: site for _, group, *_ in entries for site in group.sites}.values())
         if len(adapters) == 1:

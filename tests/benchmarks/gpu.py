@@ -7,6 +7,10 @@ of it on a CPU, on tiny bases.
 from __future__ import annotations
 
 import gc
+import json
+import subprocess
+import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -18,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.benchmarks import layer, models, routed
-from tests.benchmarks.machine import peak_bytes
+from tests.benchmarks.machine import ROOT, peak_bytes
 from tests.benchmarks.measuring import duration, interleave
 from tests.benchmarks.random_bases import LLAMA_1B, LLAMA_3B, LLAMA_8B, LLAMA_22M, RandomBase, plain_copy, tokenizer
 from tests.benchmarks.table import Finding, at_least, at_most
@@ -28,7 +32,7 @@ from ttmoe.encoding import pool
 from workers.training.gradients import activation_checkpointing
 from workers.training.graphs import make_graphs
 from workers.training.loop import TrainingSession, fit_experts
-from workers.training.memory import estimate_job_memory
+from workers.training.memory import CUDA_CONTEXT_BYTES, estimate_job_memory
 from workers.training.settings import TrainSettings
 from workers.training.state import ExpertTraining
 
@@ -240,6 +244,42 @@ def memory(scale: Scale) -> Iterator[Finding]:
         gc.collect()
 
 
+_LOAD = """
+import json, sys, torch
+import workers.training.loop, transformers.models.llama.modeling_llama
+from tests.benchmarks.machine import ROOT, peak_bytes
+from ttmoe.base import Base, load_body
+model = load_body(Base("folder", "llama", "", "0" * 64, sys.argv[1], sys.argv[2], 128, "last"), sys.argv[3])
+with torch.no_grad():
+    model(input_ids=torch.ones(1, 128, dtype=torch.long, device=sys.argv[3]))
+weights, taken = sum(p.numel() * p.element_size() for p in model.parameters()), 0
+if sys.argv[3] == "cuda":
+    free, whole = torch.cuda.mem_get_info()
+    taken = whole - free - torch.cuda.memory_reserved()
+print(json.dumps({"host": peak_bytes(), "weights": weights, "context": taken}))
+"""
+
+
+def loading(scale: Scale) -> Iterator[Finding]:
+    """Host memory of a process that loads a base, against the forecast; without Ray."""
+    base = scale.base(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        body = base.body()
+        estimate = estimate_job_memory(body, base.described(128), SPEC, CLASSES, TrainSettings(), device=scale.device)
+        body.save_pretrained(scratch, max_shard_size="500MB")
+        del body
+        gc.collect()
+        _empty_cache()
+        command = [sys.executable, "-c", _LOAD, scratch, scale.dtype, scale.device]
+        done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    found = json.loads(done.splitlines()[-1])
+    yield Finding(f"peak host memory of a process that loads {base.name} ({found['weights'] / 1e9:.2f} GB of weights)",
+                  f"{found['host'] / 1e9:.2f} GB", f"forecast {estimate.host / 1e9:.2f} GB",
+                  *at_most(found["host"] / estimate.host, 1.0))  # fmt: skip
+    yield Finding("GPU memory of a process beside its tensors", f"{found['context'] / 1e9:.2f} GB",
+                  f"forecast {CUDA_CONTEXT_BYTES / 1e9:.2f} GB", "")  # fmt: skip
+
+
 def compiled(scale: Scale) -> Iterator[Finding]:
     """A step whose layers are compiled against the same step as it is."""
     for index in (1, len(scale.bases) - 1):
@@ -254,14 +294,15 @@ def compiled(scale: Scale) -> Iterator[Finding]:
         times["compiled"] = _seconds(plain.step)
         what = f"training step with compiled layers, {base.name}, {scale.rows} x {scale.tokens} tokens"
         yield Finding(f"{what}; the first takes {duration(first)}", duration(times["compiled"]),
-                      f"not compiled {duration(times['plain'])}", f"{times['compiled'] / times['plain']:.2f}")  # fmt: skip
+                      f"not compiled {duration(times['plain'])}",
+                      f"{times['compiled'] / times['plain']:.2f}")  # fmt: skip
         del plain, bank
         gc.collect()
         _empty_cache()
 
 
 PARTS: Sequence[Callable[[Scale], Iterator[Finding]]] = (
-    host_waits, graphs, steps, together, memory, mixed, one_pass, contraction, compiled,
+    host_waits, graphs, steps, together, memory, loading, mixed, one_pass, contraction, compiled,
 )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ Compute = Callable[[Tensors], list[Tensor]]
 Replay = Callable[[], list[Tensor]]
 
 # Passes with more multiplications take a GPU longer than the host. Their graphs would only cost memory.
-MOST_FLOPS = 2e13
+MOST_FLOPS = 2.5e13
 EAGER_RUNS = 2  # before a graph is recorded: gradients and the optimizer's moments must exist, kernels be chosen
 _LOG = logging.getLogger("ttmoe")
 
