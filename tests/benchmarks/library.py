@@ -46,8 +46,8 @@ def run() -> Iterator[Finding]:
         ("adapters on all layers, the paper's setting", "all", 0.5),
         (f"a trunk of {TRUNK} of 6 layers", f"{TRUNK}-", 1 / 3),
     )
-    found = {layers: _chosen([_ours(folder, layers, rate) for rate in RATES]) for _, layers, _ in settings}
     peer = _chosen([_peer(folder, rate) for rate in RATES])
+    found = {layers: _chosen([_ours(folder, layers, rate) for rate in RATES]) for _, layers, _ in settings}
     for what, layers, goal in settings:
         ours = found[layers]
         name = f"8 experts on MiniLM, {STEPS} steps of {ROWS} rows each; {what}"

@@ -82,6 +82,7 @@ def main(task: Path, base: Path, settings: dict) -> dict[str, float]:
                 save_strategy="steps", save_steps=settings["eval_every"], load_best_model_at_end=True,
                 metric_for_best_model="accuracy", save_total_limit=1, logging_steps=settings["eval_every"],
                 max_grad_norm=train.clip, use_cpu=True, report_to=[], disable_tqdm=True, seed=0,
+                remove_unused_columns=False,  # its model's arguments have no names
             ),
             train_dataset=rows["train"], eval_dataset=rows["validation"], processing_class=tokenizer,
             data_collator=collate, optimizers=(optimizer, schedule),
