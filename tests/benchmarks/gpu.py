@@ -301,7 +301,8 @@ def compiled(scale: Scale) -> Iterator[Finding]:
         _empty_cache()
 
 
-PARTS: Sequence[Callable[[Scale], Iterator[Finding]]] = (
+Part = Callable[[Scale], Iterator[Finding]]
+PARTS: Sequence[Part] = (
     host_waits, graphs, steps, together, memory, loading, mixed, one_pass, contraction, compiled,
 )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,11 @@ pytest.importorskip("torch")
 
 import torch
 
-from tests.benchmarks import step
+from tests.benchmarks import gpu, layer, step
 from tests.benchmarks.__main__ import ROWS, row
 from tests.benchmarks.machine import ROOT
-from tests.benchmarks.measuring import BUSY, Times, interleave
+from tests.benchmarks.measuring import BUSY, QUICK, Times, interleave
+from tests.benchmarks.random_bases import LLAMA_1B
 from tests.benchmarks.record import Record, keep, kept, page
 from tests.benchmarks.table import Finding, at_least, at_most, markdown, plain
 
@@ -97,3 +99,41 @@ def test_a_childs_peak_is_its_own() -> None:
     before, after = map(int, done.stdout.split())
     assert before < len(large)
     assert after - before > 2**27
+
+
+TINY = {**LLAMA_1B, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 16, "intermediate_size": 96, "vocab_size": 100}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", gpu.PARTS, ids=lambda part: part.__name__)
+@pytest.mark.filterwarnings("ignore:CUDA is not available", "ignore:.*is_gradient_checkpointing")
+def test_every_part_that_needs_a_gpu_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch, part: gpu.Part) -> None:
+    """On a tiny base; what it finds there means nothing. Compilation takes half a minute, and has tests of its own."""
+    monkeypatch.setenv(QUICK, "1")
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: None)
+    monkeypatch.setattr(layer, "TOKENS", (8, 16))
+    scale = gpu.Scale("cpu", (("tiny", TINY),), tokens=12, rows=2, short=(3, 6), experts=2, steps=3, loaded=4,
+                      seconds=0.01, dtype="float32")  # fmt: skip
+    monkeypatch.setattr(gpu, "PARTS", [part])
+    findings = list(gpu.run(scale))
+    assert findings
+    assert not [finding for finding in findings if finding.ours in ("failed", "not run")]
+
+
+def test_without_a_gpu_its_parts_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [finding.ours for finding in gpu.run()] == ["not run"] * len(gpu.PARTS)
+
+
+def test_a_part_that_fails_is_a_line_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(scale: gpu.Scale) -> Iterator[Finding]:
+        """A part."""
+        raise RuntimeError("no memory")
+
+    def sound(scale: gpu.Scale) -> Iterator[Finding]:
+        """Another."""
+        yield Finding("fine", "1 s", "2 s", "0.5")
+
+    monkeypatch.setattr(gpu, "PARTS", [broken, sound])
+    found = list(gpu.run(gpu.Scale("cpu")))
+    assert [(finding.ours, finding.met) for finding in found] == [("failed", False), ("1 s", None)]

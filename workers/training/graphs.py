@@ -25,7 +25,7 @@ EAGER_RUNS = 2  # before a graph is recorded: gradients and the optimizer's mome
 _LOG = logging.getLogger("ttmoe")
 
 
-class Recorder(Protocol):
+class GraphRecorder(Protocol):
     """Records a computation whose tensors stay at their addresses."""
 
     def record(self, compute: Callable[[], list[Tensor]]) -> Replay:
@@ -44,7 +44,7 @@ class Graphs:
         recorder: Records graphs; None records none.
     """
 
-    def __init__(self, parameters: int, recorder: Recorder) -> None:
+    def __init__(self, parameters: int, recorder: GraphRecorder) -> None:
         self._most_tokens, self._recorder = int(most_tokens(parameters)), recorder
         self._seen: Counter[Hashable] = Counter()
         self._recorded: dict[Hashable, tuple[Tensors, Replay]] = {}

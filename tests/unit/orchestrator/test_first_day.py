@@ -18,10 +18,16 @@ from orchestrator.plan.planned_library import PlannedLibrary
 from ttmoe.base import empty_body
 from ttmoe.errors import InputError
 from ttmoe.features import ALL_STATES, FeatureSpec
+from workers.training.memory import CUDA_CONTEXT_BYTES, MemoryEstimate
 
 NODES = "2x8x80GB"
 GPU = 80e9
 ROWS_AT_ONCE = {"llama-8b": 16, "qwen3-8b": 8}
+
+
+def of_tensors(forecast: MemoryEstimate) -> int:
+    """What a forecast says of GPU memory without that of CUDA itself, which live tensors do not show."""
+    return forecast.gpu - CUDA_CONTEXT_BYTES
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +53,14 @@ def test_a_job_fits_a_gpu_by_the_forecast_and_by_the_live_tensors_of_its_step(pl
     forecast = found.forecast.memory["task01"]
     assert counted.weights == pytest.approx(forecast.base, rel=0.01)
     assert counted.peak < forecast.gpu < 0.9 * GPU
-    assert forecast.gpu == pytest.approx(counted.peak, rel=0.25)
+    assert of_tensors(forecast) == pytest.approx(counted.peak, rel=0.25)
 
 
 def test_checkpointing_is_forecast_as_the_live_tensors_of_its_step(planned):
     found = planned("llama-8b", "train.checkpointing=true", "train.micro_batch=32", "base.config.num_hidden_layers=12")
     job = found.plan.experts["task01"].job
     counted = bytes_of_a_step(job, found.plan.config.base.config)
-    assert found.forecast.memory["task01"].gpu == pytest.approx(counted.peak, rel=0.25)
+    assert of_tensors(found.forecast.memory["task01"]) == pytest.approx(counted.peak, rel=0.25)
 
 
 def test_without_auto_a_step_of_32_rows_does_not_fit(planned):

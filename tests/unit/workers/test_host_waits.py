@@ -98,3 +98,25 @@ def _run(bank, monkeypatch, trainings, recomputes):
     assert asked[-3:] == [1, 1, 1]
     assert seen.copies
     assert steps_behind(META) == 1
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kinds", [["classes"], ["classes", "options", "answers"]], ids=["one", "three"])
+def test_a_step_on_a_gpu(kinds):
+    """torch raises an error where an operation makes the host wait. Five steps: the last ones come from graphs."""
+    config = transformers.LlamaConfig(vocab_size=VOCABULARY, **SIZES)
+    model = transformers.AutoModel.from_config(config, attn_implementation="sdpa").to("cuda")
+    use_right_padding(model)
+    bank = Bank(model, "last")
+    settings = TrainSettings(steps=50, batch_size=12, eval_every=50, seed=0)
+    session = loop.TrainingSession(bank, 0, lambda progress: None)
+    session.start([training(bank, kind, kind, settings) for kind in kinds])
+    bank.train()
+    session.step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            session.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert not session.outcomes
