@@ -19,6 +19,7 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.jso
                    "*.spm", "*.tiktoken", "tekken.json", "bpe.codes", "dict.txt", "emoji.json", "byte_maps.json",
                    "word_*.json")  # fmt: skip
 """Patterns of the files from which transformers makes a tokenizer."""
+NOT_QUANTISED = "none"
 COPY_FIX = "copy or download the model again: it must be a folder that from_pretrained can load"
 _MODEL_FILES = ("config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json")
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
@@ -36,7 +37,8 @@ class Base:
         source: ``package``, ``folder`` or ``hub``.
         id: Name of the base in the source.
         revision: Version of the package, or commit on the hub; empty for a folder.
-        digest: ``digest_folder`` of the folder; two folders with the same model are the same base.
+        digest: ``digest_folder`` of the folder; two folders with the same model are the same base. Of a base whose
+            weights are quantised when it is loaded, ``quantised_digest`` of it: another base.
         folder: Path of the local folder.
         dtype: Name of the torch dtype of the weights.
         max_length: Longest sequence, in tokens.
@@ -55,6 +57,11 @@ class Base:
     pooling: str
     asked: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
 
+    @property
+    def quantize(self) -> str:
+        """How the weights of linear maps are quantised: ``none``, ``int8`` or ``nf4``."""
+        return self.digest.rpartition(":")[0] or NOT_QUANTISED
+
     def identity(self) -> dict[str, Any]:
         """Return the fields that decide results, as hashed in specs: what the base is, not where it lies."""
         return {key: getattr(self, key) for key in ("digest", "dtype", "max_length", "pooling")}
@@ -62,6 +69,18 @@ class Base:
     def record(self) -> dict[str, Any]:
         """Return the identity, and the source as information, as kept in the files of experts and routers."""
         return {"source": self.source, "id": self.id, "revision": self.revision, **self.identity()}
+
+
+def quantised_digest(digest: str, quantize: str) -> str:
+    """Return the digest of a base that is quantised when it is loaded, such as ``nf4:0123...``.
+
+    Its outputs are not those of the base, so experts, routers and caches of one are not valid for the other.
+
+    Args:
+        digest: Digest of the base's files.
+        quantize: ``none``, ``int8`` or ``nf4``.
+    """
+    return digest if quantize == NOT_QUANTISED else f"{quantize}:{digest}"
 
 
 def sha256_of_file(path: Path) -> str:
@@ -100,13 +119,14 @@ def contains_base(folder: Path, digest: str, file_sha256: Callable[[Path], str] 
 
     Args:
         folder: The folder.
-        digest: Digest of a base.
+        digest: Digest of a base, quantised or not.
         file_sha256: As in ``digest_folder``.
 
     Raises:
         InputError: If the folder contains no model.
     """
-    return digest in (digest_folder(folder, file_sha256), _digest_files(folder, _DIGESTED_EARLIER, file_sha256))
+    of_files = digest.rpartition(":")[2]
+    return of_files in (digest_folder(folder, file_sha256), _digest_files(folder, _DIGESTED_EARLIER, file_sha256))
 
 
 def _digest_files(folder: Path, patterns: Iterable[str], file_sha256: Callable[[Path], str]) -> str:
@@ -182,17 +202,20 @@ def load_body(base: Base, device: str | torch.device = "cpu") -> nn.Module:
     from transformers.utils.logging import disable_progress_bar
 
     from ttmoe.attention import use_right_padding
+    from ttmoe.quantization import keep_trainable, quantization_arguments
 
     disable_progress_bar()  # a bar for every loaded base would flood the log
     config, attention = _load_config(base), choose_attention(torch.device(device).type)
     try:
         model = AutoModel.from_pretrained(base.folder, config=config, dtype=getattr(torch, base.dtype),
                                           local_files_only=True, trust_remote_code=False,
-                                          attn_implementation=attention, device_map={"": str(device)})  # fmt: skip
+                                          attn_implementation=attention, device_map={"": str(device)},
+                                          **quantization_arguments(base))  # fmt: skip
     except SafetensorError:
         require_whole_weights(Path(base.folder))
         raise
     use_right_padding(model)
+    keep_trainable(model)
     model.config.use_cache = False  # a pass would end with the keys and values of all layers; generation asks for them
     return model.requires_grad_(False).eval()
 

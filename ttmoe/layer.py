@@ -54,13 +54,15 @@ class AdaptedLinear(nn.Module):
 
     Attributes:
         inner: The frozen map. Without updates the layer's output is bitwise that of ``inner``.
+        dtype: Number format of the updates: that of ``inner``'s weight, if it is not quantised.
         parts: Output features of each role that can be adapted (more than one role in a fused projection).
         updates: Update of each role for the current batch, set by the bank before a forward pass.
     """
 
-    def __init__(self, inner: nn.Module) -> None:
+    def __init__(self, inner: nn.Module, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.inner = inner
+        self.dtype = dtype or self.weight.dtype
         self.parts: dict[str, slice | Tensor] = {}
         self.updates: dict[str, Update] = {}
 

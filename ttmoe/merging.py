@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ttmoe.adapter import Adapter
 from ttmoe.errors import InputError
 from ttmoe.layer import AdaptedLinear
+from ttmoe.quantization import is_quantised
 
 
 @torch.no_grad()
@@ -26,8 +27,14 @@ def merged_weights(adapter: Adapter, layers: Mapping[str, AdaptedLinear]) -> dic
         New weights by the layer's path, each of the shape and dtype of the layer's weight.
 
     Raises:
-        InputError: If a merged weight is not finite.
+        InputError: If a merged weight is not finite, or the base is quantised.
     """
+    if any(is_quantised(layers[site.path].weight) for group in adapter.groups for site in group.sites):
+        raise InputError("the base is quantised, so no expert can be merged into it", where="bank",
+                         fix="merge it into the base as its files have it, if it was trained there")  # fmt: skip
+    if any(is_quantised(layers[site.path].weight) for group in adapter.groups for site in group.sites):
+        raise InputError("the base is quantised, so no expert can be merged into it", where="bank",
+                         fix="serve the expert unmerged")  # fmt: skip
     sums: dict[str, Tensor] = {}
     for group, (a, b) in zip(adapter.groups, adapter.factors(), strict=True):
         for i, site in enumerate(group.sites):

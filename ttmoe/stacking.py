@@ -69,7 +69,7 @@ def _joint_factors(adapters: Sequence[Adapter], layers: Mapping[str, AdaptedLine
             scalings = [group.method.scaling(adapter.spec.alpha) for adapter in adapters]
             alike = len(set(scalings)) == 1
             b = b * (scalings[0] if alike else constant_on(b.device, tuple(scalings)).reshape(-1, 1, 1))
-        dtype = layers[group.sites[0].path].weight.dtype
+        dtype = layers[group.sites[0].path].dtype
         yield group.role, group.sites, a.to(dtype), b.to(dtype).mT, rates
 
 
@@ -77,7 +77,7 @@ def _separate_factors(adapters: Sequence[Adapter], layers: Mapping[str, AdaptedL
     """Yield the factors of adapters of any forms, stacked."""
     entries_of: dict[tuple[str, int, int], list[StackEntry]] = {}
     for expert, adapter in enumerate(adapters):
-        dtype = layers[adapter.groups[0].sites[0].path].weight.dtype  # cast before stacking: fewer bytes are moved
+        dtype = layers[adapter.groups[0].sites[0].path].dtype  # cast before stacking: fewer bytes are moved
         for group, (a, b) in zip(adapter.groups, adapter.factors(dtype), strict=True):
             kind = (group.role, group.method.in_features, group.method.out_features)
             entries_of.setdefault(kind, []).append((expert, group, a, b, adapter.spec.dropout))

@@ -19,7 +19,16 @@ import torch
 
 from ttmoe.adapter import AdapterSpec
 from ttmoe.bank import Bank
-from ttmoe.base import Base, choose_dtype, choose_pooling, digest_folder, load_body, load_tokenizer
+from ttmoe.base import (
+    NOT_QUANTISED,
+    Base,
+    choose_dtype,
+    choose_pooling,
+    digest_folder,
+    load_body,
+    load_tokenizer,
+    quantised_digest,
+)
 from ttmoe.encoding import Completion, Input, Item, encode_inputs, pad_id_of
 from ttmoe.errors import InputError
 from ttmoe.expert_files import load_expert, save_expert
@@ -51,7 +60,7 @@ class TextBank:
 
     @classmethod
     def open(cls, folder: str | Path, *, dtype: str = "auto", max_length: int = 128, pooling: str = "auto",
-             device: str = "cpu") -> TextBank:  # fmt: skip
+             quantize: str = NOT_QUANTISED, device: str = "cpu") -> TextBank:  # fmt: skip
         """Load a base from a local folder, as ``from_pretrained`` does, and create an empty bank on it.
 
         Args:
@@ -59,13 +68,15 @@ class TextBank:
             dtype: Name of a torch dtype. ``auto``: bfloat16 where the device computes fast in it, else float32.
             max_length: Tokens to which inputs are truncated.
             pooling: ``mean`` or ``last``. ``auto``: the last token for a causal model, else the mean.
+            quantize: ``none``, ``int8`` or ``nf4``: how the weights of linear maps are quantised.
             device: Device of the base.
 
         Raises:
-            InputError: If the folder contains no model.
+            InputError: If the folder contains no model, or bitsandbytes is needed and not installed.
         """
         path = Path(folder).expanduser().resolve()
-        base = Base("folder", path.name, "", digest_folder(path), str(path), choose_dtype(dtype, device), max_length,
+        digest = quantised_digest(digest_folder(path), quantize)
+        base = Base("folder", path.name, "", digest, str(path), choose_dtype(dtype, device), max_length,
                     choose_pooling(pooling, path))  # fmt: skip
         return cls(Bank(load_body(base, device), base.pooling), load_tokenizer(base), base)
 

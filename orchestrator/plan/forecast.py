@@ -139,7 +139,8 @@ def check_feasible(plan: Plan, nodes: Sequence[Node], tasks: Collection[str] | N
     weights, room = memory[largest].base, memory_for_a_job(nodes, plan.resources)
     if plan.resources.gpus and room and weights > room:
         what = f"the base's weights take {format_bytes(weights)}, and a job has {format_bytes(room)} of GPU memory"
-        fix = "use a smaller base, or GPUs with more memory: a base is not split over several GPUs"
+        smaller = "" if plan.base.quantize == "nf4" else "base.quantize: nf4 (a quarter of 16 bits), "
+        fix = f"use {smaller}a smaller base, or GPUs with more memory: a base is not split over several GPUs"
         raise InfeasibleError(what, where="base", fix=fix)
     what = f"expert {largest!r}" if count == 1 else f"a job of {count} experts such as {largest!r}"
     require_fits(nodes, _job_resources(plan, model, names, count), what, LESS_MEMORY)

@@ -13,7 +13,7 @@ from orchestrator.config.schema import Config
 from orchestrator.config.sections import BaseSettings
 from orchestrator.plan.nodes import choose_base_dtype
 from orchestrator.pool.capacity import JobResources, Node
-from ttmoe.base import Base
+from ttmoe.base import NOT_QUANTISED, Base
 from workers.base.base_sources import DEFAULT_REVISION, base_of_config, resolve_base
 
 if TYPE_CHECKING:
@@ -50,10 +50,11 @@ def resolve_library_base(
         "dtype": native if is_auto else settings.dtype,
         "max_length": settings.max_length,
         "pooling": settings.pooling,
+        "quantize": settings.quantize,
     }
     if settings.config:
         base = base_of_config(settings.config, cache, **use)
-        return base, f"{base.id} ({base.dtype}, a config without weights)"
+        return base, f"{base.id} ({base.dtype}{_quantised(base)}, a config without weights)"
     base = resolve_base(**settings.model_dump(exclude={*use, "config"}), **use, cache=cache)
     versions = registry.experts(config.library, every=True) if registry and is_auto else []
     if kept := _dtype_of_experts(versions, base.digest):
@@ -78,8 +79,13 @@ def _dtype_of_experts(versions: Sequence[Version], digest: str) -> str | None:
 def _describe(base: Base, settings: BaseSettings, dtype: str) -> str:
     """Return the text of a base, such as ``model at 0123456789ab (main, bfloat16, sha256 0123456789ab)``."""
     asked = settings.revision or DEFAULT_REVISION
+    files = base.digest.rpartition(":")[2]
     branch = f"{asked}, " if settings.hub and asked != base.revision else ""
-    return f"{name_with_revision(base.id, base.revision)} ({branch}{dtype}, sha256 {base.digest[:12]})"
+    return f"{name_with_revision(base.id, base.revision)} ({branch}{dtype}{_quantised(base)}, sha256 {files[:12]})"
+
+
+def _quantised(base: Base) -> str:
+    return "" if base.quantize == NOT_QUANTISED else f", quantised to {base.quantize}"
 
 
 def name_with_revision(name: str, revision: str) -> str:

@@ -12,15 +12,18 @@ from typing import Any
 from ttmoe.atomic_write import write_atomically
 from ttmoe.base import (
     COPY_FIX,
+    NOT_QUANTISED,
     TOKENIZER_FILES,
     Base,
     choose_dtype,
     choose_pooling,
     digest_folder,
+    quantised_digest,
     require_whole_weights,
 )
 from ttmoe.errors import InputError
 from ttmoe.inner_path import inner_path
+from ttmoe.quantization import require_quantization
 from workers.data.atomic_folder import atomic_folder
 from workers.data.file_digests import remembered_digest
 from workers.data.wheels import wheel_folder, wheel_member
@@ -43,6 +46,7 @@ def resolve_base(
     dtype: str = "auto",
     max_length: int = 128,
     pooling: str = "auto",
+    quantize: str = NOT_QUANTISED,
     cache: Path,
 ) -> Base:
     """Return the base in a local folder; download it, and convert a GGUF file, once.
@@ -61,11 +65,13 @@ def resolve_base(
         dtype: Number format of the weights; "auto" is what the CPU of this machine computes fastest.
         max_length: Maximum number of tokens per input.
         pooling: "mean", "last", or "auto", which depends on the model.
+        quantize: "int8" or "nf4": how the weights of linear maps are quantised when the base is loaded; or "none".
         cache: Root folder of the cache, for downloaded wheels and converted models.
 
     Raises:
-        InputError: If the base does not exist, cannot be downloaded, or cannot be converted.
+        InputError: If the base does not exist, cannot be downloaded, or cannot be converted or quantised.
     """
+    require_quantization(quantize)
     asked = {"package": package, "path": path, "sha256": sha256, "hub": hub, "revision": revision, "gguf": gguf}
     if package:
         source, name = "package", package.split("==")[0]
@@ -90,7 +96,7 @@ def resolve_base(
         source=source,
         id=name,
         revision=version,
-        digest=digest,
+        digest=quantised_digest(digest, quantize),
         folder=str(place),
         dtype=choose_dtype(dtype),
         max_length=max_length,
@@ -100,7 +106,13 @@ def resolve_base(
 
 
 def base_of_config(
-    config: dict[str, Any] | str, cache: Path, *, dtype: str, max_length: int, pooling: str = "auto"
+    config: dict[str, Any] | str,
+    cache: Path,
+    *,
+    dtype: str,
+    max_length: int,
+    pooling: str = "auto",
+    quantize: str = NOT_QUANTISED,
 ) -> Base:
     """Return a base of which there is the config alone, for a plan. It cannot be loaded.
 
@@ -109,7 +121,8 @@ def base_of_config(
         cache: Root folder of the cache, in which the base's folder is made.
         dtype: Number format that the weights would have.
         max_length: Maximum number of tokens per input.
-        pooling: As in ``resolve_base``.
+        pooling: As in ``resolve_base``; so is ``quantize``.
+        quantize: How the weights would be quantised.
 
     Raises:
         InputError: If the file is missing, or is no JSON object.
@@ -129,7 +142,8 @@ def base_of_config(
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "config.json", text.encode())
     name = str(config.get("model_type", "model"))
-    return Base(CONFIG_ALONE, name, "", digest, str(folder), dtype, max_length, choose_pooling(pooling, folder))
+    digest, pooling = quantised_digest(digest, quantize), choose_pooling(pooling, folder)
+    return Base(CONFIG_ALONE, name, "", digest, str(folder), dtype, max_length, pooling)
 
 
 def _check_files(folder: Path) -> None:
@@ -158,7 +172,8 @@ def base_on_this_node(base: Base) -> Base:
     if not base.asked:
         what = f"there is no folder {base.folder} on this node"
         raise InputError(what, where="base.folder", fix="give a folder that all nodes share")
-    found = resolve_base(**dict(base.asked), dtype=base.dtype, max_length=base.max_length, pooling=base.pooling)
+    found = resolve_base(**dict(base.asked), dtype=base.dtype, max_length=base.max_length,
+                         pooling=base.pooling, quantize=base.quantize)  # fmt: skip
     if found.digest != base.digest:
         what = f"{found.folder} contains base {found.digest[:12]}, and the driver has {base.digest[:12]}"
         raise InputError(what, where="base", fix="install the same version of the base on every node")
@@ -177,7 +192,8 @@ def check_base_on_node(base: Base, cache: Path) -> None:
     """
     if base_on_this_node(base) is not base:
         return  # its digest was compared
-    digest = digest_folder(Path(base.folder), partial(remembered_digest, cache=cache))
+    files = digest_folder(Path(base.folder), partial(remembered_digest, cache=cache))
+    digest = quantised_digest(files, base.quantize)
     if digest != base.digest:
         what = f"{base.folder} contains base {digest[:12]}, and the driver has {base.digest[:12]}"
         raise InputError(what, where="base", fix="install the same version of the base on every node")

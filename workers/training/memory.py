@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from ttmoe.adapter import AdapterSpec, Group, count_parameters, plan_groups
-from ttmoe.base import Base
+from ttmoe.base import NOT_QUANTISED, Base
 from ttmoe.batching import BATCH_ROWS, batch_tokens
 from ttmoe.language_head import MAX_POSITIONS, is_tied
+from ttmoe.layer import linear_size
+from ttmoe.quantization import BYTES
 from ttmoe.trunk import keeps_hidden_states
 from workers.training.base_sizes import FP32_BYTES, BaseSizes
 from workers.training.graphs import most_tokens
@@ -132,7 +134,7 @@ def estimate_job_memory(
     trained = count_parameters(groups) + classes * (sizes.hidden + 1)
     head, logits = (0, 0) if classes else _language_head_bytes(model, sizes)
     return MemoryEstimate(
-        base=_model_bytes(model, sizes.dtype_bytes) + head,
+        base=_model_bytes(model, sizes, base.quantize) + head,
         activations=activations,
         optimizer=experts * trained * FP32_BYTES * 2,  # the two moments of Adam
         process=_process_bytes(sizes.device),
@@ -158,7 +160,7 @@ def estimate_pass_memory(model: nn.Module, base: Base, device: str) -> MemoryEst
     kept = (sizes.layers + 1) * sizes.dtype_bytes if keeps_hidden_states(model) else 0
     activations = sizes.transient_bytes(tokens) + tokens * sizes.hidden * (FP32_BYTES + kept)
     return MemoryEstimate(
-        base=_model_bytes(model, sizes.dtype_bytes),
+        base=_model_bytes(model, sizes, base.quantize),
         activations=math.ceil(ALLOCATOR_FACTORS[sizes.device] * activations),
         optimizer=0,
         process=_process_bytes(sizes.device),
@@ -195,6 +197,17 @@ def _largest_bytes(model: nn.Module, dtype_bytes: int) -> int:
     return max(tensor.numel() for tensor in model.parameters()) * dtype_bytes
 
 
-def _model_bytes(model: nn.Module, dtype_bytes: int) -> int:
+def _model_bytes(model: nn.Module, sizes: BaseSizes, quantize: str) -> int:
+    """Return the bytes of the weights; of quantised ones, with the largest of them as a product dequantises it."""
     tensors = [*model.parameters(), *model.buffers()]
-    return sum(t.numel() * (dtype_bytes if t.is_floating_point() else t.element_size()) for t in tensors)
+    whole = sum(t.numel() * (sizes.dtype_bytes if t.is_floating_point() else t.element_size()) for t in tensors)
+    if quantize == NOT_QUANTISED:
+        return whole
+    linears = [numbers for module in model.modules() if (numbers := _linear_numbers(module))]
+    return whole - math.ceil(sum(linears) * (sizes.dtype_bytes - BYTES[quantize])) + max(linears) * sizes.dtype_bytes
+
+
+def _linear_numbers(module: nn.Module) -> int:
+    """Return how many numbers the weight of a linear map has; 0 for other modules."""
+    size = linear_size(module)
+    return size[0] * size[1] if size else 0

@@ -94,7 +94,19 @@ def test_what_is_given_stays_and_the_rest_is_fitted(planned):
 def test_a_base_that_no_gpu_holds_is_said_to_be_one(planned):
     problem = planned("llama-70b").problem
     assert "the base's weights take 139.0 GB" in str(problem)
+    assert "base.quantize: nf4" in str(problem)
     assert planned("llama-8b").problem is None
+
+
+def test_a_base_of_70b_is_trained_in_four_bits_on_one_gpu(planned):
+    found = planned("llama-70b", "base.quantize=nf4")
+    assert found.problem is None
+    forecast = found.forecast.memory["task01"]
+    assert 38e9 < forecast.base < 45e9
+    assert forecast.gpu < 0.9 * GPU
+    assert found.plan.base.quantize == "nf4"
+    eight_bits = planned("llama-70b", "base.quantize=int8").problem
+    assert "is not split over several GPUs" in str(eight_bits) or "GPU memory" in str(eight_bits)
 
 
 @pytest.mark.parametrize("recipe", ROWS_AT_ONCE)

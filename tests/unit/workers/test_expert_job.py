@@ -14,8 +14,9 @@ from torch import nn
 from ttmoe.adapter import AdapterSpec, count_parameters, plan_groups
 from ttmoe.architectures import layer_list
 from ttmoe.bank import Bank
-from ttmoe.base import load_body, load_tokenizer
+from ttmoe.base import load_body, load_tokenizer, quantised_digest
 from ttmoe.encoding import collate, pad_id_of
+from ttmoe.errors import InputError
 from ttmoe.expert_files import load_expert, read_manifest
 from workers import expert_job, expert_runner, joint_training
 from workers.base import resident
@@ -63,6 +64,17 @@ def tampering(monkeypatch, change):
         return manifest
 
     monkeypatch.setattr(expert_runner, "save_expert", save)
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_an_expert_on_a_quantised_base_learns_and_its_files_say_so(job, base, colours, tmp_path, quantize):
+    """Evaluations and trainings take turns on the resident base."""
+    own = replace(base, digest=quantised_digest(base.digest, quantize))
+    result = run_expert(replace(job, base=own), nothing)
+    assert result.metrics["test.accuracy"] > 0.9
+    assert read_manifest(tmp_path / "expert").base["digest"] == f"{quantize}:{base.digest}"
+    with pytest.raises(InputError, match=f"trained on base .* \\({quantize}:"):
+        load_expert(Bank(load_body(base), base.pooling), tmp_path / "expert", base.digest)
 
 
 def test_the_files_hold_the_trained_expert(job, base, colours, tmp_path):
