@@ -21,6 +21,7 @@ from orchestrator.cli.options import (
     selected_store,
 )
 from orchestrator.cli.startup import import_registry
+from ttmoe.errors import InputError
 
 experts = command_group("Manage the experts of a library.")
 
@@ -143,8 +144,15 @@ def experts_compress(
 
 @command(experts, "export")
 def experts_export(
-    task: TaskArgument,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write.")],
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[TASK] FOLDER", help="The task, as TASK, TASK@v3 or TASK@ALIAS, and the folder to write."
+        ),
+    ],
+    every: Annotated[
+        bool, typer.Option("--all", help="Every expert that writes text, each in a folder of its own, for vLLM.")
+    ] = False,
     form: Annotated[
         str, typer.Option("--format", metavar="FORMAT", help="peft (a LoRA adapter) or ttmoe (the expert's own files).")
     ] = "peft",
@@ -154,10 +162,19 @@ def experts_export(
     root: RootOption = None,
     uri: UriOption = None,
 ) -> None:
-    """Export an expert as a PEFT LoRA adapter or as its own files."""
+    """Export an expert as a PEFT LoRA adapter or as its own files; with --all, every expert that writes text."""
+    if len(places) != (1 if every else 2) or (every and version is not None):
+        expected = "FOLDER, and no version" if every else "TASK and FOLDER"
+        raise InputError(f"expected {expected}, given {' '.join(places)}", where="ttmoe experts export",
+                         fix="ttmoe experts export TASK FOLDER, or ttmoe experts export --all FOLDER")  # fmt: skip
+    if every:
+        from orchestrator.experts.exporting_library import export_library
+
+        export_library(selected_store(root, uri), library, Path(places[0]), form, force, console())
+        return
     from orchestrator.experts.exporting import export_expert
 
-    export_expert(selected_store(root, uri), library, task, version, folder, form, force, console())
+    export_expert(selected_store(root, uri), library, places[0], version, Path(places[1]), form, force, console())
 
 
 @command(experts, "import")

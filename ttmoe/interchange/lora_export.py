@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ttmoe.adapter import Adapter
 from ttmoe.atomic_write import write_atomically
@@ -23,7 +25,7 @@ TASK_TYPES = ("FEATURE_EXTRACTION", "CAUSAL_LM")
 
 
 def export_lora(bank: Bank, name: str, folder: Path, *, manifest: Manifest | None = None,
-                task_type: str = "FEATURE_EXTRACTION") -> None:  # fmt: skip
+                task_type: str = "FEATURE_EXTRACTION", ranks: Sequence[int] = ()) -> int:  # fmt: skip
     """Write an expert as an adapter that ``PeftModel.from_pretrained(base, folder)`` loads.
 
     The head is written to ``head.safetensors`` and the manifest to ``expert.json``. PEFT ignores both; ``import_lora``
@@ -36,9 +38,14 @@ def export_lora(bank: Bank, name: str, folder: Path, *, manifest: Manifest | Non
         manifest: The expert's manifest, if it has one.
         task_type: ``FEATURE_EXTRACTION`` if the adapter is loaded on the body (``AutoModel``), ``CAUSAL_LM`` if it is
             loaded on the model with its language head, as in vLLM.
+        ranks: The ranks that a server allows, ascending. All modules get the smallest one that holds every update,
+            filled with zeros. By default each module has the rank of its update.
+
+    Returns:
+        The highest rank of a module.
 
     Raises:
-        InputError: If the expert is not loaded, or the task type is another one.
+        InputError: If the expert is not loaded, the task type is another one, or no rank is high enough.
     """
     if task_type not in TASK_TYPES:
         raise InputError(f"cannot export task type {task_type!r}", where="export",
@@ -46,6 +53,8 @@ def export_lora(bank: Bank, name: str, folder: Path, *, manifest: Manifest | Non
     expert = bank.expert(name)
     prefix = f"{bank.model.base_model_prefix}." if task_type == "CAUSAL_LM" else ""
     factors = {prefix + path: pair for path, pair in module_factors(expert.adapter, bank.model).items()}
+    if ranks:
+        factors = _padded(factors, ranks)
     tensors = {f"{KEY_PREFIX}{path}.lora_{side}.weight": factor.contiguous()
                for path, pair in factors.items() for side, factor in zip("AB", pair, strict=True)}  # fmt: skip
     config = _config(bank.model, factors, len(prefix)) | {"task_type": task_type}
@@ -58,6 +67,19 @@ def export_lora(bank: Bank, name: str, folder: Path, *, manifest: Manifest | Non
         write_atomically(folder / EXPERT_MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True).encode())
     write_atomically(folder / LORA_WEIGHTS, save(tensors, metadata={"format": "pt"}))
     write_atomically(folder / LORA_CONFIG, json.dumps(config, indent=2, sort_keys=True).encode())
+    return int(config["r"])
+
+
+def _padded(factors: dict[str, tuple[Tensor, Tensor]], ranks: Sequence[int]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Fill A and B of every module with zeros to the smallest of ``ranks`` that holds every update."""
+    highest = max(len(a) for a, _ in factors.values())
+    rank = next((rank for rank in ranks if rank >= highest), None)
+    if rank is None:
+        raise InputError(f"an update has rank {highest}, and {ranks[-1]} is the highest that the server allows",
+                         where="export", fix="train the expert with a lower adapter.rank, or compress it")  # fmt: skip
+    return {
+        path: (F.pad(a, (0, 0, 0, rank - len(a))), F.pad(b, (0, rank - len(a)))) for path, (a, b) in factors.items()
+    }
 
 
 @torch.no_grad()

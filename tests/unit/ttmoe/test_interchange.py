@@ -96,6 +96,24 @@ def test_the_model_with_its_language_head_gives_the_same_logits(name, tmp_path):
         close(model(**inputs).logits, expected)
 
 
+@torch.no_grad()
+def test_an_adapter_padded_to_a_rank_that_a_server_allows_is_the_same(tmp_path):
+    """vLLM reads one rank for all modules."""
+    model, inputs = causal_model("llama"), batch()
+    bank = Bank(model.base_model, "last")
+    stir(bank.add("mixed", AdapterSpec(rank=3, targets=("q", "v", "down")), 0, torch.Generator()))
+    with bank.active("mixed"):
+        expected = model(**inputs).logits
+    assert export_lora(bank, "mixed", tmp_path, task_type="CAUSAL_LM", ranks=(2, 8, 16)) == 8
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["rank_pattern"], config["alpha_pattern"]) == (8, 8, {}, {})
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    assert {t.shape[0] for key, t in tensors.items() if "lora_A" in key} == {8}
+    close(peft.PeftModel.from_pretrained(causal_model("llama"), tmp_path)(**inputs).logits, expected)
+    with pytest.raises(InputError, match="an update has rank 3, and 2 is the highest that the server allows"):
+        export_lora(bank, "mixed", tmp_path, task_type="CAUSAL_LM", ranks=(1, 2))
+
+
 def own_paths(model):
     """List the paths of all linear maps inside the first layer."""
     layer = model.get_submodule(layer_path(model))[0]
