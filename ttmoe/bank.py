@@ -33,8 +33,9 @@ class Bank(nn.Module):
     Experts can be added and removed at any time; the outputs of the other experts stay bitwise the same.
 
     To compile, compile the base (``bank.model.compile()``): all experts with the same ``AdapterSpec`` then share its
-    graphs, one for batches of one expert and one for mixed batches. A compiled bank gives the same results, but every
-    new list of names compiles a new graph.
+    graphs: one for batches of one expert, and for mixed batches one where every expert has equally many rows, one after
+    another, and one for all others. A compiled bank gives the same results, but every new list of names compiles a new
+    graph.
 
     The methods that compute share these arguments:
 
