@@ -31,8 +31,9 @@ from ttmoe.bank import Bank
 from ttmoe.encoding import pool
 from workers.training.gradients import activation_checkpointing
 from workers.training.graphs import make_graphs
-from workers.training.loop import TrainingSession, fit_experts
+from workers.training.loop import fit_experts
 from workers.training.memory import CUDA_CONTEXT_BYTES, estimate_job_memory
+from workers.training.session import TrainingSession
 from workers.training.settings import TrainSettings
 from workers.training.state import ExpertTraining
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_training_together import QUICK, SPECS, Class
 
-from workers.training import loop, optimizer
+from workers.training import optimizer, session
 from workers.training.graphs import EAGER_RUNS, MOST_FLOPS, Graphs, make_graphs, most_tokens
 from workers.training.losses import steps_behind
 
@@ -40,8 +40,8 @@ def together(base, colours, animals):
 
 def with_graphs(monkeypatch, recorder):
     """Train as on a GPU: with graphs, gradients that stay, fused optimizers, and losses read a step late."""
-    monkeypatch.setattr(loop, "make_graphs", lambda model, device: Graphs(LARGE, recorder))
-    monkeypatch.setattr(loop, "steps_behind", lambda device: 1)
+    monkeypatch.setattr(session, "make_graphs", lambda model, device: Graphs(LARGE, recorder))
+    monkeypatch.setattr(session, "steps_behind", lambda device: 1)
     monkeypatch.setattr(optimizer, "is_fused", lambda device: True)
     made = torch.optim.AdamW.__init__
 
@@ -90,13 +90,13 @@ def test_a_loss_that_is_not_finite_fails_its_training_a_step_late(together, monk
     """And leaves nothing behind: no best weights, no report of its step."""
     with_graphs(monkeypatch, Again())
     broken = together("colours", "animals")
-    honest = loop.LossReader.add
+    honest = session.LossReader.add
 
     def add(reader, losses):
         honest(reader, {key: loss * (torch.nan if key[0].training.name == "colours" and key[1] == 6 else 1)
                         for key, loss in losses.items()})  # fmt: skip
 
-    monkeypatch.setattr(loop.LossReader, "add", add)
+    monkeypatch.setattr(session.LossReader, "add", add)
     outcomes = broken.fit()
     assert "is nan at step 6" in outcomes["colours"].message
     assert outcomes["animals"].steps == broken.trainings["animals"].settings.steps
@@ -109,8 +109,8 @@ def test_a_loss_before_an_evaluation_is_read_at_once(together, monkeypatch):
     broken = together("colours")
     training = broken.trainings["colours"]
     broken.trainings["colours"] = replace(training, settings=QUICK.model_copy(update={"eval_every": 6}))
-    honest = loop.LossReader.add
-    monkeypatch.setattr(loop.LossReader, "add", lambda reader, losses: honest(
+    honest = session.LossReader.add
+    monkeypatch.setattr(session.LossReader, "add", lambda reader, losses: honest(
         reader, {key: loss + (torch.inf if key[1] == 6 else 0) for key, loss in losses.items()}))  # fmt: skip
     assert "is inf at step 6" in broken.fit()["colours"].message
     assert not any("validation.accuracy" in report.metrics for report in broken.reports)

@@ -15,10 +15,10 @@ from ttmoe.attention import use_right_padding
 from ttmoe.bank import Bank
 from ttmoe.encoding import Item
 from ttmoe.transfer import to_device
-from workers.training import loop
 from workers.training.batches import TokenizedRows
 from workers.training.gradients import activation_checkpointing
 from workers.training.losses import LossReader, steps_behind
+from workers.training.session import TrainingSession
 from workers.training.settings import TrainSettings
 from workers.training.state import ExpertTraining
 
@@ -86,7 +86,7 @@ def _run(bank, monkeypatch, trainings, recomputes):
     """Take three steps of the loop; the losses, which it reads of the step before, are left on the device."""
     asked = []
     monkeypatch.setattr(LossReader, "read", lambda reader, behind: asked.append(behind) or {})
-    session = loop.TrainingSession(bank, 0, lambda progress: None)
+    session = TrainingSession(bank, 0, lambda progress: None)
     session.start(trainings)
     assert not session.outcomes
     bank.train()
@@ -109,7 +109,7 @@ def test_a_step_on_a_gpu(kinds):
     use_right_padding(model)
     bank = Bank(model, "last")
     settings = TrainSettings(steps=50, batch_size=12, eval_every=50, seed=0)
-    session = loop.TrainingSession(bank, 0, lambda progress: None)
+    session = TrainingSession(bank, 0, lambda progress: None)
     session.start([training(bank, kind, kind, settings) for kind in kinds])
     bank.train()
     session.step()

@@ -21,7 +21,7 @@ from ttmoe.row_dropout import dropout_keys
 from ttmoe.scoring import BatchScores
 from workers.data.examples import Example
 from workers.data.prepared import load_split
-from workers.training import gradients, loop
+from workers.training import gradients, session
 from workers.training.batches import tokenize, training_batches
 from workers.training.evaluation import evaluate
 from workers.training.expert_loss import expert_loss
@@ -152,7 +152,7 @@ def test_it_stops_early_and_keeps_the_best_weights(base, text, monkeypatch):
         accuracy, loss = next(script)
         return {"accuracy": accuracy, "loss": loss}
 
-    monkeypatch.setattr(loop, "evaluate", scripted)
+    monkeypatch.setattr(session, "evaluate", scripted)
     bench = Bench(base, text, 3)
     result = bench.fit(QUICK.model_copy(update={"steps": 100, "eval_every": 5, "patience": 3}))
     assert (result.steps, result.best_step, result.best) == (30, 15, {"accuracy": 0.7, "loss": 0.8})
@@ -162,13 +162,13 @@ def test_it_stops_early_and_keeps_the_best_weights(base, text, monkeypatch):
 
 
 def test_evaluations_use_a_part_of_the_rows_and_the_final_figure_all(base, text, monkeypatch):
-    bench, honest, seen = Bench(base, text, 3), loop.evaluate, []
+    bench, honest, seen = Bench(base, text, 3), session.evaluate, []
 
     def count(bank, name, rows, *rest):
         seen.append(rows.labels)
         return honest(bank, name, rows, *rest)
 
-    monkeypatch.setattr(loop, "evaluate", count)
+    monkeypatch.setattr(session, "evaluate", count)
     result = bench.fit(QUICK.model_copy(update={"validation_rows": 10}))
     labels = bench.rows["validation"].labels
     assert seen == [labels[:10]] * 3 + [labels]
@@ -176,7 +176,7 @@ def test_evaluations_use_a_part_of_the_rows_and_the_final_figure_all(base, text,
 
 
 def test_without_patience_it_never_stops_and_the_last_step_is_measured(base, text, monkeypatch):
-    monkeypatch.setattr(loop, "evaluate", lambda *_: {"accuracy": 0.5, "loss": 1.0})
+    monkeypatch.setattr(session, "evaluate", lambda *_: {"accuracy": 0.5, "loss": 1.0})
     bench = Bench(base, text, 3)
     result = bench.fit(QUICK.model_copy(update={"steps": 11, "eval_every": 3, "patience": 0}))
     measured = [r.step for r in bench.reports if "validation.accuracy" in r.metrics]

@@ -23,7 +23,7 @@ from workers.expert_runner import run_experts
 from workers.failure import Failure
 from workers.stopping import stopped_by
 from workers.stopwatch import ACTIVITIES
-from workers.training import loop
+from workers.training import session
 from workers.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[3]
@@ -156,7 +156,7 @@ def test_stopped_on_request_loses_no_step(job_of, undisturbed, case):
 def test_stopped_between_the_saves_of_two(job_of, undisturbed, monkeypatch, step, common):
     jobs = [job_of(*each) for each in CASES["several"]]
     expected, expected_record = undisturbed("several", jobs)
-    record, honest, saves = Record(), loop.TrainingState.save, []
+    record, honest, saves = Record(), session.TrainingState.save, []
 
     def save(state):
         saves.append(state.result.steps)
@@ -165,7 +165,7 @@ def test_stopped_between_the_saves_of_two(job_of, undisturbed, monkeypatch, step
         honest(state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.TrainingState, "save", save)
+        patch.setattr(session.TrainingState, "save", save)
         with pytest.raises(Stop):
             run_experts(jobs, record)
     resumed = Record()
@@ -186,7 +186,7 @@ def test_a_failure_goes_on_from_its_checkpoint_too(job_of, undisturbed):
 def test_the_seconds_of_the_steps_are_those_of_all_attempts(job_of, monkeypatch):
     """A clock that ticks at each reading: every block that is measured takes a second."""
     (job,) = (job_of(*each) for each in CASES["plain"])
-    monkeypatch.setattr(loop, "CHECKPOINT_AT_END_SECONDS", 0.0)
+    monkeypatch.setattr(session, "CHECKPOINT_AT_END_SECONDS", 0.0)
     monkeypatch.setattr(stopwatch, "time", SimpleNamespace(monotonic=partial(next, count())))
     with pytest.raises(Stop):
         run_experts([job], Record(("colours", 33)))
@@ -206,9 +206,9 @@ def test_the_seconds_of_the_steps_are_those_of_all_attempts(job_of, monkeypatch)
 ])  # fmt: skip
 def test_a_training_that_ends_is_saved_if_that_took_long(job_of, monkeypatch, seconds, case, saved):
     """The time counts from the save before. What is lost otherwise, between the last step and the result, is short."""
-    saves, honest = {}, loop.TrainingState.save
-    monkeypatch.setattr(loop, "CHECKPOINT_AT_END_SECONDS", seconds)
-    monkeypatch.setattr(loop.TrainingState, "save", lambda state: (
+    saves, honest = {}, session.TrainingState.save
+    monkeypatch.setattr(session, "CHECKPOINT_AT_END_SECONDS", seconds)
+    monkeypatch.setattr(session.TrainingState, "save", lambda state: (
         saves.setdefault(state.training.name, []).append(state.result.steps), honest(state)))  # fmt: skip
     run_experts([job_of(*each) for each in CASES[case]], Record())
     assert saves["colours"] == saved
@@ -217,7 +217,7 @@ def test_a_training_that_ends_is_saved_if_that_took_long(job_of, monkeypatch, se
 def test_checkpoints_come_by_time_too(job_of, undisturbed, monkeypatch):
     (job,) = (job_of(*each) for each in CASES["dropout"])
     expected, expected_record = undisturbed("dropout", [job])
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(session, "CHECKPOINT_SECONDS", 0.0)
     record = Record(("colours", 33))
     with pytest.raises(Stop):
         run_experts([job], record)
@@ -232,7 +232,7 @@ def test_checkpoints_come_by_time_too(job_of, undisturbed, monkeypatch):
 def test_early_stopping_counts_the_evaluations_before_the_stop(job_of, monkeypatch):
     (job,) = (job_of(*each) for each in CASES["plain"])
     job = replace(job, train=job.train.model_copy(update={"eval_every": 5, "patience": 3}))
-    monkeypatch.setattr(loop, "evaluate", lambda *_: {"accuracy": 0.5, "loss": 1.0})
+    monkeypatch.setattr(session, "evaluate", lambda *_: {"accuracy": 0.5, "loss": 1.0})
     expected = run_experts(elsewhere([job]), expected_record := Record())
     assert expected["colours"].metrics["steps"] == 20
     record = Record(("colours", 13))
