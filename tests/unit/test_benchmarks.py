@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -105,6 +108,15 @@ TINY = {**LLAMA_1B, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_he
         "head_dim": 16, "intermediate_size": 96, "vocab_size": 100}  # fmt: skip
 
 
+def _in_this_process(command: list[str], **more: object) -> SimpleNamespace:
+    """Run ``python -c`` here: the imports of another process take ten seconds."""
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
+        patch.setattr(sys, "argv", ["-c", *command[3:]])
+        exec(command[2], {})
+    return SimpleNamespace(stdout=said.getvalue())
+
+
 @pytest.mark.parametrize("part", gpu.PARTS, ids=lambda part: part.__name__)
 @pytest.mark.filterwarnings("ignore:CUDA is not available", "ignore:.*is_gradient_checkpointing")
 def test_every_part_that_needs_a_gpu_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch, part: gpu.Part) -> None:
@@ -112,6 +124,7 @@ def test_every_part_that_needs_a_gpu_runs_on_a_cpu(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv(QUICK, "1")
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: None)
     monkeypatch.setattr(layer, "TOKENS", (8, 16))
+    monkeypatch.setattr(gpu.subprocess, "run", _in_this_process)
     scale = gpu.Scale("cpu", (("tiny", TINY),), tokens=12, rows=2, short=(3, 6), experts=2, steps=3, loaded=4,
                       seconds=0.01, dtype="float32")  # fmt: skip
     monkeypatch.setattr(gpu, "PARTS", [part])
