@@ -138,7 +138,7 @@ class TrainingSession:
                 return {}
         separate: dict[TrainingState, PassStats] = {}
         for state in states:
-            state.optimizer.zero_grad()
+            state.zero_grad()
             separate |= self._backward({state: batches[state]})
         return separate
 

@@ -142,11 +142,14 @@ class TrainingState:
 
     def next_batch(self) -> ExpertBatch:
         """Reset the gradients and return the next batch."""
-        # On a GPU they stay where they are: a graph has their addresses.
-        self.optimizer.zero_grad(set_to_none=self.expert.head.weight.device.type == "cpu")
+        self.zero_grad()
         training, settings, step = self.training, self.settings, self.result.steps
         rows = next(self.batches)
         return ExpertBatch(training.name, training.train, rows, settings.label_smoothing, settings.seed or 0, step)
+
+    def zero_grad(self) -> None:
+        """Reset the gradients. On a GPU they stay where they are, for graphs have their addresses."""
+        self.optimizer.zero_grad(set_to_none=self.expert.head.weight.device.type == "cpu")
 
     def check_loss(self, loss: float, step: int) -> None:
         """Raise DivergedError if the loss of this step, counted from 1, is not finite."""
