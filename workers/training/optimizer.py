@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,10 +18,20 @@ def make_optimizer(expert: Expert, settings: TrainSettings) -> torch.optim.AdamW
     if expert.head.weight.requires_grad:
         groups.append((expert.head, settings.head_lr))
     parameters = [{"params": list(part.parameters()), "lr": lr, "initial_lr": lr} for part, lr in groups]
-    fused = is_fused(expert.head.weight.device)
-    return torch.optim.AdamW(
-        parameters, weight_decay=settings.weight_decay, fused=fused, capturable=fused, foreach=not fused
-    )
+    options = _implementation(expert.head.weight.device)
+    return torch.optim.AdamW(parameters, weight_decay=settings.weight_decay, **options)  # type: ignore[arg-type]
+
+
+def load_optimizer(optimizer: torch.optim.AdamW, saved: dict[str, Any]) -> None:
+    """Load the state of an optimizer, which may have run on a device of another type."""
+    device = optimizer.param_groups[0]["params"][0].device
+    groups = [{**group, **_implementation(device)} for group in saved["param_groups"]]
+    optimizer.load_state_dict({**saved, "param_groups": groups})
+
+
+def _implementation(device: torch.device) -> dict[str, bool]:
+    fused = is_fused(device)
+    return {"fused": fused, "capturable": fused, "foreach": not fused}
 
 
 def is_fused(device: torch.device) -> bool:

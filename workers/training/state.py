@@ -19,7 +19,7 @@ from workers.stopwatch import activity_timer, current_stopwatch
 from workers.training.batches import TokenizedRows, training_batches
 from workers.training.checkpoints import Checkpoint, CheckpointFolder
 from workers.training.gradients import ExpertBatch, PassStats
-from workers.training.optimizer import learning_rate_factor, make_optimizer
+from workers.training.optimizer import learning_rate_factor, load_optimizer, make_optimizer
 from workers.training.settings import TrainSettings
 
 HEAD_SCALE_ROWS = 256  # training rows from which the head's input scale is measured
@@ -225,7 +225,7 @@ class TrainingState:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.expert.load_state_dict(checkpoint.expert)
-        self.optimizer.load_state_dict(checkpoint.optimizer)
+        load_optimizer(self.optimizer, checkpoint.optimizer)
         self.result = FitResult(
             checkpoint.best, checkpoint.best_step, checkpoint.step, checkpoint.seconds, checkpoint.tokens
         )

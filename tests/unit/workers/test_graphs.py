@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -143,3 +144,21 @@ def test_a_cpu_has_no_graphs():
     assert steps_behind(torch.device("cpu")) == 0
     assert not optimizer.is_fused(torch.device("cpu"))
     assert optimizer.is_fused(torch.device("cuda"))
+
+
+def test_the_state_of_an_optimizer_is_loaded_on_another_device(monkeypatch):
+    """A graph contains only an optimizer whose counts of steps are on the GPU."""
+    expert = SimpleNamespace(adapter=torch.nn.Linear(3, 2), head=torch.nn.Linear(2, 2).requires_grad_(False))
+    first = optimizer.make_optimizer(expert, QUICK)
+    expert.adapter(torch.ones(1, 3)).sum().backward()
+    first.step()
+    for steps, on_gpu in enumerate((True, False), 1):
+        monkeypatch.setattr(optimizer, "is_fused", lambda device, on_gpu=on_gpu: on_gpu)
+        monkeypatch.setattr(optimizer, "_implementation", lambda device, on_gpu=on_gpu: {
+            "fused": on_gpu, "capturable": False, "foreach": not on_gpu})  # fmt: skip
+        other = optimizer.make_optimizer(expert, QUICK)
+        optimizer.load_optimizer(other, first.state_dict())
+        assert [(group["fused"], group["foreach"]) for group in other.param_groups] == [(on_gpu, not on_gpu)]
+        assert {int(state["step"]) for state in other.state.values()} == {steps}
+        other.step()
+        first = other
