@@ -10,7 +10,7 @@ from torch import nn
 
 from ttmoe.disentangled import split_position_bias
 from ttmoe.layer import AdaptedLinear
-from ttmoe.quantization import float_dtype, is_quantised
+from ttmoe.quantization import float_dtype
 from ttmoe.stacking import Updates
 from ttmoe.targets import Site
 
@@ -32,9 +32,8 @@ class AdaptedLayers:
         """Replace the linear map at ``site`` with an ``AdaptedLinear``, unless it is one, and register the role."""
         if site.path not in self.by_path:
             parent, _, child = site.path.rpartition(".")
-            inner: nn.Module = self.model.get_submodule(site.path)
-            dtype = float_dtype(self.model) if is_quantised(inner.weight) else None  # type: ignore[arg-type]
-            layer = AdaptedLinear(inner, dtype).train(self.model.training)
+            inner = self.model.get_submodule(site.path)
+            layer = AdaptedLinear(inner, float_dtype(self.model)).train(self.model.training)
             setattr(self.model.get_submodule(parent), child, layer)
             split_position_bias(self.model.get_submodule(parent))
             self.by_path[site.path] = layer

@@ -39,7 +39,7 @@ class Bank(nn.Module):
 
     The methods that compute share these arguments:
 
-    - ``inputs``: A tokenised batch, ``input_ids`` and ``attention_mask``, each (rows, tokens).
+    - ``inputs``: A tokenised batch, ``input_ids`` and ``attention_mask``, each (rows, tokens), padded on the right.
     - ``names``: The expert of each row, or one name for all rows.
     - ``states``: States of ``trunk(depth)`` for ``inputs``. With them, only the layers above the trunk are computed;
       the named experts must not adapt a layer below ``depth``.

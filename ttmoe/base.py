@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ttmoe.errors import InputError
+from ttmoe.quantization import NOT_QUANTISED, keep_trainable, quantization_arguments
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,6 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.jso
                    "*.spm", "*.tiktoken", "tekken.json", "bpe.codes", "dict.txt", "emoji.json", "byte_maps.json",
                    "word_*.json")  # fmt: skip
 """Patterns of the files from which transformers makes a tokenizer."""
-NOT_QUANTISED = "none"
 COPY_FIX = "copy or download the model again: it must be a folder that from_pretrained can load"
 _MODEL_FILES = ("config.json", "adapter_config.json", "*.safetensors", "*.safetensors.index.json")
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
@@ -202,7 +202,6 @@ def load_body(base: Base, device: str | torch.device = "cpu") -> nn.Module:
     from transformers.utils.logging import disable_progress_bar
 
     from ttmoe.attention import use_right_padding
-    from ttmoe.quantization import keep_trainable, quantization_arguments
 
     disable_progress_bar()  # a bar for every loaded base would flood the log
     config, attention = _load_config(base), choose_attention(torch.device(device).type)
@@ -210,7 +209,7 @@ def load_body(base: Base, device: str | torch.device = "cpu") -> nn.Module:
         model = AutoModel.from_pretrained(base.folder, config=config, dtype=getattr(torch, base.dtype),
                                           local_files_only=True, trust_remote_code=False,
                                           attn_implementation=attention, device_map={"": str(device)},
-                                          **quantization_arguments(base))  # fmt: skip
+                                          **quantization_arguments(base.quantize, base.dtype))  # fmt: skip
     except SafetensorError:
         require_whole_weights(Path(base.folder))
         raise

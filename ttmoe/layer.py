@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ttmoe.fused import is_fusible, linear_and_update
+from ttmoe.quantization import is_quantised
 from ttmoe.row_dropout import dropout_by_row, shared_key
 from ttmoe.transfer import to_device
 
@@ -54,15 +55,14 @@ class AdaptedLinear(nn.Module):
 
     Attributes:
         inner: The frozen map. Without updates the layer's output is bitwise that of ``inner``.
-        dtype: Number format of the updates: that of ``inner``'s weight, if it is not quantised.
         parts: Output features of each role that can be adapted (more than one role in a fused projection).
         updates: Update of each role for the current batch, set by the bank before a forward pass.
     """
 
-    def __init__(self, inner: nn.Module, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, inner: nn.Module, computes_in: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.inner = inner
-        self.dtype = dtype or self.weight.dtype
+        self._computes_in = computes_in
         self.parts: dict[str, slice | Tensor] = {}
         self.updates: dict[str, Update] = {}
 
@@ -70,6 +70,11 @@ class AdaptedLinear(nn.Module):
     def weight(self) -> Tensor:
         """The frozen weight. Some architectures read it to choose a dtype."""
         return self.inner.weight  # type: ignore[return-value]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of the updates: that of the frozen weight, or of the model if the weight is quantised."""
+        return self._computes_in if is_quantised(self.weight) else self.weight.dtype
 
     @property
     def bias(self) -> Tensor | None:

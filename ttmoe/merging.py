@@ -31,9 +31,6 @@ def merged_weights(adapter: Adapter, layers: Mapping[str, AdaptedLinear]) -> dic
     """
     if any(is_quantised(layers[site.path].weight) for group in adapter.groups for site in group.sites):
         raise InputError("the base is quantised, so no expert can be merged into it", where="bank",
-                         fix="merge it into the base as its files have it, if it was trained there")  # fmt: skip
-    if any(is_quantised(layers[site.path].weight) for group in adapter.groups for site in group.sites):
-        raise InputError("the base is quantised, so no expert can be merged into it", where="bank",
                          fix="serve the expert unmerged")  # fmt: skip
     sums: dict[str, Tensor] = {}
     for group, (a, b) in zip(adapter.groups, adapter.factors(), strict=True):

@@ -10,39 +10,43 @@ import importlib.util
 import logging
 from typing import TYPE_CHECKING, Any
 
-from ttmoe.base import NOT_QUANTISED, Base
 from ttmoe.errors import InputError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+NOT_QUANTISED = "none"
 # Bytes of a quantised number with its share of the scales: int8 has one scale for each output of a map, nf4 one in fp32
 # for each block of 64 numbers.
 BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
 
 
-def quantization_arguments(base: Base) -> dict[str, Any]:
+def quantization_arguments(quantize: str, dtype: str) -> dict[str, Any]:
     """Return the arguments of ``from_pretrained`` that quantise a base; none for a base that is not quantised.
 
     ``int8`` is LLM.int8 (Dettmers et al., arXiv 2208.07339), ``nf4`` the 4-bit NormalFloat of QLoRA (Dettmers et al.,
-    arXiv 2305.14314). Products are computed in the base's dtype.
+    arXiv 2305.14314).
+
+    Args:
+        quantize: ``none``, ``int8`` or ``nf4``.
+        dtype: Name of the base's dtype, in which products are computed.
 
     Raises:
         InputError: If bitsandbytes is not installed.
     """
-    if base.quantize == NOT_QUANTISED:
+    if quantize == NOT_QUANTISED:
         return {}
-    require_quantization(base.quantize)
+    require_quantization(quantize)
     import torch
     from transformers import BitsAndBytesConfig
 
     # On a CPU it warns in every product that inputs are cast to half precision, and that a faster kernel is missing.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    if base.quantize == "int8":
+    if quantize == "int8":
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
     config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
-                                bnb_4bit_compute_dtype=getattr(torch, base.dtype))  # fmt: skip
+                                bnb_4bit_compute_dtype=getattr(torch, dtype))  # fmt: skip
     return {"quantization_config": config}
 
 

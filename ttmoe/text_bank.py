@@ -20,7 +20,6 @@ import torch
 from ttmoe.adapter import AdapterSpec
 from ttmoe.bank import Bank
 from ttmoe.base import (
-    NOT_QUANTISED,
     Base,
     choose_dtype,
     choose_pooling,
@@ -35,6 +34,7 @@ from ttmoe.expert_files import load_expert, save_expert
 from ttmoe.generation import DEFAULT_MAX_NEW_TOKENS, generate, prompt_of
 from ttmoe.language_head import require_causal
 from ttmoe.notebook_training import bare_features, train_expert
+from ttmoe.quantization import NOT_QUANTISED
 from ttmoe.scoring import score
 
 

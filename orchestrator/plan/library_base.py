@@ -13,7 +13,8 @@ from orchestrator.config.schema import Config
 from orchestrator.config.sections import BaseSettings
 from orchestrator.plan.nodes import choose_base_dtype
 from orchestrator.pool.capacity import JobResources, Node
-from ttmoe.base import NOT_QUANTISED, Base
+from ttmoe.base import Base
+from ttmoe.quantization import NOT_QUANTISED
 from workers.base.base_sources import DEFAULT_REVISION, base_of_config, resolve_base
 
 if TYPE_CHECKING:

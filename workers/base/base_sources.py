@@ -12,7 +12,6 @@ from typing import Any
 from ttmoe.atomic_write import write_atomically
 from ttmoe.base import (
     COPY_FIX,
-    NOT_QUANTISED,
     TOKENIZER_FILES,
     Base,
     choose_dtype,
@@ -23,7 +22,7 @@ from ttmoe.base import (
 )
 from ttmoe.errors import InputError
 from ttmoe.inner_path import inner_path
-from ttmoe.quantization import require_quantization
+from ttmoe.quantization import NOT_QUANTISED, require_quantization
 from workers.data.atomic_folder import atomic_folder
 from workers.data.file_digests import remembered_digest
 from workers.data.wheels import wheel_folder, wheel_member

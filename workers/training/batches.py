@@ -58,6 +58,11 @@ class TokenizedRows:
         return [item.length for item in self.items]
 
     @cached_property
+    def longest(self) -> int:
+        """Tokens in the longest sequence of all rows."""
+        return max(self.lengths)
+
+    @cached_property
     def token_counts(self) -> list[int]:
         """Tokens in all sequences of each row together."""
         return [sum(len(tokens["input_ids"]) for tokens in item_sequences(item)) for item in self.items]

@@ -86,7 +86,7 @@ def add_gradients(
         longest = max(batches[index].rows.lengths[row] for index, rows in micro.items() for row in rows)
         length = longest
         if graphs:
-            most = max(max(batches[index].rows.lengths) for index in micro)
+            most = max(batches[index].rows.longest for index in micro)
             length = graphs.padded_length(longest, most, sum(map(len, micro.values())))
         inputs = _pass_inputs(bank, batches, micro, pad_id, depth, length)
         key = _key_of_pass(batches, micro, inputs) if graphs else None

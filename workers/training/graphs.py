@@ -10,10 +10,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from ttmoe.transfer import constants_used
 
 Tensors = dict[str, Tensor]
 Compute = Callable[[Tensors], list[Tensor]]
@@ -21,6 +24,7 @@ Replay = Callable[[], list[Tensor]]
 
 # Passes with more multiplications take a GPU longer than the host. Their graphs would only cost memory.
 MOST_FLOPS = 2.5e13
+MOST_GRAPHS = 64  # of one training; each has its inputs, and all share the memory of the passes
 EAGER_RUNS = 2  # before a graph is recorded: gradients and the optimizer's moments must exist, kernels be chosen
 _LOG = logging.getLogger("ttmoe")
 
@@ -47,7 +51,7 @@ class Graphs:
     def __init__(self, parameters: int, recorder: GraphRecorder) -> None:
         self._most_tokens, self._recorder = int(most_tokens(parameters)), recorder
         self._seen: Counter[Hashable] = Counter()
-        self._recorded: dict[Hashable, tuple[Tensors, Replay]] = {}
+        self._recorded: dict[Hashable, _Recording] = {}
         self._enabled = True
 
     def padded_length(self, longest: int, most: int, sequences: int) -> int:
@@ -80,19 +84,32 @@ class Graphs:
             self._seen[key] += 1
             if self._seen[key] <= EAGER_RUNS or not self._record(key, inputs, compute):
                 return compute(inputs)
-        own, replay = self._recorded[key]
+        recording = self._recorded[key]
         for name, value in inputs.items():
-            own[name].copy_(value, non_blocking=True)
-        return replay()
+            recording.inputs[name].copy_(value, non_blocking=True)
+        return recording.replay()
 
     def _record(self, key: Hashable, inputs: Tensors, compute: Compute) -> bool:
+        if len(self._recorded) >= MOST_GRAPHS:
+            return False
         own = {name: value.clone() for name, value in inputs.items()}
         try:
-            self._recorded[key] = own, self._recorder.record(lambda: compute(own))
+            with constants_used() as constants:
+                self._recorded[key] = _Recording(own, self._recorder.record(lambda: compute(own)), constants)
         except RuntimeError as error:  # too little memory, or an operation that cannot be recorded
             self._enabled = False
+            self._recorded.clear()  # their memory is wanted
             _LOG.info("Passes are issued kernel by kernel: %s", error)
         return self._enabled
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """A graph: the tensors that it reads, what runs it, and the constants whose addresses it has."""
+
+    inputs: Tensors
+    replay: Replay
+    constants: list[Tensor]
 
 
 def make_graphs(model: torch.nn.Module, device: torch.device) -> Graphs | None:

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from ttmoe.adapter import AdapterSpec, Group, count_parameters, plan_groups
-from ttmoe.base import NOT_QUANTISED, Base
+from ttmoe.base import Base
 from ttmoe.batching import BATCH_ROWS, batch_tokens
 from ttmoe.language_head import MAX_POSITIONS, is_tied
 from ttmoe.layer import linear_size
-from ttmoe.quantization import BYTES
+from ttmoe.quantization import BYTES, NOT_QUANTISED
 from ttmoe.trunk import keeps_hidden_states
 from workers.training.base_sizes import FP32_BYTES, BaseSizes
 from workers.training.graphs import most_tokens

@@ -20,7 +20,7 @@ from workers.training.batches import TokenizedRows
 from workers.training.checkpoints import Checkpoint, common_checkpoints
 from workers.training.evaluation import evaluate
 from workers.training.gradients import ExpertBatch, PassStats, add_gradients
-from workers.training.graphs import Graphs, Tensors, make_graphs
+from workers.training.graphs import Tensors, make_graphs
 from workers.training.losses import LossReader, steps_behind
 from workers.training.state import ExpertTraining, FitResult, TrainingState
 
@@ -52,6 +52,8 @@ class TrainingSession:
     def start(self, trainings: Sequence[ExpertTraining]) -> None:
         """Start every training, or resume all of them from checkpoints they have in common."""
         checkpoints = common_checkpoints([_matching_checkpoints(self.bank, training) for training in trainings])
+        if any(training.settings.recomputes for training in trainings):
+            self.graphs = None  # layers that are recomputed cannot be recorded
         for training, checkpoint in zip(trainings, checkpoints, strict=True):
             try:
                 self.active.append(TrainingState(self.bank, training, self.pad_id, checkpoint))
@@ -72,17 +74,14 @@ class TrainingSession:
             with activity_timer("steps", *_names(group)):
                 stats |= self._backward({state: batches[state] for state in group})
         self.losses.add({(state, state.result.steps + 1): stats[state].loss for state in self.active})
-        self._read_losses(steps_behind(self.bank.device))
+        with activity_timer("steps", *_names(self.active)):  # on a GPU, this is where the host waits for it
+            self._read_losses(steps_behind(self.bank.device))
         self._update(stats)
         evaluations = self._evaluate()
         self._report_losses(evaluations)
         if self._save_is_due(bool(evaluations)):
             self.save()
         self._finish_trainings()
-
-    def _graphs_of(self, states: Sequence[TrainingState]) -> Graphs | None:
-        """Return the graphs for passes of these trainings; recomputed layers cannot be recorded."""
-        return None if any(state.settings.recomputes for state in states) else self.graphs
 
     def _update(self, stats: Mapping[TrainingState, PassStats]) -> None:
         """Take the optimizer steps of all active trainings."""
@@ -100,26 +99,26 @@ class TrainingSession:
                 state.apply(rates.unbind())
             return []
 
-        if states:
-            rates = tensor_on(self.bank.device, [rate for state in states for rate in state.rates()])
-            self.graphs.run(("update", *map(id, states)), {"rates": rates}, apply)
-        for state in states:
-            state.advance(stats[state])
+        with activity_timer("steps", *_names(states)):
+            if states:
+                rates = tensor_on(self.bank.device, [rate for state in states for rate in state.rates()])
+                self.graphs.run(("update", *map(id, states)), {"rates": rates}, apply)
+            for state in states:
+                state.advance(stats[state])
 
     def _read_losses(self, behind: int) -> None:
         """Read the losses of all steps but the last ``behind``. Trainings whose loss is not finite fail."""
         for (state, step), loss in self.losses.read(behind).items():
             if state in self.active:
-                self.unreported[state, step] = loss
                 with self._errors_of(state):
                     state.check_loss(loss, step)
+                    self.unreported[state, step] = loss
 
     def _report_losses(self, evaluations: dict[TrainingState, dict[str, float]]) -> None:
         """Report the losses that were read, each with its step, and this step's evaluations."""
         for (state, step), loss in self.unreported.items():
-            if state in self.active:
-                of_this_step = evaluations.get(state, {}) if step == state.result.steps else {}
-                self._report(state, {"train.loss": loss, **of_this_step}, step)
+            of_this_step = evaluations.get(state, {}) if step == state.result.steps else {}
+            self._report(state, {"train.loss": loss, **of_this_step}, step)
         self.unreported.clear()
 
     def _backward(self, batches: dict[TrainingState, ExpertBatch]) -> dict[TrainingState, PassStats]:
@@ -128,7 +127,7 @@ class TrainingSession:
         sizes = [state.settings.rows_at_once for state in states if state.settings.rows_at_once]
         try:
             stats = add_gradients(self.bank, list(batches.values()), self.pad_id, depth=states[0].depth,
-                                  micro_batch=min(sizes, default=None), graphs=self._graphs_of(states))  # fmt: skip
+                                  micro_batch=min(sizes, default=None), graphs=self.graphs)  # fmt: skip
             return dict(zip(states, stats, strict=True))
         except Exception as error:
             if to_failure(error).kind != "code":
@@ -173,6 +172,7 @@ class TrainingSession:
     def save(self) -> None:
         """Save all trainings at the same step, so that all can resume from it together."""
         self._read_losses(0)
+        self._report_losses({})  # a training that resumes here does not take the steps before again
         for state in self.active:
             state.update_seconds()
             with activity_timer("saving", state.training.name):

@@ -143,3 +143,12 @@ def test_errors_name_what_is_wrong_and_change_nothing():
         bank.add("new", AdapterSpec(targets=("gate",), shape="4x4|4x4"), 2)
     assert list(bank.experts) == list(SPECS)
     assert list(bank._layers.by_path) == layers
+
+
+@torch.no_grad()
+def test_a_base_may_be_converted_after_experts_were_added():
+    bank = tiny_bank("llama")
+    stir(bank.add("one", AdapterSpec(rank=2), 2, torch.Generator()))
+    before = bank(batch(), "one")
+    bank.model.to(torch.bfloat16)
+    torch.testing.assert_close(bank(batch(), "one"), before, atol=0.2, rtol=0.1)

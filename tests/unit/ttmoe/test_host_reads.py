@@ -7,6 +7,7 @@ import torch
 from architectures import ARCHITECTURES, OTHERS, tiny_model
 from host_reads import META, NoWaiting, on_meta
 
+from ttmoe import transfer
 from ttmoe.adapter import AdapterSpec
 from ttmoe.architectures import ARCHITECTURES as LISTED
 from ttmoe.attention import use_right_padding
@@ -58,3 +59,27 @@ def test_values_reach_the_device_as_they_are():
     assert to_device(torch.arange(3), "cpu").tolist() == [0, 1, 2]
     assert tensor_on("cpu", [[1.5], [2.5]], torch.float64).dtype == torch.float64
     assert tensor_on(META, [1, 2]).device == META
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """Constants as on a GPU, but in main memory."""
+    monkeypatch.setattr(transfer, "tensor_on", lambda device, values, dtype=None: torch.tensor(values, dtype=dtype))
+    transfer._kept_on.cache_clear()
+    yield lambda *values: transfer.constant_on(torch.device("cuda"), values)
+    transfer._kept_on.cache_clear()
+
+
+def test_constants_are_kept_by_value_and_type(kept):
+    """Python has 1 == 1.0: scales of experts came back as the places of others."""
+    assert kept(1.0, 2.0).dtype == torch.float32
+    assert kept(1, 2).dtype == torch.int64
+    assert kept(1, 2) is kept(1, 2)
+
+
+def test_constants_of_a_graph_live_as_long_as_it(kept):
+    with transfer.constants_used() as used:
+        first = kept(0, 0, 1)
+    kept(7, 7)
+    assert len(used) == 1
+    assert used[0] is first

@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_training_together import QUICK, SPECS, Class
 
+from workers.training import graphs as graphs_module
 from workers.training import optimizer, session
 from workers.training.graphs import EAGER_RUNS, MOST_FLOPS, Graphs, make_graphs, most_tokens
 from workers.training.losses import steps_behind
@@ -76,13 +77,16 @@ def test_a_training_with_graphs_is_the_training_without(together, monkeypatch, n
 
 
 def test_a_training_goes_on_where_nothing_can_be_recorded(together, monkeypatch, caplog):
-    plain, recorder = together("colours"), Again(fail_at=1)
+    plain, recorder, graphs_made = together("colours"), Again(fail_at=1), []
     plain.fit()
     with_graphs(monkeypatch, recorder)
+    make = session.make_graphs
+    monkeypatch.setattr(session, "make_graphs", lambda *given: graphs_made.append(make(*given)) or graphs_made[-1])
     graphed = together("colours")
     with caplog.at_level("INFO", logger="ttmoe"):
         graphed.fit()
     assert recorder.recorded == 1
+    assert graphs_made[0]._recorded == {}  # their memory is given back
     assert caplog.text.count("kernel by kernel: out of memory") == 1
     torch.testing.assert_close(graphed.losses("colours"), plain.losses("colours"), rtol=1e-3, atol=1e-4)
 
@@ -115,6 +119,49 @@ def test_a_loss_before_an_evaluation_is_read_at_once(together, monkeypatch):
         reader, {key: loss + (torch.inf if key[1] == 6 else 0) for key, loss in losses.items()}))  # fmt: skip
     assert "is inf at step 6" in broken.fit()["colours"].message
     assert not any("validation.accuracy" in report.metrics for report in broken.reports)
+
+
+def test_the_loss_before_one_that_is_not_finite_is_reported(together, monkeypatch):
+    """Both are read at once where an evaluation is due."""
+    with_graphs(monkeypatch, Again())
+    broken, honest = together("colours"), session.LossReader.add
+    monkeypatch.setattr(session.LossReader, "add", lambda reader, losses: honest(
+        reader, {key: loss + (torch.inf if key[1] == 8 else 0) for key, loss in losses.items()}))  # fmt: skip
+    assert "is inf at step 8" in broken.fit()["colours"].message
+    assert [report.step for report in broken.reports] == list(range(1, 8))
+
+
+def test_a_stopped_training_has_reported_what_it_saved(together, monkeypatch):
+    """A training that resumes does not take those steps again."""
+    with_graphs(monkeypatch, Again())
+    stopped = together("colours")
+    trained = session.TrainingSession(stopped.bank, stopped.pad_id, stopped.take)
+    trained.start(list(stopped.trainings.values()))
+    stopped.bank.train()
+    for _ in range(6):
+        trained.step()
+    assert [report.step for report in stopped.reports] == [1, 2, 3, 4, 5]
+    trained.save()
+    assert [report.step for report in stopped.reports] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_training_records_only_so_many_graphs(monkeypatch):
+    monkeypatch.setattr(graphs_module, "MOST_GRAPHS", 2)
+    recorder = Again()
+    graphs = Graphs(LARGE, recorder)
+    for form in range(4):
+        for _ in range(EAGER_RUNS + 1):
+            assert graphs.run(form, {"x": torch.ones(2)}, lambda tensors: [tensors["x"].sum()])[0] == 2
+    assert recorder.recorded == 2
+
+
+def test_layers_that_are_recomputed_are_not_recorded(together, monkeypatch):
+    with_graphs(monkeypatch, recorder := Again())
+    group = together("colours", "upper")
+    training = group.trainings["upper"]
+    group.trainings["upper"] = replace(training, settings=training.settings.model_copy(update={"checkpointing": True}))
+    group.fit()
+    assert not recorder.recorded
 
 
 def test_lengths_are_few_and_never_beyond_the_longest():
