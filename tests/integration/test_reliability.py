@@ -182,6 +182,8 @@ def folder_of(home: Path, task: str) -> Path:
     return found
 
 
+# In `make test`, test_worker_pool.py kills a worker in its unit, and test_resuming.py a training between checkpoints.
+@pytest.mark.thorough
 def test_workers_that_are_killed_are_replaced(fresh, undisturbed):
     """Two workers are killed, at random times; the second before the job of the first is retried.
 
