@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 from ttmoe.errors import InputError
@@ -71,6 +72,12 @@ def require_quantization(quantize: str) -> None:
 def float_dtype(model: nn.Module) -> torch.dtype:
     """Return the dtype in which a model computes: that of the weights that are not quantised."""
     return next(p.dtype for p in model.parameters() if p.is_floating_point())
+
+
+def count_numbers(weight: torch.Tensor) -> int:
+    """Return how many numbers a weight has; one of 4 bits is stored with two numbers in a byte."""
+    state = getattr(weight, "quant_state", None)
+    return math.prod(weight.shape if state is None else state.shape)
 
 
 def is_quantised(weight: torch.Tensor) -> bool:

@@ -135,7 +135,7 @@ def score_inputs(bank: Bank, items: Sequence[Item], names: Sequence[str] | str, 
     missing = inputs["attention_mask"].shape[1] - states.shape[1] if states is not None else 0
     return ScoreInputs(
         tokens=inputs,
-        states=F.pad(states, (0, 0, 0, missing)) if states is not None and missing else states,
+        states=F.pad(states, (0, 0, 0, missing)) if states is not None and missing > 0 else states,
         depth=depth,
         dropout_keys=None if dropout_keys is None else to_device(dropout_keys, bank.device),
         names=sequence_names,

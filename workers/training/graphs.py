@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ttmoe.quantization import count_numbers
 from ttmoe.transfer import constants_used
 
 Tensors = dict[str, Tensor]
@@ -116,7 +117,7 @@ def make_graphs(model: torch.nn.Module, device: torch.device) -> Graphs | None:
     """Return the graphs of a training on this device; None on a CPU, which has none."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return None
-    return Graphs(sum(p.numel() for p in model.parameters()), _CudaRecorder())
+    return Graphs(sum(map(count_numbers, model.parameters())), _CudaRecorder())
 
 
 def most_tokens(parameters: int) -> float:

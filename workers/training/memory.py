@@ -18,8 +18,8 @@ from ttmoe.adapter import AdapterSpec, Group, count_parameters, plan_groups
 from ttmoe.base import Base
 from ttmoe.batching import BATCH_ROWS, batch_tokens
 from ttmoe.language_head import MAX_POSITIONS, is_tied
-from ttmoe.layer import linear_size
-from ttmoe.quantization import BYTES, NOT_QUANTISED
+from ttmoe.layer import AdaptedLinear, linear_size
+from ttmoe.quantization import BYTES, NOT_QUANTISED, is_quantised
 from ttmoe.trunk import keeps_hidden_states
 from workers.training.base_sizes import FP32_BYTES, BaseSizes
 from workers.training.graphs import most_tokens
@@ -203,11 +203,9 @@ def _model_bytes(model: nn.Module, sizes: BaseSizes, quantize: str) -> int:
     whole = sum(t.numel() * (sizes.dtype_bytes if t.is_floating_point() else t.element_size()) for t in tensors)
     if quantize == NOT_QUANTISED:
         return whole
-    linears = [numbers for module in model.modules() if (numbers := _linear_numbers(module))]
-    return whole - math.ceil(sum(linears) * (sizes.dtype_bytes - BYTES[quantize])) + max(linears) * sizes.dtype_bytes
-
-
-def _linear_numbers(module: nn.Module) -> int:
-    """Return how many numbers the weight of a linear map has; 0 for other modules."""
-    size = linear_size(module)
-    return size[0] * size[1] if size else 0
+    # The weights of a loaded base are quantised already; an adapted layer's are those of the map inside it.
+    linears = [module.weight.numel() for module in model.modules()  # type: ignore[operator, union-attr]
+               if linear_size(module) and not isinstance(module, AdaptedLinear)
+               and not is_quantised(module.weight)]  # type: ignore[arg-type]  # fmt: skip
+    saved, largest = sum(linears) * (sizes.dtype_bytes - BYTES[quantize]), max(linears, default=0)
+    return whole - math.ceil(saved) + largest * sizes.dtype_bytes
