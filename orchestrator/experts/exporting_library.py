@@ -36,7 +36,8 @@ def export_library(
     command of vLLM that serves them all. Experts with a classification head are left out, and named.
 
     Raises:
-        InputError: If the format is another one, the folder is not empty and ``force`` is False, or no expert writes.
+        InputError: If the format is another one, the folder is not empty and ``force`` is False, no expert writes, or the
+            files cannot be written.
     """
     if form != "peft":
         raise InputError(f"all experts are exported as peft, not as {form!r}", where="--format", fix="leave it out")
@@ -52,6 +53,16 @@ def export_library(
         what = f"no expert writes text: {', '.join(others) or 'none'} have a head for classes or options"
         fix = "export one of them with `ttmoe experts export TASK FOLDER`"
         raise InputError(what, where=f"library {library}", fix=fix)
+    try:
+        _write(registry, library, writing, others, folder, console)
+    except OSError as error:
+        what = f"the files cannot be written ({error.strerror or error})"
+        raise InputError(what, where=str(folder), fix="free space, or choose another folder") from error
+
+
+def _write(
+    registry: Registry, library: str, writing: list[Version], others: list[str], folder: Path, console: Console
+) -> None:
     base = base_of_version(registry, writing[0])
     probes = ProbeBank.open(base)
     rows = []

@@ -152,6 +152,9 @@ def test_what_cannot_be_exported_together_is_refused(library, tmp_path):
         export(tmp_path / "full")
     export(tmp_path / "full", force=True)
     assert (tmp_path / "full" / "mine.txt").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="the files cannot be written"):
+        export(tmp_path / "file" / "inside")
     del library["one"]
     with pytest.raises(InputError, match="no expert writes text: which have a head"):
         export(tmp_path / "out")

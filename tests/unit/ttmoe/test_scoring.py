@@ -78,6 +78,8 @@ def test_scores_from_trunk_states(bank, tokenizer, base_folder, kept):
     whole, above = score(bank, items, names, 0), score(bank, items, names, 0, states=states, depth=1)
     assert all(torch.equal(one, other) for one, other in zip(whole, above, strict=True))
     if kept:
+        with pytest.raises(InputError, match="pad the states to the batch's tokens"):  # not cut to them
+            score(bank, items, names, 0, states=torch.nn.functional.pad(states, (0, 0, 0, 1)), depth=1)
         other = score(bank, items, names, 0, states=states + 1.0, depth=1)
         assert not torch.allclose(torch.cat(other), torch.cat(whole), atol=1e-3)
     for name in ("one", "two"):
