@@ -36,8 +36,8 @@ def export_library(
     command of vLLM that serves them all. Experts with a classification head are left out, and named.
 
     Raises:
-        InputError: If the format is another one, the folder is not empty and ``force`` is False, no expert writes, or the
-            files cannot be written.
+        InputError: If the format is another one, the folder is not empty and ``force`` is False, or cannot be written,
+            or no expert writes.
     """
     if form != "peft":
         raise InputError(f"all experts are exported as peft, not as {form!r}", where="--format", fix="leave it out")
