@@ -188,10 +188,16 @@ def require_whole_weights(folder: Path) -> None:
             raise InputError(f"{path.name} is damaged: {error}", where=str(folder), fix=COPY_FIX) from None
 
 
-def load_body(base: Base, device: str | torch.device = "cpu") -> nn.Module:
+def load_body(base: Base, device: str | torch.device = "cpu", *, whole: bool = True) -> nn.Module:
     """Load the transformer without a head and without dropout, in the base's dtype, frozen and in eval mode.
 
     Each tensor goes from its file to the device by itself; the whole model is never in host memory beside it.
+
+    Args:
+        base: The base.
+        device: Device of the weights.
+        whole: Whether this process holds all weights. If not, the caller has told transformers to divide them among
+            processes, and they stay where it puts them.
 
     Raises:
         InputError: If its weights are damaged.
@@ -205,10 +211,11 @@ def load_body(base: Base, device: str | torch.device = "cpu") -> nn.Module:
 
     disable_progress_bar()  # a bar for every loaded base would flood the log
     config, attention = _load_config(base), choose_attention(torch.device(device).type)
+    place: dict[str, Any] = {"device_map": {"": str(device)}} if whole else {}
     try:
         model = AutoModel.from_pretrained(base.folder, config=config, dtype=getattr(torch, base.dtype),
                                           local_files_only=True, trust_remote_code=False,
-                                          attn_implementation=attention, device_map={"": str(device)},
+                                          attn_implementation=attention, **place,
                                           **quantization_arguments(base.quantize, base.dtype))  # fmt: skip
     except SafetensorError:
         require_whole_weights(Path(base.folder))

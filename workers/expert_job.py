@@ -137,7 +137,8 @@ def prepare_training(
 def load_rows(job: ExpertJob, resident_base: ResidentBase, split: str, report: ProgressCallback) -> TokenizedRows:
     """Return the tokens of a split, with trunk states if the job caches them; fill the cache if necessary.
 
-    Trunk states of the training split are not cached for a training that reads a small part of it. The process keeps
+    Trunk states of the training split are not cached for a training that reads a small part of it, and none are cached
+    on a sharded base. The process keeps
     the rows of a job that is one of several trainings on them, until a job reads other rows.
 
     Args:
@@ -153,8 +154,8 @@ def load_rows(job: ExpertJob, resident_base: ResidentBase, split: str, report: P
 
     rows = _kept(job, resident_base, (split,), read_tokens)
     depth = resident_base.bank.expert(job.task).adapter.lowest_layer
-    if not depth or not job.trunk_bytes:
-        return rows
+    if not depth or not job.trunk_bytes or resident_base.engine.shards_base:
+        return rows  # all processes pass through a sharded base together, so none can fill a cache for the others
     if split == "train" and not job.caches_training_trunk(len(rows), sum(rows.token_counts)):
         return rows
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ttmoe.adapter import count_parameters
-from ttmoe.bank import Bank
 from ttmoe.expert_files import load_expert, save_expert
 from workers.base.resident import ResidentBase, count_base_loads
 from workers.expert_job import ExpertJob, load_rows
@@ -92,21 +91,23 @@ def _finish(
     report_testing = partial(report, Progress("testing", fit.steps, job.train.steps, key=job.task))
     report_testing()
     bank, pad_id = resident_base.bank, resident_base.pad_id
+    engine = resident_base.engine
     rows = load_rows(job, resident_base, "test", report)
     with activity_timer("evaluation", job.task):
-        scores = expert_scores(bank.eval(), job.task, rows, pad_id, on_batch=report_testing)
+        scores = expert_scores(bank.eval(), job.task, rows, pad_id, on_batch=report_testing, engine=engine)
     test_metrics = accuracy_and_loss(scores, rows.labels)
     metrics[CUT_ROWS] += _cut_rows(rows, job.base.max_length)
     metrics[HEAD_PARAMETERS] = float(sum(p.numel() for p in bank.expert(job.task).head.parameters()))
     metrics |= fit.metrics() | {f"test.{key}": value for key, value in test_metrics.items()}
     report(Progress("verifying", fit.steps, job.train.steps, key=job.task))
     with activity_timer("saving", job.task):
-        digest = _save_and_verify(job, bank, rows, scores, metrics, pad_id, answer_tokens)
+        digest = _save_and_verify(job, resident_base, rows, scores, metrics, answer_tokens)
     metrics |= {f"seconds.{name}": seconds for name, seconds in current_stopwatch().seconds(job.task).items()}
     metrics["seconds.job"] = time.monotonic() - start
     result = ExpertResult(job.task, job.spec_hash, metrics, job.parameters, digest, job.folder)
-    write_result(result)
-    job.checkpoints.remove()
+    if engine.rank == 0:
+        write_result(result)
+        job.checkpoints.remove()
     return result
 
 
@@ -117,38 +118,42 @@ def _cut_rows(rows: TokenizedRows, max_length: int) -> int:
 
 def _save_and_verify(
     job: ExpertJob,
-    bank: Bank,
+    resident_base: ResidentBase,
     rows: TokenizedRows,
     scores: list[Tensor],
     metrics: dict[str, float],
-    pad_id: int,
     answer_tokens: int,
 ) -> str:
     """Save the expert, load the files again, and return the digest of the weights.
 
     Raise VerificationError if the number of parameters is not the planned one, or if the scores of the loaded expert on
-    the last batch of the rows are not finite or not, bit by bit, those among ``scores``.
+    the last batch of the rows are not finite or not, bit by bit, those among ``scores``. Process 0 saves and compares;
+    it has also computed the scores of that batch.
     """
+    bank, engine = resident_base.bank, resident_base.engine
     expert, folder = bank.expert(job.task), Path(job.folder)
-    manifest = save_expert(
-        expert,
-        folder,
-        task=job.task,
-        kind=job.data.kind,
-        labels=job.data.label_names,
-        base=job.base.record(),
-        spec_hash=job.spec_hash,
-        metrics=metrics,
-        answer_tokens=answer_tokens,
+    manifest = engine.from_first(
+        lambda: save_expert(
+            expert,
+            folder,
+            task=job.task,
+            kind=job.data.kind,
+            labels=job.data.label_names,
+            base=job.base.record(),
+            spec_hash=job.spec_hash,
+            metrics=metrics,
+            answer_tokens=answer_tokens,
+        )
     )
     if count_parameters(expert.adapter.groups) != job.parameters:
         raise VerificationError(f"{job.task}: {manifest.parameters} parameters were trained, {job.parameters} planned")
     load_expert(bank, folder, job.base.digest, name=_RELOADED)
     try:
-        reloaded = last_batch_scores(bank, _RELOADED, rows, pad_id)
+        reloaded = last_batch_scores(bank, _RELOADED, rows, resident_base.pad_id)
     finally:
         bank.remove(_RELOADED)
-    if not all(torch.equal(scores[row], found) and found.isfinite().all() for row, found in reloaded.items()):
+    equal = all(torch.equal(scores[row], found) and found.isfinite().all() for row, found in reloaded.items())
+    if engine.rank == 0 and not equal:
         raise VerificationError(
             f"{job.task}: the saved expert gives other or non-finite scores on one of {len(reloaded)} test rows"
         )

@@ -64,11 +64,11 @@ def _train(
     for job in jobs:
         report(Progress("loading", 0, job.train.steps, key=job.task))
     with activity_timer("loading", *[job.task for job in jobs]):
-        resident_base = load_resident_base(jobs[0].base, jobs[0].device)
+        resident_base = load_resident_base(jobs[0].base, jobs[0].device, jobs[0].train)
     with resident_base.in_use() as bank:
         trainings: dict[str, ExpertTraining] = {}
         for job in jobs:
-            with _catch_failure(job, outcomes):
+            with _catch_failure(job, outcomes, resident_base):
                 training = prepare_training(job, resident_base, report)
                 trainings[job.task] = replace(training, pause_at=pauses.get(job.task))
         if not trainings:
@@ -76,21 +76,30 @@ def _train(
         prepared = [job for job in jobs if job.task in trainings]
         memory_limit = MemoryLimit(estimate_jobs_memory(prepared, bank.model).host)
         fits = fit_experts(
-            bank, list(trainings.values()), pad_id=resident_base.pad_id, report=report, memory_limit=memory_limit
+            bank,
+            list(trainings.values()),
+            pad_id=resident_base.pad_id,
+            report=report,
+            memory_limit=memory_limit,
+            engine=resident_base.engine,
         )
         for job in prepared:
             fit = fits[job.task]
             if isinstance(fit, Failure):
                 outcomes[job.task] = fit
                 continue
-            with _catch_failure(job, outcomes):
+            with _catch_failure(job, outcomes, resident_base):
                 outcomes[job.task] = finish(job, resident_base, trainings[job.task], fit)
 
 
 @contextmanager
-def _catch_failure(job: ExpertJob, outcomes: dict[str, Result | Failure]) -> Iterator[None]:
-    """Record an error in the block as the failure of this job."""
+def _catch_failure(
+    job: ExpertJob, outcomes: dict[str, Result | Failure], resident_base: ResidentBase
+) -> Iterator[None]:
+    """Record an error in the block as the failure of this job, unless other processes would go on with it."""
     try:
         yield
     except Exception as error:
+        if resident_base.engine.size > 1:
+            raise
         outcomes[job.task] = to_failure(error)

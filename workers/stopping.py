@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -48,16 +48,18 @@ def deferred_sigterm() -> Iterator[None]:
             _answer_signal()
 
 
-def raise_if_stopped(save: Callable[[], Any]) -> None:
+def raise_if_stopped(save: Callable[[], Any], anywhere: Callable[[Sequence[bool]], list[bool]] = list) -> None:
     """Call ``save`` and end the work if it is to stop.
 
     Args:
         save: Saves what the work has; called before the end.
+        anywhere: Returns for each flag whether it is set in any of the processes that do the work together.
 
     Raises:
         StoppedError: The driver asked for the end. After SIGTERM, its handler raises what it raises.
     """
-    if not _signals and not any(ask() for ask in _asks):
+    (stops,) = anywhere([bool(_signals) or any(ask() for ask in _asks)])
+    if not stops:
         return
     save()
     if _signals:

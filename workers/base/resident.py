@@ -11,10 +11,13 @@ from typing import Any
 import torch
 
 from ttmoe.bank import Bank
-from ttmoe.base import Base, load_body, load_tokenizer
+from ttmoe.base import Base, load_tokenizer
 from ttmoe.encoding import pad_id_of
 from workers.base.base_sources import base_on_this_node
+from workers.training.engines.choosing import make_engine
+from workers.training.engines.engine import SINGLE_PROCESS, Engine
 from workers.training.memory_limit import return_freed_memory
+from workers.training.settings import TrainSettings
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,14 @@ class ResidentBase:
         bank: The bank on the base; it contains experts only inside ``in_use``.
         tokenizer: The tokenizer of the base.
         pad_id: Token id for padding.
+        engine: How this process trains on it, alone or with others.
         kept_rows: Rows that the process keeps for several trainings, by what they were read from and how.
     """
 
     bank: Bank
     tokenizer: Any
     pad_id: int
+    engine: Engine = SINGLE_PROCESS
     kept_rows: dict[Any, dict[Any, Any]] = field(default_factory=dict)
 
     @contextmanager
@@ -46,23 +51,25 @@ class ResidentBase:
             return_freed_memory()
 
 
-_Key = tuple[str, str, str, str]
+_Key = tuple[Any, ...]
 _resident: tuple[_Key, ResidentBase] | None = None
 _began_loading = False  # since the last release, whatever came of it
 _loads = 0
 _MANY_OBJECTS = 10_000  # experts leave some hundreds; what the first one imports is three times as many
 
 
-def load_resident_base(base: Base, device: str) -> ResidentBase:
+def load_resident_base(base: Base, device: str, train: TrainSettings | None = None) -> ResidentBase:
     """Return the loaded base, from memory if it was the last one loaded; otherwise release that one first.
 
     Args:
         base: The base to load.
         device: Device of the weights, such as "cpu" or "cuda".
+        train: Settings that name the engine; by default that of one process.
     """
     global _resident, _began_loading, _loads
     # The folder and the maximum length are no part of the key: they do not change the model.
-    key = (base.digest, base.dtype, base.pooling, device)
+    train = train or TrainSettings(engine="torch")
+    key = (base.digest, base.dtype, base.pooling, device, train.engine, train.deepspeed)
     if _resident and _resident[0] == key:
         return _resident[1]
     release_resident_base()
@@ -70,11 +77,12 @@ def load_resident_base(base: Base, device: str) -> ResidentBase:
     _began_loading = True
     gc.disable()  # an eighth of the time goes to collections, and what is imported and loaded stays
     try:
-        tokenizer, bank = load_tokenizer(base), Bank(load_body(base, device), base.pooling).eval()
+        tokenizer, engine = load_tokenizer(base), make_engine(train)
+        bank = Bank(engine.load_body(base, device), base.pooling).eval()
     finally:
         gc.enable()
     _loads += 1
-    _resident = (key, ResidentBase(bank, tokenizer, pad_id_of(tokenizer)))
+    _resident = (key, ResidentBase(bank, tokenizer, pad_id_of(tokenizer), engine))
     _collect()
     return _resident[1]
 

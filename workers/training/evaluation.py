@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import or_
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from ttmoe.bank import Bank
 from ttmoe.batching import batch_tokens
 from ttmoe.scoring import score
 from workers.training.batches import TokenizedRows, longest_first, token_batches
+from workers.training.engines.engine import SINGLE_PROCESS, Engine, share
 
 
 @torch.no_grad()
@@ -22,8 +25,9 @@ def expert_scores(
     pad_id: int,
     max_tokens: int | None = None,
     on_batch: Callable[[], None] | None = None,
+    engine: Engine = SINGLE_PROCESS,
 ) -> list[Tensor]:
-    """Compute the scores of every row through one expert.
+    """Compute the scores of every row through one expert. Several processes share the batches.
 
     Args:
         bank: Bank that holds the expert.
@@ -32,6 +36,7 @@ def expert_scores(
         pad_id: Token id used for padding.
         max_tokens: Padded tokens in a batch; by default the value for the bank's device.
         on_batch: Called after each batch, for example to report a heartbeat.
+        engine: How this process evaluates, alone or with others.
 
     Returns:
         One tensor for each row, in order, on the CPU: (classes,), (options,), or for an expert that generates text
@@ -39,12 +44,15 @@ def expert_scores(
     """
     order: list[int] = []
     parts: list[list[Tensor]] = []
-    for batch in _batches(bank, rows, max_tokens):
-        order += batch
-        parts.append(_batch_scores(bank, name, rows, batch, pad_id))
+    for batch, counts in share(engine, _batches(bank, rows, max_tokens)):
+        scores = _batch_scores(bank, name, rows, batch, pad_id)
+        if counts:
+            order += batch
+            parts.append(scores)
         if on_batch:
             on_batch()
-    row_scores = dict(zip(order, to_host([score for part in parts for score in part]), strict=True))
+    own = dict(zip(order, to_host([score for part in parts for score in part]), strict=True))
+    row_scores = reduce(or_, engine.gather(own))
     return [row_scores[row] for row in range(len(rows))]
 
 
@@ -79,7 +87,12 @@ def to_host(scores: list[Tensor]) -> list[Tensor]:
 
 @torch.no_grad()
 def evaluate(
-    bank: Bank, name: str, rows: TokenizedRows, pad_id: int, on_batch: Callable[[], None] | None = None
+    bank: Bank,
+    name: str,
+    rows: TokenizedRows,
+    pad_id: int,
+    on_batch: Callable[[], None] | None = None,
+    engine: Engine = SINGLE_PROCESS,
 ) -> dict[str, float]:
     """Measure one expert on a split. The bank keeps its training mode.
 
@@ -92,6 +105,7 @@ def evaluate(
         rows: Rows to evaluate.
         pad_id: Token id used for padding.
         on_batch: Called after each batch, for example to report a heartbeat.
+        engine: How this process evaluates, alone or with others.
 
     Returns:
         ``accuracy`` (0 to 1) and ``loss``, the mean cross-entropy.
@@ -99,7 +113,7 @@ def evaluate(
     training = bank.training
     bank.eval()
     try:
-        row_scores = expert_scores(bank, name, rows, pad_id, on_batch=on_batch)
+        row_scores = expert_scores(bank, name, rows, pad_id, on_batch=on_batch, engine=engine)
     finally:
         bank.train(training)
     return accuracy_and_loss(row_scores, rows.labels)

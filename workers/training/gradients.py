@@ -18,6 +18,7 @@ from ttmoe.row_dropout import dropout_keys
 from ttmoe.scoring import ScoreInputs, score_batch, score_inputs
 from ttmoe.transfer import tensor_on
 from workers.training.batches import TokenizedRows
+from workers.training.engines.engine import SINGLE_PROCESS, Engine
 from workers.training.expert_loss import expert_loss
 from workers.training.graphs import Graphs, Tensors
 
@@ -67,48 +68,67 @@ def add_gradients(
     depth: int,
     micro_batch: int | None,
     graphs: Graphs | None = None,
+    engine: Engine = SINGLE_PROCESS,
 ) -> list[PassStats]:
     """Add the gradient of each batch's mean loss to its expert's parameters.
+
+    Of several processes, each adds the part of its share of the rows; the losses are shares too. The numbers of tokens
+    are those of all processes.
 
     Args:
         bank: Bank that holds the experts.
         batches: One batch for each expert. Either all of them have stored trunk states of this depth, or none has.
         pad_id: Token id used for padding.
         depth: Depth of the trunk. Without stored states it is computed here.
-        micro_batch: Rows that pass through the model at once, over all batches; None passes all rows at once.
+        micro_batch: Rows that pass through the model at once, over all batches; None passes all rows at once. Each of
+            several processes passes so many.
         graphs: Graphs of earlier passes, for passes that keep a GPU waiting for the host.
+        engine: How this process trains.
 
     Returns:
         Statistics of each batch, in order.
     """
     stats = [PassStats(torch.zeros((), device=bank.device)) for _ in batches]
-    for micro in _micro_batches(batches, micro_batch):
-        longest = max(batches[index].rows.lengths[row] for index, rows in micro.items() for row in rows)
+    for parts in _micro_batches(batches, micro_batch, engine.size):
+        micro, counts = parts[engine.rank], True
+        if not micro:  # fewer rows than processes; all of them take part in every pass
+            micro, counts = parts[0], False
+        longest = _longest(batches, micro)
         length = longest
         if graphs:
             most = max(batches[index].rows.longest for index in micro)
             length = graphs.padded_length(longest, most, sum(map(len, micro.values())))
         inputs = _pass_inputs(bank, batches, micro, pad_id, depth, length)
-        key = _key_of_pass(batches, micro, inputs) if graphs else None
+        key = _key_of_pass(batches, micro, inputs) if graphs and counts else None
 
-        def compute(tensors: Tensors, micro: MicroBatch = micro, inputs: PassInputs = inputs) -> list[Tensor]:
-            parts = _pass_losses(bank, batches, micro, inputs.with_tensors(tensors))
+        def compute(
+            tensors: Tensors, micro: MicroBatch = micro, inputs: PassInputs = inputs, counts: bool = counts
+        ) -> list[Tensor]:
+            parts = _pass_losses(bank, batches, micro, inputs.with_tensors(tensors), counts)
             reduce(add, parts.values()).backward()  # type: ignore[no-untyped-call]
             return [loss.detach() for loss in parts.values()]
 
         losses = graphs.run(key, inputs.tensors(), compute) if graphs and key else compute(inputs.tensors())
         for index, loss in zip(micro, losses, strict=True):
             stats[index].loss += loss
-        _count_tokens(stats, batches, micro, length)
+        for number, part in enumerate(parts):
+            if part:
+                _count_tokens(stats, batches, part, length if number == engine.rank else _longest(batches, part))
     return stats
 
 
-def _micro_batches(batches: Sequence[ExpertBatch], size: int | None) -> Iterator[MicroBatch]:
+def _micro_batches(batches: Sequence[ExpertBatch], size: int | None, processes: int) -> Iterator[list[MicroBatch]]:
+    """Yield the micro-batches of all processes; a process without rows has an empty one."""
     rows = [(index, row) for index, batch in enumerate(batches) for row in batch.row_numbers]
-    size = size or len(rows)
+    size = size * processes if size else len(rows)
     for start in range(0, len(rows), size):
-        groups = groupby(rows[start : start + size], key=itemgetter(0))
-        yield {index: [row for _, row in group] for index, group in groups}
+        parts = [rows[start : start + size][number::processes] for number in range(processes)]
+        yield [{index: [row for _, row in group] for index, group in groupby(part, key=itemgetter(0))}
+               for part in parts]  # fmt: skip
+
+
+def _longest(batches: Sequence[ExpertBatch], micro: MicroBatch) -> int:
+    return max(batches[index].rows.lengths[row] for index, rows in micro.items() for row in rows)
 
 
 def batch_losses(
@@ -159,14 +179,14 @@ def _pass_inputs(
 
 
 def _pass_losses(
-    bank: Bank, batches: Sequence[ExpertBatch], micro: MicroBatch, inputs: PassInputs
+    bank: Bank, batches: Sequence[ExpertBatch], micro: MicroBatch, inputs: PassInputs, counts: bool = True
 ) -> dict[int, Tensor]:
     sizes = [len(rows) for rows in micro.values()]
     scores = score_batch(bank, inputs.scored).split(sizes)
     losses = {}
     for index, part, targets in zip(micro, scores, inputs.targets.split(sizes), strict=True):
         loss = expert_loss(part, targets, batches[index].label_smoothing)
-        share = len(targets) / len(batches[index].row_numbers)
+        share = counts * len(targets) / len(batches[index].row_numbers)
         losses[index] = loss if share == 1 else loss * share
     return losses
 

@@ -8,6 +8,7 @@ from ttmoe.bank import Bank
 from workers.failure import Failure
 from workers.progress import ProgressCallback
 from workers.stopping import deferred_sigterm, raise_if_stopped
+from workers.training.engines.engine import SINGLE_PROCESS, Engine
 from workers.training.gradients import activation_checkpointing
 from workers.training.memory_limit import MemoryLimit
 from workers.training.session import TrainingSession
@@ -29,12 +30,14 @@ def fit_experts(
     pad_id: int,
     report: ProgressCallback,
     memory_limit: MemoryLimit | None = None,
+    engine: Engine = SINGLE_PROCESS,
 ) -> dict[str, FitResult | Failure]:
     """Train experts together; each ends with its best weights on its validation split.
 
     Every expert has its own optimizer, data, number of steps and early stopping. Experts with the same trunk share
     forward and backward passes. If an expert fails by its own fault (its data, or a loss that is not finite), the
-    others continue. Any other error, such as lack of memory, is raised; so is StoppedError, after a checkpoint.
+    others continue. Any other error, such as lack of memory, is raised; so is StoppedError, after a checkpoint. With
+    several processes, only a loss that is not finite is the fault of one expert: all processes see it.
 
     Args:
         bank: Bank that holds the experts.
@@ -42,11 +45,12 @@ def fit_experts(
         pad_id: Token id used for padding.
         report: Receives the progress of each expert, with its name as key.
         memory_limit: Called after each step to return freed memory.
+        engine: How this process trains, alone or with others.
 
     Returns:
         The result or the failure of each expert, by name.
     """
-    session = TrainingSession(bank, pad_id, report)
+    session = TrainingSession(bank, pad_id, report, engine)
     bank.eval()
     session.start(trainings)
     with activation_checkpointing(bank.model, any(training.settings.recomputes for training in trainings)):
@@ -54,7 +58,7 @@ def fit_experts(
         try:
             with deferred_sigterm():
                 while session.active:
-                    raise_if_stopped(session.save)
+                    raise_if_stopped(session.save, engine.any)
                     session.step()
                     if memory_limit:
                         memory_limit.after_step()

@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from ttmoe.expert import Expert
 from workers.training.settings import TrainSettings
+
+
+class Optimizer(Protocol):
+    """What the training loop asks of an optimizer; torch's have it."""
+
+    param_groups: list[dict[str, Any]]
+
+    def step(self) -> Any:
+        """Take a step with the gradients of the parameters."""
+
+    def zero_grad(self, set_to_none: bool = True) -> Any:
+        """Forget the gradients, or set them to zero."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state and the groups, as torch's optimizers do."""
+
+    def load_state_dict(self, saved: Any) -> Any:
+        """Load what ``state_dict`` returned."""
 
 
 def make_optimizer(expert: Expert, settings: TrainSettings) -> torch.optim.AdamW:
@@ -22,7 +41,7 @@ def make_optimizer(expert: Expert, settings: TrainSettings) -> torch.optim.AdamW
     return torch.optim.AdamW(parameters, weight_decay=settings.weight_decay, **options)  # type: ignore[arg-type]
 
 
-def load_optimizer(optimizer: torch.optim.AdamW, saved: dict[str, Any]) -> None:
+def load_optimizer(optimizer: Optimizer, saved: Mapping[str, Any]) -> None:
     """Load the state of an optimizer, which may have run on a device of another type."""
     device = optimizer.param_groups[0]["params"][0].device
     groups = [{**group, **_implementation(device)} for group in saved["param_groups"]]

@@ -18,11 +18,12 @@ from workers.progress import Progress, ProgressCallback
 from workers.stopwatch import activity_timer
 from workers.training.batches import TokenizedRows
 from workers.training.checkpoints import Checkpoint, common_checkpoints
+from workers.training.engines.engine import SINGLE_PROCESS, Engine, sum_gradients
 from workers.training.evaluation import evaluate
 from workers.training.gradients import ExpertBatch, PassStats, add_gradients
 from workers.training.graphs import Tensors, make_graphs
 from workers.training.losses import LossReader, steps_behind
-from workers.training.state import ExpertTraining, FitResult, TrainingState
+from workers.training.state import DivergedError, ExpertTraining, FitResult, TrainingState
 
 CHECKPOINT_SECONDS = 30.0  # the most training time that a crash loses, besides the steps since the last evaluation
 CHECKPOINT_AT_END_SECONDS = 1.0  # the training time from which it is saved once more when all have ended
@@ -38,26 +39,31 @@ class TrainingSession:
         bank: As ``fit_experts`` takes it; so are ``pad_id`` and ``report``.
         pad_id: Token id used for padding.
         report: Receives the progress of each expert.
+        engine: As ``fit_experts`` takes it.
     """
 
-    def __init__(self, bank: Bank, pad_id: int, report: ProgressCallback) -> None:
-        self.bank, self.pad_id, self.report = bank, pad_id, report
+    def __init__(self, bank: Bank, pad_id: int, report: ProgressCallback, engine: Engine = SINGLE_PROCESS) -> None:
+        self.bank, self.pad_id, self.report, self.engine = bank, pad_id, report, engine
         self.active: list[TrainingState] = []
         self.outcomes: dict[str, FitResult | Failure] = {}
         self.last_save = time.monotonic()
-        self.graphs = make_graphs(bank.model, bank.device)
+        self.graphs = make_graphs(bank.model, bank.device) if engine.records_graphs else None
         self.losses: LossReader[tuple[TrainingState, int]] = LossReader(bank.device)
         self.unreported: dict[tuple[TrainingState, int], float] = {}
 
     def start(self, trainings: Sequence[ExpertTraining]) -> None:
         """Start every training, or resume all of them from checkpoints they have in common."""
-        checkpoints = common_checkpoints([_matching_checkpoints(self.bank, training) for training in trainings])
+        checkpoints = self.engine.from_first(
+            lambda: common_checkpoints([_matching_checkpoints(self.bank, training) for training in trainings])
+        )
         if any(training.settings.recomputes for training in trainings):
             self.graphs = None  # layers that are recomputed cannot be recorded
         for training, checkpoint in zip(trainings, checkpoints, strict=True):
             try:
-                self.active.append(TrainingState(self.bank, training, self.pad_id, checkpoint))
+                self.active.append(TrainingState(self.bank, training, self.pad_id, checkpoint, self.engine))
             except Exception as error:
+                if self.engine.size > 1:
+                    raise
                 self.outcomes[training.name] = to_failure(error)
         if len(trainings) > 1 and not any(checkpoints):
             self.save()  # a crash during the first real save then finds these common checkpoints
@@ -73,6 +79,9 @@ class TrainingSession:
         for group in _groups(self.active):
             with activity_timer("steps", *_names(group)):
                 stats |= self._backward({state: batches[state] for state in group})
+        with activity_timer("steps", *_names(self.active)):
+            parameters = [parameter for state in self.active for parameter in state.parameters]
+            sum_gradients(self.engine, parameters, [stats[state].loss for state in self.active])
         self.losses.add({(state, state.result.steps + 1): stats[state].loss for state in self.active})
         with activity_timer("steps", *_names(self.active)):  # on a GPU, this is where the host waits for it
             self._read_losses(steps_behind(self.bank.device))
@@ -127,10 +136,11 @@ class TrainingSession:
         sizes = [state.settings.rows_at_once for state in states if state.settings.rows_at_once]
         try:
             stats = add_gradients(self.bank, list(batches.values()), self.pad_id, depth=states[0].depth,
-                                  micro_batch=min(sizes, default=None), graphs=self.graphs)  # fmt: skip
+                                  micro_batch=min(sizes, default=None), graphs=self.graphs,
+                                  engine=self.engine)  # fmt: skip
             return dict(zip(states, stats, strict=True))
         except Exception as error:
-            if to_failure(error).kind != "code":
+            if to_failure(error).kind != "code" or self.engine.size > 1:
                 raise
             if len(states) == 1:
                 self._fail(states[0], error)
@@ -157,7 +167,7 @@ class TrainingSession:
         name = state.training.name
         with activity_timer("evaluation", name):
             beat = partial(self._report, state, {}, state.result.steps)
-            return evaluate(self.bank, name, rows, self.pad_id, beat)
+            return evaluate(self.bank, name, rows, self.pad_id, beat, self.engine)
 
     def _report(self, state: TrainingState, metrics: dict[str, float], step: int) -> None:
         total = state.settings.steps
@@ -167,7 +177,9 @@ class TrainingSession:
         unsaved = time.monotonic() - self.last_save
         # After the last step of all, the result files soon replace the checkpoints.
         saves_at_evaluation = unsaved >= CHECKPOINT_AT_END_SECONDS or not all(s.is_finished for s in self.active)
-        return unsaved >= CHECKPOINT_SECONDS or (evaluated and saves_at_evaluation)
+        due = unsaved >= CHECKPOINT_SECONDS or (evaluated and saves_at_evaluation)
+        (agreed,) = self.engine.any([due and self.engine.rank == 0])  # clocks differ
+        return agreed
 
     def save(self) -> None:
         """Save all trainings at the same step, so that all can resume from it together."""
@@ -193,10 +205,16 @@ class TrainingSession:
 
     @contextmanager
     def _errors_of(self, state: TrainingState) -> Iterator[None]:
-        """Treat an error in this context as a failure of this training alone."""
+        """Treat an error in this context as a failure of this training alone.
+
+        Of several processes, the others would wait for one that goes on without this training. A loss that is not
+        finite is the same in all of them.
+        """
         try:
             yield
         except Exception as error:
+            if self.engine.size > 1 and not isinstance(error, DivergedError):
+                raise
             self._fail(state, error)
 
     def _fail(self, state: TrainingState, error: Exception) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from workers.data.validation import STRICT_CONFIG, setting_error
 
@@ -16,7 +16,7 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Pooling = Literal["auto", "mean", "last"]
 
 # These change only the memory of a training, not its result: they are not part of an expert's identity.
-MEMORY_ONLY = frozenset({"micro_batch", "checkpointing"})
+MEMORY_ONLY = frozenset({"micro_batch", "checkpointing", "engine", "deepspeed"})
 # These decide when a router is trained and what is measured: they are not part of a router's identity.
 ROUTER_UNHASHED = frozenset({"require", "compare_depths"})
 
@@ -24,6 +24,45 @@ EVALUATION_ROWS = 2000  # default of validation_rows
 LEAST_STATES, MOST_STATES = 3, 8  # hidden states that a router reads if `router.layers` is auto
 MOST_FEATURES = 24_576  # numbers of a row that it reads then, if there are enough states
 ROUTER_ROWS = (500, 1000, 2000, 5000)  # training rows of each task that a router takes in turn
+
+
+class ZeroSettings(BaseModel):
+    """Settings of the engine ``deepspeed``: what ZeRO divides among processes, and what it keeps outside of the GPU.
+
+    The names are those of DeepSpeed's own config.
+    """
+
+    model_config = STRICT_CONFIG
+    stage: Literal[0, 1, 2, 3] = Field(
+        default=3,
+        description="What is divided: 1: the optimizer's state, 2: gradients too, 3: the base's weights too; "
+        "0: nothing, as with ddp.",
+    )
+    offload_param: Literal["none", "cpu", "nvme"] = Field(
+        default="none", description="Where a process keeps its part of the base: none: on its GPU. For stage 3."
+    )
+    offload_optimizer: Literal["none", "cpu"] = Field(
+        default="none", description="Where a process keeps its part of the optimizer's state. From stage 1 on."
+    )
+    nvme_path: str | None = Field(default=None, description="Folder on a local disk, for `offload_param: nvme`.")
+    param_persistence_threshold: int = Field(
+        default=100_000,
+        ge=0,
+        description="Weights of fewer numbers, such as biases and norms, stay whole in every process. For stage 3.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ZeroSettings:
+        if self.offload_param != "none" and self.stage < 3:
+            what = f"stage {self.stage} does not divide the base, so it cannot be offloaded"
+            raise setting_error(what, key=("offload_param",), fix="use `stage: 3`")
+        if self.offload_optimizer != "none" and self.stage < 1:
+            what = "stage 0 does not divide the optimizer's state, so it cannot be offloaded"
+            raise setting_error(what, key=("offload_optimizer",), fix="use `stage: 1` or higher")
+        if (self.offload_param == "nvme") != bool(self.nvme_path):
+            raise setting_error("nvme_path and `offload_param: nvme` belong together", key=("nvme_path",),
+                                fix="give both, or neither")  # fmt: skip
+        return self
 
 
 class TrainSettings(BaseModel):
@@ -44,6 +83,12 @@ class TrainSettings(BaseModel):
         default="auto",
         description="Recompute activations in the backward pass: less memory, more time; auto: if memory is too small.",
     )
+    engine: Literal["auto", "torch", "ddp", "deepspeed"] = Field(
+        default="auto",
+        description="torch: one process; ddp: several, each with the whole base and a share of every batch; deepspeed: "
+        "several that divide the base among them. auto: the first of torch and deepspeed that fits in memory.",
+    )
+    deepspeed: ZeroSettings = Field(default_factory=ZeroSettings, description="Settings of the engine deepspeed.")
     lr: PositiveFloat = Field(default=5e-3, description="Learning rate of the adapter.")
     head_lr: PositiveFloat = Field(default=1e-3, description="Learning rate of the head.")
     weight_decay: NonNegativeFloat = Field(default=0.0, description="Decoupled weight decay (AdamW).")

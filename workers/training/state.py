@@ -18,8 +18,9 @@ from ttmoe.expert import Expert
 from workers.stopwatch import activity_timer, current_stopwatch
 from workers.training.batches import TokenizedRows, training_batches
 from workers.training.checkpoints import Checkpoint, CheckpointFolder
+from workers.training.engines.engine import SINGLE_PROCESS, Engine
 from workers.training.gradients import ExpertBatch, PassStats
-from workers.training.optimizer import learning_rate_factor, load_optimizer, make_optimizer
+from workers.training.optimizer import learning_rate_factor, load_optimizer
 from workers.training.settings import TrainSettings
 
 HEAD_SCALE_ROWS = 256  # training rows from which the head's input scale is measured
@@ -87,9 +88,16 @@ class FitResult:
 class TrainingState:
     """The state of one expert's training: optimizer, position in the data, and best weights so far."""
 
-    def __init__(self, bank: Bank, training: ExpertTraining, pad_id: int, checkpoint: Checkpoint | None) -> None:
+    def __init__(
+        self,
+        bank: Bank,
+        training: ExpertTraining,
+        pad_id: int,
+        checkpoint: Checkpoint | None,
+        engine: Engine = SINGLE_PROCESS,
+    ) -> None:
         """Start from the beginning, or resume from a checkpoint."""
-        self.training, self.settings = training, training.settings
+        self.training, self.settings, self.engine = training, training.settings, engine
         self.validation = training.validation.first(self.settings.evaluation_rows(len(training.validation)))
         self.expert: Expert = bank.expert(training.name)
         trains_head = training.head == "trained" and self.expert.head.out_features > 0  # 0: the expert generates text
@@ -97,7 +105,7 @@ class TrainingState:
         if self.expert.head.out_features == 1:  # all options share the bias: its gradient is nothing but rounding
             self.expert.head.bias.requires_grad_(False)
         self.expert.head.dropout = self.settings.head_dropout if trains_head else 0.0
-        self.optimizer = make_optimizer(self.expert, self.settings)
+        self.optimizer = engine.make_optimizer(self.expert, self.settings)
         self.result, self.evaluations_since_best = FitResult({}, 0, 0, 0.0, [0, 0]), 0
         self.best_weights: dict[str, Tensor] = {}
         if checkpoint is not None:
@@ -109,6 +117,11 @@ class TrainingState:
         settings = self.settings
         batches = training_batches(training.train, settings.batch_size, settings.seed or 0, settings.batch_tokens)
         self.batches = islice(batches, self.result.steps, None)
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """The parameters that are trained."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     @property
     def depth(self) -> int:
@@ -168,7 +181,7 @@ class TrainingState:
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate
         if self.settings.clip:
-            torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], self.settings.clip)
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
         self.optimizer.step()
         for group in groups:  # a tensor is this step's alone
             group["lr"] = group["initial_lr"]
@@ -203,16 +216,19 @@ class TrainingState:
         return self.result
 
     def save(self) -> None:
-        """Save a checkpoint, if the training has a checkpoint folder."""
+        """Save a checkpoint, if the training has a checkpoint folder; process 0 writes it."""
         folder, result = self.training.checkpoints, self.result
-        if folder:
+        if folder is None:
+            return
+        optimizer = self.optimizer.state_dict()  # of all processes
+        if self.engine.rank == 0:
             folder.save(
                 Checkpoint(
                     spec_hash=folder.spec_hash,
                     step=result.steps,
                     done=self.is_finished,
                     expert=dict(self.expert.state_dict()),
-                    optimizer=self.optimizer.state_dict(),
+                    optimizer=optimizer,
                     best=result.best,
                     best_step=result.best_step,
                     best_expert=self.best_weights,

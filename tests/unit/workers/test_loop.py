@@ -147,7 +147,7 @@ def test_it_stops_early_and_keeps_the_best_weights(base, text, monkeypatch):
     script = iter([(0.5, 1.0), (0.7, 0.9), (0.7, 0.8), (0.6, 0.1), (0.7, 0.8), (0.7, 0.85), (0.9, 0.1)])
     met = []
 
-    def scripted(bank, name, rows, pad_id, on_batch):
+    def scripted(bank, name, rows, pad_id, on_batch, engine):
         met.append(state(bank.experts[name]))
         accuracy, loss = next(script)
         return {"accuracy": accuracy, "loss": loss}
