@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import humanize
 
@@ -26,6 +26,7 @@ class JobResources:
         memory: Main memory in bytes.
         accelerator_type: Ray's name of the type of GPU that the job needs, such as ``H100``; None for any.
         labels: Labels, as pairs of key and value, that the node must have.
+        processes: Processes that run the job together. Each reserves what is said above, on any node.
     """
 
     cpus: float = 1.0
@@ -33,6 +34,7 @@ class JobResources:
     memory: int = 0
     accelerator_type: str | None = None
     labels: tuple[tuple[str, str], ...] = ()
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -78,17 +80,17 @@ def serves(reserved: JobResources, required: JobResources, *, alone: bool) -> bo
     each worker has exactly the cores of a job: with more of them it would take those of a second worker.
     """
     enough = reserved.memory >= 0.9 * required.memory and reserved.gpus >= required.gpus
-    return enough and (alone or reserved.cpus == required.cpus)
+    return enough and reserved.processes == required.processes and (alone or reserved.cpus == required.cpus)
 
 
 def jobs_on_node(node: Node, job: JobResources) -> int:
-    """Return how many such jobs run on the node at the same time."""
+    """Return how many processes of such jobs run on the node at the same time."""
     return int(min(sys.maxsize, *_jobs_by_resource(node, job).values())) if node.suits(job) else 0
 
 
 def max_parallel_jobs(nodes: Sequence[Node], job: JobResources, limit: int | None = None) -> int:
     """Return how many such jobs run on all nodes at the same time, at most ``limit``."""
-    count = sum(jobs_on_node(node, job) for node in nodes)
+    count = sum(jobs_on_node(node, job) for node in nodes) // job.processes
     return count if limit is None else min(count, limit)
 
 
@@ -111,10 +113,17 @@ def require_fits(nodes: Sequence[Node], job: JobResources, what: str, fix: str =
         fix: Advice in the error message.
 
     Raises:
-        InfeasibleError: If no node has the resources.
+        InfeasibleError: If no node has the resources, or all nodes together have no room for all its processes.
     """
-    if any(jobs_on_node(node, job) for node in nodes):
+    processes = sum(jobs_on_node(node, job) for node in nodes)
+    if processes >= job.processes:
         return
+    if processes:
+        what_is_there = f"the cluster has room for {processes} of its {job.processes} processes"
+        one = replace(job, processes=1)
+        raise InfeasibleError(
+            f"each process of {what} requires {_as_text(one)}, and {what_is_there}", where="resources", fix=fix
+        )
     suitable = [node for node in nodes if node.suits(job)]
     if nodes and not suitable:
         names = sorted({name for node in nodes for name in node.accelerators})

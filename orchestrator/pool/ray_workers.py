@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -14,20 +13,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.pool.capacity import JobResources, Node
 from orchestrator.pool.device_record import WorkerDevice
-from orchestrator.pool.unit_runner import run_unit
 from orchestrator.pool.work_units import WorkUnit
+from orchestrator.pool.worker_actor import Report, Worker
+from orchestrator.pool.worker_group import WorkerGroup, reserve_group
 from ttmoe.errors import InputError
 from workers.failure import Failure
-from workers.progress import Progress
-from workers.stopping import stopped_by
-from workers.system_metrics import SystemMetrics
 
 _ACCELERATOR = "accelerator_type:"  # prefix of Ray's resource for each type of GPU on a node
 _RAY_LABEL = "ray.io/node-id"  # differs from node to node
 RESTARTED = Failure("stopped", "Stopped", "on request")  # of a job whose unit is stopped for another one
-REPORT_INTERVAL = 0.3  # seconds between two sends of a worker; reports in between are sent together
-
-_Report = tuple[str, float, Progress]  # key of the job, Unix time in seconds, progress
 
 
 @ray.remote(num_cpus=0)
@@ -35,77 +29,15 @@ class _ProgressChannel:
     """Queue of progress reports from the workers to the driver."""
 
     def __init__(self) -> None:
-        self.reports: list[_Report] = []
+        self.reports: list[Report] = []
 
-    def put(self, reports: list[_Report]) -> None:
+    def put(self, reports: list[Report]) -> None:
         self.reports += reports
 
-    def take(self) -> list[_Report]:
+    def take(self) -> list[Report]:
         """Return and remove all reports in the queue."""
         reports, self.reports = self.reports, []
         return reports
-
-
-class _Reporter:
-    """Progress callback that sends reports to the channel in batches without waiting for it."""
-
-    def __init__(self, channel: Any, key: str, system: SystemMetrics) -> None:
-        self.channel, self.key, self.system, self.last_sent = channel, key, system, 0.0
-        self.pending: list[_Report] = []
-        self.sent: Any = None  # the last send
-
-    def __call__(self, progress: Progress) -> None:
-        if sample := self.system.sample():
-            progress = replace(progress, metrics=progress.metrics | sample)
-        self.pending.append((progress.key or self.key, time.time(), progress))
-        if time.monotonic() - self.last_sent > REPORT_INTERVAL:
-            self.flush()
-
-    def flush(self) -> None:
-        self.sent = self.channel.put.remote(self.pending)
-        self.pending, self.last_sent = [], time.monotonic()
-
-    def remaining(self) -> list[_Report]:
-        """Return the reports not sent yet, after the others have arrived at the channel."""
-        if self.sent is not None:
-            ray.wait([self.sent], timeout=10)  # a driver that is gone is not waited for
-        return self.pending
-
-
-@dataclass(frozen=True)
-class UnitEnded:
-    """Event of a unit that has ended.
-
-    Attributes:
-        outcomes: Result or Failure of each job of the unit.
-        reports: Progress reports that follow those of the channel.
-    """
-
-    outcomes: dict[str, Any]
-    reports: list[_Report]
-
-
-@ray.remote(max_restarts=0)
-class _Worker:
-    """Worker process; it runs one unit at a time."""
-
-    def __init__(self) -> None:
-        self.system = SystemMetrics()
-
-    def device(self) -> WorkerDevice:
-        context = ray.get_runtime_context()
-        gpus = tuple(sorted(context.get_accelerator_ids().get("GPU", ())))
-        return WorkerDevice(context.get_node_id(), ray.util.get_node_ip_address(), gpus)
-
-    def run(self, unit: WorkUnit, channel: Any) -> UnitEnded:
-        report = _Reporter(channel, next(iter(unit.jobs)), self.system)
-        with stopped_by(ray.get_runtime_context().is_canceled):
-            return UnitEnded(run_unit(unit, report), report.remaining())
-
-    def wait(self) -> None:
-        """Keep the resources reserved until the process is killed."""
-        while True:
-            time.sleep(3600)
 
 
 @dataclass(frozen=True)
@@ -134,10 +66,12 @@ class WorkerHandle:
         started: Monotonic time in seconds at which its process had started, with its resources; None before.
         asked_to_stop: Monotonic time in seconds at which its unit was asked to stop; None if it was not.
         stop_causes: Why, for the jobs of the unit that the requests were about.
+        reservation: Ray's placement group of a group of processes; None of a single one.
     """
 
     actor: Any
     ref: Any
+    reservation: Any = None
     device: WorkerDevice | None = None
     unit: WorkUnit | None = None
     last_heartbeat: float = 0.0
@@ -159,7 +93,8 @@ class WorkerHandle:
     @property
     def gpu_seconds(self) -> float:
         """Seconds for which it has reserved GPUs, times their number."""
-        return 0.0 if self.started is None else (time.monotonic() - self.started) * self.resources.gpus
+        gpus = self.resources.gpus * self.resources.processes
+        return 0.0 if self.started is None else (time.monotonic() - self.started) * gpus
 
     @property
     def stop_outcomes(self) -> dict[str, Any]:
@@ -177,14 +112,30 @@ class WorkerHandle:
 
 
 def start_worker(resources: JobResources) -> WorkerHandle:
-    """Request a worker process with these resources; Ray starts it when they are free."""
+    """Request a worker process, or a group of them, with these resources; Ray starts it when they are free."""
+    if resources.processes > 1:
+        reservation = reserve_group(resources)
+        actor = WorkerGroup.options(scheduling_strategy=_own_node()).remote(reservation, resources)  # type: ignore[attr-defined]
+        return WorkerHandle(actor, actor.device.remote(), reservation, resources=resources)
     more: dict[str, Any] = {"memory": resources.memory} if resources.memory else {}
     if resources.accelerator_type:
         more["accelerator_type"] = resources.accelerator_type
     if resources.labels:
         more["label_selector"] = dict(resources.labels)
-    actor = _Worker.options(num_cpus=resources.cpus, num_gpus=resources.gpus, **more).remote()  # type: ignore[attr-defined]
+    actor = Worker.options(num_cpus=resources.cpus, num_gpus=resources.gpus, **more).remote()  # type: ignore[attr-defined]
     return WorkerHandle(actor, actor.device.remote(), resources=resources)
+
+
+def end_worker(worker: WorkerHandle) -> None:
+    """End a worker's process, or the processes of its group, at once."""
+    kill_actor(worker.actor)
+    if worker.reservation is not None:
+        ray.util.remove_placement_group(worker.reservation)  # and with it the processes in it
+
+
+def _own_node() -> NodeAffinitySchedulingStrategy:
+    """Return the driver's own node, so that a process survives the loss of other nodes."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def wait_for_events(workers: Sequence[WorkerHandle], timeout: float) -> Iterator[tuple[WorkerHandle, Any]]:
@@ -248,47 +199,12 @@ def failed_node(error: BaseException) -> str:
     return found[1] if found else "an unknown node"
 
 
-def failure_from_ray(error: BaseException, node: str) -> Failure:
-    """Convert an error of Ray to a failure.
-
-    Args:
-        error: Error that Ray raised instead of the unit's results.
-        node: Ray's id of the node on which the worker ran.
-    """
-    lines = str(error).strip().splitlines()
-    message = lines[-1] if lines else ""
-    if isinstance(error, ray.exceptions.RayTaskError):  # the result cannot be pickled
-        return Failure("code", type(error).__name__, str(error), str(error))
-    if isinstance(error, ray.exceptions.OutOfMemoryError):
-        return Failure("memory", "OutOfMemoryError", message, str(error))
-    preempted = getattr(error, "preempted", False)
-    if preempted or isinstance(error, ray.exceptions.NodeDiedError) or not _node_responds(node):
-        return Failure("lost", "NodeLost", f"node {node[:8]} left the cluster", str(error), preempted)
-    return Failure("died", type(error).__name__, message, str(error))
-
-
-def _node_responds(node: str) -> bool:
-    """Return whether the node accepts connections.
-
-    Ray reports a lost node only seconds after the death of its processes, so the node itself is contacted.
-    """
-    for entry in ray.nodes():
-        if entry["NodeID"] == node and entry["Alive"]:
-            try:
-                socket.create_connection((entry["NodeManagerAddress"], entry["NodeManagerPort"]), timeout=2).close()
-            except OSError:
-                return False
-            return True
-    return False
-
-
 def create_progress_channel() -> Any:
-    """Create the progress channel, an actor on the driver's own node, so that it survives the loss of other nodes."""
-    own_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return _ProgressChannel.options(scheduling_strategy=own_node).remote()  # type: ignore[attr-defined]
+    """Create the progress channel, an actor on the driver's own node."""
+    return _ProgressChannel.options(scheduling_strategy=_own_node()).remote()  # type: ignore[attr-defined]
 
 
-def drain_progress(channel: Any) -> list[_Report]:
+def drain_progress(channel: Any) -> list[Report]:
     """Return all reports since the last call: key of the job, Unix time in seconds, progress."""
     return ray.get(channel.take.remote())
 

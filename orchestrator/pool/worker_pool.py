@@ -16,14 +16,13 @@ from orchestrator.pool.device_record import DeviceRecord, name_devices
 from orchestrator.pool.failure_policy import RetryLimits
 from orchestrator.pool.job_requests import apply_request
 from orchestrator.pool.ray_workers import (
-    UnitEnded,
     WorkerHandle,
     WorkerStarted,
     cluster_nodes,
     create_progress_channel,
     drain_progress,
+    end_worker,
     failed_node,
-    failure_from_ray,
     is_cancelled,
     kill_actor,
     start_worker,
@@ -32,6 +31,8 @@ from orchestrator.pool.ray_workers import (
 )
 from orchestrator.pool.unit_queue import QueuedUnit, finish_job
 from orchestrator.pool.work_units import JobEvent, JobRequest, WorkUnit
+from orchestrator.pool.worker_actor import UnitEnded
+from orchestrator.pool.worker_failure import failure_from_ray
 from ttmoe.errors import WorkFailedError
 from workers.failure import Failure
 
@@ -47,7 +48,8 @@ _START_SECONDS = 60.0  # after which a worker that has not started is one for wh
 class WorkerPool:
     """Pool of worker processes on Ray; a context manager.
 
-    Workers stay alive between units and between calls of ``run``, and keep what they have loaded, such as the base.
+    Workers stay alive between units and between calls of ``run``, and keep what they have loaded, such as the base. A
+    worker may be a group of processes that run each unit together.
 
     Attributes:
         resources: Resources that each worker reserves, where a call of ``run`` gives no others.
@@ -315,7 +317,9 @@ class WorkerPool:
                 elif isinstance(value, BaseException):
                     ended = UnitEnded(dict.fromkeys(unit.jobs, failure_from_ray(value, worker.device.node)), [])
                     self._stop_worker(worker)
-                elif any(isinstance(each, Failure) and each.kind in _ENDS_WORKER for each in ended.outcomes.values()):
+                elif ended.broken or any(
+                    isinstance(each, Failure) and each.kind in _ENDS_WORKER for each in ended.outcomes.values()
+                ):
                     self._stop_worker(worker)
                 yield unit, replace(ended, outcomes=self.devices.add(worker.device, ended.outcomes))
 
@@ -367,5 +371,5 @@ class WorkerPool:
 
     def _stop_worker(self, worker: WorkerHandle) -> None:
         self._ended_gpu_seconds += worker.gpu_seconds
-        kill_actor(worker.actor)
+        end_worker(worker)
         self.workers.remove(worker)
