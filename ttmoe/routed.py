@@ -51,13 +51,14 @@ class RoutedModel:
         self._feature_indexes = router.features.indexes(self._layer_count)
 
     @classmethod
-    def load(cls, folder: Path, base: Base, device: str = "cpu") -> RoutedModel:
+    def load(cls, folder: Path, base: Base, device: str = "cpu", bank: Bank | None = None) -> RoutedModel:
         """Load a router and its experts.
 
         Args:
             folder: The router's folder, with the folder of each expert in ``experts/<task>/``.
             base: The base that the router and the experts were trained on.
             device: Device of the model.
+            bank: A bank on this base without experts, to be used instead of loading the base.
 
         Raises:
             InputError: If a file is missing or altered, or the base or an expert is not the one in the router's lock.
@@ -67,7 +68,7 @@ class RoutedModel:
             raise InputError(f"the router was trained on base {manifest['base']['digest'][:12]}, "
                              f"but the loaded base is {base.digest[:12]}",
                              where=str(folder), fix="load the base that the router was trained on")  # fmt: skip
-        bank = Bank(load_body(base, device), base.pooling)
+        bank = bank or Bank(load_body(base, device), base.pooling)
         manifests = {}
         for task, spec_hash in manifest["lock"].items():
             expert = inner_path(folder / "experts", task, of="the router's folder", where=str(folder))

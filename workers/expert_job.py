@@ -94,12 +94,13 @@ class ExpertJob:
         return CheckpointFolder(Path(self.folder, "checkpoints"), self.spec_hash)
 
 
-def estimate_jobs_memory(jobs: Sequence[ExpertJob], model: nn.Module) -> MemoryEstimate:
-    """Return the memory estimate of the largest of these jobs, if all are trained together.
+def estimate_jobs_memory(jobs: Sequence[ExpertJob], model: nn.Module, processes: int = 1) -> MemoryEstimate:
+    """Return the memory estimate of the largest of these jobs, in one process, if all are trained together.
 
     Args:
         jobs: Jobs on the same base; not empty.
-        model: Body of the base; it may be on the meta device.
+        model: The whole body of the base; it may be on the meta device.
+        processes: Processes that train together.
     """
     estimates = [
         estimate_job_memory(
@@ -111,6 +112,7 @@ def estimate_jobs_memory(jobs: Sequence[ExpertJob], model: nn.Module) -> MemoryE
             options=job.options,
             experts=len(jobs),
             device=job.device,
+            processes=processes,
         )
         for job in jobs
     ]

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 
+from ttmoe.base import empty_body
 from workers.base.resident import ResidentBase, load_resident_base
 from workers.expert_job import ExpertJob, estimate_jobs_memory, prepare_training
 from workers.failure import Failure, to_failure
@@ -74,14 +75,16 @@ def _train(
         if not trainings:
             return
         prepared = [job for job in jobs if job.task in trainings]
-        memory_limit = MemoryLimit(estimate_jobs_memory(prepared, bank.model).host)
+        engine = resident_base.engine
+        whole = empty_body(jobs[0].base) if engine.shards_base else bank.model
+        memory_limit = MemoryLimit(estimate_jobs_memory(prepared, whole, engine.size).host)
         fits = fit_experts(
             bank,
             list(trainings.values()),
             pad_id=resident_base.pad_id,
             report=report,
             memory_limit=memory_limit,
-            engine=resident_base.engine,
+            engine=engine,
         )
         for job in prepared:
             fit = fits[job.task]

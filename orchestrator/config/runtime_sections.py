@@ -11,12 +11,17 @@ from workers.training.settings import NonNegativeFloat, PositiveFloat, PositiveI
 
 
 class ResourceSettings(BaseModel):
-    """Resources that the training of one expert reserves on the cluster."""
+    """Resources that the training of one expert reserves on the cluster: for each of its processes."""
 
     model_config = STRICT_CONFIG
     cpus_per_expert: PositiveFloat = Field(default=1.0, description="CPU cores.")
     gpus_per_expert: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = Field(
         default="auto", description="0, 1 or a share of one GPU; auto: 1 if a node of the cluster has a GPU, else 0."
+    )
+    processes_per_expert: Literal["auto"] | PositiveInt = Field(
+        default="auto",
+        description="Processes that train an expert together, each with the CPUs and GPUs above, see `train.engine`; "
+        "auto: 1, with ddp those that one node has room for, with deepspeed as few as have the memory.",
     )
     accelerator_type: str | None = Field(
         default=None, description="Type of GPU by Ray's name, such as H100; by default any."

@@ -172,10 +172,16 @@ class Config(BaseModel):
         return self.search.task_names(trained) if self.search else ()
 
     def search_train(self, task: str) -> TrainSettings:
-        """Return the training settings of a trial on a searched task; raise ValueError if the config has no search."""
+        """Return the training settings of a trial on a searched task, in one process.
+
+        Raises:
+            ValueError: If the config has no search.
+        """
         if self.search is None:
             raise ValueError("the config has no search")
-        return _merge(self.task_train(task), self.search.train).model_copy(update={"steps": self.search.steps})
+        return _merge(self.task_train(task), self.search.train).model_copy(
+            update={"steps": self.search.steps, "engine": "torch"}
+        )
 
     @property
     def cache(self) -> Path:

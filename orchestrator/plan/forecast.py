@@ -15,6 +15,7 @@ from orchestrator.plan.packing import pack_jobs
 from orchestrator.plan.planning import Plan
 from orchestrator.plan.quantities import format_bytes
 from orchestrator.plan.router_forecast import LESS_FEATURES, LESS_SPLIT, RouterForecast, forecast_router
+from orchestrator.plan.shard_sizes import ShardSizes, forecast_shards
 from orchestrator.plan.space import plan_space
 from orchestrator.plan.throughput import seconds_at, stated_throughput
 from orchestrator.plan.trunk_forecast import TrunkForecast, forecast_trunk
@@ -48,6 +49,7 @@ class Forecast:
             throughput of the nodes, or None.
         total_seconds: Time of all expert jobs in seconds; None if the time of an expert is unknown.
         waits_for_nodes: Whether no node can run a job yet and the run waits for new nodes.
+        shards: Memory of the trainings by the number of processes that divide the base; empty if none do.
     """
 
     memory: dict[str, MemoryEstimate]
@@ -62,10 +64,11 @@ class Forecast:
     expert_seconds: dict[str, float | None]
     total_seconds: float | None
     waits_for_nodes: bool
+    shards: tuple[ShardSizes, ...] = ()
 
     @property
     def base_loads(self) -> int:
-        """Number of processes that load the base."""
+        """Number of times that the base is loaded; processes that train together load it once, or a part each."""
         return min(self.parallel_jobs, self.jobs)
 
 
@@ -91,7 +94,7 @@ def make_forecast(plan: Plan, state: LibraryState, nodes: Sequence[Node]) -> For
     packs = pack_jobs({task: plan.experts[task].job for task in todo}, experts_per_job)
     seconds = estimate_expert_seconds(plan, state)
     if throughput := stated_throughput(nodes):
-        seconds = {task: seconds_at(plan.experts[task], model, throughput) if known is None else known
+        seconds = {task: seconds_at(plan.experts[task], model, throughput * plan.processes) if known is None else known
                    for task, known in seconds.items()}  # fmt: skip
     return Forecast(
         memory=estimate_memory(plan, model, plan.experts, 1),
@@ -106,6 +109,7 @@ def make_forecast(plan: Plan, state: LibraryState, nodes: Sequence[Node]) -> For
         expert_seconds=seconds,
         total_seconds=_total_seconds([[seconds[task] for task in pack] for pack in packs], parallel_jobs),
         waits_for_nodes=resources.autoscaling and not max_parallel_jobs(nodes, job_resources),
+        shards=forecast_shards(plan, model),
     )
 
 
@@ -129,7 +133,7 @@ def check_feasible(plan: Plan, nodes: Sequence[Node], tasks: Collection[str] | N
     """
     if plan.config.resources.autoscaling:
         return
-    require_fits(nodes, plan.resources, "an expert")
+    require_fits(nodes, plan.training_resources, "an expert")
     model, names = empty_body(plan.base), list(plan.experts if tasks is None else tasks)
     if not names:
         return
@@ -140,7 +144,8 @@ def check_feasible(plan: Plan, nodes: Sequence[Node], tasks: Collection[str] | N
     if plan.resources.gpus and room and weights > room:
         what = f"the base's weights take {format_bytes(weights)}, and a job has {format_bytes(room)} of GPU memory"
         smaller = "" if plan.base.quantize == "nf4" else "base.quantize: nf4 (a quarter of 16 bits), "
-        fix = f"use {smaller}a smaller base, or GPUs with more memory: a base is not split over several GPUs"
+        divided = "" if plan.engine.shards_base else "train.engine: deepspeed, which divides a base among GPUs, "
+        fix = f"use {divided}{smaller}a smaller base, or more GPUs, or GPUs with more memory"
         raise InfeasibleError(what, where="base", fix=fix)
     what = f"expert {largest!r}" if count == 1 else f"a job of {count} experts such as {largest!r}"
     require_fits(nodes, _job_resources(plan, model, names, count), what, LESS_MEMORY)
@@ -206,7 +211,7 @@ def _largest_trials(plan: Plan, model: nn.Module) -> Plan:
         for number, adapter in enumerate(adapters):
             job = replace(expert.job, adapter=adapter, train=train.with_memory_of(expert.job.train))
             trials[f"{task} {number}"] = replace(expert, job=job)
-    return replace(plan, experts=trials)
+    return replace(plan, experts=trials, processes=1)
 
 
 def estimate_memory(plan: Plan, model: nn.Module, tasks: Collection[str], experts: int) -> dict[str, MemoryEstimate]:
@@ -227,7 +232,7 @@ def estimate_memory(plan: Plan, model: nn.Module, tasks: Collection[str], expert
         job = plan.experts[task].job
         train = job.train
         sizes = (train.batch_size, train.batch_tokens, train.micro_batch, train.checkpointing)
-        key = (repr(job.adapter), job.classes, job.options, *sizes)
+        key = (repr(job.adapter), job.classes, job.options, train.engine, repr(train.deepspeed), *sizes)
         if key not in cache:
             cache[key] = estimate_job_memory(
                 model,
@@ -238,6 +243,7 @@ def estimate_memory(plan: Plan, model: nn.Module, tasks: Collection[str], expert
                 options=job.options,
                 experts=experts,
                 device=job.device,
+                processes=plan.processes,
             )
         estimates[task] = cache[key]
     return estimates
@@ -245,7 +251,7 @@ def estimate_memory(plan: Plan, model: nn.Module, tasks: Collection[str], expert
 
 def _job_resources(plan: Plan, model: nn.Module, tasks: Collection[str], experts: int) -> JobResources:
     memory = max(estimate.host for estimate in estimate_memory(plan, model, tasks, experts).values())
-    return replace(plan.resources, memory=memory)
+    return replace(plan.training_resources, memory=memory)
 
 
 def _choose_experts_per_job(plan: Plan, model: nn.Module, tasks: Sequence[str], nodes: Sequence[Node]) -> int:
@@ -253,7 +259,7 @@ def _choose_experts_per_job(plan: Plan, model: nn.Module, tasks: Sequence[str], 
 
     ``auto`` is 1 on a CPU, and on a GPU as many as fit its memory, but few enough that every GPU gets a job.
     """
-    settings, resources = plan.config.resources, plan.resources
+    settings, resources = plan.config.resources, plan.training_resources
     if settings.experts_per_job != "auto":
         return settings.experts_per_job
     available = memory_for_a_job(nodes, resources)

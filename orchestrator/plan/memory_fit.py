@@ -1,4 +1,4 @@
-"""Settings that decide only the memory of a training: ``auto`` becomes what fits the nodes."""
+"""Settings that decide only the memory of a training and its engine: ``auto`` becomes what fits the nodes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from orchestrator.plan.engine_choice import engine_choices, has_room
 from orchestrator.plan.planning import Plan
 from orchestrator.pool.capacity import JobResources, Node
 from workers.expert_job import ExpertJob, estimate_jobs_memory
+from workers.training.memory import MemoryEstimate
 from workers.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -21,14 +23,46 @@ LEAST_TOKENS = 2048
 
 
 def fit_memory(plan: Plan, model: nn.Module) -> Plan:
-    """Return the plan with every ``micro_batch: auto`` and ``checkpointing: auto`` resolved; identities stay.
+    """Return the plan with its engine, and every ``micro_batch: auto`` and ``checkpointing: auto`` resolved.
 
-    All rows of a step pass at once if they fit. Otherwise they are halved, then layers are recomputed as well.
+    All rows of a step pass at once if they fit. Otherwise they are halved, then layers are recomputed as well. The
+    engine is the cheapest with which every expert fits; if none does, the first one. Identities stay.
 
     Args:
         plan: The plan.
         model: Body of the base; its modules may be on the meta device.
+
+    Raises:
+        InputError: If settings of the engine exclude each other.
     """
+    fitted = (fit_passes(choice.apply(plan), model) for choice in engine_choices(plan))
+    first, rest = next(fitted), fitted
+    if not plan.nodes or plan.config.resources.autoscaling or fits_nodes(first, model):
+        return first
+    return next((each for each in rest if fits_nodes(each, model)), first)
+
+
+def fits_nodes(plan: Plan, model: nn.Module) -> bool:
+    """Return whether every expert of a plan fits the nodes, as far as their memory is known.
+
+    Args:
+        plan: The plan, with engine and passes resolved.
+        model: Body of the base.
+    """
+    available, estimates = memory_for_a_job(plan.nodes, plan.resources), estimate_plan(plan, model)
+    on_devices = not available or all((each.gpu or each.total) <= available for each in estimates)
+    return on_devices and has_room(plan, plan.nodes, max(each.host for each in estimates))
+
+
+def estimate_plan(plan: Plan, model: nn.Module) -> list[MemoryEstimate]:
+    """Return the memory of each kind of expert in a plan, in one of its processes."""
+    jobs = [expert.job for expert in plan.experts.values()]
+    distinct = {(repr(job.adapter), job.classes, job.options, repr(job.train)): job for job in jobs}
+    return [estimate_jobs_memory([job], model, plan.processes) for job in distinct.values()]
+
+
+def fit_passes(plan: Plan, model: nn.Module) -> Plan:
+    """Return the plan with every ``micro_batch: auto`` and ``checkpointing: auto`` resolved; its engine stays."""
     available = memory_for_a_job(plan.nodes, plan.resources)
     together = plan.config.resources.experts_per_job
     count = 1 if together == "auto" else together  # auto adds experts to a job as far as they fit
@@ -38,7 +72,7 @@ def fit_memory(plan: Plan, model: nn.Module) -> Plan:
         job = expert.job
         key = (repr(job.adapter), job.classes, job.options, repr(job.train))
         if key not in settings:
-            settings[key] = _fit(job, lambda each: _bytes(each, model, count), available)
+            settings[key] = _fit(job, lambda each: _bytes(each, model, count, plan.processes), available)
         experts[task] = replace(expert, job=replace(job, train=settings[key]))
     return replace(plan, experts=experts)
 
@@ -78,6 +112,6 @@ def _choices(job: ExpertJob) -> Iterator[dict[str, object]]:
             yield {"micro_batch": size, "checkpointing": recomputes}
 
 
-def _bytes(job: ExpertJob, model: nn.Module, experts: int) -> int:
-    estimate = estimate_jobs_memory([job] * experts, model)
+def _bytes(job: ExpertJob, model: nn.Module, experts: int, processes: int) -> int:
+    estimate = estimate_jobs_memory([job] * experts, model, processes)
     return estimate.gpu or estimate.total

@@ -19,7 +19,7 @@ from orchestrator.pool.capacity import JobResources, Node
 from ttmoe.base import Base
 from ttmoe.features import ALL_STATES, POOLINGS, FeatureSpec
 from workers.recipes import RECIPES
-from workers.training.settings import MEMORY_ONLY, ROUTER_UNHASHED
+from workers.training.settings import MEMORY_ONLY, ROUTER_UNHASHED, TrainSettings
 
 if TYPE_CHECKING:
     from orchestrator.registry import Registry
@@ -43,7 +43,8 @@ class Plan:
         experts: Plan of each expert by task.
         search_hash: Spec hash of the search; None without a search.
         nodes: Nodes on which the work will run.
-        resources: What the training of one expert reserves, without its memory.
+        resources: What a process that trains an expert reserves, without its memory.
+        processes: Processes that train an expert together.
     """
 
     config: Config
@@ -56,6 +57,22 @@ class Plan:
     search_hash: str | None
     nodes: tuple[Node, ...] = field(compare=False)  # their free memory changes all the time
     resources: JobResources
+    processes: int = 1
+
+    @property
+    def training_resources(self) -> JobResources:
+        """What the training of one expert reserves, without its memory."""
+        return replace(self.resources, processes=self.processes)
+
+    @property
+    def engine(self) -> TrainSettings:
+        """Training settings that name the engine, which all tasks have in common."""
+        return next(iter(self.experts.values())).job.train
+
+    @property
+    def pass_resources(self) -> JobResources:
+        """What a job of stage 2 that needs the base reserves, without its memory: if it is divided, all its parts."""
+        return self.training_resources if self.engine.shards_base else self.resources
 
     @property
     def lock(self) -> dict[str, str]:

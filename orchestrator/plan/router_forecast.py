@@ -61,18 +61,21 @@ def forecast_router(plan: Plan, model: nn.Module) -> RouterForecast:
     width, full_width = len(plan.features.indexes(depth)) * layer, (depth + 1) * layer
     setting = plan.config.router.compare_depths
     compares = setting is True
-    if setting == "auto":
+    if plan.engine.shards_base:
+        compares = False  # the comparison loads the base in one process
+    elif setting == "auto":
         compares = plan.stored == ALL_STATES and HALF * _loaded_rows(counts) * full_width <= MAX_COMPARISON_BYTES
-    base = estimate_pass_memory(model, plan.base, next(iter(plan.experts.values())).job.device).host
+    device = next(iter(plan.experts.values())).job.device
+    base = estimate_pass_memory(model, plan.base, device, plan.engine, plan.processes).host
     states = HALF * len(plan.stored.indexes(depth)) * len(plan.stored.poolings) * hidden
     largest = max(max(count.values()) for count in counts)
     loaded = base + _router_bytes(len(counts), width)
     return RouterForecast(
         disk=sum(sum(count.values()) for count in counts) * states,
         # A split's features, and a copy while they are written.
-        features=replace(plan.resources, memory=base + 2 * largest * states),
+        features=replace(plan.pass_resources, memory=base + 2 * largest * states),
         training=_with_cores_of_a_node(plan, ROUTER_PROCESS_BYTES + _fitting_bytes(plan, counts, width)),
-        testing=replace(plan.resources, memory=loaded),
+        testing=replace(plan.pass_resources, memory=loaded),
         comparing=replace(plan.resources, memory=loaded + _training_bytes(counts, full_width)),
         compares_depths=compares,
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from orchestrator.plan.engine_choice import EngineChoice
 from orchestrator.plan.expert_plan import ExpertPlan
 from orchestrator.plan.forecast import Forecast
 from orchestrator.plan.json_output import to_json
@@ -18,6 +20,7 @@ from orchestrator.plan.planned_library import PlannedLibrary
 from orchestrator.plan.planning import Plan
 from orchestrator.plan.quantities import format_bytes, format_duration, format_names
 from orchestrator.plan.router_forecast import RouterForecast
+from orchestrator.plan.shard_sizes import ShardSizes
 from orchestrator.pool.capacity import Node
 from workers.training.memory import MemoryEstimate
 from workers.training.settings import TrainSettings
@@ -56,6 +59,8 @@ def _print_plan(plan: Plan, state: LibraryState, forecast: Forecast, console: Co
     lines = [*_other_experts(plan, state), *_stages(state), *_nodes(plan), *_resources(plan, state, forecast)]
     for label, text in lines:
         console.print(f"{label:<11}{text}", soft_wrap=True, highlight=False, markup=False)
+    if state.has_work and forecast.shards:
+        console.print(_shards(plan, forecast.shards))
 
 
 def _table(plan: Plan, state: LibraryState, forecast: Forecast) -> Table:
@@ -73,6 +78,28 @@ def _table(plan: Plan, state: LibraryState, forecast: Forecast) -> Table:
         row = [task, current.state, *sizes, time, current.reason]
         table.add_row(*map(escape, row), style=STATE_STYLES[current.state])
     return table
+
+
+def _shards(plan: Plan, shards: Sequence[ShardSizes]) -> Table:
+    """Return a table of the memory of each process, by the number of those that divide the base (ZeRO 3)."""
+    unit = "GPU" if plan.resources.gpus else "process"
+    parts = "GPU memory + main memory" if unit == "GPU" else "main memory"
+    title = f"{parts} for each {unit}, if ZeRO 3 divides the base (*: the nodes have no room)"
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
+    table.add_column(f"{unit}{'s' if unit == 'GPU' else 'es'}", justify="right")
+    for place in dict.fromkeys(sizes.offload_param for sizes in shards):
+        heading = "offload_param: cpu" if place == "cpu" else "base on the GPUs" if unit == "GPU" else "memory"
+        table.add_column(heading, justify="right", no_wrap=True)
+    for processes in dict.fromkeys(sizes.processes for sizes in shards):
+        cells = [_shard(sizes) for sizes in shards if sizes.processes == processes]
+        chosen = plan.engine.shards_base and processes == plan.processes
+        table.add_row(str(processes), *map(escape, cells), style="bold" if chosen else "")
+    return table
+
+
+def _shard(sizes: ShardSizes) -> str:
+    gpu = f"{format_bytes(sizes.gpu)} + " if sizes.gpu else ""
+    return f"{gpu}{format_bytes(sizes.host)}{'' if sizes.fits else ' *'}"
 
 
 def _table_tasks(state: LibraryState) -> list[str]:
@@ -155,7 +182,10 @@ def _resources(plan: Plan, state: LibraryState, forecast: Forecast) -> list[tupl
         return [("to do", "nothing")]
     job = forecast.job_resources
     gpus = f", {job.gpus:g} GPUs" if job.gpus else ""
-    lines = [("each job", f"{job.cpus:g} CPUs{gpus}, {format_bytes(job.memory)} of memory")]
+    processes = f"{job.processes} processes with " if job.processes > 1 else ""
+    lines = [("each job", f"{processes}{job.cpus:g} CPUs{gpus}, {format_bytes(job.memory)} of memory")]
+    if plan.engine.engine != "torch":
+        lines.append(("engine", str(EngineChoice(plan.engine.engine, plan.engine.deepspeed, plan.processes))))
     if state.todo:
         largest = max(state.todo, key=lambda task: forecast.memory[task].total)
         lines += [("memory", _memory(forecast.memory[largest]))]

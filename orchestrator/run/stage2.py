@@ -33,6 +33,7 @@ from workers.cache.feature_store import compute_features, feature_folder, featur
 from workers.routing.depths import compare_depths
 from workers.routing.routed_accuracy import RoutedAccuracy, answer_test_split
 from workers.routing.router_job import RouterJob, RouterResult, run_router
+from workers.training.settings import TrainSettings
 
 MODEL = "model"  # subfolder with the files to register; logs are outside it
 
@@ -128,6 +129,7 @@ def _compute_features(
             depth=job.adapter.first_layer,
             batch_rows=BATCH_ROWS,
             stored=plan.stored,
+            **_engine(plan),
         )
         for task, job in jobs.items()
         if task not in cached
@@ -156,6 +158,7 @@ def _test(
             folder / "test" / task,
             batch_rows=BATCH_ROWS,
             alone=expert.named is not None,  # it was trained elsewhere, and tested on other rows or on none
+            **_engine(plan),
         )
         for task, expert in plan.experts.items()
     ]
@@ -217,6 +220,11 @@ def _register(plan: Plan, evaluation: dict[str, Any], folder: Path, registry: Re
 def _work_unit(plan: Plan, key: str, run: Callable[..., Any], args: tuple, folder: Path, **options: Any) -> WorkUnit:
     job = next(iter(plan.experts.values())).job  # threads and device are the same for all experts
     return WorkUnit.of(key, run, args, folder, threads=job.threads, device=job.device, **options)
+
+
+def _engine(plan: Plan) -> dict[str, TrainSettings]:
+    """Return the option of jobs that need the base: the engine of the trainings, if it divides the base."""
+    return {"train": plan.engine} if plan.engine.shards_base else {}
 
 
 def _half_batch(plan: Plan) -> Callable[[Call], Call | None]:

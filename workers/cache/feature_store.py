@@ -41,6 +41,9 @@ from workers.progress import Progress, ProgressCallback
 from workers.recipes import RECIPES
 from workers.training.batches import TokenizedRows, tokenize
 from workers.training.checksummed_files import CorruptFileError
+from workers.training.engines.choosing import make_engine
+from workers.training.engines.engine import share
+from workers.training.settings import TrainSettings
 
 PLAIN, STRIPPED, LOOSE = "plain", "stripped", "loose"
 # Reformatted splits: the split that they are made from, and how a row is reformatted.
@@ -99,8 +102,9 @@ def compute_features(
     batch_rows: int = BATCH_ROWS,
     splits: Sequence[str] = SPLITS,
     stored: FeatureSpec = ALL_STATES,
+    train: TrainSettings | None = None,
 ) -> Path:
-    """Compute and cache the missing features of a task.
+    """Compute and cache the missing features of a task. Several processes share the batches; process 0 writes.
 
     A batch has as many tokens as one of an evaluation in training, and at most ``batch_rows`` rows.
 
@@ -117,39 +121,50 @@ def compute_features(
         batch_rows: Maximum rows in a batch.
         splits: The splits, and the reformatted splits, whose features are computed.
         stored: The hidden states and poolings that are kept.
+        train: Training settings that name the engine; by default that of one process.
 
     Returns:
         The task's feature folder.
     """
     folder, counts = feature_folder(base, data, cache, stored), row_counts(data, rows)
-    missing = {split: counts[split] for split in splits if not _find_file(folder, split, counts[split])}
+    train = train or TrainSettings(engine="torch")
+    engine = make_engine(train)
+    missing = engine.from_first(
+        lambda: {split: counts[split] for split in splits if not _find_file(folder, split, counts[split])}
+    )
     if not missing:
         return folder
     torch.set_num_threads(threads)
     done, total = 0, sum(missing.values())
     report(Progress("loading", 0, total))
-    resident = load_resident_base(base, device)
+    resident = load_resident_base(base, device, train)
     bank = resident.bank
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in missing.items():
         tokenized = _load_rows(base, resident, data, split, cache)
-        states = find_trunk_states(tokenized, base=base, fingerprint=data.fingerprint, split=split, depth=depth,
-                                   device=bank.device.type, width=bank.width, cache=cache)  # fmt: skip
-        cached = _load_largest(folder, split)
-        start = len(cached) if cached is not None else 0
+        states = None
+        if not engine.shards_base:
+            states = find_trunk_states(tokenized, base=base, fingerprint=data.fingerprint, split=split, depth=depth,
+                                       device=bank.device.type, width=bank.width, cache=cache)  # fmt: skip
+        cached = _load_largest(folder, split) if engine.rank == 0 else None
+        start = engine.from_first(lambda cached=cached: len(cached) if cached is not None else 0)  # type: ignore[misc]
         done += start
         indexes = stored.indexes(len(bank.trunk(0).layers))
         features = torch.empty(count, len(indexes), len(stored.poolings), bank.width, dtype=torch.half)
         if cached is not None:
             features[:start] = cached
             del cached
-        for numbers in _batches(tokenized, range(start, count), batch_tokens(bank.device.type), batch_rows):
+        batches = list(_batches(tokenized, range(start, count), batch_tokens(bank.device.type), batch_rows))
+        for numbers, counted in share(engine, batches):
             inputs = collate([tokenized.items[i].whole for i in numbers], resident.pad_id, bank.device)
-            pooled = _pooled_states(bank, inputs, numbers, states, indexes, stored.poolings)
-            features[numbers] = pooled.half().cpu()
-            done += len(numbers)
+            pooled = _pooled_states(bank, inputs, numbers, states, indexes, stored.poolings).half().cpu()
+            for theirs, their_features in engine.gather((numbers if counted else [], pooled)):
+                if theirs:
+                    features[theirs] = their_features
+                    done += len(theirs)
             report(Progress("features", done, total))
-        write_features(folder, split, features, stored)
+        if engine.rank == 0:
+            write_features(folder, split, features, stored)
     return folder
 
 

@@ -16,18 +16,21 @@ from ttmoe.prediction import Prediction
 from ttmoe.routed import RoutedModel
 from ttmoe.router import ROUTER_MANIFEST
 from workers.base.base_sources import base_on_this_node
-from workers.base.resident import release_resident_base
+from workers.base.resident import load_resident_base, release_resident_base
 from workers.data.examples import Example
 from workers.data.prepared import PreparedTask, load_split
 from workers.progress import Progress, ProgressCallback
 from workers.training.batches import to_input
+from workers.training.settings import TrainSettings
 
 _MOST_EXAMPLES = 50
 _REPORTED_ROWS = 256  # rows between two reports
 
 
 @functools.lru_cache(maxsize=1)
-def load_routed_model(folder: Path, router: str, base: Base, device: str) -> RoutedModel:
+def load_routed_model(
+    folder: Path, router: str, base: Base, device: str, train: TrainSettings | None = None
+) -> RoutedModel:
     """Load the routed model of a folder and keep it in the process for the next task.
 
     Args:
@@ -35,7 +38,13 @@ def load_routed_model(folder: Path, router: str, base: Base, device: str) -> Rou
         router: Text of the router's manifest, so that a changed router is loaded again.
         base: The base.
         device: Device of the model.
+        train: Training settings that name the engine; by default that of one process.
     """
+    if train is not None and train.shards_base:  # all processes answer the same rows, in the same passes
+        bank = load_resident_base(base, device, train).bank
+        for name in list(bank.experts):
+            bank.remove(name)
+        return RoutedModel.load(folder, base_on_this_node(base), device, bank)
     release_resident_base()  # the routed model loads a base of its own
     return RoutedModel.load(folder, base_on_this_node(base), device)
 
@@ -89,6 +98,7 @@ def answer_test_split(
     report: ProgressCallback,
     batch_rows: int = BATCH_ROWS,
     alone: bool = False,
+    train: TrainSettings | None = None,
 ) -> RoutedAccuracy:
     """Predict a task's test split with the routed model and count right routes and answers.
 
@@ -104,11 +114,12 @@ def answer_test_split(
         report: Receives the progress.
         batch_rows: Maximum rows in a batch.
         alone: Let the task's own expert answer the rows too, without routing.
+        train: Training settings that name the engine; by default that of one process.
     """
     torch.set_num_threads(threads)
     examples = load_split(data, "test")
     report(Progress("loading", 0, len(examples)))
-    model = load_routed_model(folder, (folder / ROUTER_MANIFEST).read_text(), base, device)
+    model = load_routed_model(folder, (folder / ROUTER_MANIFEST).read_text(), base, device, train)
     predictions, alone_right = list[Prediction](), 0
     for start in range(0, len(examples), _REPORTED_ROWS):
         part = examples[start : start + _REPORTED_ROWS]

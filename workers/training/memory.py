@@ -34,6 +34,8 @@ PROCESS_BYTES_CUDA = 2500 * MB
 CUDA_CONTEXT_BYTES = 1400 * MB
 # Memory held by an allocator, relative to the saved tensors: it cannot reuse all freed blocks.
 ALLOCATOR_FACTORS = {"cpu": 1.5, "cuda": 1.2}
+# Numbers of weights that ZeRO 3 keeps gathered, at most, besides those of the map in use.
+LIVE_NUMBERS = 500_000_000
 HEAD_SCALE_BATCH = 64  # rows in a batch when the head's input scale is measured
 
 
@@ -51,6 +53,7 @@ class MemoryEstimate:
         gradients: Gradients of the trained weights.
         logits: Logits of a language head and their gradients.
         largest: The largest tensor of the base, which is in main memory, as read and as cast, on its way to a GPU.
+        offloaded: Weights of the base in main memory beside a GPU.
     """
 
     base: int
@@ -62,6 +65,7 @@ class MemoryEstimate:
     gradients: int = 0
     logits: int = 0
     largest: int = 0
+    offloaded: int = 0
 
     @property
     def total(self) -> int:
@@ -77,7 +81,7 @@ class MemoryEstimate:
     @property
     def host(self) -> int:
         """Bytes of main memory. With a GPU: the process, and two copies of a tensor of the base."""
-        return self.total if self.device == "cpu" else self.process + 2 * self.largest
+        return self.total if self.device == "cpu" else self.process + 2 * self.largest + self.offloaded
 
 
 def estimate_job_memory(
@@ -90,8 +94,9 @@ def estimate_job_memory(
     options: int = 1,
     experts: int = 1,
     device: str = "cpu",
+    processes: int = 1,
 ) -> MemoryEstimate:
-    """Estimate the peak memory of a job whose rows have the maximal length.
+    """Estimate the peak memory of a job, in one of its processes, whose rows have the maximal length.
 
     Args:
         model: The base model without a head; may be on the meta device.
@@ -102,6 +107,7 @@ def estimate_job_memory(
         options: Sequences of a row: its number of options, or 1.
         experts: Experts that train together.
         device: Device that trains.
+        processes: Processes that train together: each has a share of a step's rows, and with ZeRO 3 of the base.
 
     Raises:
         InputError: If the adapter does not fit the base.
@@ -111,6 +117,7 @@ def estimate_job_memory(
     lowest = min(site.layer for group in groups for site in group.sites)
     tokens = sizes.tokens
     rows = max(1, train.batch_tokens // tokens) if train.batch_tokens else train.batch_size
+    rows = math.ceil(rows / processes)
     rows = min(rows, train.rows_at_once or rows) * options
     if not train.rows_at_once:  # micro_batch bounds the rows of all experts together
         rows *= experts
@@ -133,8 +140,9 @@ def estimate_job_memory(
         activations = max(activations, sizes.transient_bytes(without_gradients))
     trained = count_parameters(groups) + classes * (sizes.hidden + 1)
     head, logits = (0, 0) if classes else _language_head_bytes(model, sizes)
+    weights, offloaded = _divided_bytes(model, sizes, base.quantize, train, processes)
     return MemoryEstimate(
-        base=_model_bytes(model, sizes, base.quantize) + head,
+        base=weights + head,
         activations=activations,
         optimizer=experts * trained * FP32_BYTES * 2,  # the two moments of Adam
         process=_process_bytes(sizes.device),
@@ -143,29 +151,36 @@ def estimate_job_memory(
         gradients=experts * trained * FP32_BYTES,
         logits=logits,
         largest=_largest_bytes(model, sizes.dtype_bytes),
+        offloaded=offloaded,
     )
 
 
-def estimate_pass_memory(model: nn.Module, base: Base, device: str) -> MemoryEstimate:
+def estimate_pass_memory(
+    model: nn.Module, base: Base, device: str, train: TrainSettings | None = None, processes: int = 1
+) -> MemoryEstimate:
     """Estimate the peak memory of passes without gradients through the base, in batches as ``ttmoe.batching`` says.
 
     Args:
         model: The base model without a head; may be on the meta device.
         base: The base.
         device: Device of the base.
+        train: Training settings that name the engine; by default that of one process.
+        processes: Processes that make the passes together.
     """
     sizes = BaseSizes.of(model, base, device)
     tokens = max(sizes.tokens, min(BATCH_ROWS * sizes.tokens, batch_tokens(sizes.device)))
     # Hidden states are pooled one at a time, in fp32.
     kept = (sizes.layers + 1) * sizes.dtype_bytes if keeps_hidden_states(model) else 0
     activations = sizes.transient_bytes(tokens) + tokens * sizes.hidden * (FP32_BYTES + kept)
+    weights, offloaded = _divided_bytes(model, sizes, base.quantize, train or TrainSettings(), processes)
     return MemoryEstimate(
-        base=_model_bytes(model, sizes, base.quantize),
+        base=weights,
         activations=math.ceil(ALLOCATOR_FACTORS[sizes.device] * activations),
         optimizer=0,
         process=_process_bytes(sizes.device),
         device=sizes.device,
         largest=_largest_bytes(model, sizes.dtype_bytes),
+        offloaded=offloaded,
     )
 
 
@@ -195,6 +210,21 @@ def _factor_numbers(group: Group) -> int:
 
 def _largest_bytes(model: nn.Module, dtype_bytes: int) -> int:
     return max(tensor.numel() for tensor in model.parameters()) * dtype_bytes
+
+
+def _divided_bytes(
+    model: nn.Module, sizes: BaseSizes, quantize: str, train: TrainSettings, processes: int
+) -> tuple[int, int]:
+    """Return the bytes of a process's weights on its device, and of those in main memory beside a GPU."""
+    whole = _model_bytes(model, sizes, quantize)
+    if not train.shards_base:
+        return whole, 0
+    part = math.ceil(whole / processes)
+    gathered = min(whole, LIVE_NUMBERS * sizes.dtype_bytes + _largest_bytes(model, sizes.dtype_bytes))
+    offload = train.deepspeed.offload_param
+    if offload == "none" or sizes.device == "cpu":
+        return min(whole, part) + gathered, 0
+    return gathered, part if offload == "cpu" else 0
 
 
 def _model_bytes(model: nn.Module, sizes: BaseSizes, quantize: str) -> int:

@@ -115,6 +115,11 @@ class TrainSettings(BaseModel):
         return None if self.micro_batch == "auto" else self.micro_batch
 
     @property
+    def shards_base(self) -> bool:
+        """Whether the processes that train an expert together hold a part of the base each."""
+        return self.engine == "deepspeed" and self.deepspeed.stage == 3
+
+    @property
     def recomputes(self) -> bool:
         """Whether activations are recomputed; not with an ``auto`` that was not resolved."""
         return self.checkpointing is True

@@ -20,6 +20,7 @@ from ttmoe.errors import InputError
 from ttmoe.expert import Expert
 from workers.training.engines.data_parallel import DataParallel
 from workers.training.engines.zero_optimizer import ZeroOptimizer
+from workers.training.memory import LIVE_NUMBERS
 from workers.training.optimizer import Optimizer, make_optimizer
 from workers.training.settings import TrainSettings, ZeroSettings
 
@@ -67,6 +68,8 @@ class Zero(DataParallel):
         zero: dict[str, Any] = {
             "stage": 3,
             "stage3_param_persistence_threshold": self.settings.param_persistence_threshold,
+            "stage3_max_live_parameters": LIVE_NUMBERS,
+            "stage3_max_reuse_distance": LIVE_NUMBERS,
         }
         if self.settings.offload_param != "none":
             zero["offload_param"] = {"device": self.settings.offload_param, "pin_memory": torch.cuda.is_available()}

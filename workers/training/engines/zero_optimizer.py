@@ -26,7 +26,7 @@ class ZeroOptimizer:
         import deepspeed
 
         self.param_groups = optimizer.param_groups
-        self.weights: list[nn.Parameter] = [weight for group in self.param_groups for weight in group["params"]]
+        self.weights: list[Tensor] = [weight for group in self.param_groups for weight in group["params"]]
         self.copies = _Copies(self.weights)
         copies = iter(self.copies.weights)
         groups = [{**group, "params": [next(copies) for _ in group["params"]]} for group in self.param_groups]
@@ -120,7 +120,7 @@ class ZeroOptimizer:
 class _Copies(nn.Module):
     """Copies of weights; its output has given gradients with respect to them."""
 
-    def __init__(self, weights: list[nn.Parameter]) -> None:
+    def __init__(self, weights: list[Tensor]) -> None:
         super().__init__()
         self.weights = nn.ParameterList([nn.Parameter(weight.detach().clone()) for weight in weights])
 
