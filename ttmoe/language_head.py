@@ -41,7 +41,7 @@ class LanguageHead:
         self.body = body
         self.causal, self._body_attribute, missing = _empty_causal_model(body)
         if missing:
-            files = _find_tensors(body.config._name_or_path, missing)  # type: ignore[union-attr, arg-type]
+            files = _find_tensors(body.config._name_or_path, missing, _embedding_keys(body, self.causal))  # type: ignore[union-attr, arg-type]
             dtype, device = next(body.parameters()).dtype, next(body.parameters()).device
             self.causal.load_state_dict(_read_tensors(files, dtype, device), strict=False, assign=True)
         self.causal.requires_grad_(False).eval()
@@ -191,18 +191,36 @@ def _empty_causal_model(body: nn.Module) -> tuple[Any, str, list[str]]:
     setattr(causal, attribute, _StatesBody())
     causal.config = body.config  # shared, so that settings changed on the body apply to the whole model
     tied = body.get_input_embeddings().weight if is_tied(body.config) else None  # type: ignore[operator]
+    if hasattr(tied, "ds_id"):  # DeepSpeed divides it among processes: each needs a copy for the head
+        tied = None
     if tied is not None:
         head.weight = tied
     return causal, attribute, [name for name, value in causal.named_parameters() if value is not tied]
 
 
-def _find_tensors(folder: str | Path | None, names: Sequence[str]) -> dict[str, tuple[Path, str]]:
-    """Find the safetensors file of each tensor, and its key there. Raise InputError if one is missing."""
+def _embedding_keys(body: nn.Module, causal: Any) -> tuple[str, ...]:
+    """Return the keys in files of the input embeddings, if they are the head's weights too; else nothing."""
+    if not is_tied(body.config):
+        return ()
+    weight = body.get_input_embeddings().weight  # type: ignore[operator]
+    name = next(name for name, value in body.named_parameters() if value is weight)
+    return f"{causal.base_model_prefix}.{name}", name
+
+
+def _find_tensors(
+    folder: str | Path | None, names: Sequence[str], others: Sequence[str] = ()
+) -> dict[str, tuple[Path, str]]:
+    """Find the safetensors file of each tensor, and its key there: its name, or one of ``others``.
+
+    Raises:
+        InputError: If one is missing.
+    """
     files: dict[str, tuple[Path, str]] = {}
     for path in sorted(Path(folder).glob("*.safetensors")) if names and folder else ():
         with safe_open(path, "pt") as file:
             keys = set(file.keys())
-        files |= {name: (path, key) for name in names for key in (name, _OLD_KEYS.get(name, name)) if key in keys}
+        files |= {name: (path, key) for name in names
+                  for key in (name, _OLD_KEYS.get(name, name), *others) if key in keys}  # fmt: skip
     if missing := [name for name in names if name not in files]:
         raise InputError(f"the base has no {', '.join(missing)}: it was saved without its language head",
                          where=str(folder or "base"), fix="save the causal model as safetensors")  # fmt: skip

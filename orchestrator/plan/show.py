@@ -60,7 +60,7 @@ def _print_plan(plan: Plan, state: LibraryState, forecast: Forecast, console: Co
     for label, text in lines:
         console.print(f"{label:<11}{text}", soft_wrap=True, highlight=False, markup=False)
     if state.has_work and forecast.shards:
-        console.print(_shards(plan, forecast.shards))
+        console.print(*_shards(plan, forecast.shards), sep="\n")
 
 
 def _table(plan: Plan, state: LibraryState, forecast: Forecast) -> Table:
@@ -80,12 +80,12 @@ def _table(plan: Plan, state: LibraryState, forecast: Forecast) -> Table:
     return table
 
 
-def _shards(plan: Plan, shards: Sequence[ShardSizes]) -> Table:
-    """Return a table of the memory of each process, by the number of those that divide the base (ZeRO 3)."""
+def _shards(plan: Plan, shards: Sequence[ShardSizes]) -> tuple[str, Table]:
+    """Return a heading and a table of the memory of each process, by the number of those that divide the base."""
     unit = "GPU" if plan.resources.gpus else "process"
     parts = "GPU memory + main memory" if unit == "GPU" else "main memory"
-    title = f"{parts} for each {unit}, if ZeRO 3 divides the base (*: the nodes have no room)"
-    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
+    title = f"\n{parts} for each {unit}, if ZeRO 3 divides the base (*: the nodes have no room)"
+    table = Table(box=SIMPLE_HEAD)
     table.add_column(f"{unit}{'s' if unit == 'GPU' else 'es'}", justify="right")
     for place in dict.fromkeys(sizes.offload_param for sizes in shards):
         heading = "offload_param: cpu" if place == "cpu" else "base on the GPUs" if unit == "GPU" else "memory"
@@ -94,7 +94,7 @@ def _shards(plan: Plan, shards: Sequence[ShardSizes]) -> Table:
         cells = [_shard(sizes) for sizes in shards if sizes.processes == processes]
         chosen = plan.engine.shards_base and processes == plan.processes
         table.add_row(str(processes), *map(escape, cells), style="bold" if chosen else "")
-    return table
+    return title, table
 
 
 def _shard(sizes: ShardSizes) -> str:

@@ -43,11 +43,11 @@ def forecast_trunk(plan: Plan, model: nn.Module, tasks: Collection[str]) -> Trun
         tasks: Tasks that will be trained.
 
     Returns:
-        The forecast, or None if all tasks adapt the lowest layer or the cache is disabled.
+        The forecast, or None if all tasks adapt the lowest layer, the cache is disabled, or the base is divided.
     """
     depths = {task: plan.experts[task].job.adapter.first_layer for task in tasks}
     budget = plan.config.storage.trunk_gb * 10**9
-    if not budget or not any(depths.values()):
+    if not budget or not any(depths.values()) or plan.engine.shards_base:
         return None
     sizes: dict[tuple[str, int], int] = {}
     skipped = dict.fromkeys(tasks, 0)

@@ -23,7 +23,16 @@ MAY_IMPORT = {
     "orchestrator": {"orchestrator", "workers", "ttmoe", "cluster"},
 }
 PLACES = {
-    "ray": ("cluster/", "orchestrator/pool/ray_workers.py", "orchestrator/predict/ray_data.py", "orchestrator/search/"),
+    "ray": (
+        "cluster/",
+        "orchestrator/pool/ray_workers.py",
+        "orchestrator/pool/worker_actor.py",
+        "orchestrator/pool/worker_failure.py",
+        "orchestrator/pool/worker_group.py",
+        "orchestrator/predict/ray_data.py",
+        "orchestrator/search/",
+    ),
+    "deepspeed": ("workers/training/engines/",),
     "mlflow": ("orchestrator/registry/",),
     "tenacity": ("orchestrator/registry/retrying.py",),
     "typer": ("orchestrator/cli/",),
@@ -41,6 +50,7 @@ PLACES = {
         "cluster/",
         "orchestrator/registry/process_identity.py",
         "workers/system_metrics.py",
+        "workers/training/engines/process_group.py",
         "workers/training/memory_limit.py",
     ),
     "pip": (),

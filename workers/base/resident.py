@@ -14,8 +14,8 @@ from ttmoe.bank import Bank
 from ttmoe.base import Base, load_tokenizer
 from ttmoe.encoding import pad_id_of
 from workers.base.base_sources import base_on_this_node
-from workers.training.engines.choosing import make_engine
 from workers.training.engines.engine import SINGLE_PROCESS, Engine
+from workers.training.engines.selection import engine_key, make_engine
 from workers.training.memory_limit import return_freed_memory
 from workers.training.settings import TrainSettings
 
@@ -69,7 +69,7 @@ def load_resident_base(base: Base, device: str, train: TrainSettings | None = No
     global _resident, _began_loading, _loads
     # The folder and the maximum length are no part of the key: they do not change the model.
     train = train or TrainSettings(engine="torch")
-    key = (base.digest, base.dtype, base.pooling, device, train.engine, train.deepspeed)
+    key = (base.digest, base.dtype, base.pooling, device, engine_key(train))
     if _resident and _resident[0] == key:
         return _resident[1]
     release_resident_base()

@@ -41,8 +41,8 @@ from workers.progress import Progress, ProgressCallback
 from workers.recipes import RECIPES
 from workers.training.batches import TokenizedRows, tokenize
 from workers.training.checksummed_files import CorruptFileError
-from workers.training.engines.choosing import make_engine
 from workers.training.engines.engine import share
+from workers.training.engines.selection import make_engine
 from workers.training.settings import TrainSettings
 
 PLAIN, STRIPPED, LOOSE = "plain", "stripped", "loose"

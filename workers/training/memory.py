@@ -139,7 +139,7 @@ def estimate_job_memory(
         activations += sizes.transient_bytes(rows * tokens)
         activations = max(activations, sizes.transient_bytes(without_gradients))
     trained = count_parameters(groups) + classes * (sizes.hidden + 1)
-    head, logits = (0, 0) if classes else _language_head_bytes(model, sizes)
+    head, logits = (0, 0) if classes else _language_head_bytes(model, sizes, copies=train.shards_base)
     weights, offloaded = _divided_bytes(model, sizes, base.quantize, train, processes)
     return MemoryEstimate(
         base=weights + head,
@@ -188,10 +188,13 @@ def _process_bytes(device: str) -> int:
     return PROCESS_BYTES if device == "cpu" else PROCESS_BYTES_CUDA
 
 
-def _language_head_bytes(model: nn.Module, sizes: BaseSizes) -> tuple[int, int]:
-    """Return the bytes of the language head (0 if tied to the embeddings), and of the logits computed at a time."""
+def _language_head_bytes(model: nn.Module, sizes: BaseSizes, *, copies: bool) -> tuple[int, int]:
+    """Return the bytes of the language head, and of the logits computed at a time.
+
+    A head that is tied to the embeddings takes none, unless the process has a copy of them.
+    """
     vocabulary: int = model.config.vocab_size  # type: ignore[union-attr, assignment]
-    weights = 0 if is_tied(model.config) else vocabulary * sizes.hidden * sizes.dtype_bytes
+    weights = 0 if is_tied(model.config) and not copies else vocabulary * sizes.hidden * sizes.dtype_bytes
     # Logits, an fp32 copy, and gradients of both; besides an fp32 softmax.
     return weights, MAX_POSITIONS * vocabulary * (2 * sizes.dtype_bytes + 3 * FP32_BYTES)
 

@@ -79,9 +79,10 @@ class TrainingSession:
         for group in _groups(self.active):
             with activity_timer("steps", *_names(group)):
                 stats |= self._backward({state: batches[state] for state in group})
-        with activity_timer("steps", *_names(self.active)):
-            parameters = [parameter for state in self.active for parameter in state.parameters]
-            sum_gradients(self.engine, parameters, [stats[state].loss for state in self.active])
+        if self.engine.size > 1:
+            with activity_timer("steps", *_names(self.active)):
+                parameters = [parameter for state in self.active for parameter in state.parameters]
+                sum_gradients(self.engine, parameters, [stats[state].loss for state in self.active])
         self.losses.add({(state, state.result.steps + 1): stats[state].loss for state in self.active})
         with activity_timer("steps", *_names(self.active)):  # on a GPU, this is where the host waits for it
             self._read_losses(steps_behind(self.bank.device))

@@ -11,8 +11,9 @@ from orchestrator.config.runtime_sections import FailureSettings
 from orchestrator.pool import worker_pool
 from orchestrator.pool.capacity import JobResources, Node
 from orchestrator.pool.device_record import WorkerDevice
-from orchestrator.pool.ray_workers import UnitEnded, WorkerHandle, WorkerStarted, failed_node
+from orchestrator.pool.ray_workers import WorkerHandle, WorkerStarted, failed_node
 from orchestrator.pool.work_units import WorkUnit
+from orchestrator.pool.worker_actor import UnitEnded
 from orchestrator.pool.worker_pool import WorkerPool
 from ttmoe.errors import WorkFailedError
 from workers.failure import Failure
@@ -44,6 +45,7 @@ def pool(monkeypatch):
     monkeypatch.setattr(worker_pool, "cluster_nodes", list)
     monkeypatch.setattr(worker_pool, "drain_progress", lambda channel: [])
     monkeypatch.setattr(worker_pool, "kill_actor", lambda actor: None)
+    monkeypatch.setattr(worker_pool, "end_worker", lambda worker: None)
     return pool
 
 

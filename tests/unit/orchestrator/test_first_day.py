@@ -65,7 +65,7 @@ def test_checkpointing_is_forecast_as_the_live_tensors_of_its_step(planned):
 
 def test_without_auto_a_step_of_32_rows_does_not_fit(planned):
     """What the defaults were before ``micro_batch: auto`` and ``checkpointing: auto``."""
-    found = planned("llama-8b", "train={micro_batch: null, checkpointing: false}")
+    found = planned("llama-8b", "train={micro_batch: null, checkpointing: false, engine: torch}")
     assert found.problem
     job = found.plan.experts["task01"].job
     assert bytes_of_a_step(job, found.plan.config.base.config).peak > GPU
@@ -92,10 +92,40 @@ def test_what_is_given_stays_and_the_rest_is_fitted(planned):
 
 
 def test_a_base_that_no_gpu_holds_is_said_to_be_one(planned):
-    problem = planned("llama-70b").problem
+    problem = planned("llama-70b", "train.engine=torch").problem
     assert "the base's weights take 139.0 GB" in str(problem)
+    assert "train.engine: deepspeed" in str(problem)
     assert "base.quantize: nf4" in str(problem)
     assert planned("llama-8b").problem is None
+
+
+def test_a_base_that_no_gpu_holds_is_divided_among_as_few_as_hold_it(planned):
+    found = planned("llama-70b")
+    assert found.problem is None
+    assert (found.plan.engine.engine, found.plan.engine.deepspeed.stage, found.plan.processes) == ("deepspeed", 3, 4)
+    assert found.forecast.job_resources.processes == 4
+    assert found.forecast.parallel_jobs == 4  # on 16 GPUs
+    sizes = {(each.processes, each.offload_param): each for each in found.forecast.shards}
+    assert [count for count, place in sizes if place == "none"] == [1, 2, 4, 8, 16, 32, 64]
+    assert [sizes[count, "none"].fits for count in (1, 2, 4, 16, 32)] == [False, False, True, True, False]
+    assert sizes[4, "none"].gpu < 0.9 * GPU < sizes[2, "none"].gpu
+    assert sizes[1, "cpu"].host > 139e9 > sizes[1, "none"].gpu / 2
+    for place in ("none", "cpu"):  # a share falls with their number, and what each holds besides stays
+        bytes_ = [sizes[2**power, place].gpu + sizes[2**power, place].host for power in range(7)]
+        assert bytes_ == sorted(bytes_, reverse=True)
+
+
+def test_tasks_have_one_engine_and_settings_that_exclude_each_other_are_refused(planned):
+    for overrides, where in (
+        (["train.engine=torch", "resources.processes_per_expert=2"], "resources.processes_per_expert"),
+        (["train.engine=deepspeed", "base.quantize=nf4"], "train.deepspeed.stage"),
+        (["tasks.task01.train={engine: ddp}"], "tasks.task02.train"),
+        (["train.deepspeed={stage: 2, offload_param: cpu}"], "train.deepspeed.offload_param"),
+        (["train.deepspeed={offload_param: nvme}"], "train.deepspeed.nvme_path"),
+    ):
+        with pytest.raises(InputError) as caught:
+            planned("llama-8b", *overrides)
+        assert where in str(caught.value), caught.value
 
 
 def test_a_base_of_70b_is_trained_in_four_bits_on_one_gpu(planned):

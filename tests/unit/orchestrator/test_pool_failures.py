@@ -14,8 +14,10 @@ from orchestrator.pool import unit_queue, worker_pool
 from orchestrator.pool.capacity import JobResources, Node
 from orchestrator.pool.device_record import DeviceRecord, WorkerDevice
 from orchestrator.pool.failure_policy import common_failure
-from orchestrator.pool.ray_workers import UnitEnded, WorkerHandle, WorkerStarted, failure_from_ray
+from orchestrator.pool.ray_workers import WorkerHandle, WorkerStarted
 from orchestrator.pool.work_units import WorkUnit
+from orchestrator.pool.worker_actor import UnitEnded
+from orchestrator.pool.worker_failure import failure_from_ray
 from orchestrator.pool.worker_pool import WorkerPool
 from ttmoe.errors import WorkFailedError
 from workers.failure import Failure
@@ -84,6 +86,7 @@ def run(monkeypatch):
             nodes = [Node(f"10.0.0.{gpu + 1}", 8, 1, 10**9) for gpu in range(cluster.gpus)]
         monkeypatch.setattr(unit_queue, "time", clock)
         for name, value in (("time", clock), ("start_worker", cluster.start_worker), ("kill_actor", cluster.kill),
+                            ("end_worker", lambda worker: cluster.kill(worker.actor)),
                             ("wait_for_events", cluster.events), ("cluster_nodes", lambda: nodes),
                             ("failure_from_ray", lambda error, node: LOST),
                             ("drain_progress", lambda channel: [])):  # fmt: skip

@@ -11,8 +11,9 @@ from orchestrator.config.runtime_sections import FailureSettings
 from orchestrator.pool import unit_queue, worker_pool
 from orchestrator.pool.capacity import GB, JobResources, Node, serves
 from orchestrator.pool.device_record import WorkerDevice
-from orchestrator.pool.ray_workers import UnitEnded, WorkerHandle, WorkerStarted
+from orchestrator.pool.ray_workers import WorkerHandle, WorkerStarted
 from orchestrator.pool.work_units import WorkUnit
+from orchestrator.pool.worker_actor import UnitEnded
 from orchestrator.pool.worker_pool import WorkerPool
 from ttmoe.errors import InfeasibleError
 from workers.failure import Failure
@@ -56,6 +57,7 @@ def pool_on(monkeypatch):
         clock = SimpleNamespace(monotonic=lambda: cluster.now)
         nodes = [Node("10.0.0.1", 8, 0, 10 * GB)]
         for name, value in (("time", clock), ("start_worker", cluster.start), ("kill_actor", cluster.kill),
+                            ("end_worker", lambda worker: cluster.kill(worker.actor)),
                             ("wait_for_events", cluster.events), ("cluster_nodes", lambda: nodes),
                             ("drain_progress", lambda channel: [])):  # fmt: skip
             monkeypatch.setattr(worker_pool, name, value)

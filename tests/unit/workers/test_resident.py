@@ -9,6 +9,7 @@ import torch
 from ttmoe.adapter import AdapterSpec
 from workers.base import resident as module
 from workers.base.resident import count_base_loads, load_resident_base
+from workers.training.engines import engine
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,7 @@ def test_another_base_takes_the_place_of_the_first(base):
 
 @pytest.mark.parametrize("fails", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_a_base_is_gone_when_the_next_is_loaded_even_if_its_loading_failed(base, monkeypatch, fails):
-    loaded, alive, load_body = [], [], module.load_body
+    loaded, alive, load_body = [], [], engine.load_body
 
     def load(base, device):
         alive.append([model() is not None for model in loaded])
@@ -58,7 +59,7 @@ def test_a_base_is_gone_when_the_next_is_loaded_even_if_its_loading_failed(base,
             raise OSError("stale file handle")
         return model
 
-    monkeypatch.setattr(module, "load_body", load)
+    monkeypatch.setattr(engine, "load_body", load)
     monkeypatch.setattr(module, "_MANY_OBJECTS", 0)  # the base is left out of collections, whatever else there is
     with suppress(OSError):
         load_resident_base(base, "cpu")

@@ -221,7 +221,7 @@ def test_another_task_leaves_the_experts_alone(job, tmp_path, monkeypatch):
     experts.mkdir(parents=True)
     (experts / "expert.safetensors").write_bytes(b"as it was")
     for module in (
-        "workers.base.resident.load_body",
+        "workers.training.engines.engine.load_body",
         "ttmoe.expert_files.load_expert",
         "ttmoe.expert_files.save_expert",
     ):

@@ -7,7 +7,6 @@ after the backward passes; torch's ``DistributedDataParallel``, which overlaps b
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,10 +14,9 @@ from torch import Tensor, nn
 
 from ttmoe.base import Base, load_body
 from ttmoe.expert import Expert
+from workers.training.engines.engine import Value
 from workers.training.optimizer import Optimizer, make_optimizer
 from workers.training.settings import TrainSettings
-
-Value = TypeVar("Value")
 
 
 class DataParallel:

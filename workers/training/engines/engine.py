@@ -110,8 +110,6 @@ def sum_gradients(engine: Engine, parameters: Sequence[nn.Parameter], others: Se
         parameters: The parameters.
         others: Tensors that are summed with them.
     """
-    if engine.size == 1:
-        return
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

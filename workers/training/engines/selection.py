@@ -7,6 +7,13 @@ from workers.training.engines.engine import SINGLE_PROCESS, Engine
 from workers.training.settings import TrainSettings
 
 
+def engine_key(settings: TrainSettings) -> tuple[object, ...]:
+    """Return what two settings have in common that name the same engine."""
+    if settings.engine == "deepspeed":
+        return settings.engine, settings.deepspeed
+    return ("torch",) if settings.engine == "auto" else (settings.engine,)
+
+
 def make_engine(settings: TrainSettings) -> Engine:
     """Return the engine that the settings name, in this process and its group. An ``auto`` is ``torch``.
 
