@@ -19,11 +19,11 @@ from workers.base.base_sources import resolve_base
 from workers.expert_job import ExpertJob
 from workers.expert_result import ExpertResult
 from workers.expert_runner import run_experts
+from workers.stopping import stopped_by
 from workers.training.settings import TrainSettings, ZeroSettings
 
 SPEC = AdapterSpec(targets=("q", "v"), rank=4, first_layer=1)
 TRAIN = TrainSettings(steps=10, batch_size=16, eval_every=5, lr=1e-2, head_lr=1e-2, weight_decay=0.1, seed=3)
-PREFIXES = ("Llama", "Qwen3")
 STAGES = {
     "stage 0": {"stage": 0},
     "stage 1": {"stage": 1},
@@ -40,11 +40,16 @@ ENGINES = {"ddp": {"engine": "ddp"}} | {
 }
 
 
+# On the second architecture, the engines that differ most from one process.
+TRIED = [("Llama", name) for name in ENGINES] + [("Qwen3", "ddp"), ("Qwen3", "stage 3, all offloaded")]
+RESUMED = ("ddp", "stage 2, optimizer offloaded", "stage 3")
+
+
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory, colours):
     """For each base, the jobs of all engines."""
     folder, jobs = tmp_path_factory.mktemp("engines"), {}
-    for prefix in PREFIXES:
+    for prefix in ("Llama", "Qwen3"):
         base = resolve_base(folder=str(tiny_causal.save_causal_base(folder / prefix, prefix)), cache=folder / "cache",
                             dtype="float32", max_length=16)  # fmt: skip
         bank = Bank(load_body(base), base.pooling)
@@ -61,10 +66,10 @@ def jobs(tmp_path_factory, colours):
 @pytest.fixture(scope="module")
 def outcomes(jobs, tmp_path_factory):
     """What `process_group` tells of each job in process 0; of jobs of one process alone, result and reports."""
-    shared = {key: job for key, job in jobs.items() if key[1] != "alone"}
-    first, _ = process_group.run_in_group(2, list(shared.values()), tmp_path_factory.mktemp("group"))
+    shared = {key: jobs[key] for key in TRIED}
+    first, _ = process_group.run_in_group(list(shared.values()), tmp_path_factory.mktemp("group"))
     found = dict(zip(shared, first, strict=True))
-    for prefix in PREFIXES:
+    for prefix in ("Llama", "Qwen3"):
         reports = []
         found[prefix, "alone"] = run_experts([jobs[prefix, "alone"]], reports.append)["colours"], reports
     return found
@@ -81,14 +86,13 @@ def weights(job):
 
 def test_only_stage_3_divides_the_base(jobs, outcomes):
     whole = sum(parameter.numel() for parameter in load_body(jobs["Llama", "alone"].base).parameters())
-    held = {name: outcomes["Llama", name][3] for name in ENGINES}
+    held = {name: outcomes["Llama", name].held for name in ENGINES}
     assert {name for name, numbers in held.items() if numbers < whole} == {n for n in ENGINES if "stage 3" in n}
     # What the backward pass used last stays, as DeepSpeed would need it first in a next one.
     assert all(numbers < whole / 8 for name, numbers in held.items() if "stage 3" in name), (held, whole)
 
 
-@pytest.mark.parametrize("name", ENGINES)
-@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize(("prefix", "name"), TRIED)
 def test_two_processes_train_as_one_does(jobs, outcomes, prefix, name):
     alone, shared = outcomes[prefix, "alone"], outcomes[prefix, name]
     assert isinstance(shared[0], ExpertResult), shared[0]
@@ -100,3 +104,47 @@ def test_two_processes_train_as_one_does(jobs, outcomes, prefix, name):
         torch.testing.assert_close(found[key], value, atol=1e-4, rtol=0)
     for key in ("test.accuracy", "test.loss", "best_step", "tokens.real_share"):
         assert shared[0].metrics[key] == pytest.approx(alone[0].metrics[key], abs=2e-3), key
+
+
+@pytest.fixture(scope="module")
+def interrupted(jobs, tmp_path_factory):
+    """Jobs by engine that two processes have begun, and that were stopped after step 6."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    begun = {name: replace(jobs["Llama", name], folder=str(folder / name)) for name in RESUMED}
+    told = process_group.run_in_group(list(begun.values()), folder, stops_at=6)
+    assert {each.outcome.error for process in told for each in process} == {"StoppedError"}
+    return begun
+
+
+def test_files_and_checkpoints_hold_the_expert_alone(jobs, outcomes, interrupted):
+    numbers = sum(tensor.numel() for tensor in weights(jobs["Llama", "stage 3"]).values())
+    for name in RESUMED:
+        assert Path(jobs["Llama", name].folder, EXPERT_WEIGHTS).stat().st_size < 1.1 * 4 * numbers + 8192
+        for checkpoint in interrupted[name].checkpoints.folder.iterdir():
+            assert checkpoint.stat().st_size < 4 * (1.1 * 4 * numbers + 8192)
+
+
+def assert_resumed(jobs, job, reports):
+    """The job went on after step 6, and ended like the one of one process that was not interrupted."""
+    assert min(process_group.trained_steps(reports)) == 7
+    found = weights(job)
+    for key, value in weights(jobs["Llama", "alone"]).items():
+        torch.testing.assert_close(found[key], value, atol=1e-4, rtol=0)
+
+
+def test_one_process_resumes_what_two_have_begun(jobs, outcomes, interrupted):
+    for job in interrupted.values():
+        reports = []
+        run_experts([replace(job, train=TRAIN)], reports.append)
+        assert_resumed(jobs, job, reports)
+
+
+def test_two_processes_resume_what_one_has_begun(jobs, outcomes, tmp_path):
+    begun = []
+    for name in RESUMED:
+        job, reports = replace(jobs["Llama", "alone"], folder=str(tmp_path / name)), []
+        with stopped_by(lambda reports=reports: max(process_group.trained_steps(reports), default=0) >= 6):
+            assert run_experts([job], reports.append)["colours"].error == "StoppedError"
+        begun.append(replace(job, train=jobs["Llama", name].train))
+    for job, told in zip(begun, process_group.run_in_group(begun, tmp_path)[0], strict=True):
+        assert_resumed(jobs, job, told.reports)
