@@ -37,6 +37,8 @@ class Zero(DataParallel):
     def __init__(self, settings: ZeroSettings) -> None:
         super().__init__()
         _start_deepspeed()
+        if settings.offload_param == "nvme":
+            _require_asynchronous_io()
         self.settings = settings
         self.shards_base = settings.stage == 3
 
@@ -76,6 +78,23 @@ class Zero(DataParallel):
         if self.settings.offload_param == "nvme":
             zero["offload_param"]["nvme_path"] = self.settings.nvme_path
         return {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}
+
+
+@cache
+def _require_asynchronous_io() -> None:
+    """Build DeepSpeed's operator for disks, unless it is in torch's cache of extensions.
+
+    Raises:
+        InputError: If it cannot be built.
+    """
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    try:
+        AsyncIOBuilder().load(verbose=False)
+    except Exception as error:  # of many classes
+        what = f"DeepSpeed cannot build its operator async_io: {str(error).strip().splitlines()[-1]}"
+        fix = "install libaio-dev, g++ and ninja on every node (ninja on PATH), or use `offload_param: cpu`"
+        raise InputError(what, where="train.deepspeed.offload_param", fix=fix) from error
 
 
 @cache
