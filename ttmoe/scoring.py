@@ -1,4 +1,4 @@
-"""Scores of rows of every kind: classes of a text or pair, options of a choice, answer tokens of a completion."""
+"""Scores of rows of every kind: classes of a text or pair, options of a choice, answer tokens of a generated text."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ttmoe.bank import Bank
+from ttmoe.chat_template import Spans
 from ttmoe.encoding import Item, Tokens, collate, pool
 from ttmoe.language_head import answer_scores
 from ttmoe.transfer import to_device
@@ -28,7 +29,8 @@ class ScoreInputs:
         names: The expert of each sequence, or one name for all.
         outputs: Number of outputs of each row's expert.
         sequences: Number of sequences of each row.
-        lengths: Number of tokens of each sequence.
+        answers: The answers of each sequence whose expert generates text: the first token of each, and the token after
+            its last one.
         answer_lengths: Number of answer tokens of each row whose expert generates text, else 0.
     """
 
@@ -39,7 +41,7 @@ class ScoreInputs:
     names: list[str] | str
     outputs: list[int]
     sequences: list[int]
-    lengths: list[int]
+    answers: list[Spans]
     answer_lengths: list[int]
 
 
@@ -81,7 +83,7 @@ def score(bank: Bank, items: Sequence[Item], names: Sequence[str] | str, pad_id:
     """Score each row through its expert. Rows of different kinds and experts share one batch.
 
     An expert with one output reads the sequence of each option; an expert with more outputs reads the whole row; an
-    expert without outputs, which generates text, reads a completion's prompt and answer.
+    expert without outputs, which generates text, reads a completion's prompt and answer, or a whole conversation.
 
     Args:
         bank: The bank.
@@ -97,7 +99,7 @@ def score(bank: Bank, items: Sequence[Item], names: Sequence[str] | str, pad_id:
         For each row fp32 scores: (classes,) from an expert with classes; (options,) from an expert with one output;
         (answer tokens, 2) from an expert that generates text, with the log-probability of each token and the largest at
         its position. If both are equal throughout, greedy decoding generates this answer, except for ties. A row that
-        is no completion has (0, 2).
+        has no answer has (0, 2).
 
     Raises:
         InputError: If an expert is not loaded or adapts a layer below ``depth``.
@@ -141,7 +143,9 @@ def score_inputs(bank: Bank, items: Sequence[Item], names: Sequence[str] | str, 
         names=sequence_names,
         outputs=outputs,
         sequences=counts,
-        lengths=[len(sequence["input_ids"]) for sequence in tokens],
+        answers=[
+            () if count else item.answers for item, count, row in zip(items, outputs, read, strict=True) for _ in row
+        ],
         answer_lengths=[0 if count else item.answer_length for item, count in zip(items, outputs, strict=True)],
     )
 
@@ -153,10 +157,8 @@ def score_batch(bank: Bank, inputs: ScoreInputs) -> BatchScores:
         states = bank.trunk(inputs.depth).states(tokens)
     hidden = bank.last_hidden_state(tokens, names, states=states, depth=inputs.depth, dropout_keys=keys)
     answers = hidden.new_zeros(0, 2, dtype=torch.float32)
-    if any(inputs.answer_lengths):  # an expert that generates text reads one sequence of a row
-        lengths = [length for length, count in zip(inputs.answer_lengths, inputs.sequences, strict=True)
-                   for _ in range(count)]  # fmt: skip
-        answers = answer_scores(bank.language_head, hidden, tokens, inputs.lengths, lengths)
+    if any(inputs.answer_lengths):
+        answers = answer_scores(bank.language_head, hidden, tokens, inputs.answers)
     features = pool(hidden, tokens["attention_mask"], bank.pooling)
     heads = bank.head_scores(features, names, keys)
     return BatchScores(heads, answers, inputs.outputs, inputs.sequences, inputs.answer_lengths)

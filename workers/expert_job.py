@@ -63,7 +63,7 @@ class ExpertJob:
 
     @property
     def classes(self) -> int:
-        """Number of outputs of the head: 1 in a choice task, 0 in a generate task."""
+        """Number of outputs of the head: 1 in a choice task, 0 in a task that generates text."""
         return 1 if self.data.kind == "choice" else len(self.data.label_names)
 
     @property

@@ -58,7 +58,7 @@ def run_experts(jobs: Sequence[ExpertJob], report: ProgressCallback) -> Outcomes
 
     def finish(job: ExpertJob, resident_base: ResidentBase, training: ExpertTraining, fit: FitResult) -> ExpertResult:
         loads = count_base_loads() - loads_before if job is unfinished[0] else 0
-        answer_tokens = max((item.answer_length for item in training.train.items), default=0)
+        answer_tokens = training.train.longest_answer
         cut = sum(_cut_rows(rows, job.base.max_length) for rows in (training.train, training.validation))
         metrics = {"base_loads": float(loads), CUT_ROWS: float(cut)}
         return _finish(job, resident_base, fit, metrics, start, answer_tokens, report)
@@ -140,6 +140,7 @@ def _save_and_verify(
         spec_hash=job.spec_hash,
         metrics=metrics,
         answer_tokens=answer_tokens,
+        chat_template=job.base.chat_template if job.data.kind == "chat" else "",
     )
     if count_parameters(expert.adapter.groups) != job.parameters:
         raise VerificationError(f"{job.task}: {manifest.parameters} parameters were trained, {job.parameters} planned")

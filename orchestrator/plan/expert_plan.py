@@ -14,6 +14,7 @@ from orchestrator.plan.named_experts import read_named_expert
 from orchestrator.pool.capacity import GB
 from ttmoe.adapter import AdapterSpec
 from ttmoe.base import Base
+from ttmoe.chat_template import template_digest
 from ttmoe.errors import InputError
 from workers.data.prepared import PreparedTask, prepare_task
 from workers.expert_job import ExpertJob
@@ -143,7 +144,7 @@ def expert_spec(
         "data": data.fingerprint,
         "train": train_spec(train, data, exclude=MEMORY_ONLY),
         "head": head,
-    }
+    } | ({"chat_template": template_digest(base.chat_template)} if data.kind == "chat" else {})
 
 
 def train_spec(train: TrainSettings, data: PreparedTask, exclude: frozenset[str] = frozenset()) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class ResidentBase:
             return_freed_memory()
 
 
-_Key = tuple[str, str, str, str]
+_Key = tuple[str, ...]
 _resident: tuple[_Key, ResidentBase] | None = None
 _began_loading = False  # since the last release, whatever came of it
 _loads = 0
@@ -62,7 +62,7 @@ def load_resident_base(base: Base, device: str) -> ResidentBase:
     """
     global _resident, _began_loading, _loads
     # The folder and the maximum length are no part of the key: they do not change the model.
-    key = (base.digest, base.dtype, base.pooling, device)
+    key = (base.digest, base.dtype, base.pooling, device, base.chat_template)
     if _resident and _resident[0] == key:
         return _resident[1]
     release_resident_base()
