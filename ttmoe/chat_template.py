@@ -26,7 +26,7 @@ Spans = tuple[tuple[int, int], ...]
 """First token of each answer in a sequence, and the token after its last one."""
 
 _OPTIONS = {"add_special_tokens": False, "return_attention_mask": False}  # the template writes special tokens itself
-_PROBE = Conversation((Message("user", "a"), Message("assistant", "b")))
+_PROBE = Conversation((Message("user", "ttmoe?"), Message("assistant", "ttmoe!")))
 _FIX = "use a base that was made for conversations (an instruct model), or tasks of kind generate"
 
 
@@ -84,6 +84,16 @@ class ChatTemplate:
         ends = [self.tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
         ends += [last] if last in self._special_ids else []
         return tuple(sorted({int(end) for end in ends if end is not None}))
+
+    @cached_property
+    def lead(self) -> str:
+        """What the template writes before each last answer, without special tokens: of Qwen3, empty reasoning.
+
+        The model writes it too, and it is no part of the answer's text.
+        """
+        text, opening = self._write(_PROBE.messages), self._write(_PROBE.messages[:1], opening=True)
+        ids = self.tokenizer(text[len(opening) : text.rfind(_PROBE.answer)], **_OPTIONS)["input_ids"]
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
 
     def encode(self, rows: Sequence[Conversation], max_length: int) -> list[tuple[Tokens, Spans]]:
         """Tokenize conversations that end with an answer, without padding.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -68,7 +68,7 @@ def generate(bank: Bank, tokenizer: Any, prompts: Sequence[str | Conversation], 
     if not prompts:
         return []
     prompt_limits = [max(max_length // 2, max_length - limit, 1) for limit in limits]
-    tokens, ends = _encode(tokenizer, prompts, prompt_limits)
+    tokens, ends, leads = _encode(tokenizer, prompts, prompt_limits)
     lengths = [len(row["input_ids"]) for row in tokens]
     limits = [min(limit, max(1, max_length - length)) for limit, length in zip(limits, lengths, strict=True)]
     texts: dict[int, GeneratedText] = {}
@@ -82,7 +82,7 @@ def generate(bank: Bank, tokenizer: Any, prompts: Sequence[str | Conversation], 
             texts.update(zip(rows, batch, strict=True))
     finally:
         bank.train(training)
-    return [texts[i] for i in range(len(prompts))]
+    return [replace(texts[i], text=texts[i].text.removeprefix(leads[i]).strip()) for i in range(len(prompts))]
 
 
 def prompt_of(row: Input) -> str:
@@ -103,19 +103,19 @@ def conversation_of(row: Input) -> Conversation:
 
 def _encode(
     tokenizer: Any, prompts: Sequence[str | Conversation], limits: Sequence[int]
-) -> tuple[list[Tokens], list[tuple[int, ...]]]:
-    """Return the tokens of each prompt, and the ids that end its text."""
-    plain = [i for i, prompt in enumerate(prompts) if isinstance(prompt, str)]
-    found = dict(zip(plain, encode_prompts(tokenizer, [str(prompts[i]) for i in plain], [limits[i] for i in plain]),
-                     strict=True))  # fmt: skip
-    end = (end_id_of(tokenizer),) if plain else ()
+) -> tuple[list[Tokens], list[tuple[int, ...]], list[str]]:
+    """Return the tokens of each prompt, the ids that end its text, and what precedes the answer in the text."""
+    plain = [(i, prompt) for i, prompt in enumerate(prompts) if isinstance(prompt, str)]
+    encoded = encode_prompts(tokenizer, [prompt for _, prompt in plain], [limits[i] for i, _ in plain])
+    tokens = {i: row for (i, _), row in zip(plain, encoded, strict=True)}
+    end: tuple[int, ...] = (end_id_of(tokenizer),) if plain else ()
+    ends, leads = [end] * len(prompts), [""] * len(prompts)
     template = ChatTemplate(tokenizer) if len(plain) < len(prompts) else None
-    ends = []
     for i, prompt in enumerate(prompts):
         if template and isinstance(prompt, Conversation):
-            found[i] = template.encode_prompt(prompt, limits[i])
-        ends.append(template.end_ids if template and isinstance(prompt, Conversation) else end)
-    return [found[i] for i in range(len(prompts))], ends
+            tokens[i] = template.encode_prompt(prompt, limits[i])
+            ends[i], leads[i] = template.end_ids, template.lead
+    return [tokens[i] for i in range(len(prompts))], ends, leads
 
 
 def _check_arguments(bank: Bank, prompts: Sequence[str | Conversation], names: list[str], limits: list[int]) -> None:

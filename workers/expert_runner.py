@@ -95,7 +95,7 @@ def _finish(
     rows = load_rows(job, resident_base, "test", report)
     with activity_timer("evaluation", job.task):
         scores = expert_scores(bank.eval(), job.task, rows, pad_id, on_batch=report_testing)
-    test_metrics = accuracy_and_loss(scores, rows.labels)
+    test_metrics = accuracy_and_loss(scores, rows.labels, rows.last_answers)
     metrics[CUT_ROWS] += _cut_rows(rows, job.base.max_length)
     metrics[HEAD_PARAMETERS] = float(sum(p.numel() for p in bank.expert(job.task).head.parameters()))
     metrics |= fit.metrics() | {f"test.{key}": value for key, value in test_metrics.items()}
