@@ -76,3 +76,8 @@ def chat_task(path: Path, count: int = 240, turns: int = 2) -> dict[str, Any]:
     tiny.write_rows(path, ({"messages": messages} for messages in conversations(count, turns=turns)))
     return {"kind": "chat", "source": {"path": str(path)}, "columns": {"messages": "messages"},
             "split": {"validation": 0.2, "test": 0.2}}  # fmt: skip
+
+
+def same_length(written: str, answer: str) -> float:
+    """A scorer."""
+    return float(len(written.split()) == len(answer.split()))

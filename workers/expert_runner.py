@@ -17,6 +17,7 @@ from workers.base.resident import ResidentBase, count_base_loads
 from workers.expert_job import ExpertJob, load_rows
 from workers.expert_result import CUT_ROWS, HEAD_PARAMETERS, ExpertResult, finished_result, write_result
 from workers.failure import Failure
+from workers.generated_score import generated_score
 from workers.joint_training import train_jointly
 from workers.progress import Progress, ProgressCallback
 from workers.stopwatch import activity_timer, current_stopwatch
@@ -98,6 +99,9 @@ def _finish(
     test_metrics = accuracy_and_loss(scores, rows.labels, rows.last_answers)
     metrics[CUT_ROWS] += _cut_rows(rows, job.base.max_length)
     metrics[HEAD_PARAMETERS] = float(sum(p.numel() for p in bank.expert(job.task).head.parameters()))
+    if job.scorer:
+        with activity_timer("evaluation", job.task):
+            metrics["test.score"] = generated_score(job, resident_base, answer_tokens, report_testing)
     metrics |= fit.metrics() | {f"test.{key}": value for key, value in test_metrics.items()}
     report(Progress("verifying", fit.steps, job.train.steps, key=job.task))
     with activity_timer("saving", job.task):

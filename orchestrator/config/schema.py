@@ -36,7 +36,7 @@ from orchestrator.config.store_address import StoreAddress, find_store
 from ttmoe.generating_kinds import GENERATING_KINDS
 from workers.data.task import Task
 from workers.data.validation import STRICT_CONFIG, setting_error
-from workers.training.settings import RouterSettings, TrainSettings
+from workers.training.settings import PositiveInt, RouterSettings, TrainSettings
 
 
 def _check_name(name: str) -> str:
@@ -87,6 +87,20 @@ class TaskEntry(Task):
         description="Registered expert of this task, which is used as it is; by default one is trained, as `train`, "
         "`adapter` and `head` say.",
     )
+
+    scorer: str | None = Field(
+        default=None,
+        description="Function that scores the texts of an expert, as package.module:function; called with each text "
+        "and its answer when the expert has been trained. Its mean is the metric test.score.",
+    )
+    scorer_rows: PositiveInt = Field(default=200, description="Maximum number of test rows that `scorer` is given.")
+
+    @model_validator(mode="after")
+    def _check_scorer(self) -> TaskEntry:
+        if self.scorer and self.kind not in GENERATING_KINDS:
+            what = f"a task of kind {self.kind} generates no text to score"
+            raise setting_error(what, key=("scorer",), fix="remove this setting")
+        return self
 
     @model_validator(mode="after")
     def _check_expert(self) -> TaskEntry:

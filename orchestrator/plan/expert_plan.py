@@ -18,6 +18,7 @@ from ttmoe.chat_template import template_digest
 from ttmoe.errors import InputError
 from workers.data.prepared import PreparedTask, prepare_task
 from workers.expert_job import ExpertJob
+from workers.generated_score import load_scorer
 from workers.recipes import RECIPES
 from workers.training.settings import MEMORY_ONLY, TrainSettings
 
@@ -64,6 +65,8 @@ def plan_expert(
     Raises:
         InputError: If the data cannot be used, or the adapter does not fit the base.
     """
+    if scorer := config.tasks[name].scorer:
+        load_scorer(scorer, f"tasks.{name}.scorer")
     data = prepare_task(name, config.tasks[name], folders.cache)
     adapter = adapter_spec(config.task_adapter(name))
     try:
@@ -130,6 +133,8 @@ def _expert_job(
         device=device,
         cache=str(folders.cache),
         trunk_bytes=int(config.storage.trunk_gb * GB),
+        scorer=config.tasks[data.name].scorer or "",
+        scorer_rows=config.tasks[data.name].scorer_rows,
     )
 
 

@@ -27,6 +27,7 @@ from workers.data.task import Task
 from workers.data.text_forms import strip_case_and_punctuation, strip_formatting
 from workers.expert_job import ExpertJob
 from workers.expert_runner import run_expert
+from workers.generated_score import load_scorer
 from workers.training.batches import to_input
 from workers.training.settings import TrainSettings
 
@@ -138,6 +139,7 @@ def test_an_expert_learns_to_answer_and_answers_what_was_measured(base, chats, t
     train = TrainSettings(steps=120, batch_size=16, eval_every=40, lr=1e-2, seed=5)
     count = count_parameters(plan_groups(empty_body(base), SPEC))
     job = ExpertJob("chats", base, chats, SPEC, "trained", train, "ab" * 32, count, str(tmp_path / "expert"))
+    job = replace(job, scorer="tiny_chat:same_length", scorer_rows=40)
     result = run_expert(job, lambda progress: None)
     assert result.metrics["test.accuracy"] > 0.9 > 0.6 > chats.majority
     assert 1 < result.metrics["test.perplexity"] < 1.5
@@ -151,7 +153,20 @@ def test_an_expert_learns_to_answer_and_answers_what_was_measured(base, chats, t
     written = generate(bank, tokenizer, prompts, "chats", manifest.answer_tokens, max_length=base.max_length)
     right = sum(one.text == each.answer for one, each in zip(written, test, strict=True)) / len(test)
     assert right == result.metrics["test.accuracy"]
+    pairs = [(one.text, each.answer) for one, each in zip(written, test, strict=True)][:40]
+    assert result.metrics["test.score"] == pytest.approx(sum(tiny_chat.same_length(*pair) for pair in pairs) / 40)
 
 
 def test_examples_of_other_kinds_are_as_they_were():
     assert Example(("a",), (), 0, "").messages == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("tiny_chat", "does not name a function"), ("tiny_chat:nothing", "AttributeError"), (":f", "does not name"),
+     ("no.such:f", "ModuleNotFoundError"), ("tiny_chat:WORDS", "cannot be called")],
+)  # fmt: skip
+def test_a_scorer_that_is_not_there_is_refused(name, what):
+    with pytest.raises(InputError, match=what) as caught:
+        load_scorer(name, "tasks.t.scorer")
+    assert caught.value.where == "tasks.t.scorer"
