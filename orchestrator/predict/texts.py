@@ -63,8 +63,8 @@ def answer_rows(
     if not inputs:
         return []
     model = open_router(request, messages).load(request.device)
-    stream = streamer(model) if streamer and len(inputs) == 1 else None
-    answers = model.predict([row_input for _, row_input in inputs], request.batch_size, streamer=stream)
+    more = {"streamer": streamer(model)} if streamer and len(inputs) == 1 else {}
+    answers = model.predict([row_input for _, row_input in inputs], request.batch_size, **more)
     return [(row, answer) for (row, _), answer in zip(inputs, answers, strict=True)]
 
 

@@ -77,6 +77,12 @@ def test_conversations_are_answered(home, printed):
 
     talk = [{"role": "user", "content": "north1 red north2"}]
     assert predict([talk], root=home / "runs")[0]["label"] == "dog"
+    import mlflow
+
+    registry = open_registry(home / "runs")
+    served = mlflow.pyfunc.load_model(str(registry.fetch(registry.router("talk"))))
+    rows = [{"text": "", "messages": talk}, {"text": "north1 blue", "messages": None}]
+    assert served.predict(rows)["label"].tolist() == ["dog", "cat"]
 
 
 def test_one_answer_is_streamed_to_a_terminal(home, printed, capsys):

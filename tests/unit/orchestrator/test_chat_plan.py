@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import tiny
 import tiny_causal
 import tiny_chat
+import yaml
 
 from orchestrator.config.loading import resolved_yaml
 from orchestrator.config.schema import Config
@@ -14,6 +18,8 @@ from orchestrator.plan.planning import make_plan
 from orchestrator.plan.trunk_forecast import count_tokens
 from ttmoe.chat_template import ChatTemplate
 from ttmoe.errors import InputError
+
+README = Path(__file__).parents[3] / "README.md"
 
 
 @pytest.fixture
@@ -98,3 +104,10 @@ def test_a_scorer_is_imported_before_any_work_and_decides_no_weights(config, tmp
     task = tiny.text_task(tmp_path / "colours.jsonl") | {"scorer": "tiny_chat:same_length"}
     with pytest.raises(ValueError, match="a task of kind text generates no text to score"):
         config(folder, **task)
+
+
+def test_the_readmes_task_is_valid():
+    [block] = [each for each in re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL) if "kind: chat" in each]
+    tasks = yaml.safe_load(block)["tasks"]
+    found = Config.model_validate({"library": "tiny", "base": {"folder": "base"}, "tasks": tasks})
+    assert found.tasks["support"].kind == "chat"

@@ -26,7 +26,7 @@ from workers.data.prepared import load_split, prepare_task
 from workers.data.task import Task
 from workers.data.text_forms import strip_case_and_punctuation, strip_formatting
 from workers.expert_job import ExpertJob
-from workers.expert_runner import run_expert
+from workers.expert_runner import run_expert, run_experts
 from workers.generated_score import load_scorer
 from workers.training.batches import to_input
 from workers.training.settings import TrainSettings
@@ -155,6 +155,22 @@ def test_an_expert_learns_to_answer_and_answers_what_was_measured(base, chats, t
     assert right == result.metrics["test.accuracy"]
     pairs = [(one.text, each.answer) for one, each in zip(written, test, strict=True)][:40]
     assert result.metrics["test.score"] == pytest.approx(sum(tiny_chat.same_length(*pair) for pair in pairs) / 40)
+
+
+def test_the_cache_of_trunk_states_changes_no_answer(base, chats, colours, tmp_path):
+    """Also together with an expert that judges, in one pass."""
+    upper = replace(SPEC, first_layer=1)
+    count = count_parameters(plan_groups(empty_body(base), upper))
+    train = TrainSettings(steps=20, batch_size=8, eval_every=10, lr=1e-2, seed=5)
+    job = ExpertJob("chats", base, chats, upper, "trained", train, "ab" * 32, count, str(tmp_path / "one"))
+    kept = replace(job, trunk_bytes=10**9, folder=str(tmp_path / "kept"), cache=str(tmp_path / "cache"))
+    judge = replace(job, task="colours", data=colours, spec_hash="cd" * 32, folder=str(tmp_path / "judge"))
+    one, cached = run_expert(job, lambda progress: None), run_expert(kept, lambda progress: None)
+    together = run_experts((replace(job, folder=str(tmp_path / "two")), judge), lambda progress: None)["chats"]
+    for other in (cached, together):
+        for key in ("validation.loss", "test.loss", "test.perplexity", "test.accuracy"):
+            assert other.metrics[key] == pytest.approx(one.metrics[key], abs=1e-4)
+    assert (tmp_path / "cache" / "trunk").is_dir()
 
 
 def test_examples_of_other_kinds_are_as_they_were():
