@@ -14,6 +14,7 @@ from ttmoe.bank import Bank
 from ttmoe.chat_template import Spans
 from ttmoe.encoding import Item, Tokens, collate, pool
 from ttmoe.language_head import answer_scores
+from ttmoe.sequence_packing import Packing, allows_packing, pack_sequences
 from ttmoe.transfer import to_device
 
 
@@ -22,7 +23,9 @@ class ScoreInputs:
     """Rows on the device, ready to be scored.
 
     Attributes:
-        tokens: The sequences that the experts read, padded: ``input_ids`` and the like, each (sequences, tokens).
+        tokens: The sequences that the experts read, padded: ``input_ids`` and the like, each (sequences, tokens). They
+            may be packed, see ``ttmoe.sequence_packing``; then what is said of sequences here is said of packed rows,
+            except for ``sequences``.
         states: Trunk states of the sequences (sequences, tokens, width), if they are known.
         depth: Depth of the trunk.
         dropout_keys: Keys of the sequences (sequences, 2), if any.
@@ -112,7 +115,7 @@ def score(bank: Bank, items: Sequence[Item], names: Sequence[str] | str, pad_id:
 
 def score_inputs(bank: Bank, items: Sequence[Item], names: Sequence[str] | str, pad_id: int, *,
                  states: Tensor | None = None, depth: int = 0, dropout_keys: Tensor | None = None,
-                 length: int = 0) -> ScoreInputs:  # fmt: skip
+                 length: int = 0, packs: bool = False) -> ScoreInputs:  # fmt: skip
     """Put rows on the device for ``score_batch``.
 
     Args:
@@ -125,12 +128,29 @@ def score_inputs(bank: Bank, items: Sequence[Item], names: Sequence[str] | str, 
         depth: Depth of the trunk.
         dropout_keys: Keys of the sequences.
         length: Tokens to pad the sequences to, if the longest one has fewer.
+        packs: Pack the sequences, if all experts generate text and drop nothing, the base allows it, and it saves
+            enough tokens.
     """
     row_names = [names] * len(items) if isinstance(names, str) else list(names)
     outputs_of = {name: bank.expert(name).head.out_features for name in dict.fromkeys(row_names)}
     outputs = [outputs_of[name] for name in row_names]
     read = [_sequences(item, count) for item, count in zip(items, outputs, strict=True)]
     counts, tokens = [len(row) for row in read], [sequence for row in read for sequence in row]
+    answer_lengths = [0 if count else item.answer_length for item, count in zip(items, outputs, strict=True)]
+    spans = [() if count else item.answers for item, count in zip(items, outputs, strict=True)]
+    answers = [each for each, count in zip(spans, counts, strict=True) for _ in range(count)]
+    if packs and (packing := _find_packing(bank, tokens, row_names, outputs_of, length)):
+        return ScoreInputs(
+            tokens=packing.collate(tokens, pad_id, bank.device),
+            states=None if states is None else packing.gather(states),
+            depth=depth,
+            dropout_keys=None,
+            names=names if isinstance(names, str) else packing.names(row_names),
+            outputs=outputs,
+            sequences=counts,
+            answers=packing.spans(answers),
+            answer_lengths=answer_lengths,
+        )
     inputs = collate(tokens, pad_id, bank.device, length=length)
     sequence_names = names if isinstance(names, str) else [
         name for name, count in zip(row_names, counts, strict=True) for _ in range(count)]  # fmt: skip
@@ -143,11 +163,19 @@ def score_inputs(bank: Bank, items: Sequence[Item], names: Sequence[str] | str, 
         names=sequence_names,
         outputs=outputs,
         sequences=counts,
-        answers=[
-            () if count else item.answers for item, count, row in zip(items, outputs, read, strict=True) for _ in row
-        ],
-        answer_lengths=[0 if count else item.answer_length for item, count in zip(items, outputs, strict=True)],
+        answers=answers,
+        answer_lengths=answer_lengths,
     )
+
+
+def _find_packing(bank: Bank, tokens: Sequence[Tokens], names: Sequence[str], outputs: dict[str, int],
+                  length: int) -> Packing | None:  # fmt: skip
+    """Return how to pack the sequences, one for each row, or None if they must not be or it does not pay."""
+    drop = any(bank.expert(name).adapter.spec.dropout for name in outputs)  # its masks are those of a row's tokens
+    if any(outputs.values()) or drop or not allows_packing(bank.model) or tokens[0].keys() != {"input_ids"}:
+        return None
+    lengths = [len(sequence["input_ids"]) for sequence in tokens]
+    return pack_sequences(lengths, names, max(length, *lengths))
 
 
 def score_batch(bank: Bank, inputs: ScoreInputs) -> BatchScores:
@@ -159,8 +187,10 @@ def score_batch(bank: Bank, inputs: ScoreInputs) -> BatchScores:
     answers = hidden.new_zeros(0, 2, dtype=torch.float32)
     if any(inputs.answer_lengths):
         answers = answer_scores(bank.language_head, hidden, tokens, inputs.answers)
-    features = pool(hidden, tokens["attention_mask"], bank.pooling)
-    heads = bank.head_scores(features, names, keys)
+    if any(inputs.outputs):
+        heads = bank.head_scores(pool(hidden, tokens["attention_mask"], bank.pooling), names, keys)
+    else:
+        heads = hidden.new_zeros(sum(inputs.sequences), 0, dtype=torch.float32)
     return BatchScores(heads, answers, inputs.outputs, inputs.sequences, inputs.answer_lengths)
 
 

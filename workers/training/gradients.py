@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -88,7 +89,7 @@ def add_gradients(
         if graphs:
             most = max(batches[index].rows.longest for index in micro)
             length = graphs.padded_length(longest, most, sum(map(len, micro.values())))
-        inputs = _pass_inputs(bank, batches, micro, pad_id, depth, length)
+        inputs = _pass_inputs(bank, batches, micro, pad_id, depth, length, packs=True)
         key = _key_of_pass(batches, micro, inputs) if graphs else None
 
         def compute(tensors: Tensors, micro: MicroBatch = micro, inputs: PassInputs = inputs) -> list[Tensor]:
@@ -99,7 +100,7 @@ def add_gradients(
         losses = graphs.run(key, inputs.tensors(), compute) if graphs and key else compute(inputs.tensors())
         for index, loss in zip(micro, losses, strict=True):
             stats[index].loss += loss
-        _count_tokens(stats, batches, micro, length)
+        _count_tokens(stats, batches, micro, inputs.scored)
     return stats
 
 
@@ -146,7 +147,13 @@ class PassInputs:
 
 
 def _pass_inputs(
-    bank: Bank, batches: Sequence[ExpertBatch], micro: MicroBatch, pad_id: int, depth: int, length: int = 0
+    bank: Bank,
+    batches: Sequence[ExpertBatch],
+    micro: MicroBatch,
+    pad_id: int,
+    depth: int,
+    length: int = 0,
+    packs: bool = False,
 ) -> PassInputs:
     items = [batches[index].rows.items[row] for index, rows in micro.items() for row in rows]
     names = [batches[index].name for index, rows in micro.items() for _ in rows]
@@ -154,7 +161,7 @@ def _pass_inputs(
     states = _concatenate([batches[index].rows.gather_states(rows, bank.device) for index, rows in micro.items()])
     keys = torch.cat([_dropout_keys(batches[index], rows) for index, rows in micro.items()])
     scored = score_inputs(bank, items, names if len(micro) > 1 else names[0], pad_id, states=states, depth=depth,
-                          dropout_keys=keys, length=length)  # fmt: skip
+                          dropout_keys=keys, length=length, packs=packs)  # fmt: skip
     return PassInputs(scored, tensor_on(bank.device, labels))
 
 
@@ -198,11 +205,14 @@ def _concatenate(parts: Sequence[Tensor | None]) -> Tensor | None:
     return torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in states])
 
 
-def _count_tokens(stats: list[PassStats], batches: Sequence[ExpertBatch], micro: MicroBatch, length: int) -> None:
+def _count_tokens(
+    stats: list[PassStats], batches: Sequence[ExpertBatch], micro: MicroBatch, scored: ScoreInputs
+) -> None:
+    rows, length = scored.tokens["input_ids"].shape  # of several experts, each row is one's
+    passed = Counter([scored.names] * rows if isinstance(scored.names, str) else scored.names)
     for index, numbers in micro.items():
-        rows = batches[index].rows
-        stats[index].real_tokens += sum(rows.token_counts[row] for row in numbers)
-        stats[index].processed_tokens += length * len(rows.sequence_numbers(numbers))
+        stats[index].real_tokens += sum(batches[index].rows.token_counts[row] for row in numbers)
+        stats[index].processed_tokens += length * passed[batches[index].name]
 
 
 @contextmanager
