@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ttmoe.attention import any_padding
-from ttmoe.chat_template import Spans
 from ttmoe.errors import InputError
+from ttmoe.sequence_packing import RowSpan
 from ttmoe.transfer import tensor_on
 
 MAX_POSITIONS = 256  # token positions whose logits exist at a time: 50 MB for a vocabulary of 50,000 in fp32
@@ -82,7 +82,7 @@ class LanguageHead:
 
 
 def answer_scores(head: LanguageHead, last_hidden_state: Tensor, inputs: dict[str, Tensor],
-                  answers: Sequence[Spans]) -> Tensor:  # fmt: skip
+                  answers: Sequence[RowSpan]) -> Tensor:  # fmt: skip
     """Compute the log-probabilities of the answer tokens of each row (teacher forcing).
 
     At most ``MAX_POSITIONS`` logits exist at a time. If there are more positions, the backward pass recomputes them.
@@ -91,13 +91,13 @@ def answer_scores(head: LanguageHead, last_hidden_state: Tensor, inputs: dict[st
         head: The language head.
         last_hidden_state: Last hidden states of ``inputs``, (rows, tokens, width).
         inputs: Token ids and attention mask, (rows, tokens), padded on the right.
-        answers: The first token of each answer of a row, above 0, and the token after its last one.
+        answers: The row of each answer, its first token, which is above 0, and the token after its last one.
 
     Returns:
         (answer tokens of all rows, 2), fp32: the log-probability of each token, and the largest log-probability at its
         position.
     """
-    positions = [(row, token) for row, spans in enumerate(answers) for span in spans for token in range(*span)]
+    positions = [(row, token) for row, start, end in answers for token in range(start, end)]
     if not positions:
         return last_hidden_state.new_zeros(0, 2, dtype=torch.float32)
     rows, tokens = tensor_on(last_hidden_state.device, positions).unbind(1)

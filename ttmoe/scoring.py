@@ -11,10 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ttmoe.bank import Bank
-from ttmoe.chat_template import Spans
 from ttmoe.encoding import Item, Tokens, collate, pool
 from ttmoe.language_head import answer_scores
-from ttmoe.sequence_packing import Packing, allows_packing, pack_sequences
+from ttmoe.sequence_packing import Packing, RowSpan, allows_packing, pack_sequences
 from ttmoe.transfer import to_device
 
 
@@ -32,8 +31,8 @@ class ScoreInputs:
         names: The expert of each sequence, or one name for all.
         outputs: Number of outputs of each row's expert.
         sequences: Number of sequences of each row.
-        answers: The answers of each sequence whose expert generates text: the first token of each, and the token after
-            its last one.
+        answers: The answers of sequences whose expert generates text, in order of the rows: the sequence, the first
+            token, and the token after the last one.
         answer_lengths: Number of answer tokens of each row whose expert generates text, else 0.
     """
 
@@ -44,7 +43,7 @@ class ScoreInputs:
     names: list[str] | str
     outputs: list[int]
     sequences: list[int]
-    answers: list[Spans]
+    answers: list[RowSpan]
     answer_lengths: list[int]
 
 
@@ -115,7 +114,7 @@ def score(bank: Bank, items: Sequence[Item], names: Sequence[str] | str, pad_id:
 
 def score_inputs(bank: Bank, items: Sequence[Item], names: Sequence[str] | str, pad_id: int, *,
                  states: Tensor | None = None, depth: int = 0, dropout_keys: Tensor | None = None,
-                 length: int = 0, packs: bool = False) -> ScoreInputs:  # fmt: skip
+                 length: int = 0, packed_length: int = 0) -> ScoreInputs:  # fmt: skip
     """Put rows on the device for ``score_batch``.
 
     Args:
@@ -128,8 +127,8 @@ def score_inputs(bank: Bank, items: Sequence[Item], names: Sequence[str] | str, 
         depth: Depth of the trunk.
         dropout_keys: Keys of the sequences.
         length: Tokens to pad the sequences to, if the longest one has fewer.
-        packs: Pack the sequences, if all experts generate text and drop nothing, the base allows it, and it saves
-            enough tokens.
+        packed_length: Pack the sequences into rows of at most so many tokens, if all experts generate text and drop
+            nothing, the base allows it, and it saves enough tokens; 0 packs none.
     """
     row_names = [names] * len(items) if isinstance(names, str) else list(names)
     outputs_of = {name: bank.expert(name).head.out_features for name in dict.fromkeys(row_names)}
@@ -137,9 +136,10 @@ def score_inputs(bank: Bank, items: Sequence[Item], names: Sequence[str] | str, 
     read = [_sequences(item, count) for item, count in zip(items, outputs, strict=True)]
     counts, tokens = [len(row) for row in read], [sequence for row in read for sequence in row]
     answer_lengths = [0 if count else item.answer_length for item, count in zip(items, outputs, strict=True)]
-    spans = [() if count else item.answers for item, count in zip(items, outputs, strict=True)]
-    answers = [each for each, count in zip(spans, counts, strict=True) for _ in range(count)]
-    if packs and (packing := _find_packing(bank, tokens, row_names, outputs_of, length)):
+    firsts = accumulate(counts, initial=0)
+    answers = [(first, *span) for item, count, first in zip(items, outputs, firsts, strict=False) if not count
+               for span in item.answers]  # fmt: skip
+    if packed_length and (packing := _find_packing(bank, tokens, row_names, outputs_of, length, packed_length)):
         return ScoreInputs(
             tokens=packing.collate(tokens, pad_id, bank.device),
             states=None if states is None else packing.gather(states),
@@ -169,13 +169,13 @@ def score_inputs(bank: Bank, items: Sequence[Item], names: Sequence[str] | str, 
 
 
 def _find_packing(bank: Bank, tokens: Sequence[Tokens], names: Sequence[str], outputs: dict[str, int],
-                  length: int) -> Packing | None:  # fmt: skip
+                  length: int, most: int) -> Packing | None:  # fmt: skip
     """Return how to pack the sequences, one for each row, or None if they must not be or it does not pay."""
     drop = any(bank.expert(name).adapter.spec.dropout for name in outputs)  # its masks are those of a row's tokens
     if any(outputs.values()) or drop or not allows_packing(bank.model) or tokens[0].keys() != {"input_ids"}:
         return None
     lengths = [len(sequence["input_ids"]) for sequence in tokens]
-    return pack_sequences(lengths, names, max(length, *lengths))
+    return pack_sequences(lengths, names, max(length, *lengths), most)
 
 
 def score_batch(bank: Bank, inputs: ScoreInputs) -> BatchScores:

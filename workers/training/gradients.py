@@ -85,11 +85,10 @@ def add_gradients(
     stats = [PassStats(torch.zeros((), device=bank.device)) for _ in batches]
     for micro in _micro_batches(batches, micro_batch):
         longest = max(batches[index].rows.lengths[row] for index, rows in micro.items() for row in rows)
-        length = longest
+        length, most = longest, max(batches[index].rows.longest for index in micro)
         if graphs:
-            most = max(batches[index].rows.longest for index in micro)
             length = graphs.padded_length(longest, most, sum(map(len, micro.values())))
-        inputs = _pass_inputs(bank, batches, micro, pad_id, depth, length, packs=True)
+        inputs = _pass_inputs(bank, batches, micro, pad_id, depth, length, most)
         key = _key_of_pass(batches, micro, inputs) if graphs else None
 
         def compute(tensors: Tensors, micro: MicroBatch = micro, inputs: PassInputs = inputs) -> list[Tensor]:
@@ -153,7 +152,7 @@ def _pass_inputs(
     pad_id: int,
     depth: int,
     length: int = 0,
-    packs: bool = False,
+    packed_length: int = 0,
 ) -> PassInputs:
     items = [batches[index].rows.items[row] for index, rows in micro.items() for row in rows]
     names = [batches[index].name for index, rows in micro.items() for _ in rows]
@@ -161,7 +160,7 @@ def _pass_inputs(
     states = _concatenate([batches[index].rows.gather_states(rows, bank.device) for index, rows in micro.items()])
     keys = torch.cat([_dropout_keys(batches[index], rows) for index, rows in micro.items()])
     scored = score_inputs(bank, items, names if len(micro) > 1 else names[0], pad_id, states=states, depth=depth,
-                          dropout_keys=keys, length=length, packs=packs)  # fmt: skip
+                          dropout_keys=keys, length=length, packed_length=packed_length)  # fmt: skip
     return PassInputs(scored, tensor_on(bank.device, labels))
 
 

@@ -53,7 +53,7 @@ def test_packed_states_are_those_of_each_sequence_alone(name, attention):
         use_right_padding(model)
     model.config.use_cache = False
     sequences = [item.whole for item in items_of(LENGTHS)]
-    packing = pack_sequences(LENGTHS, [""] * len(LENGTHS), 12)
+    packing = pack_sequences(LENGTHS, [""] * len(LENGTHS), 9, 12)
     with torch.no_grad():
         packed = model(**packing.collate(sequences, 0, "cpu")).last_hidden_state
         for sequence, (row, first) in zip(sequences, packing.places, strict=True):
@@ -96,6 +96,7 @@ def test_packed_losses_and_gradients_equal_unpacked_ones(monkeypatch, name, dept
         assert one.real_tokens == other.real_tokens
         assert one.processed_tokens < other.processed_tokens
     assert [each.processed_tokens for each in apart] == [6 * 9, 5 * 9]
+    assert [each.processed_tokens for each in packed] == [3 * 9, 3 * 9]
     for key, grad in some.items():
         torch.testing.assert_close(grad, others[key], atol=1e-4, rtol=1e-4)
     assert any(grad.abs().max() > 1e-2 for grad in some.values())
@@ -106,7 +107,7 @@ def test_stored_states_are_packed_too(monkeypatch):
     inputs = score_inputs(bank, items, "a", 0)
     with torch.no_grad():
         states = bank.trunk(0).states(inputs.tokens)
-        given = score_inputs(bank, items, "a", 0, states=states, packs=True)
+        given = score_inputs(bank, items, "a", 0, states=states, packed_length=20)
         assert given.tokens["input_ids"].shape < inputs.tokens["input_ids"].shape
         assert given.states.shape[:2] == given.tokens["input_ids"].shape
         one, other = score_batch(bank, inputs), score_batch(bank, given)
@@ -118,41 +119,53 @@ def test_what_must_not_be_packed_is_not(monkeypatch):
     bank, items = causal_bank(monkeypatch, "llama"), items_of(LENGTHS)
 
     def is_packed(names, **more):
-        return "position_ids" in score_inputs(bank, items, names, 0, packs=True, **more).tokens
+        return "position_ids" in score_inputs(bank, items, names, 0, packed_length=20, **more).tokens
 
     assert is_packed("a")
     bank.add("judge", SPEC, 3, torch.Generator().manual_seed(0))
     bank.add("drops", AdapterSpec(method="lora", rank=4, dropout=0.1), 0, torch.Generator().manual_seed(0))
     assert not is_packed(["judge", *["a"] * 7])
     assert not is_packed("drops")
-    assert not is_packed(["a", "b"] * 4)  # no neighbours of one expert
+    assert is_packed(["a", "b"] * 4)
+    assert not is_packed([*["a"] * 7, "judge"])
     assert "position_ids" not in score_inputs(bank, items, "a", 0).tokens
     bank.model.config.use_cache = True  # masks would not tell sequences apart
     assert not is_packed("a")
     other = causal_bank(monkeypatch, "opt")
-    assert "position_ids" not in score_inputs(other, items, "a", 0, packs=True).tokens
+    assert "position_ids" not in score_inputs(other, items, "a", 0, packed_length=20).tokens
 
 
-def test_packing_keeps_the_order_and_every_token():
+def test_packing_keeps_every_token():
     draw = random.Random(0)
     for _ in range(200):
         lengths = [draw.randint(1, 20) for _ in range(draw.randint(1, 30))]
-        names = sorted(draw.choice("ab") for _ in lengths)
-        packing = pack_sequences(lengths, names, max(lengths) + draw.randint(0, 20), 0.0)
+        names, most = [draw.choice("ab") for _ in lengths], draw.randint(1, 60)
+        packing = pack_sequences(lengths, names, max(lengths), most, 0.0)
         if packing is None:  # nothing fits together
             continue
         assert packing.rows < len(lengths)
-        assert list(packing.places) == sorted(packing.places)
+        assert packing.rows * packing.length <= len(lengths) * max(lengths)
+        assert max(lengths) <= packing.length <= max(most, max(lengths))
         taken = {(row, first + i) for (row, first), n in zip(packing.places, lengths, strict=True) for i in range(n)}
         assert len(taken) == sum(lengths)
-        assert max(token for _, token in taken) < packing.length
-        assert packing.names(names) == sorted(packing.names(names))
-        assert {(row, name) for (row, _), name in zip(packing.places, names, strict=True)} == set(
-            enumerate(packing.names(names)))  # fmt: skip
-        sequences = [{"input_ids": [n] * n} for n in lengths]
-        batch = packing.collate(sequences, 0, "cpu")
+        assert max(token for _, token in taken) == packing.length - 1
+        of_rows = set(enumerate(packing.names(names)))
+        assert {(row, name) for (row, _), name in zip(packing.places, names, strict=True)} == of_rows
+        batch = packing.collate([{"input_ids": [n] * n} for n in lengths], 0, "cpu")
         for (row, first), n in zip(packing.places, lengths, strict=True):
             assert batch["input_ids"][row, first : first + n].tolist() == [n] * n
             assert batch["position_ids"][row, first : first + n].tolist() == list(range(n))
-    assert pack_sequences([9, 9, 1], ["a"] * 3, 10) is not None
-    assert pack_sequences([9, 9, 9, 9, 9, 9, 9, 9, 1], ["a"] * 9, 10, 0.2) is None
+        assert batch["position_ids"].diff(dim=1).ne(1).sum() <= len(lengths)  # and nowhere else does one begin
+
+
+def test_rows_are_as_long_as_saves_most():
+    def packed(lengths, most, **more):
+        found = pack_sequences(lengths, ["a"] * len(lengths), max(lengths), most, **more)
+        return found and (found.rows, found.length)
+
+    assert packed([60, 70, 80, 100], 1000) == (1, 310)
+    assert packed([60, 70, 80, 100], 200) == (2, 170)
+    assert packed([60, 70, 80, 100], 100) is None  # no two of them fit
+    assert packed([10, 20, 30, 40, 100], 100) == (2, 100)
+    assert packed([95, 98, 99, 100], 1000) is None  # a fiftieth is not worth a mask
+    assert packed([95, 98, 99, 100], 1000, least_saved=0.01) == (1, 392)
