@@ -29,6 +29,8 @@ THINKING = (
     "{{ m.content }}<|end|>\n{% endfor -%}"
     "{%- if add_generation_prompt %}<|start|>assistant\n{% endif -%}"
 )
+# Like R1: a prompt opens reasoning, of which nothing is left in a finished answer.
+OPENED = MARKED.replace("<|start|>assistant\n{%", "<|start|>assistant\nthink think\n{%")
 # Like Gemma: turns must alternate, and there is no system.
 STRICT = (
     "{{ bos_token }}{%- for m in messages -%}"

@@ -1,8 +1,8 @@
 """The base's chat template: which tokens a conversation has, which of them are answers, and where a turn ends.
 
 The answers are found by the template itself: what it writes for the messages before a turn, with the beginning of the
-assistant's turn, must begin what it writes for the whole conversation; the rest is the turn. So the loss is on exactly
-what the assistant has to write after a prompt, whatever the template adds, and templates need no marks of their own.
+assistant's turn, begins what it writes for the whole conversation; the rest is the turn. So the loss is on exactly what
+the assistant has to write after a prompt, whatever the template adds, and templates need no marks of their own.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ class ChatTemplate:
 
         The model writes it too, and it is no part of the answer's text.
         """
-        text, opening = self._write(_PROBE.messages), self._write(_PROBE.messages[:1], opening=True)
-        ids = self.tokenizer(text[len(opening) : text.rfind(_PROBE.answer)], **_OPTIONS)["input_ids"]
+        text, places = self._turns(_PROBE.messages)
+        ids = self.tokenizer(text[places[-1][0] : text.rfind(_PROBE.answer)], **_OPTIONS)["input_ids"]
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)).strip()
 
     def encode(self, rows: Sequence[Conversation], max_length: int) -> list[tuple[Tokens, Spans]]:
@@ -168,13 +168,17 @@ class ChatTemplate:
         text, places = self._write(messages), []
         for i in [i for i, message in enumerate(messages) if message.role == "assistant" and i]:
             opening, is_last = self._write(messages[:i], opening=True), i == len(messages) - 1
-            if text.startswith(opening):
-                end = len(text) if is_last else self._end_of_turn(text, len(opening), messages[: i + 1])
-                bare = text[len(opening) : end].rstrip()  # templates write a line feed after the end token
-                places.append((len(opening), len(opening) + len(bare) if self._is_closed(bare) else end))
-            elif is_last:
-                raise InputError("the base's chat template begins an answer otherwise than it writes a finished one",
-                                 where=self.where, fix="use another instruct model")  # fmt: skip
+            start = len(opening) if text.startswith(opening) else _start_of(messages[i].content, text, opening)
+            if start < 0:
+                if is_last:
+                    raise InputError("the base's chat template begins an answer otherwise than it writes a finished "
+                                     "one", where=self.where, fix="use another instruct model")  # fmt: skip
+                continue
+            if is_last:  # it begins as a prompt for it does; some templates open reasoning there alone
+                text, start = opening + text[start:], len(opening)
+            end = len(text) if is_last else self._end_of_turn(text, start, messages[: i + 1])
+            bare = text[start:end].rstrip()  # templates write a line feed after the end token
+            places.append((start, start + len(bare) if bare.endswith(self._special_tokens) else end))
         return text, places
 
     def _end_of_turn(self, text: str, start: int, messages: Sequence[Message]) -> int:
@@ -213,9 +217,6 @@ class ChatTemplate:
             raise InputError(f"the base's chat template refuses a conversation ({roles}): {error}", where=self.where,
                              fix="leave such rows out with `where`, or use another base") from error  # fmt: skip
 
-    def _is_closed(self, text: str) -> bool:
-        return text.endswith(self._special_tokens)
-
     @cached_property
     def _special_tokens(self) -> tuple[str, ...]:
         added = self.tokenizer.added_tokens_decoder.values()
@@ -249,6 +250,16 @@ def _longest_tail(text: str, fits: Callable[[str], bool]) -> str:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(text[-middle:]) else (low, middle - 1)
     return text[-low:]
+
+
+def _start_of(content: str, text: str, opening: str) -> int:
+    """Return where ``text`` has ``content`` in place of what ``opening`` goes on with; -1 if it has something else."""
+    same = next(
+        (i for i, (a, b) in enumerate(zip(text, opening, strict=False)) if a != b), min(len(text), len(opening))
+    )
+    return text.find(
+        content, max(0, same - len(content) + 1), same + len(content)
+    )  # they may have a first letter alike
 
 
 def _length(tokens: Tokens) -> int:

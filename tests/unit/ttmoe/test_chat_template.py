@@ -24,8 +24,9 @@ from workers.training.batches import TokenizedRows
 from workers.training.evaluation import evaluate
 from workers.training.gradients import ExpertBatch, add_gradients
 
-TEMPLATES = {"marked": tiny_chat.MARKED, "thinking": tiny_chat.THINKING, "strict": tiny_chat.STRICT,
-             "plain": tiny_chat.PLAIN}  # fmt: skip
+TEMPLATES = {"marked": tiny_chat.MARKED, "thinking": tiny_chat.THINKING, "opened": tiny_chat.OPENED,
+             "strict": tiny_chat.STRICT, "plain": tiny_chat.PLAIN}  # fmt: skip
+WITH_SYSTEM = ("marked", "thinking", "opened")
 SPEC = AdapterSpec(method="lora", targets=("q", "k", "v", "o", "up", "down"), rank=8, alpha=8.0)
 
 
@@ -50,8 +51,9 @@ def by_hand(name, messages):
     for number, message in enumerate(messages):
         said, last = message["content"].split(), number == len(messages) - 1
         answers = message["role"] == "assistant"
-        if name in ("marked", "thinking"):
+        if name in WITH_SYSTEM:
             before, after = ["<|start|>", message["role"]], ["<|end|>"]
+            before += ["think", "think"] if name == "opened" and answers and last else []
             said = [*(["think", "think"] if name == "thinking" and answers and last else []), *said]
         elif name == "strict":
             before, after = [message["role"]], ["</s>"]
@@ -65,7 +67,7 @@ def by_hand(name, messages):
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_answers_are_those_written_down_turn_by_turn(tokenizers, name):
     draw, tokenizer = random.Random(name), tokenizers[name]
-    rows = [tiny_chat.conversation(draw, draw.randint(1, 5), system=name in ("marked", "thinking") and n % 2 == 0)
+    rows = [tiny_chat.conversation(draw, draw.randint(1, 5), system=name in WITH_SYSTEM and n % 2 == 0)
             for n in range(60)]  # fmt: skip
     items = encode_inputs(tokenizer, [Conversation.of(row) for row in rows], 200)
     for row, item in zip(rows, items, strict=True):
@@ -117,7 +119,7 @@ def test_a_long_conversation_keeps_its_answer(tokenizers, name):
     """Random conversations and lengths: what is left always ends with the whole answer, after a part of its prompt."""
     draw, template, tokenizer, kept = random.Random(f"cut {name}"), ChatTemplate(tokenizers[name]), tokenizers[name], 0
     for _ in range(250):
-        system = name in ("marked", "thinking") and draw.random() < 0.5
+        system = name in WITH_SYSTEM and draw.random() < 0.5
         messages = tiny_chat.conversation(draw, draw.randint(1, 4), system=system, words=12)
         row, most = Conversation.of(messages), draw.randint(4, 60)
         words, learnt = by_hand(name, messages)
@@ -157,9 +159,9 @@ def test_a_prompt_is_the_beginning_of_the_whole(tokenizers, name):
 
 
 def test_ends_of_a_turn(tokenizers, bases, tmp_path):
-    expected = {"marked": {"</s>", "<|end|>"}, "thinking": {"</s>", "<|end|>"}, "strict": {"</s>"}, "plain": {"</s>"}}
     for name, tokenizer in tokenizers.items():
-        assert set(tokenizer.convert_ids_to_tokens(ChatTemplate(tokenizer).end_ids)) == expected[name]
+        expected = {"</s>", "<|end|>"} if name in WITH_SYSTEM else {"</s>"}
+        assert set(tokenizer.convert_ids_to_tokens(ChatTemplate(tokenizer).end_ids)) == expected
         assert ChatTemplate(tokenizer).lead == ("think think" if name == "thinking" else "")
     folder = tiny_chat.save_chat_base(tmp_path)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, 7]}))
