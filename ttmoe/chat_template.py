@@ -7,7 +7,6 @@ the assistant has to write after a prompt, whatever the template adds, and templ
 
 from __future__ import annotations
 
-import hashlib
 import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
@@ -28,25 +27,6 @@ Spans = tuple[tuple[int, int], ...]
 _OPTIONS = {"add_special_tokens": False, "return_attention_mask": False}  # the template writes special tokens itself
 _PROBE = Conversation((Message("user", "ttmoe?"), Message("assistant", "ttmoe!")))
 _FIX = "use a base that was made for conversations (an instruct model), or tasks of kind generate"
-
-
-def read_chat_template(folder: Path) -> str:
-    """Return the chat template of a base's folder, as transformers reads it; "" if it has none."""
-    own = folder / "chat_template.jinja"
-    if own.is_file():
-        return own.read_text(encoding="utf-8")
-    try:
-        found = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
-    except (OSError, ValueError, AttributeError):
-        return ""
-    if isinstance(found, list):  # several with names, as earlier versions of transformers wrote them
-        found = {each["name"]: each["template"] for each in found}.get("default")
-    return found if isinstance(found, str) else ""
-
-
-def template_digest(template: str) -> str:
-    """Return the SHA-256 of a chat template, by which specs and cached tokens know it."""
-    return hashlib.sha256(template.encode()).hexdigest()
 
 
 class ChatTemplate:
@@ -254,12 +234,9 @@ def _longest_tail(text: str, fits: Callable[[str], bool]) -> str:
 
 def _start_of(content: str, text: str, opening: str) -> int:
     """Return where ``text`` has ``content`` in place of what ``opening`` goes on with; -1 if it has something else."""
-    same = next(
-        (i for i, (a, b) in enumerate(zip(text, opening, strict=False)) if a != b), min(len(text), len(opening))
-    )
-    return text.find(
-        content, max(0, same - len(content) + 1), same + len(content)
-    )  # they may have a first letter alike
+    shorter = min(len(text), len(opening))
+    same = next((i for i in range(shorter) if text[i] != opening[i]), shorter)
+    return text.find(content, max(0, same - len(content) + 1), same + len(content))  # both may go on with one letter
 
 
 def _length(tokens: Tokens) -> int:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ttmoe.base import Base, contains_base, digest_folder, sha256_of_file
-from ttmoe.chat_template import read_chat_template
 from ttmoe.errors import InputError
 from ttmoe.expert_files import EXPERT_MANIFEST
+from ttmoe.template_files import read_chat_template
 from workers.data.file_digests import remembered_digest
 
 if TYPE_CHECKING:

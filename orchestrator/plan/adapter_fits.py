@@ -21,9 +21,10 @@ from pydantic import BaseModel
 from ttmoe.adapter import AdapterSpec, count_lora_parameters, count_parameters, plan_groups
 from ttmoe.atomic_write import write_atomically
 from ttmoe.base import Base, empty_body, load_tokenizer
-from ttmoe.chat_template import ChatTemplate, template_digest
+from ttmoe.chat_template import ChatTemplate
 from ttmoe.errors import InputError
 from ttmoe.language_head import require_language_head
+from ttmoe.template_files import template_digest
 from workers.data.examples import Example
 from workers.data.prepared import PreparedTask, first_examples
 from workers.training.batches import tokenize

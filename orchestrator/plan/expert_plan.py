@@ -14,8 +14,8 @@ from orchestrator.plan.named_experts import read_named_expert
 from orchestrator.pool.capacity import GB
 from ttmoe.adapter import AdapterSpec
 from ttmoe.base import Base
-from ttmoe.chat_template import template_digest
 from ttmoe.errors import InputError
+from ttmoe.template_files import template_digest
 from workers.data.prepared import PreparedTask, prepare_task
 from workers.expert_job import ExpertJob
 from workers.generated_score import load_scorer

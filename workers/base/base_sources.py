@@ -21,10 +21,10 @@ from ttmoe.base import (
     quantised_digest,
     require_whole_weights,
 )
-from ttmoe.chat_template import read_chat_template
 from ttmoe.errors import InputError
 from ttmoe.inner_path import inner_path
 from ttmoe.quantization import NOT_QUANTISED, require_quantization
+from ttmoe.template_files import read_chat_template
 from workers.data.atomic_folder import atomic_folder
 from workers.data.file_digests import remembered_digest
 from workers.data.wheels import wheel_folder, wheel_member

@@ -14,8 +14,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ttmoe.base import Base
-from ttmoe.chat_template import template_digest
 from ttmoe.encoding import Item, Tokens
+from ttmoe.template_files import template_digest
 from workers.data.prepared import PreparedTask, load_split
 from workers.recipes import RECIPES
 from workers.training.batches import TokenizedRows, tokenize

@@ -14,11 +14,12 @@ from torch.nn import functional as F
 from ttmoe.adapter import AdapterSpec
 from ttmoe.bank import Bank
 from ttmoe.base import Base, digest_folder, load_body, load_tokenizer
-from ttmoe.chat_template import ChatTemplate, read_chat_template
+from ttmoe.chat_template import ChatTemplate
 from ttmoe.conversation import Conversation, Message, answered_part, single_turn
 from ttmoe.encoding import Completion, encode_inputs
 from ttmoe.errors import InputError
 from ttmoe.generation import conversation_of, generate, prompt_of
+from ttmoe.template_files import read_chat_template
 from ttmoe.text_bank import TextBank
 from workers.training.batches import TokenizedRows
 from workers.training.evaluation import evaluate
