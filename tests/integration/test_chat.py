@@ -110,3 +110,16 @@ def test_another_template_trains_the_conversations_again(home, printed):
     assert cells(out, "places") != cells(out, "chats")
     assert "chat_template" in out
     path.write_text(tiny_chat.MARKED)
+
+
+def test_it_is_exported_and_cut(home, printed):
+    out = succeeded(here(home, "experts", "export", "--all", "exported")).out
+    assert "left out, for they have a head for classes or options: places" in out
+    table = json.loads((home / "exported" / "experts.json").read_text())["experts"]
+    assert [(row["task"], row["answer_tokens"]) for row in table] == [("chats", 3)]
+    cut = succeeded(here(home, "experts", "compress", "chats", "--config", "talk.yaml", "--accuracy-within", "0.1")).out
+    assert "registered chats v2" in cut
+    registry = open_registry(home / "runs")
+    [version] = [each for each in registry.experts("talk", every=True) if (each.task, each.version) == ("chats", 2)]
+    manifest = json.loads(registry.read_file(version, "expert.json"))
+    assert (manifest["kind"], manifest["chat_template"]) == ("chat", tiny_chat.MARKED)
