@@ -23,6 +23,7 @@ PACKED_ARCHITECTURES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma",
                                   "gpt2", "gpt_neox", "gptj", "olmo2", "smollm3"})  # fmt: skip
 """Model types whose masks follow positions; in others, a token would see the sequences before its own."""
 
+MOST_MASK = 2**28  # numbers of a mask, which padded rows do not need: a byte each, or as many as a state's numbers have
 LEAST_SAVED = 1 / 8  # of the padded tokens; longer rows and the mask cost some of what fewer tokens gain
 
 
@@ -96,13 +97,14 @@ def pack_sequences(
         least_saved: Share of the padded tokens that must be saved.
 
     Returns:
-        The packing, or None if it saves less.
+        The packing, or None if it saves less, or its mask would be too large.
     """
     longest = max(lengths)
     limits = sorted({min(longest * quarters // 4, max(most, longest)) for quarters in range(4, 17)})
     best = min((_fill(lengths, names, limit) for limit in limits), key=lambda each: each.rows * each.length)
     saved = 1 - best.rows * best.length / (len(lengths) * padded)
-    return best if best.rows < len(lengths) and saved >= least_saved else None
+    fits = best.rows * best.length**2 <= MOST_MASK
+    return best if best.rows < len(lengths) and saved >= least_saved and fits else None
 
 
 def _fill(lengths: Sequence[int], names: Sequence[str], most: int) -> Packing:

@@ -14,7 +14,7 @@ from ttmoe.encoding import Item
 from ttmoe.scoring import score_batch, score_inputs
 from ttmoe.sequence_packing import PACKED_ARCHITECTURES, allows_packing, pack_sequences
 from workers.training.batches import TokenizedRows
-from workers.training.gradients import ExpertBatch, add_gradients
+from workers.training.gradients import ExpertBatch, activation_checkpointing, add_gradients
 
 LENGTHS = (3, 4, 9, 2, 3, 3, 8, 9)
 SPEC = AdapterSpec(method="lora", rank=4, alpha=4.0)
@@ -67,9 +67,9 @@ def test_every_architecture_that_is_named_is_tested():
     assert not any(map(allows_packing, map(tiny_model, ("opt", "bert", "bloom"))))
 
 
-@pytest.mark.parametrize("depth", [0, 1])
+@pytest.mark.parametrize(("depth", "checkpointing"), [(0, False), (1, False), (1, True)])
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3_text", "gpt2"])
-def test_packed_losses_and_gradients_equal_unpacked_ones(monkeypatch, name, depth):
+def test_packed_losses_and_gradients_equal_unpacked_ones(monkeypatch, name, depth, checkpointing):
     bank = causal_bank(monkeypatch, name)
     if depth:
         for expert in ("a", "b"):
@@ -86,7 +86,8 @@ def test_packed_losses_and_gradients_equal_unpacked_ones(monkeypatch, name, dept
     for least in (0.0, 1.0):  # packed, and not
         monkeypatch.setattr("ttmoe.scoring.pack_sequences", lambda *given, least=least: pack_sequences(*given, least))
         bank.zero_grad()
-        stats = add_gradients(bank, batches, 0, depth=depth, micro_batch=None)
+        with activation_checkpointing(bank.model.train(), checkpointing):
+            stats = add_gradients(bank, batches, 0, depth=depth, micro_batch=None)
         grads = {key: value.grad.clone() for key, value in bank.named_parameters() if value.grad is not None}
         found.append((stats, grads))
     (packed, some), (apart, others) = found
@@ -169,3 +170,4 @@ def test_rows_are_as_long_as_saves_most():
     assert packed([10, 20, 30, 40, 100], 100) == (2, 100)
     assert packed([95, 98, 99, 100], 1000) is None  # a fiftieth is not worth a mask
     assert packed([95, 98, 99, 100], 1000, least_saved=0.01) == (1, 392)
+    assert packed([8000] * 2 + [16000] * 4, 16000) is None  # its mask would take a gigabyte
