@@ -172,7 +172,7 @@ def status(library: str | None = None, *, root: str | Path | None = None, uri: s
 
 
 def predict(
-    rows: str | Mapping[str, Any] | Iterable[str | Mapping[str, Any]],
+    rows: str | Mapping[str, Any] | Iterable[str | Mapping[str, Any] | Sequence[Mapping[str, str]]],
     *,
     library: str | None = None,
     root: str | Path | None = None,
@@ -187,8 +187,8 @@ def predict(
     """Predict task and label of texts, or of rows with columns.
 
     Args:
-        rows: Texts, or mappings with a text and, for rows that need them, a second text or a list of options; or one
-            of them.
+        rows: Texts, or mappings with a text and, for rows that need them, a second text or a list of options, or with
+            the ``messages`` of a conversation; or one of them. A list of messages may stand for its mapping.
         library: The library; None selects the one that ran last.
         root: Folder that contains the runs, as in ``status``.
         uri: MLflow store, as in ``status``.

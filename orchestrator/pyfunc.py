@@ -33,8 +33,9 @@ class RouterModel:
         """Answer every row.
 
         Args:
-            inputs: Column ``text``, and optionally ``second`` or ``choices`` (lists of options). One row that holds
-                lists, which MLflow makes of ``{"text": ["a", "b"]}``, is read as one row for each item.
+            inputs: Column ``text``, and optionally ``second`` or ``choices`` (lists of options); or with an empty text
+                ``messages`` (lists of messages). One row that holds lists, which MLflow makes of ``{"text": ["a",
+                "b"]}``, is read as one row for each item.
 
         Returns:
             Columns ``task``, ``label``, ``confidence``, ``routing`` and ``scores`` (probability by label), with the

@@ -5,6 +5,7 @@ An answer is one or two words, and one word of the prompt decides it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,22 @@ SIZES: dict[str, Any] = dict(
 )  # fmt: skip
 
 
-def save_causal_base(folder: Path, prefix: str = "Llama", *, seed: int = 0, **settings: Any) -> Path:
-    """Write a causal model and its tokenizer as ``from_pretrained`` would load them."""
+def save_causal_base(folder: Path, prefix: str = "Llama", *, seed: int = 0, more: Sequence[str] = (),
+                     special: Sequence[str] = (), **settings: Any) -> Path:  # fmt: skip
+    """Write a causal model and its tokenizer, with ``more`` words, as ``from_pretrained`` would load them."""
     import torch
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    words = [*SPECIAL, *tiny.COLOURS, *tiny.ANIMALS, *tiny.FILLERS["north"], *tiny.FILLERS["south"]]
+    words = [*SPECIAL, *tiny.COLOURS, *tiny.ANIMALS, *tiny.FILLERS["north"], *tiny.FILLERS["south"], *more]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit() if more else pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B",
                                                              special_tokens=[("<s>", 2)])  # fmt: skip
     names = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     made = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **names,
-                                                model_input_names=["input_ids", "attention_mask"])  # fmt: skip
+                                                model_input_names=["input_ids", "attention_mask"],
+                                                additional_special_tokens=list(special))  # fmt: skip
     made.save_pretrained(folder)
     config = getattr(transformers, f"{prefix}Config")(vocab_size=len(words), **{**SIZES, **settings})
     with torch.random.fork_rng():

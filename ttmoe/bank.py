@@ -182,7 +182,7 @@ class Bank(nn.Module):
     def last_hidden_state(self, inputs: dict[str, Tensor], names: Sequence[str] | str, *, states: Tensor | None = None,
                           depth: int = 0, dropout_keys: Tensor | None = None) -> Tensor:  # fmt: skip
         """Return the base's last hidden state through the named experts, (rows, tokens, width) in the base's dtype."""
-        rows = len(inputs["attention_mask"])
+        rows = len(inputs["input_ids"])
         if not isinstance(names, str) and len(names) != rows:
             raise InputError(f"{len(names)} names for {rows} rows", where="bank", fix="name one expert for each row")
         if states is not None:

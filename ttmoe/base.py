@@ -45,6 +45,7 @@ class Base:
         pooling: ``mean`` or ``last``.
         asked: Keywords and values by which ``resolve_base`` finds it on another node; empty if its folder is all there
             is.
+        chat_template: The chat template of its tokenizer; "" if there is none, or the folder's own is to be used.
     """
 
     source: str
@@ -56,6 +57,7 @@ class Base:
     max_length: int
     pooling: str
     asked: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
+    chat_template: str = field(default="", compare=False, repr=False)
 
     @property
     def quantize(self) -> str:
@@ -101,7 +103,7 @@ def digest_folder(folder: Path, file_sha256: Callable[[Path], str] = sha256_of_f
       ``added_tokens.json``, which adds tokens to those that have no ``tokenizer.json``.
 
     Other files decide nothing here: ``generation_config.json`` (generation has settings of its own), chat templates
-    (they are not applied), model cards, and the files of other libraries.
+    (experts for conversations have their own digest of it), model cards, and the files of other libraries.
 
     Args:
         folder: The base's folder.
@@ -263,10 +265,13 @@ def load_tokenizer(base: Base) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of many classes
         what = f"transformers cannot load its tokenizer: {_first_line(error)}"
         raise InputError(what, where=str(base.folder), fix=COPY_FIX) from error
+    if base.chat_template:  # the driver's: another copy of the base may have another one, or none
+        tokenizer.chat_template = base.chat_template
+    return tokenizer
 
 
 def choose_pooling(pooling: str, folder: Path) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ttmoe.chat_template import ChatTemplate, Spans, Tokens
+from ttmoe.conversation import Conversation
 from ttmoe.errors import InputError
 from ttmoe.transfer import to_device
 
@@ -33,11 +35,8 @@ class Completion:
     answer: str
 
 
-Input = str | tuple[str, ...] | Choice | Completion
-"""An input row: a text, a pair of texts read together, a choice among options, or a completion."""
-
-Tokens = dict[str, list[int]]
-"""One sequence as a tokenizer returns it: ``input_ids`` and, for some tokenizers, ``token_type_ids``."""
+Input = str | tuple[str, ...] | Choice | Completion | Conversation
+"""An input row: a text, a pair of texts read together, a choice among options, a completion, or a conversation."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,27 @@ class Item:
     Attributes:
         whole: The sequence that the router reads, and every expert that does not read the options one by one.
         options: For a choice, one sequence per option: the text and the option. For a completion, one sequence: prompt,
-            answer and end token.
-        answer_length: For a completion, the number of last tokens of its option that are the answer and the end token;
-            else 0.
+            answer and end token. For a conversation that ends with an answer, one sequence in the chat template.
+        answer_length: Number of tokens of its option that are answers, end tokens included; 0 without an answer.
+        turns: Which tokens these are, if the option has several answers or other tokens after them; empty if they are
+            its last tokens.
     """
 
     whole: Tokens
     options: tuple[Tokens, ...] = ()
     answer_length: int = 0
+    turns: Spans = ()
+
+    @property
+    def answers(self) -> Spans:
+        """The first token of each answer in the option, and the token after its last one."""
+        end = len(self.options[0]["input_ids"]) if self.answer_length else 0
+        return self.turns or (((end - self.answer_length, end),) if self.answer_length else ())
+
+    @property
+    def answer_lengths(self) -> list[int]:
+        """Number of tokens of each answer."""
+        return [end - start for start, end in self.answers]
 
     @property
     def length(self) -> int:
@@ -66,18 +78,24 @@ def encode_inputs(tokenizer: Any, inputs: Sequence[Input], max_length: int) -> l
     """Tokenize rows of any kind, without padding.
 
     Sequences are truncated to ``max_length`` tokens on the right. A completion loses the beginning of its prompt
-    instead, never a part of its answer.
+    instead, never a part of its answer, and a conversation as ``ChatTemplate.encode`` says.
 
     Raises:
-        InputError: If a row has no text or more than two, or an answer leaves no room for its prompt.
+        InputError: If a row has no text or more than two, an answer leaves no room for its prompt, or the base has no
+            template for conversations.
     """
     choices = [(row.text, option) for row in inputs if isinstance(row, Choice) for option in row.options]
     wholes = encode(tokenizer, [_router_text(row) for row in inputs], max_length)
     options = iter(encode(tokenizer, choices, max_length))
     completions = iter(_encode_completions(tokenizer, [r for r in inputs if isinstance(r, Completion)], max_length))
+    dialogues = [row for row in inputs if isinstance(row, Conversation) and row.answer]
+    conversations = iter(ChatTemplate(tokenizer).encode(dialogues, max_length) if dialogues else ())
     items = []
     for whole, row in zip(wholes, inputs, strict=True):
-        if isinstance(row, Completion):
+        if isinstance(row, Conversation) and row.answer:
+            tokens, turns = next(conversations)
+            items.append(Item(whole, (tokens,), sum(end - start for start, end in turns), turns))
+        elif isinstance(row, Completion):
             tokens, answer_length = next(completions)
             items.append(Item(whole, (tokens,), answer_length))
         else:
@@ -89,6 +107,8 @@ def _router_text(row: Input) -> str | tuple[str, ...]:
     """Return the text or pair that the router reads."""
     if isinstance(row, Choice):
         return row.text, " ".join(row.options)
+    if isinstance(row, Conversation):
+        return row.prompt.text
     return row.prompt if isinstance(row, Completion) else row
 
 

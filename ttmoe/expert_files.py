@@ -33,7 +33,8 @@ class Manifest:
 
     Attributes:
         task: Name of the task.
-        kind: Kind of the task: ``text`` (``classify`` in files of ``TextBank``), ``pair``, ``choice`` or ``generate``.
+        kind: Kind of the task: ``text`` (``classify`` in files of ``TextBank``), ``pair``, ``choice``, ``generate`` or
+            ``chat``.
         labels: Label names in the order of the head's outputs.
         base: The base: ``Base.record()``.
         adapter: Spec of the adapter.
@@ -45,6 +46,7 @@ class Manifest:
         format: Version of the file format.
         answer_tokens: Longest answer of the training rows of an expert that generates text, in tokens, the end token
             included; 0 if unknown.
+        chat_template: The template in which an expert for conversations was trained; "" for others.
     """
 
     task: str
@@ -59,15 +61,17 @@ class Manifest:
     metrics: dict[str, float] = field(default_factory=dict)
     format: int = EXPERT_FORMAT
     answer_tokens: int = 0
+    chat_template: str = ""
 
     @property
     def classes(self) -> int:
-        """Number of outputs of the head: 1 (a score per option) for ``choice``, 0 for ``generate``."""
+        """Number of outputs of the head: 1 (a score per option) for ``choice``, 0 for ``generate`` and ``chat``."""
         return 1 if self.kind == "choice" else len(self.labels)
 
 
 def save_expert(expert: Expert, folder: Path, *, task: str, kind: str, labels: tuple[str, ...], base: dict[str, Any],
-                spec_hash: str, metrics: dict[str, float], answer_tokens: int = 0) -> Manifest:  # fmt: skip
+                spec_hash: str, metrics: dict[str, float], answer_tokens: int = 0,
+                chat_template: str = "") -> Manifest:  # fmt: skip
     """Write an expert's two files into ``folder``, which is created if missing.
 
     The manifest is written last: a folder that contains one is complete. ``Manifest`` describes the arguments.
@@ -80,9 +84,12 @@ def save_expert(expert: Expert, folder: Path, *, task: str, kind: str, labels: t
     adapter = expert.adapter
     manifest = Manifest(task, kind, labels, base, adapter.spec, _describe_cores(expert),
                         count_parameters(adapter.groups), spec_hash, hashlib.sha256(data).hexdigest(), metrics,
-                        answer_tokens=answer_tokens)  # fmt: skip
+                        answer_tokens=answer_tokens, chat_template=chat_template)  # fmt: skip
+    values = asdict(manifest)
+    if not chat_template:
+        del values["chat_template"]
     write_atomically(folder / EXPERT_WEIGHTS, data)
-    write_atomically(folder / EXPERT_MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True).encode())
+    write_atomically(folder / EXPERT_MANIFEST, json.dumps(values, indent=1, sort_keys=True).encode())
     return manifest
 
 
@@ -102,8 +109,9 @@ def read_manifest(folder: Path) -> Manifest:
             manifest = Manifest(**{**values, **typed})
             # Fails here, not later, if a field is missing or has the wrong type.
             _ = manifest.base["digest"], manifest.base["id"], hash(manifest.task), int(manifest.answer_tokens)
+            _ = manifest.chat_template.encode()
             return manifest
-    except (OSError, ValueError, KeyError, TypeError, InputError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as error:
         raise InputError(f"cannot read the expert manifest ({error})", where=str(path),
                          fix=f"give a folder with {EXPERT_MANIFEST} and {EXPERT_WEIGHTS}") from error  # fmt: skip
     raise InputError(f"the manifest has format {version!r}, expected {EXPERT_FORMAT}", where=str(path),

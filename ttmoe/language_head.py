@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ttmoe.attention import any_padding
 from ttmoe.errors import InputError
+from ttmoe.sequence_packing import RowSpan
 from ttmoe.transfer import tensor_on
 
 MAX_POSITIONS = 256  # token positions whose logits exist at a time: 50 MB for a vocabulary of 50,000 in fp32
@@ -81,7 +82,7 @@ class LanguageHead:
 
 
 def answer_scores(head: LanguageHead, last_hidden_state: Tensor, inputs: dict[str, Tensor],
-                  lengths: Sequence[int], answer_lengths: Sequence[int]) -> Tensor:  # fmt: skip
+                  answers: Sequence[RowSpan]) -> Tensor:  # fmt: skip
     """Compute the log-probabilities of the answer tokens of each row (teacher forcing).
 
     At most ``MAX_POSITIONS`` logits exist at a time. If there are more positions, the backward pass recomputes them.
@@ -90,15 +91,13 @@ def answer_scores(head: LanguageHead, last_hidden_state: Tensor, inputs: dict[st
         head: The language head.
         last_hidden_state: Last hidden states of ``inputs``, (rows, tokens, width).
         inputs: Token ids and attention mask, (rows, tokens), padded on the right.
-        lengths: Number of tokens of each row.
-        answer_lengths: For each row the number of its last tokens that are the answer; 0 for a row without an answer.
+        answers: The row of each answer, its first token, which is above 0, and the token after its last one.
 
     Returns:
         (answer tokens of all rows, 2), fp32: the log-probability of each token, and the largest log-probability at its
         position.
     """
-    positions = [(row, end - length + i) for row, (end, length) in enumerate(zip(lengths, answer_lengths, strict=True))
-                 for i in range(length)]  # fmt: skip
+    positions = [(row, token) for row, start, end in answers for token in range(start, end)]
     if not positions:
         return last_hidden_state.new_zeros(0, 2, dtype=torch.float32)
     rows, tokens = tensor_on(last_hidden_state.device, positions).unbind(1)

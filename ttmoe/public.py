@@ -5,6 +5,7 @@ from __future__ import annotations
 from ttmoe.adapter import AdapterSpec
 from ttmoe.bank import Bank
 from ttmoe.base import Base, load_body, load_tokenizer
+from ttmoe.conversation import Conversation
 from ttmoe.encoding import Choice, Completion
 from ttmoe.errors import InputError
 from ttmoe.expert_files import load_expert, save_expert
@@ -22,6 +23,7 @@ __all__ = [
     "Base",
     "Choice",
     "Completion",
+    "Conversation",
     "GeneratedText",
     "InputError",
     "Prediction",

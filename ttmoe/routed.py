@@ -17,11 +17,13 @@ from torch import Tensor
 from ttmoe.bank import Bank
 from ttmoe.base import Base, load_body, load_tokenizer
 from ttmoe.batching import BATCH_ROWS, batch_tokens, split_by_tokens
+from ttmoe.conversation import Conversation
 from ttmoe.encoding import Input, Item, collate, encode_inputs, pad_id_of
 from ttmoe.errors import InputError
 from ttmoe.expert_files import Manifest, load_expert
 from ttmoe.features import pool_state
-from ttmoe.generation import DEFAULT_MAX_NEW_TOKENS, GeneratedText, generate, prompt_of
+from ttmoe.generating_kinds import GENERATING_KINDS
+from ttmoe.generation import DEFAULT_MAX_NEW_TOKENS, GeneratedText, conversation_of, generate, prompt_of
 from ttmoe.inner_path import inner_path
 from ttmoe.prediction import UNKNOWN, Prediction, mix_predictions
 from ttmoe.router import Router, load_router
@@ -47,6 +49,7 @@ class RoutedModel:
         if familiarity := router.familiarity:  # saved in fp16; converting it once is faster than in every batch
             familiarity.basis = familiarity.basis.float()
         self.tokenizer, self.max_length, self.pad_id = tokenizer, max_length, pad_id_of(tokenizer)
+        self._use_chat_template()
         self._layer_count = len(bank.trunk(0).layers)
         self._feature_indexes = router.features.indexes(self._layer_count)
 
@@ -85,17 +88,29 @@ class RoutedModel:
         lowest_layers = (self.bank.expert(task).adapter.lowest_layer for task in self.router.tasks)
         return max(self._feature_indexes) <= min(lowest_layers)
 
+    def _use_chat_template(self) -> None:
+        """Write conversations in the template in which the experts for them were trained."""
+        templates = {task: each.chat_template for task, each in self.manifests.items() if each.chat_template}
+        if len(set(templates.values())) > 1:
+            what = f"the experts {', '.join(templates)} were trained in different chat templates"
+            raise InputError(what, where="chat_template", fix="train them on one copy of the base")
+        if templates:
+            self.tokenizer.chat_template = next(iter(templates.values()))
+
     def predict(
-        self, inputs: Sequence[Input], batch_size: int = BATCH_ROWS, *, unknown: bool = True, expert: str | None = None
-    ) -> list[Prediction]:
+        self, inputs: Sequence[Input], batch_size: int = BATCH_ROWS, *, unknown: bool = True, expert: str | None = None,
+        streamer: Any = None,
+    ) -> list[Prediction]:  # fmt: skip
         """Route and answer inputs of any kind. Rows of different tasks share a batch.
 
         Args:
-            inputs: The rows.
+            inputs: The rows. Of a conversation that ends with an answer, the prompt before it is answered.
             batch_size: Rows in a batch, at most; batches of long rows have fewer, see ``ttmoe.batching``.
             unknown: Answer ``unknown`` for a row that resembles none of the tasks. If False, the likeliest expert
                 answers it.
             expert: Task whose expert answers every row, instead of the one that the router picks.
+            streamer: Receives the tokens of a generated text as they come, if there is one input: a ``BaseStreamer`` of
+                transformers.
 
         Returns:
             One prediction per row, in order.
@@ -111,19 +126,21 @@ class RoutedModel:
             except UnicodeEncodeError as error:
                 raise InputError(f"input {number} is no Unicode text ({error.reason})", where="predict",
                                  fix="remove its lone surrogates, such as \\ud800") from error  # fmt: skip
+        inputs = [row.prompt if isinstance(row, Conversation) else row for row in inputs]
         items = encode_inputs(self.tokenizer, inputs, self.max_length)
         lengths = [max(len(item.whole["input_ids"]), item.length) for item in items]
         counts = [max(1, len(item.options)) for item in items]
         longest_first = sorted(range(len(items)), key=lambda i: -lengths[i])
         predictions: dict[int, Prediction] = {}
         for rows in split_by_tokens(longest_first, lengths, counts, batch_tokens(self.bank.device.type), batch_size):
-            batch = self._predict_batch([inputs[i] for i in rows], [items[i] for i in rows], unknown, expert)
+            batch = self._predict_batch([inputs[i] for i in rows], [items[i] for i in rows], unknown, expert,
+                                        streamer)  # fmt: skip
             predictions.update(zip(rows, batch, strict=True))
         return [predictions[i] for i in range(len(inputs))]
 
     @torch.no_grad()
     def _predict_batch(
-        self, inputs: list[Input], items: list[Item], unknown: bool, expert: str | None
+        self, inputs: list[Input], items: list[Item], unknown: bool, expert: str | None, streamer: Any
     ) -> list[Prediction]:
         wholes = collate([item.whole for item in items], self.pad_id, self.bank.device)
         features, hidden = self._read_base(wholes)
@@ -134,7 +151,7 @@ class RoutedModel:
         predictions = [Prediction(UNKNOWN, "", 0.0, probability) for probability in routes.probabilities]
         answered = [i for i in range(len(items)) if routes.familiar[i] or not unknown]
         asked = [(i, name) for i in answered for name in routes.shares[i]]
-        generating = {i: name for i, name in asked if self.manifests[name].kind == "generate"}
+        generating = {i: name for i, name in asked if self.manifests[name].kind in GENERATING_KINDS}
         members: dict[int, dict[str, Prediction]] = {i: {} for i in answered}
         for i, name, scores in self._score(
             items, wholes, hidden, [pair for pair in asked if pair[0] not in generating]
@@ -143,7 +160,7 @@ class RoutedModel:
         for i in answered:
             if i not in generating:
                 predictions[i] = mix_predictions(routes.names[i], members[i], routes.shares[i])
-        for i, generated in self._generate(inputs, generating):
+        for i, generated in self._generate(inputs, generating, streamer):
             predictions[i] = Prediction(generating[i], generated.text, generated.probability, routes.probabilities[i])
         return [replace(each, familiar=known) for each, known in zip(predictions, routes.familiar, strict=True)]
 
@@ -196,11 +213,15 @@ class RoutedModel:
             option_scores = score(self.bank, [items[i] for i in rows], names, self.pad_id)
             yield from zip(rows, names, option_scores, strict=True)
 
-    def _generate(self, inputs: list[Input], names: dict[int, str]) -> Iterator[tuple[int, GeneratedText]]:
+    def _generate(
+        self, inputs: list[Input], names: dict[int, str], streamer: Any
+    ) -> Iterator[tuple[int, GeneratedText]]:
         """Yield the index and the generated text of each row of ``names``."""
-        prompts = [prompt_of(inputs[i]) for i in names]
+        prompts = [(conversation_of if self.manifests[name].kind == "chat" else prompt_of)(inputs[i])
+                   for i, name in names.items()]  # fmt: skip
         limits = [self.manifests[name].answer_tokens or DEFAULT_MAX_NEW_TOKENS for name in names.values()]
-        texts = generate(self.bank, self.tokenizer, prompts, list(names.values()), limits, max_length=self.max_length)
+        texts = generate(self.bank, self.tokenizer, prompts, list(names.values()), limits, max_length=self.max_length,
+                         streamer=streamer)  # fmt: skip
         yield from zip(names, texts, strict=True)
 
     def _prediction(self, name: str, routing: float, scores: Tensor) -> Prediction:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ttmoe.conversation import Conversation
 from ttmoe.encoding import Choice, Completion, Input
 
 BUCKETS = 1 << 15  # hash values; they fit int16
@@ -70,6 +71,8 @@ def surface_text(row: Input) -> str:
     """Return the text whose n-grams represent a row: its fields and options, separated by a control character."""
     if isinstance(row, Choice):
         return _SEPARATOR.join((row.text, *row.options))
+    if isinstance(row, Conversation):
+        return row.prompt.text
     if isinstance(row, Completion):
         return row.prompt
     return row if isinstance(row, str) else _SEPARATOR.join(row)

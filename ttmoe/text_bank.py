@@ -6,7 +6,8 @@
     bank.fit("mood", texts, labels)  # or bank.load("experts/mood")
     bank.answer(["what a day"], "mood")
 
-On a causal base an expert can generate its answers: ``bank.add("plural", kind="generate")``, then as above.
+On a causal base an expert can generate its answers: ``bank.add("plural", kind="generate")``, then as above. With
+``kind="chat"`` it answers in the base's chat template: inputs are texts, or conversations up to a message of the user.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ from ttmoe.base import (
     load_tokenizer,
     quantised_digest,
 )
+from ttmoe.chat_template import ChatTemplate
+from ttmoe.conversation import Conversation, Message
 from ttmoe.encoding import Completion, Input, Item, encode_inputs, pad_id_of
 from ttmoe.errors import InputError
 from ttmoe.expert_files import load_expert, save_expert
-from ttmoe.generation import DEFAULT_MAX_NEW_TOKENS, generate, prompt_of
+from ttmoe.generating_kinds import GENERATING_KINDS
+from ttmoe.generation import DEFAULT_MAX_NEW_TOKENS, conversation_of, generate, prompt_of
 from ttmoe.language_head import require_causal
 from ttmoe.notebook_training import bare_features, train_expert
 from ttmoe.quantization import NOT_QUANTISED
@@ -50,6 +54,7 @@ class TextBank:
         labels: The label names of each expert; empty for an expert that chooses among options or generates text.
         longest_answer: For each expert that generates text, the tokens of the longest answer it was trained on; 0 if
             unknown.
+        chats: The experts for conversations among them.
     """
 
     def __init__(self, bank: Bank, tokenizer: Any, base: Base) -> None:
@@ -57,6 +62,7 @@ class TextBank:
         self.pad_id = pad_id_of(tokenizer)
         self.labels: dict[str, tuple[str, ...]] = {}
         self.longest_answer: dict[str, int] = {}
+        self.chats: set[str] = set()
 
     @classmethod
     def open(cls, folder: str | Path, *, dtype: str = "auto", max_length: int = 128, pooling: str = "auto",
@@ -89,20 +95,22 @@ class TextBank:
             labels: The labels that it chooses from. Empty: it chooses among the options of each row.
             spec: The adapter; by default ``AdapterSpec()``.
             seed: Seed of the initial weights.
-            kind: ``generate`` for an expert that generates text, which has no labels.
+            kind: ``generate`` or ``chat`` for an expert that generates text, which has no labels.
 
         Raises:
-            InputError: If the name is in use, the adapter does not fit the base, the base cannot generate text, or
-                labels are given to an expert that does.
+            InputError: If the name is in use, the adapter does not fit the base, the base cannot generate text or has
+                no chat template, or labels are given to an expert that generates.
         """
-        generates, generator = kind == "generate", torch.Generator().manual_seed(seed)
-        if kind not in ("", "generate") or (generates and labels):
+        generates, generator = kind in GENERATING_KINDS, torch.Generator().manual_seed(seed)
+        if kind not in ("", *GENERATING_KINDS) or (generates and labels):
             raise InputError(f"kind {kind!r} with {len(labels)} labels", where=name,
-                             fix="give labels, or kind='generate', or neither for choices")  # fmt: skip
+                             fix="give labels, or kind='generate' or 'chat', or neither for choices")  # fmt: skip
         if generates:
             require_causal(self.bank.model.config)
+        if kind == "chat":
+            ChatTemplate(self.tokenizer)
         self.bank.add(name, spec or AdapterSpec(), 0 if generates else len(labels) or 1, generator)
-        self._register(name, tuple(labels), 0 if generates else None)
+        self._register(name, tuple(labels), 0 if generates else None, kind)
 
     def load(self, folder: str | Path, name: str | None = None) -> None:
         """Add an expert from its files, by default under its task's name.
@@ -111,15 +119,19 @@ class TextBank:
             InputError: As ``load_expert`` does.
         """
         manifest = load_expert(self.bank, Path(folder), self.base.digest, name)
-        generates = manifest.kind == "generate"
-        self._register(name or manifest.task, manifest.labels, manifest.answer_tokens if generates else None)
+        longest = manifest.answer_tokens if manifest.kind in GENERATING_KINDS else None
+        self._register(name or manifest.task, manifest.labels, longest, manifest.kind)
+        if manifest.chat_template:
+            self.tokenizer.chat_template = manifest.chat_template
 
     def save(self, name: str, folder: str | Path) -> None:
         """Write the files of an expert. Raise InputError if it is not loaded."""
         expert, labels = self.bank.expert(name), self.labels[name]
-        kind = "generate" if name in self.longest_answer else "classify" if labels else "choice"
+        generates = "chat" if name in self.chats else "generate" if name in self.longest_answer else ""
+        kind = generates or ("classify" if labels else "choice")
         save_expert(expert, Path(folder), task=name, kind=kind, labels=labels, base=self.base.record(), spec_hash="",
-                    metrics={}, answer_tokens=self.longest_answer.get(name, 0))  # fmt: skip
+                    metrics={}, answer_tokens=self.longest_answer.get(name, 0),
+                    chat_template=self.tokenizer.chat_template if kind == "chat" else "")  # fmt: skip
 
     def fit(self, name: str, inputs: Sequence[Input], answers: Sequence[str | int], *, epochs: int = 3,
             batch_size: int = 16, lr: float = 5e-3, seed: int = 0) -> list[float]:  # fmt: skip
@@ -130,7 +142,8 @@ class TextBank:
         Args:
             name: The expert.
             inputs: The rows.
-            answers: For each row its label, the index of its option, or its text.
+            answers: For each row its label, the index of its option, or its text. The answers of the assistant within a
+                conversation are learnt too.
             epochs: Passes over the rows.
             batch_size: Rows per step.
             lr: Learning rate of the first step.
@@ -150,8 +163,8 @@ class TextBank:
         targets = torch.tensor([self._target(name, answer) for answer in answers])
         if name in self.longest_answer:
             rows = zip(inputs, answers, strict=True)
-            items = self._encode([Completion(prompt_of(row), str(answer)) for row, answer in rows])
-            self.longest_answer[name] = max(self.longest_answer[name], *(item.answer_length for item in items))
+            items = self._encode([self._answered(name, row, str(answer)) for row, answer in rows])
+            self.longest_answer[name] = max(self.longest_answer[name], *(n for i in items for n in i.answer_lengths))
         else:
             items = self._encode(inputs)
             expert.head.fit_scale(bare_features(self.bank, items[:256], self.pad_id))
@@ -188,14 +201,24 @@ class TextBank:
                 best, labels = int(row.argmax()), self.labels[row_names[i]]
                 answers[i] = labels[best] if labels else str(best)
         limits = [self.longest_answer[row_names[i]] or DEFAULT_MAX_NEW_TOKENS for i in generating]
-        texts = generate(self.bank, self.tokenizer, [prompt_of(inputs[i]) for i in generating],
+        texts = generate(self.bank, self.tokenizer, [self._prompt(row_names[i], inputs[i]) for i in generating],
                          [row_names[i] for i in generating], limits, max_length=self.base.max_length,
                          batch_size=batch_size)  # fmt: skip
         answers |= {i: generated.text for i, generated in zip(generating, texts, strict=True)}
         return [answers[i] for i in range(len(inputs))]
 
-    def _register(self, name: str, labels: tuple[str, ...], longest_answer: int | None) -> None:
+    def _prompt(self, name: str, row: Input) -> str | Conversation:
+        return conversation_of(row) if name in self.chats else prompt_of(row)
+
+    def _answered(self, name: str, row: Input, answer: str) -> Input:
+        prompt = self._prompt(name, row)
+        if isinstance(prompt, str):
+            return Completion(prompt, answer)
+        return Conversation((*prompt.messages, Message("assistant", answer)))
+
+    def _register(self, name: str, labels: tuple[str, ...], longest_answer: int | None, kind: str) -> None:
         self.labels[name] = labels
+        (self.chats.add if kind == "chat" else self.chats.discard)(name)
         self.longest_answer.pop(name, None)
         if longest_answer is not None:
             self.longest_answer[name] = longest_answer

@@ -76,9 +76,9 @@ class Trunk:
         Raises:
             InputError: If the rows or tokens of ``states`` differ from those of ``inputs``.
         """
-        if states.shape[:2] != inputs["attention_mask"].shape:
+        if states.shape[:2] != inputs["input_ids"].shape:
             raise InputError(f"states of shape {tuple(states.shape[:2])} (rows, tokens) for inputs of shape "
-                             f"{tuple(inputs['attention_mask'].shape)}", where="trunk",
+                             f"{tuple(inputs['input_ids'].shape)}", where="trunk",
                              fix="pad the states to the batch's tokens")  # fmt: skip
         if self.depth and self._outputs is None:
             self._outputs = self._count_outputs(inputs)

@@ -44,6 +44,8 @@ class ExpertJob:
         cache: Root folder of the cache that jobs share; "" for a cache of this job alone.
         trunk_bytes: Bytes of the cache that trunk states may take; 0 caches no trunk states.
         trainings: Number of trainings, this one included, that will read the same rows, such as the trials of a search.
+        scorer: Function that scores the texts of an expert, see ``workers.generated_score``; "" for none.
+        scorer_rows: Maximum number of test rows that are scored.
     """
 
     task: str
@@ -60,10 +62,12 @@ class ExpertJob:
     cache: str = ""
     trunk_bytes: int = 0
     trainings: int = 1
+    scorer: str = ""
+    scorer_rows: int = 0
 
     @property
     def classes(self) -> int:
-        """Number of outputs of the head: 1 in a choice task, 0 in a generate task."""
+        """Number of outputs of the head: 1 in a choice task, 0 in a task that generates text."""
         return 1 if self.data.kind == "choice" else len(self.data.label_names)
 
     @property

@@ -16,6 +16,7 @@ from workers.base.resident import ResidentBase, count_base_loads
 from workers.expert_job import ExpertJob, load_rows
 from workers.expert_result import CUT_ROWS, HEAD_PARAMETERS, ExpertResult, finished_result, write_result
 from workers.failure import Failure
+from workers.generated_score import generated_score
 from workers.joint_training import train_jointly
 from workers.progress import Progress, ProgressCallback
 from workers.stopwatch import activity_timer, current_stopwatch
@@ -57,7 +58,7 @@ def run_experts(jobs: Sequence[ExpertJob], report: ProgressCallback) -> Outcomes
 
     def finish(job: ExpertJob, resident_base: ResidentBase, training: ExpertTraining, fit: FitResult) -> ExpertResult:
         loads = count_base_loads() - loads_before if job is unfinished[0] else 0
-        answer_tokens = max((item.answer_length for item in training.train.items), default=0)
+        answer_tokens = training.train.longest_answer
         cut = sum(_cut_rows(rows, job.base.max_length) for rows in (training.train, training.validation))
         metrics = {"base_loads": float(loads), CUT_ROWS: float(cut)}
         return _finish(job, resident_base, fit, metrics, start, answer_tokens, report)
@@ -95,9 +96,12 @@ def _finish(
     rows = load_rows(job, resident_base, "test", report)
     with activity_timer("evaluation", job.task):
         scores = expert_scores(bank.eval(), job.task, rows, pad_id, on_batch=report_testing, engine=engine)
-    test_metrics = accuracy_and_loss(scores, rows.labels)
+    test_metrics = accuracy_and_loss(scores, rows.labels, rows.last_answers)
     metrics[CUT_ROWS] += _cut_rows(rows, job.base.max_length)
     metrics[HEAD_PARAMETERS] = float(sum(p.numel() for p in bank.expert(job.task).head.parameters()))
+    if job.scorer:
+        with activity_timer("evaluation", job.task):
+            metrics["test.score"] = generated_score(job, resident_base, answer_tokens, report_testing)
     metrics |= fit.metrics() | {f"test.{key}": value for key, value in test_metrics.items()}
     report(Progress("verifying", fit.steps, job.train.steps, key=job.task))
     with activity_timer("saving", job.task):
@@ -143,6 +147,7 @@ def _save_and_verify(
             spec_hash=job.spec_hash,
             metrics=metrics,
             answer_tokens=answer_tokens,
+            chat_template=job.base.chat_template if job.data.kind == "chat" else "",
         )
     )
     if count_parameters(expert.adapter.groups) != job.parameters:

@@ -213,11 +213,12 @@ def predict_rows(
     """Predict task and label of texts, lines or files.
 
     A line of standard input is a text, or a JSON object: {"text": ...}, with "second" for a pair or "choices": [...]
-    for a choice among options. Each line is answered with a line of JSON as it arrives; blank lines are skipped.
+    for a choice among options; or {"messages": [...]}, a conversation to continue. Each line is answered with a line of
+    JSON as it arrives; blank lines are skipped.
 
-    A file has a column text and, for rows that need them, second or choices (in CSV and TSV a JSON list). The output
-    has the rows in the same order, with their columns and task, label, confidence, routing and scores. An input column
-    with one of these names is renamed: label becomes input_label.
+    A file has a column text and, for rows that need them, second or choices (in CSV and TSV a JSON list); or a column
+    messages. The output has the rows in the same order, with their columns and task, label, confidence, routing and
+    scores. An input column with one of these names is renamed: label becomes input_label.
 
     RAY_ADDRESS selects a cluster for --ray. Then --file, --out, --root and the base must be in a folder that all nodes
     share.

@@ -187,7 +187,7 @@ def experts_import(
     ] = None,
     kind: Annotated[
         str | None,
-        typer.Option(metavar="KIND", help="text, pair or generate; by default from the folder, or else text."),
+        typer.Option(metavar="KIND", help="text, pair, generate or chat; by default from the folder, or else text."),
     ] = None,
     library: LibraryOption = None,
     root: RootOption = None,

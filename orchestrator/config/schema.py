@@ -33,9 +33,10 @@ from orchestrator.config.sections import (
     Section,
 )
 from orchestrator.config.store_address import StoreAddress, find_store
+from ttmoe.generating_kinds import GENERATING_KINDS
 from workers.data.task import Task
 from workers.data.validation import STRICT_CONFIG, setting_error
-from workers.training.settings import RouterSettings, TrainSettings
+from workers.training.settings import PositiveInt, RouterSettings, TrainSettings
 
 
 def _check_name(name: str) -> str:
@@ -86,6 +87,20 @@ class TaskEntry(Task):
         description="Registered expert of this task, which is used as it is; by default one is trained, as `train`, "
         "`adapter` and `head` say.",
     )
+
+    scorer: str | None = Field(
+        default=None,
+        description="Function that scores the texts of an expert, as package.module:function; called with each text "
+        "and its answer when the expert has been trained. Its mean is the metric test.score.",
+    )
+    scorer_rows: PositiveInt = Field(default=200, description="Maximum number of test rows that `scorer` is given.")
+
+    @model_validator(mode="after")
+    def _check_scorer(self) -> TaskEntry:
+        if self.scorer and self.kind not in GENERATING_KINDS:
+            what = f"a task of kind {self.kind} generates no text to score"
+            raise setting_error(what, key=("scorer",), fix="remove this setting")
+        return self
 
     @model_validator(mode="after")
     def _check_expert(self) -> TaskEntry:
@@ -148,7 +163,7 @@ class Config(BaseModel):
         for name, entry in self.tasks.items():
             if "shape" in entry.adapter.model_fields_set:
                 _check_shapes(self.task_adapter(name), ("tasks", name))
-            if entry.kind == "generate":
+            if entry.kind in GENERATING_KINDS:
                 _check_no_head_settings(name, entry)
         return self
 
@@ -207,7 +222,7 @@ def _check_groups(groups: Iterable[Sequence[str]], tasks: Mapping[str, TaskEntry
         kinds = sorted({tasks[name].kind for name in group} - {"text", "pair"})
         if len(group) < 2:
             raise setting_error("a group needs two tasks or more", key=key, fix="name its tasks, or leave it out")
-        if "generate" in kinds:
+        if not GENERATING_KINDS.isdisjoint(kinds):
             raise setting_error(
                 "generated texts cannot be mixed", key=key, fix="group tasks with labels or with options"
             )
@@ -229,8 +244,8 @@ def _check_searched_tasks(search: SearchSettings, tasks: Mapping[str, TaskEntry]
         if tasks[name].expert and search.tasks != "all":
             what = f"task {name!r} takes its expert from the registry, so nothing is searched for it"
             raise setting_error(what, key=("search", key), fix="name other tasks, or remove its `expert`")
-        if tasks[name].kind == "generate" and search.space and search.space.head:
-            what = f"task {name!r} is of kind generate and has no head"
+        if tasks[name].kind in GENERATING_KINDS and search.space and search.space.head:
+            what = f"task {name!r} is of kind {tasks[name].kind} and has no head"
             raise setting_error(what, key=("search", "space", "head"), fix="remove this setting")
 
 
@@ -250,5 +265,5 @@ def _check_no_head_settings(name: str, entry: TaskEntry) -> None:
     head_keys = entry.train.model_fields_set & {"head_lr", "head_dropout", "label_smoothing"}
     keys = [("train", key) for key in sorted(head_keys)] + ([("head",)] if entry.head else [])
     if keys:
-        what = "a task of kind generate has no head"
+        what = f"a task of kind {entry.kind} has no head"
         raise setting_error(what, key=("tasks", name, *keys[0]), fix="remove this setting")

@@ -14,6 +14,7 @@ import yaml
 from ttmoe.base import Base, contains_base, digest_folder, sha256_of_file
 from ttmoe.errors import InputError
 from ttmoe.expert_files import EXPERT_MANIFEST
+from ttmoe.template_files import read_chat_template
 from workers.data.file_digests import remembered_digest
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def find_base(recorded: dict[str, Any], folders: Sequence[str], cache: Path | No
         except InputError as error:
             problems.append(error.what)
         else:
-            return Base(**recorded, folder=folder)
+            return Base(**recorded, folder=folder, chat_template=read_chat_template(Path(folder)))
     raise InputError("; ".join(problems) or f"nothing records where base {recorded['id']!r} is", where="base")
 
 

@@ -20,6 +20,7 @@ from orchestrator.registry.library import open_library
 from ttmoe.base import empty_body
 from ttmoe.errors import InputError
 from ttmoe.expert_files import Manifest, read_manifest
+from ttmoe.generating_kinds import GENERATING_KINDS
 from workers.expert_job import ExpertJob
 from workers.progress import Progress
 from workers.recipes import RECIPES
@@ -102,7 +103,7 @@ def _check_labels(planned: ExpertJob, version: Version, manifest: Manifest) -> N
     if not planned.data.labelled:
         fix = "give rows with labels: `source`, `columns` and `label`"
         raise InputError("its rows have no labels", where=f"{where}.routing_rows", fix=fix)
-    if planned.data.kind not in ("choice", "generate") and planned.data.label_names != manifest.labels:
+    if planned.data.kind not in ("choice", *GENERATING_KINDS) and planned.data.label_names != manifest.labels:
         what = f"{version_label(version)} has the labels {', '.join(manifest.labels)}, in this order"
         raise InputError(what, where=f"{where}.label", fix="give them in the same order: `label.names`")
 

@@ -16,6 +16,7 @@ from orchestrator.registry import Registry, Version
 from orchestrator.registry.library import open_library
 from ttmoe.errors import InputError
 from ttmoe.expert_files import EXPERT_MANIFEST, EXPERT_WEIGHTS, load_expert
+from ttmoe.generating_kinds import GENERATING_KINDS
 from ttmoe.interchange import export_lora
 from ttmoe.interchange.peft_files import HEAD_WEIGHTS, LORA_CONFIG, LORA_WEIGHTS
 
@@ -73,7 +74,7 @@ def _write_lora(registry: Registry, version: Version, folder: Path) -> None:
     probes = ProbeBank.open(base_of_version(registry, version))
     manifest = load_expert(probes.bank, registry.fetch(version), probes.base.digest, name=version.task)
     # PEFT loads a generating expert with the base's language head; the others bring their own head.
-    task_type = "CAUSAL_LM" if manifest.kind == "generate" else "FEATURE_EXTRACTION"
+    task_type = "CAUSAL_LM" if manifest.kind in GENERATING_KINDS else "FEATURE_EXTRACTION"
     export_lora(probes.bank, version.task, folder, manifest=manifest, task_type=task_type)
 
 

@@ -20,6 +20,7 @@ from ttmoe.atomic_write import write_atomically
 from ttmoe.base import Base
 from ttmoe.errors import InputError
 from ttmoe.expert_files import load_expert
+from ttmoe.generating_kinds import GENERATING_KINDS
 from ttmoe.interchange import export_lora
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -89,7 +90,7 @@ def _write(
 
 def _writes(registry: Registry, version: Version) -> bool:
     """Return whether an expert generates text."""
-    return bool(json.loads(registry.read_file(version, "expert.json"))["kind"] == "generate")
+    return bool(json.loads(registry.read_file(version, "expert.json"))["kind"] in GENERATING_KINDS)
 
 
 def _router(registry: Registry, library: str) -> str | None:

@@ -24,6 +24,7 @@ from orchestrator.registry.library import open_library
 from ttmoe.adapter import count_lora_parameters
 from ttmoe.errors import InputError
 from ttmoe.expert_files import EXPERT_MANIFEST, EXPERT_WEIGHTS, Manifest, load_expert, read_manifest, save_expert
+from ttmoe.generating_kinds import GENERATING_KINDS
 from ttmoe.interchange import import_lora
 from ttmoe.interchange.peft_files import HEAD_WEIGHTS, LORA_CONFIG
 from workers.recipes import RECIPES
@@ -35,8 +36,8 @@ class ExpertDescription:
 
     Attributes:
         task: Name of the task.
-        kind: ``text``, ``pair``, ``choice`` or ``generate``.
-        labels: Labels in the order of the head's outputs; empty for ``choice`` and ``generate``.
+        kind: ``text``, ``pair``, ``choice``, ``generate`` or ``chat``.
+        labels: Labels in the order of the head's outputs; empty for ``choice``, ``generate`` and ``chat``.
     """
 
     task: str
@@ -64,7 +65,7 @@ def import_expert(
         folder: Folder of a ttmoe expert or a PEFT LoRA adapter.
         task: Task of the expert.
         labels: Labels separated by commas, in the order of the head's outputs. None takes those of the manifest.
-        kind: ``text``, ``pair`` or ``generate``. None takes that of the manifest, or ``text``.
+        kind: ``text``, ``pair``, ``generate`` or ``chat``. None takes that of the manifest, or ``text``.
         console: Console to print to.
 
     Raises:
@@ -100,17 +101,17 @@ def _describe(
     if names is not None and (len(set(names)) < len(names) or len(names) < 2 or not all(names)):
         fix = "give two or more different labels: --labels a,b"
         raise InputError(f"{labels!r} is not a list of labels", where="--labels", fix=fix)
-    if kind not in (None, "text", "pair", "generate"):
-        raise InputError(f"there is no kind {kind!r}", where="--kind", fix="use text, pair or generate")
-    if names is not None and kind == "generate":
+    if kind not in (None, "text", "pair", *GENERATING_KINDS):
+        raise InputError(f"there is no kind {kind!r}", where="--kind", fix="use text, pair, generate or chat")
+    if names is not None and kind in GENERATING_KINDS:
         raise InputError("an expert that generates text has no labels", where="--labels", fix="remove this option")
-    if manifest is None and names is None and kind != "generate":
+    if manifest is None and names is None and kind not in GENERATING_KINDS:
         fix = "give the labels in the order of the head's outputs: --labels a,b"
         raise InputError("the folder does not contain the names of the labels", where=str(folder), fix=fix)
     recorded = KINDS.get(manifest.kind, manifest.kind) if manifest else kind or "text"
-    if kind == "generate" != recorded:
+    if kind in GENERATING_KINDS and recorded not in GENERATING_KINDS:
         raise InputError("the expert has labels and generates no text", where=str(folder), fix="remove --kind")
-    if recorded in ("choice", "generate") and (labels or kind not in (None, recorded)):
+    if recorded in ("choice", *GENERATING_KINDS) and (labels or kind not in (None, recorded)):
         what = f"the expert {'chooses among options' if recorded == 'choice' else 'generates text'} and has no labels"
         raise InputError(what, where=str(folder), fix="remove --labels and --kind")
     recorded_labels = manifest.labels if manifest else ()
@@ -119,7 +120,7 @@ def _describe(
 
 def _load(probes: ProbeBank, folder: Path, description: ExpertDescription) -> None:
     """Load the expert into the bank; raise InputError if its head does not have one output for each label."""
-    classes = len(description.labels) or int(description.kind != "generate")
+    classes = len(description.labels) or int(description.kind not in GENERATING_KINDS)
     if (folder / EXPERT_WEIGHTS).is_file():
         load_expert(probes.bank, folder, probes.base.digest, name=description.task)
     elif (folder / LORA_CONFIG).is_file():
@@ -138,6 +139,8 @@ def _save(probes: ProbeBank, description: ExpertDescription, manifest: Manifest 
     """Write the expert's files; raise InputError unless they load to the same scores, bit for bit, and finite ones."""
     expert = probes.bank.expert(description.task)
 
+    template = (manifest and manifest.chat_template) or probes.base.chat_template if description.kind == "chat" else ""
+
     def save(hash_: str) -> Manifest:
         return save_expert(
             expert,
@@ -147,6 +150,7 @@ def _save(probes: ProbeBank, description: ExpertDescription, manifest: Manifest 
             spec_hash=hash_,
             metrics=manifest.metrics if manifest else {},
             answer_tokens=manifest.answer_tokens if manifest else 0,
+            chat_template=template,
         )
 
     # The spec contains the digest of the weights, which is known after they were written once.

@@ -13,6 +13,7 @@ from ttmoe.bank import Bank
 from ttmoe.base import Base, load_body, load_tokenizer
 from ttmoe.encoding import Choice, Completion, Input, encode_inputs, pad_id_of
 from ttmoe.expert_files import Manifest, load_expert
+from ttmoe.generating_kinds import GENERATING_KINDS
 from ttmoe.scoring import score
 
 TEXTS = ("what a wonderful day", "the parcel never arrived and nobody answers", "Who wrote it, and when?", "no")
@@ -24,11 +25,11 @@ class VersionMismatchError(Exception):
 
 
 def probe_inputs(kind: str) -> list[Input]:
-    """Return four inputs for an expert of this kind: ``text``, ``pair``, ``choice`` or ``generate``."""
+    """Return four inputs for an expert of this kind: ``text``, ``pair``, ``choice``, ``generate`` or ``chat``."""
     pairs = list(zip(TEXTS, SECOND_TEXTS, strict=True))
     if kind == "choice":
         return [Choice(text, (second, "both", "neither")) for text, second in pairs]
-    if kind == "generate":
+    if kind in GENERATING_KINDS:  # scores of a plain answer need no chat template
         return [Completion(text, second) for text, second in pairs]
     return list(pairs) if kind == "pair" else list(TEXTS)
 

@@ -7,6 +7,7 @@ cannot be read or written is no error, because the answers can be computed again
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,8 +21,11 @@ from pydantic import BaseModel
 from ttmoe.adapter import AdapterSpec, count_lora_parameters, count_parameters, plan_groups
 from ttmoe.atomic_write import write_atomically
 from ttmoe.base import Base, empty_body, load_tokenizer
+from ttmoe.chat_template import ChatTemplate
 from ttmoe.errors import InputError
 from ttmoe.language_head import require_language_head
+from ttmoe.template_files import template_digest
+from workers.data.examples import Example
 from workers.data.prepared import PreparedTask, first_examples
 from workers.training.batches import tokenize
 
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
 
 SAMPLED_ROWS = 256  # of a task, whose tokens are counted
+_UNLIMITED = 2**30  # tokens
 _LONGEST_TOKEN = 64  # characters; of a longer text, those are counted that could be so many tokens
 
 
@@ -51,13 +56,14 @@ class AdapterFit:
 class _Answers(BaseModel):
     """Content of the file.
 
-    The base's number of layers and width, whether it can generate text, the fit of each adapter, and by data and length
-    the share of longer rows.
+    The base's number of layers and width, whether it can generate text, the digest of a chat template that works, the
+    fit of each adapter, and by data and length the share of longer rows.
     """
 
     layers: int | None = None
     width: int | None = None
     generates: bool = False
+    chats: str = ""
     fits: dict[str, AdapterFit] = {}
     cut: dict[str, float] = {}
 
@@ -107,6 +113,12 @@ class AdapterFits:
             require_language_head(self._model, self._base.folder, where)
             self._answers.generates = True
 
+    def require_chat_template(self, where: str) -> None:
+        """Raise InputError at ``where`` if the base cannot write conversations, see ``ttmoe.chat_template``."""
+        if self._answers.chats != (digest := template_digest(self._base.chat_template)):
+            _ = ChatTemplate(self._tokenizer, where).end_ids
+            self._answers.chats = digest
+
     def fit(self, adapter: AdapterSpec) -> AdapterFit:
         """Return the fit of an adapter, computed once for equal adapters. Raise InputError like ``plan_groups``."""
         key = repr(adapter)
@@ -121,16 +133,30 @@ class AdapterFits:
         if data.declared_tokens:
             return float(data.declared_tokens > self._base.max_length)
         key = f"{data.fingerprint} {self._base.max_length}"
+        key += f" {template_digest(self._base.chat_template)}" if data.kind == "chat" else ""
         if key not in self._answers.cut:
             try:
                 sample = first_examples(data, "train", SAMPLED_ROWS)
             except InputError:  # the job that reads the whole file makes it again
                 return 0.0
+            if data.kind == "chat":
+                self._answers.cut[key] = self._cut_share_of_conversations(data.name, sample)
+                return self._answers.cut[key]
             most = _LONGEST_TOKEN * (self._base.max_length + 1)
             short = [replace(each, texts=tuple(text[:most] for text in each.texts)) for each in sample]
             lengths = tokenize(self._tokenizer, short, self._base.max_length + 1).lengths
             self._answers.cut[key] = sum(length > self._base.max_length for length in lengths) / len(lengths)
         return self._answers.cut[key]
+
+    def _cut_share_of_conversations(self, task: str, sample: Sequence[Example]) -> float:
+        """Return the share of longer conversations; raise InputError if one cannot be written or cut."""
+        try:
+            lengths = tokenize(self._tokenizer, sample, _UNLIMITED).lengths
+            longer = [each for each, n in zip(sample, lengths, strict=True) if n > self._base.max_length]
+            tokenize(self._tokenizer, longer, self._base.max_length)
+        except InputError as error:
+            raise InputError(error.what, where=f"tasks.{task}, {error.where}", fix=error.fix) from error
+        return len(longer) / len(sample)
 
     def save(self) -> None:
         """Keep new answers for the next plan."""

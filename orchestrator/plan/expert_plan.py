@@ -15,8 +15,10 @@ from orchestrator.pool.capacity import GB
 from ttmoe.adapter import AdapterSpec
 from ttmoe.base import Base
 from ttmoe.errors import InputError
+from ttmoe.template_files import template_digest
 from workers.data.prepared import PreparedTask, prepare_task
 from workers.expert_job import ExpertJob
+from workers.generated_score import load_scorer
 from workers.recipes import RECIPES
 from workers.training.settings import MEMORY_ONLY, TrainSettings
 
@@ -63,6 +65,8 @@ def plan_expert(
     Raises:
         InputError: If the data cannot be used, or the adapter does not fit the base.
     """
+    if scorer := config.tasks[name].scorer:
+        load_scorer(scorer, f"tasks.{name}.scorer")
     data = prepare_task(name, config.tasks[name], folders.cache)
     adapter = adapter_spec(config.task_adapter(name))
     try:
@@ -129,6 +133,8 @@ def _expert_job(
         device=device,
         cache=str(folders.cache),
         trunk_bytes=int(config.storage.trunk_gb * GB),
+        scorer=config.tasks[data.name].scorer or "",
+        scorer_rows=config.tasks[data.name].scorer_rows,
     )
 
 
@@ -143,7 +149,7 @@ def expert_spec(
         "data": data.fingerprint,
         "train": train_spec(train, data, exclude=MEMORY_ONLY),
         "head": head,
-    }
+    } | ({"chat_template": template_digest(base.chat_template)} if data.kind == "chat" else {})
 
 
 def train_spec(train: TrainSettings, data: PreparedTask, exclude: frozenset[str] = frozenset()) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from orchestrator.plan.nodes import available_nodes, expert_resources
 from orchestrator.pool.capacity import JobResources, Node
 from ttmoe.base import Base
 from ttmoe.features import ALL_STATES, POOLINGS, FeatureSpec
+from ttmoe.generating_kinds import GENERATING_KINDS
 from workers.recipes import RECIPES
 from workers.training.settings import MEMORY_ONLY, ROUTER_UNHASHED, TrainSettings
 
@@ -133,8 +134,10 @@ def make_plan(config: Config, nodes: Sequence[Node] | None = None, registry: Reg
     device = "cuda" if resources.gpus else "cpu"
     base, base_text = resolve_library_base(config, resources, nodes, registry, folders.cache)
     fits = AdapterFits(base, folders.cache)
-    if generate_tasks := [name for name, task in config.tasks.items() if task.kind == "generate"]:
-        fits.require_language_head(f"tasks.{generate_tasks[0]}.kind")
+    if writing := [name for name, task in config.tasks.items() if task.kind in GENERATING_KINDS]:
+        fits.require_language_head(f"tasks.{writing[0]}.kind")
+    if chats := [name for name in writing if config.tasks[name].kind == "chat" and not config.tasks[name].declared]:
+        fits.require_chat_template(f"tasks.{chats[0]}.kind")
     named = find_named_experts(config, registry)
     experts = {
         name: plan_expert(config, name, base, fits, folders, device) for name in config.tasks if name not in named

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.plan.planning import Plan
 from ttmoe.architectures import layer_list
+from ttmoe.generating_kinds import GENERATING_KINDS
 from workers.cache.trunk_layout import trunk_size
 from workers.data.prepared import PreparedTask
 from workers.data.splits import SPLIT_NAMES
@@ -60,7 +61,7 @@ def forecast_trunk(plan: Plan, model: nn.Module, tasks: Collection[str]) -> Trun
         tokens, sequences = count_tokens(data, plan.base.max_length, ("validation", "test"))
         if job.caches_training_trunk(sum(data.counts["train"].values()), train_tokens):
             skipped[task], tokens, sequences = depth, tokens + train_tokens, sequences + train_sequences
-        pooled = sequences if data.kind not in ("choice", "generate") else 0
+        pooled = sequences if data.kind not in ("choice", *GENERATING_KINDS) else 0
         width = model.config.hidden_size  # type: ignore[union-attr]
         size = trunk_size(plan.base, tokens, width, sequences=pooled, depth=depth)  # type: ignore[arg-type]
         key = data.fingerprint, depth  # tasks with the same data and depth share their states
@@ -92,8 +93,9 @@ def count_tokens(data: PreparedTask, max_length: int, splits: Collection[str] = 
         rows = meta.num_rows
         columns = [meta.row_group(i).column(j) for i in range(meta.num_row_groups) for j in range(meta.num_columns)]
         size = {name: sum(c.total_uncompressed_size for c in columns if c.path_in_schema.startswith(name))
-                for name in ("texts", "choices", "answer")}  # fmt: skip
+                for name in ("texts", "choices", "answer", "messages")}  # fmt: skip
         text = size["texts"] * options + size["answer"] + (size["choices"] if data.kind == "choice" else 0)
+        text = size["messages"] if data.kind == "chat" else text
         tokens += min(rows * options * max_length, text // BYTES_PER_TOKEN + 2 * rows * options)
         sequences += rows * options
     return tokens, sequences

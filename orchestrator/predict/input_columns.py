@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from ttmoe.conversation import Conversation
 from ttmoe.encoding import Choice, Input
 from ttmoe.errors import InputError
 from workers.data.rows import Row
 from workers.data.validation import cell_text
 
-TEXT, SECOND, CHOICES = "text", "second", "choices"
+TEXT, SECOND, CHOICES, MESSAGES = "text", "second", "choices", "messages"
 ANSWER = ("task", "label", "confidence", "routing", "scores")
 """The columns that an answer adds: the fields of ``ttmoe.routed.Prediction``."""
 _PREFIX = "input_"
@@ -49,6 +50,8 @@ class InputColumns:
         second: Column of the second text of a pair. None means ``second``, which may be missing.
         choices: One column that holds lists of options, or a column for each option. Empty means ``choices``, which
             may be missing.
+
+    A row without a text may have a column ``messages`` instead: a conversation, as ``Conversation.of`` reads it.
     """
 
     text: str | None = None
@@ -57,18 +60,19 @@ class InputColumns:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All columns that may be read, defaults included: of the text, of the second text, and of the choices."""
-        return (self.text or TEXT, self.second or SECOND, *(self.choices or (CHOICES,)))
+        """All columns that may be read, defaults included: of the text, the second text, the choices, the messages."""
+        return (self.text or TEXT, self.second or SECOND, *(self.choices or (CHOICES,)), MESSAGES)
 
     def check(self, available: Iterable[str], where: str) -> None:
         """Raise InputError if a required column is not one of the ``available`` columns of the file ``where``."""
         available = list(available)
-        for name in (self.text or TEXT, self.second, *self.choices):
+        needed = None if self.text is None and MESSAGES in available else self.text or TEXT
+        for name in (needed, self.second, *self.choices):
             if name is not None and name not in available:
                 raise _missing_column(name, available, where)
 
     def input_of(self, row: Row, where: str) -> Input:
-        """Return the model's input for a row: a text, a pair of texts, or a choice among options.
+        """Return the model's input for a row: a text, a pair of texts, a choice among options, or a conversation.
 
         Args:
             row: Values by column name.
@@ -78,6 +82,12 @@ class InputColumns:
             InputError: If the row has no text, both a second text and options, or a value of another type.
         """
         name, second_name, *_ = self.names
+        if self.text is None and row.get(MESSAGES) and not cell_text(row.get(TEXT)):
+            try:
+                return Conversation.of(row[MESSAGES])
+            except ValueError as error:
+                fix = 'write a list of messages: [{"role": "user", "content": "where is it"}]'
+                raise InputError(f"column {MESSAGES!r}: {error}", where=where, fix=fix) from error
         if name not in row:
             raise _missing_column(name, list(row), where)
         text, second = (_text_of(row.get(column), column, where) for column in (name, second_name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.box import SIMPLE_HEAD
@@ -12,10 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.predict.input_columns import TEXT, InputColumns, Row, output_names
+from orchestrator.predict.input_columns import MESSAGES, TEXT, InputColumns, Row, output_names
+from orchestrator.predict.messages import print_line
 from orchestrator.predict.readers import decode_line
 from orchestrator.predict.request import PredictRequest
 from orchestrator.predict.routed_model import open_router
+from orchestrator.predict.streaming import terminal_streamer
 from orchestrator.predict.writers import print_rows, with_answer
 from ttmoe.encoding import Input
 from ttmoe.errors import InputError
@@ -23,14 +25,24 @@ from workers.data.sources import json_row
 
 if TYPE_CHECKING:
     from ttmoe.prediction import Prediction
+    from ttmoe.routed import RoutedModel
 
 _BATCHES = 8  # batches per call of the model when many lines are waiting: rows of similar length then share a batch
 
 
 def answer_rows(
-    request: PredictRequest, rows: Sequence[str | Mapping[str, Any]], messages: Console
+    request: PredictRequest,
+    rows: Sequence[str | Mapping[str, Any] | Sequence[Mapping[str, str]]],
+    messages: Console,
+    streamer: Callable[[RoutedModel], Any] | None = None,
 ) -> list[tuple[Row, Prediction]]:
-    """Answer texts, or rows with the columns of ``request``.
+    """Answer texts, conversations (lists of messages), or rows with the columns of ``request``.
+
+    Args:
+        request: The request.
+        rows: The texts and rows.
+        messages: Console for warnings.
+        streamer: Makes what receives the tokens of a single text as they are generated.
 
     Returns:
         Each row, of a text with the column ``text``, and its answer.
@@ -40,28 +52,39 @@ def answer_rows(
     """
     inputs: list[tuple[Row, Input]] = []
     for number, row in enumerate(rows, 1):
-        if not isinstance(row, str):
+        if isinstance(row, list | tuple):
+            row = {MESSAGES: list(row)}
+        if isinstance(row, Mapping):
             inputs.append(_with_input(dict(row), f"row {number}", request.columns))
-        elif row.strip():
+        elif isinstance(row, str) and row.strip():
             inputs.append(({TEXT: row}, row))
         else:
             raise InputError(f"text {number} is empty", where="predict", fix="remove it")
     if not inputs:
         return []
     model = open_router(request, messages).load(request.device)
-    answers = model.predict([row_input for _, row_input in inputs], request.batch_size)
+    more = {"streamer": streamer(model)} if streamer and len(inputs) == 1 else {}
+    answers = model.predict([row_input for _, row_input in inputs], request.batch_size, **more)
     return [(row, answer) for (row, _), answer in zip(inputs, answers, strict=True)]
 
 
 def predict_texts(request: PredictRequest, console: Console, messages: Console) -> None:
     """Print a table of the answers to ``request.texts``, or with ``request.as_json`` lines of JSON with all scores.
 
+    On a terminal, a text that is generated for a single input is printed as it comes.
+
     Raises:
         InputError: If a text is empty, or the library has no router.
     """
-    answered = answer_rows(request, request.texts, messages)
+    streams = console.is_terminal and not request.as_json
+    answered = answer_rows(request, request.texts, messages, terminal_streamer if streams else None)
     if request.as_json:
         print_rows([with_answer(row, answer) for row, answer in answered])
+        return
+    [*_, (_, answer)] = answered
+    if streams and len(answered) == 1 and answer.label and not answer.scores:  # its text has been printed
+        line = f"{answer.task}, confidence {answer.confidence:.3f}, routing {answer.routing:.3f}"
+        print_line(messages, line)
         return
     table = Table(box=SIMPLE_HEAD)
     for head in ("text", "task", "label", "confidence", "routing"):

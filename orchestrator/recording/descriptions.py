@@ -14,7 +14,7 @@ from orchestrator.report.search_tables import Record
 from workers.expert_result import ExpertResult
 
 _READS = {"text": "classifies one text", "pair": "classifies a pair of texts", "choice": "chooses among options",
-          "generate": "generates a text"}  # fmt: skip
+          "generate": "generates a text", "chat": "answers in conversations"}  # fmt: skip
 _METHODS = {"tt": "TT-LoRA", "lora": "LoRA"}
 _MOST_NAMED, _LONGEST_NAME = 20, 40  # labels or tasks; characters of one
 

@@ -132,7 +132,8 @@ def write_model(folder: Path, model: Path, lock: dict[str, Any], base_folder: Pa
 def _signature() -> Any:
     """Return the columns of the model's inputs and outputs.
 
-    ``second`` is a text and ``choices`` a list of texts, but both are declared as AnyType and checked by the model.
+    ``second`` is a text, ``choices`` a list of texts and ``messages`` a conversation, but they are declared as AnyType
+    and checked by the model.
     With a string and an array, MLflow 3.17 would convert a missing ``second`` to the text "None", reject a batch in
     which only some rows have ``choices``, and treat every dict of columns as a single row.
     """
@@ -141,7 +142,7 @@ def _signature() -> Any:
     from mlflow.types.schema import AnyType, Map
 
     text, number = DataType.string, DataType.double
-    optional = [ColSpec(AnyType(), name, required=False) for name in ("second", "choices")]
+    optional = [ColSpec(AnyType(), name, required=False) for name in ("second", "choices", "messages")]
     answer: dict[str, Any] = {
         "task": text,
         "label": text,

@@ -19,6 +19,7 @@ from orchestrator.registry import Registry, Version
 from orchestrator.registry.artifacts import CONFUSION_PLOT, EVALUATION, PARETO_PLOT, SEARCH_REPORT, TRIALS
 from orchestrator.report.next_steps import suggest_commands
 from orchestrator.report.search_tables import front_table, read_search_records
+from ttmoe.generating_kinds import GENERATING_KINDS
 from workers.expert_result import HEAD_PARAMETERS
 
 CONFUSION, PARETO, SEARCH_PAGE = "routing, confusion", "search, Pareto front", "search, report"
@@ -100,7 +101,7 @@ def _experts(plan: Plan, versions: Mapping[str, Version], evaluation: dict[str, 
         every += [accuracies] if data.labelled else []
         table.add_row(
             task,
-            str(len(expert.labels or data.label_names) or ("text" if data.kind == "generate" else "")),
+            str(len(expert.labels or data.label_names) or ("text" if data.kind in GENERATING_KINDS else "")),
             *(f"{value:.3f}" if data.labelled else "" for value in (data.majority, *accuracies)),
             f"{expert.job.parameters:,}",
             f"{expert.lora_parameters:,}",

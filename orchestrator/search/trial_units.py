@@ -68,6 +68,8 @@ class TaskTrials:
         job = self.plan.experts[self.task].job
         train = self.plan.config.search_train(self.task).model_dump(exclude={"lr", "seed", *MEMORY_ONLY})
         common = {"base": self.plan.base.identity(), "data": job.data.fingerprint, "train": train}
+        if template := self.plan.experts[self.task].spec.get("chat_template"):
+            common["chat_template"] = template
         return spec_hash(common)[:16]
 
     def make(self, number: int, point: Point, origin: Origin, seed: int = 0) -> Trial:

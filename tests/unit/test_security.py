@@ -14,6 +14,7 @@ import types
 from pathlib import Path
 
 import pytest
+import tiny_chat
 import yaml
 from quickstart import ROOT
 
@@ -21,6 +22,7 @@ from orchestrator.config import yaml_document
 from orchestrator.progress import mlflow_ui
 from orchestrator.registry.version_files import download_path, fetched_path
 from ttmoe.base import Base, digest_folder, empty_body, load_body, load_tokenizer
+from ttmoe.chat_template import ChatTemplate
 from ttmoe.errors import InputError
 from workers.base.base_sources import resolve_base
 
@@ -99,6 +101,14 @@ def test_code_that_a_base_brings_is_not_run_and_nobody_is_asked(hostile, tmp_pat
     with pytest.raises(InputError, match=r"cannot load its tokenizer: .*(trust_remote_code|custom code)"):
         load_tokenizer(hostile)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("reach", ["''.__class__.__mro__[1].__subclasses__()", "cycler.__init__.__globals__.os"])
+def test_a_chat_template_runs_in_a_sandbox(tmp_path, reach):
+    folder = tiny_chat.save_chat_base(tmp_path, "{{ " + reach + " }}" + tiny_chat.MARKED)
+    base = Base("folder", "own", "", digest_folder(folder), str(folder), "float32", 32, "last")
+    with pytest.raises(InputError, match="refuses a conversation"):
+        _ = ChatTemplate(load_tokenizer(base)).end_ids
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "", ".."])

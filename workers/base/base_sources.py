@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ttmoe.base import (
 from ttmoe.errors import InputError
 from ttmoe.inner_path import inner_path
 from ttmoe.quantization import NOT_QUANTISED, require_quantization
+from ttmoe.template_files import read_chat_template
 from workers.data.atomic_folder import atomic_folder
 from workers.data.file_digests import remembered_digest
 from workers.data.wheels import wheel_folder, wheel_member
@@ -101,6 +103,7 @@ def resolve_base(
         max_length=max_length,
         pooling=choose_pooling(pooling, place),
         asked=() if folder else (*asked.items(), ("cache", cache)),
+        chat_template=read_chat_template(place),
     )
 
 
@@ -176,7 +179,7 @@ def base_on_this_node(base: Base) -> Base:
     if found.digest != base.digest:
         what = f"{found.folder} contains base {found.digest[:12]}, and the driver has {base.digest[:12]}"
         raise InputError(what, where="base", fix="install the same version of the base on every node")
-    return found
+    return replace(found, chat_template=base.chat_template)
 
 
 def check_base_on_node(base: Base, cache: Path) -> None:
@@ -244,7 +247,7 @@ def _from_hub(hub: str, revision: str, gguf: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     # A repository of GGUF files has the same model in many quantisations, which would all be downloaded.
-    patterns = ["*.json", "*.txt", *TOKENIZER_FILES, gguf or "*.safetensors"]
+    patterns = ["*.json", "*.txt", "chat_template.jinja", *TOKENIZER_FILES, gguf or "*.safetensors"]
     try:
         return Path(snapshot_download(hub, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

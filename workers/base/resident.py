@@ -69,7 +69,7 @@ def load_resident_base(base: Base, device: str, train: TrainSettings | None = No
     global _resident, _began_loading, _loads
     # The folder and the maximum length are no part of the key: they do not change the model.
     train = train or TrainSettings(engine="torch")
-    key = (base.digest, base.dtype, base.pooling, device, engine_key(train))
+    key = (base.digest, base.dtype, base.pooling, device, base.chat_template, engine_key(train))
     if _resident and _resident[0] == key:
         return _resident[1]
     release_resident_base()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ttmoe.base import Base
 from ttmoe.encoding import Item, Tokens
+from ttmoe.template_files import template_digest
 from workers.data.prepared import PreparedTask, load_split
 from workers.recipes import RECIPES
 from workers.training.batches import TokenizedRows, tokenize
@@ -26,6 +27,7 @@ _LOG = logging.getLogger("ttmoe")
 def token_path(base: Base, data: PreparedTask, split: str, cache: Path) -> Path:
     """Return the path of a split's tokens in the cache; its name includes a hash of all that determines them."""
     key = f"{RECIPES['tokens']} {base.digest} {base.max_length} {data.fingerprint}"
+    key += f" {template_digest(base.chat_template)}" if data.kind == "chat" else ""
     return cache / "tokens" / f"{data.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}-{split}"
 
 
@@ -60,7 +62,8 @@ def _pack(rows: TokenizedRows) -> dict[str, Tensor]:
     """Convert rows to flat int32 tensors.
 
     ``lengths`` of the sequences (of each row the whole input, then its options), number of ``options`` and ``labels``
-    of the rows, ``tokens.<key>`` of all sequences, and if there are any the lengths of the rows' ``answers``.
+    of the rows, ``tokens.<key>`` of all sequences, and if there are any the lengths of the rows' ``answers``, and
+    the number of each row's ``turns`` with the two ``bounds`` of each.
     """
     sequences = [tokens for item in rows.items for tokens in (item.whole, *item.options)]
     flat = {
@@ -70,6 +73,9 @@ def _pack(rows: TokenizedRows) -> dict[str, Tensor]:
     }
     if any(item.answer_length for item in rows.items):
         flat["answers"] = [item.answer_length for item in rows.items]
+    if any(item.turns for item in rows.items):
+        flat["turns"] = [len(item.turns) for item in rows.items]
+        flat["bounds"] = [bound for item in rows.items for turn in item.turns for bound in turn]
     for key in sequences[0] if sequences else ():
         flat[f"tokens.{key}"] = [number for tokens in sequences for number in tokens[key]]
     return {key: torch.tensor(values, dtype=torch.int32) for key, values in flat.items()}
@@ -80,9 +86,12 @@ def _unpack(tensors: dict[str, Tensor]) -> TokenizedRows:
     tokens = {key.removeprefix("tokens."): values for key, values in flat.items() if "." in key}
     sequences = _split_sequences(tokens, flat["lengths"])
     answers = flat.get("answers", [0] * len(flat["options"]))
+    turns = flat.get("turns", [0] * len(flat["options"]))
+    flat_bounds = flat.get("bounds", [])
+    bounds = zip(flat_bounds[::2], flat_bounds[1::2], strict=True)
     items = [
-        Item(next(sequences), tuple(islice(sequences, count)), answer)
-        for count, answer in zip(flat["options"], answers, strict=True)
+        Item(next(sequences), tuple(islice(sequences, count)), answer, tuple(islice(bounds, spans)))
+        for count, answer, spans in zip(flat["options"], answers, turns, strict=True)
     ]
     return TokenizedRows(items, flat["labels"])
 

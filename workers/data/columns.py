@@ -53,6 +53,16 @@ class PromptColumns(BaseModel):
     prompt: str = Field(description="Column of the prompt.")
 
 
+class ChatColumns(BaseModel):
+    """The column of a task that continues conversations."""
+
+    model_config = STRICT_CONFIG
+    messages: str = Field(
+        description="Column of the conversations: lists of {role, content} with the role system, user or assistant, or "
+        "of {from, value} with system, human or gpt; in CSV and TSV their JSON text."
+    )
+
+
 class LabelColumn(BaseModel):
     """The label column and the mapping of its values to label names.
 

@@ -34,7 +34,7 @@ def deduplicate(examples: Iterable[Example]) -> tuple[list[Example], RemovedCoun
         # Spellings may differ; the smallest is kept, because the first would depend on the order of the rows.
         candidates = [example for example in repeats if example.label == ranked[0][0]]
         answers = Counter(example.answer for example in candidates)
-        unique.append(min(candidates, key=lambda e: (-answers[e.answer], e.answer, e.texts, e.choices)))
+        unique.append(min(candidates, key=lambda e: (-answers[e.answer], e.answer, e.texts, e.choices, e.messages)))
         removed["duplicates"] += len(repeats) - 1
     return unique, removed
 

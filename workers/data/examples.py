@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ttmoe.conversation import Conversation, Message, answered_part
 from ttmoe.errors import InputError
-from workers.data.columns import ChoiceColumns, GenerateColumns, PairColumns, PromptColumns
+from workers.data.columns import ChatColumns, ChoiceColumns, GenerateColumns, PairColumns, PromptColumns
 from workers.data.labels import choice_labels, class_labels, describe_rows
 from workers.data.rows import Row, column_value, passes_filters
 from workers.data.task import Task
@@ -20,11 +21,12 @@ class Example:
     """One input and its label.
 
     Attributes:
-        texts: One text, or two in a pair task.
+        texts: One text, or two in a pair task; in a chat task what the router reads, see ``Conversation.text``.
         choices: The options of a choice task; empty in the other kinds.
-        label: Index into the label names of the task; 0 in a generate task, and without labels.
+        label: Index into the label names of the task; 0 in a generate or chat task, and without labels.
         group: Group name; "" if the task has no groups.
-        answer: The text to generate; "" in the other kinds.
+        answer: The text to generate, in a chat task the assistant's last turn; "" in the other kinds.
+        messages: The whole conversation of a chat task; empty in the other kinds.
     """
 
     texts: tuple[str, ...]
@@ -32,12 +34,16 @@ class Example:
     label: int
     group: str
     answer: str = ""
+    messages: tuple[Message, ...] = ()
 
     @property
     def key(self) -> str:
         """The input in the form by which repeats are detected: case and white space are ignored."""
         # Normalised texts contain no white space but single blanks, and \x1f is white space: keys cannot collide.
-        return "\x1f".join(" ".join(text.casefold().split()) for text in (*self.texts, *self.choices))
+        texts = (*self.texts, *self.choices)
+        if self.messages:  # the assistant's turns before the answer are part of the input
+            texts = tuple(part for message in Conversation(self.messages).prompt.messages for part in message)
+        return "\x1f".join(" ".join(text.casefold().split()) for text in texts)
 
 
 def to_examples(
@@ -52,7 +58,7 @@ def to_examples(
         known: Label names of another split, used if the task has no label mapping.
 
     Returns:
-        The examples, and the label names in order (none for a generate task, and for rows without labels).
+        The examples, and the label names in order (none for a task that generates text, and for rows without labels).
 
     Raises:
         InputError: If a column or label is unknown, a label is out of range, or a text is empty.
@@ -78,7 +84,9 @@ def to_examples(
 
 
 def _unlabelled_examples(kept: Sequence[tuple[int, Row]], task: Task, where: str) -> list[Example]:
-    """Return examples of inputs with their answers, in a generate task, or of inputs alone."""
+    """Return examples of inputs with their answers, in a task that generates text, or of inputs alone."""
+    if isinstance(task.columns, ChatColumns):
+        return [_conversation(row, task.columns.messages, task, where, n) for n, row in kept]
     key = f"{where}.columns.answer"
     column = task.columns.answer if isinstance(task.columns, GenerateColumns) else None
     examples = [
@@ -95,6 +103,26 @@ def _unlabelled_examples(kept: Sequence[tuple[int, Row]], task: Task, where: str
     return examples
 
 
+def _conversation(row: Row, column: str, task: Task, where: str, number: int) -> Example:
+    """Return the example of a conversation, up to the last answer, or before it if none is wanted."""
+    key = f"{where}.columns.messages"
+    value = column_value(row, column, key, number)
+    try:
+        found = Conversation.of(value)
+    except ValueError as error:
+        fix = "correct the row, or leave it out with `where`"
+        raise InputError(f"column {column!r} of row {number}: {error}", where=key, fix=fix) from error
+    if task.routing_rows:
+        found = found.prompt
+    elif messages := answered_part(found.messages):
+        found = Conversation(messages)
+    else:
+        what = f"column {column!r} of row {number}: no message of the assistant follows one of the user"
+        raise InputError(what, where=key, fix="leave such rows out with `where`")
+    group = _group(row, task, where, number)
+    return Example((found.prompt.text,), (), 0, group, found.answer, found.messages)
+
+
 def _text_columns(task: Task) -> dict[str, str]:
     """Return the text columns of the task by their config key."""
     columns = task.columns
@@ -103,6 +131,8 @@ def _text_columns(task: Task) -> dict[str, str]:
         return {"prompt": columns.prompt}
     if isinstance(columns, PairColumns):
         return {"first": columns.first, "second": columns.second}
+    if isinstance(columns, ChatColumns):
+        return {"messages": columns.messages}
     return {"text": columns.text}
 
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ttmoe.conversation import Message
 from ttmoe.errors import InputError
+from ttmoe.generating_kinds import GENERATING_KINDS
 from workers.data.atomic_folder import atomic_folder
 from workers.data.deduplication import RemovedCounts, deduplicate
 from workers.data.examples import Example, to_examples
@@ -34,11 +36,11 @@ class PreparedTask:
 
     Attributes:
         name: Name of the task.
-        kind: ``text``, ``pair``, ``choice`` or ``generate``.
-        label_names: Label names in order; empty for a generate task, and for rows without labels.
+        kind: ``text``, ``pair``, ``choice``, ``generate`` or ``chat``.
+        label_names: Label names in order; empty for a task that generates text, and for rows without labels.
         fingerprint: SHA-256 over kind, label names and the content of the splits.
-        counts: Number of rows by split and label name; for a generate task under "answers", for rows without labels
-            under "inputs".
+        counts: Number of rows by split and label name; under "answers" for a task that generates text, under "inputs"
+            for rows without labels.
         majority: Share of test rows with the most frequent label or answer; 1 for rows without labels.
         duplicates: Number of removed repeats of an input.
         left_out: Number of excluded rows by reason: ``filtered`` by the task's filters or ranges, ``conflicts`` (equal
@@ -107,7 +109,7 @@ def _declared_task(name: str, task: Task, declared: DeclaredRows) -> PreparedTas
     total = max(3, min(declared.rows, task.split.sample or declared.rows))
     test, validation = (max(1, round(total * share)) for share in (task.split.test, task.split.validation))
     rows = {"train": max(1, total - validation - test), "validation": validation, "test": test}
-    names = () if task.kind == "generate" else tuple(map(str, range(declared.classes)))
+    names = () if task.kind in GENERATING_KINDS else tuple(map(str, range(declared.classes)))
     return PreparedTask(
         name,
         task.kind,
@@ -145,7 +147,17 @@ def first_examples(prepared: PreparedTask, split_name: str, count: int) -> list[
 
 
 def _examples(rows: list[dict[str, Any]]) -> list[Example]:
-    return [Example(tuple(r["texts"]), tuple(r["choices"]), r["label"], r["group"], r.get("answer", "")) for r in rows]
+    return [
+        Example(
+            tuple(row["texts"]),
+            tuple(row["choices"]),
+            row["label"],
+            row["group"],
+            row.get("answer", ""),
+            tuple(Message(**message) for message in row.get("messages", ())),
+        )
+        for row in rows
+    ]
 
 
 def _open(name: str, folder: Path) -> PreparedTask | None:
@@ -253,8 +265,9 @@ def _fingerprint(kind: str, label_names: tuple[str, ...], splits: Splits) -> str
     for split in SPLIT_NAMES:
         digest.update(f"\n{split}".encode())
         for e in splits[split]:
-            # Only an existing answer is hashed, so that tasks of other kinds keep their fingerprints.
-            digest.update(json.dumps([e.texts, e.choices, e.label, *filter(None, [e.answer])]).encode())
+            # Only what exists is hashed, so that tasks of other kinds keep their fingerprints.
+            more = filter(None, [e.answer, e.messages])
+            digest.update(json.dumps([e.texts, e.choices, e.label, *more]).encode())
     return digest.hexdigest()
 
 
@@ -264,10 +277,18 @@ def _write(folder: Path, splits: Splits, meta: dict[str, Any]) -> None:
 
     texts = pyarrow.list_(pyarrow.string())
     types = {"texts": texts, "choices": texts, "label": pyarrow.int32(), "group": pyarrow.string()}
-    if meta["kind"] == "generate":
+    if meta["kind"] in GENERATING_KINDS:
         types["answer"] = pyarrow.string()
+    if meta["kind"] == "chat":
+        message = pyarrow.struct([(key, pyarrow.string()) for key in Message._fields])
+        types["messages"] = pyarrow.list_(message)
     with atomic_folder(folder, META) as scratch:
         for split, examples in splits.items():
-            columns = {key: pyarrow.array([getattr(e, key) for e in examples], kind) for key, kind in types.items()}
+            columns = {key: pyarrow.array([_cell(e, key) for e in examples], kind) for key, kind in types.items()}
             pyarrow.parquet.write_table(pyarrow.table(columns), scratch / f"{split}.parquet")
         (scratch / META).write_text(json.dumps(meta | describe_files(scratch), indent=1))
+
+
+def _cell(example: Example, key: str) -> Any:
+    value = getattr(example, key)
+    return [message._asdict() for message in value] if key == "messages" else value

@@ -9,7 +9,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from ttmoe.generating_kinds import GENERATING_KINDS
 from workers.data.columns import (
+    ChatColumns,
     ChoiceColumns,
     GenerateColumns,
     GroupColumn,
@@ -27,6 +29,7 @@ _COLUMN_MODELS: dict[str, type[BaseModel]] = {
     "pair": PairColumns,
     "choice": ChoiceColumns,
     "generate": GenerateColumns,
+    "chat": ChatColumns,
 }
 _REQUIRED_KEYS: dict[str, set[str]] = {"wheel": {"file"}, "path": set(), "hub": {"split", "revision"}}
 _OPTIONAL_KEYS: dict[str, set[str]] = {"hub": {"name"}}
@@ -140,8 +143,9 @@ class Task(BaseModel):
     """A named data set and what to do with it."""
 
     model_config = STRICT_CONFIG
-    kind: Literal["text", "pair", "choice", "generate"] = Field(
-        description="Classify one text, classify a pair, choose among options, or generate text."
+    kind: Literal["text", "pair", "choice", "generate", "chat"] = Field(
+        description="Classify one text, classify a pair, choose among options, generate text after a prompt, or answer "
+        "in conversations."
     )
     routing_rows: Source | None = Field(
         default=None,
@@ -154,13 +158,13 @@ class Task(BaseModel):
     source: Source | GivenSplits | None = Field(
         default=None, validate_default=True, description="One source, or one for each split."
     )
-    columns: TextColumns | PairColumns | ChoiceColumns | GenerateColumns | PromptColumns | None = Field(
+    columns: TextColumns | PairColumns | ChoiceColumns | GenerateColumns | PromptColumns | ChatColumns | None = Field(
         default=None, validate_default=True, description="The input columns."
     )
     label: LabelColumn | None = Field(
         default=None,
         validate_default=True,
-        description="The label column and its label names; none for kind generate and with `routing_rows`.",
+        description="The label column and its label names; none for kinds generate and chat and with `routing_rows`.",
     )
     where: tuple[RowFilter, ...] = Field(default=(), description="Row filters; rows that pass all of them are kept.")
     split: SplitSettings = Field(default_factory=SplitSettings, description="How rows are divided into splits.")
@@ -206,15 +210,15 @@ class Task(BaseModel):
     @classmethod
     def _check_label(cls, label: LabelColumn | None, info: Any) -> LabelColumn | None:
         kind = info.data.get("kind")
-        if kind == "generate" and label is not None:
-            fix = "remove `label`; `columns.answer` names the column"
-            raise setting_error("a task of kind generate has no label", fix=fix)
+        if kind in GENERATING_KINDS and label is not None:
+            fix = "`columns.answer` names the column" if kind == "generate" else "the assistant's turns are the answers"
+            raise setting_error(f"a task of kind {kind} has no label", fix=f"remove `label`; {fix}")
         without = next((key for key in ("routing_rows", "declared") if info.data.get(key)), None)
         if label is not None and without:
             raise setting_error(
                 f"{without} have no label column", fix=f"remove `label`, or write `source` for `{without}`"
             )
-        if kind not in (None, "generate") and label is None and not without:
+        if kind not in (None, *GENERATING_KINDS) and label is None and not without:
             raise PydanticCustomError("missing", "Field required")
         return label
 

@@ -20,13 +20,19 @@ def strip_formatting(example: Example) -> Example:
     A text that would become empty (punctuation alone) is only converted to lower case.
     """
     whole = " ".join(_PREFIX.sub("", text) for text in (*example.texts, *example.choices))
-    return replace(example, texts=(_plain(whole),), choices=())
+    return _with_texts(example, (_plain(whole),), ())
 
 
 def strip_case_and_punctuation(example: Example) -> Example:
     """Return the example as typed in a hurry: each text and option in lower case, without punctuation."""
     texts, choices = (tuple(map(_plain, field)) for field in (example.texts, example.choices))
-    return replace(example, texts=texts, choices=choices)
+    return _with_texts(example, texts, choices)
+
+
+def _with_texts(example: Example, texts: tuple[str, ...], choices: tuple[str, ...]) -> Example:
+    """Return the example with other texts; of a conversation, the text alone that the router reads."""
+    answer = "" if example.messages else example.answer
+    return replace(example, texts=texts, choices=choices, answer=answer, messages=())
 
 
 def _plain(text: str) -> str:

@@ -12,6 +12,7 @@ import torch
 
 from ttmoe.base import Base
 from ttmoe.batching import BATCH_ROWS
+from ttmoe.generating_kinds import GENERATING_KINDS
 from ttmoe.prediction import Prediction
 from ttmoe.routed import RoutedModel
 from ttmoe.router import ROUTER_MANIFEST
@@ -169,6 +170,6 @@ def overconfidence(probabilities: Sequence[float], right: Sequence[bool], bins: 
 
 
 def _right_label(data: PreparedTask, example: Example) -> str:
-    if data.kind == "generate":
+    if data.kind in GENERATING_KINDS:
         return example.answer
     return str(example.label) if data.kind == "choice" else data.label_names[example.label]

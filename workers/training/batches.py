@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ttmoe.batching import split_by_tokens
+from ttmoe.conversation import Conversation
 from ttmoe.encoding import Choice, Completion, Input, Item, Tokens, encode_inputs
 from workers.data.examples import Example
 
@@ -77,6 +78,16 @@ class TokenizedRows:
         """Number of the first sequence of each row, and as the last element the number of all sequences."""
         return list(accumulate(self.sequence_counts, initial=0))
 
+    @cached_property
+    def longest_answer(self) -> int:
+        """Tokens of the longest answer of all rows; 0 if they have none."""
+        return max((length for item in self.items for length in item.answer_lengths), default=0)
+
+    @cached_property
+    def last_answers(self) -> list[int]:
+        """Tokens of the last answer of each row, if rows have several: the one that an expert is asked for."""
+        return [item.answer_lengths[-1] if item.turns else item.answer_length for item in self.items]
+
     def first(self, count: int) -> TokenizedRows:
         """Return the first ``count`` rows; the numbers of their sequences stay valid for ``states``."""
         return self if count >= len(self) else TokenizedRows(self.items[:count], self.labels[:count], self.states)
@@ -92,12 +103,14 @@ class TokenizedRows:
 
 
 def item_sequences(item: Item) -> tuple[Tokens, ...]:
-    """Return the sequences an expert reads of a row: each option, a prompt with its answer, or the whole row."""
+    """Return the sequences an expert reads of a row: its options, a prompt and answer, a conversation, or the row."""
     return item.options or (item.whole,)
 
 
 def to_input(example: Example) -> Input:
-    """Return the model input of an example; for a generation task it includes the answer."""
+    """Return the model input of an example; in a task that generates text it includes the answer."""
+    if example.messages:
+        return Conversation(example.messages)
     if example.answer:
         return Completion(example.texts[0], example.answer)
     if example.choices:

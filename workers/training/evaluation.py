@@ -97,7 +97,8 @@ def evaluate(
     """Measure one expert on a split. The bank keeps its training mode.
 
     For an expert that generates text, a row is correct if every token of its answer is the most likely one after the
-    tokens before it: greedy decoding then writes exactly this answer and stops, except where two tokens tie.
+    tokens before it: greedy decoding then writes exactly this answer and stops, except where two tokens tie. Of a
+    conversation this is the last answer, while the loss is of all.
 
     Args:
         bank: Bank that holds the expert.
@@ -108,7 +109,8 @@ def evaluate(
         engine: How this process evaluates, alone or with others.
 
     Returns:
-        ``accuracy`` (0 to 1) and ``loss``, the mean cross-entropy.
+        ``accuracy`` (0 to 1) and ``loss``, the mean over rows of the cross-entropy, or of its mean over a row's answer
+        tokens; for an expert that generates text also ``perplexity``, of all answer tokens.
     """
     training = bank.training
     bank.eval()
@@ -116,15 +118,26 @@ def evaluate(
         row_scores = expert_scores(bank, name, rows, pad_id, on_batch=on_batch, engine=engine)
     finally:
         bank.train(training)
-    return accuracy_and_loss(row_scores, rows.labels)
+    return accuracy_and_loss(row_scores, rows.labels, rows.last_answers)
 
 
-def accuracy_and_loss(row_scores: list[Tensor], labels: Sequence[int]) -> dict[str, float]:
-    """Return what ``evaluate`` measures, from the scores of all rows as ``expert_scores`` returns them."""
+def accuracy_and_loss(
+    row_scores: list[Tensor], labels: Sequence[int], last_answers: Sequence[int] = ()
+) -> dict[str, float]:
+    """Return what ``evaluate`` measures.
+
+    Args:
+        row_scores: The scores of all rows, as ``expert_scores`` returns them.
+        labels: The label of each row.
+        last_answers: For rows with several answers the number of tokens of the last one.
+    """
     if row_scores and row_scores[0].ndim == 2:
-        correct = [bool((row[:, 0] >= row[:, 1]).all()) for row in row_scores]
-        means = torch.stack([-row[:, 0].double().mean() for row in row_scores])
-        return {"accuracy": sum(correct) / len(correct), "loss": float(means.mean())}
+        last = [row[-count:] for row, count in zip(row_scores, last_answers or map(len, row_scores), strict=True)]
+        correct = [bool((row[:, 0] >= row[:, 1]).all()) for row in last]
+        negative = [-row[:, 0].double() for row in row_scores]
+        means = torch.stack([row.mean() for row in negative])
+        perplexity = float(torch.cat(negative).mean().exp())
+        return {"accuracy": sum(correct) / len(correct), "loss": float(means.mean()), "perplexity": perplexity}
     scores = pad_sequence(row_scores, batch_first=True, padding_value=-torch.inf)
     expected = torch.tensor(labels)
     losses = -scores.log_softmax(-1).gather(1, expected.unsqueeze(1)).double()

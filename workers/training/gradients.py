@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -94,11 +95,10 @@ def add_gradients(
         if not micro:  # fewer rows than processes; all of them take part in every pass
             micro, counts = parts[0], False
         longest = _longest(batches, micro)
-        length = longest
+        length, most = longest, max(batches[index].rows.longest for index in micro)
         if graphs:
-            most = max(batches[index].rows.longest for index in micro)
             length = graphs.padded_length(longest, most, sum(map(len, micro.values())))
-        inputs = _pass_inputs(bank, batches, micro, pad_id, depth, length)
+        inputs = _pass_inputs(bank, batches, micro, pad_id, depth, length, most)
         key = _key_of_pass(batches, micro, inputs) if graphs and counts else None
 
         def compute(
@@ -113,7 +113,7 @@ def add_gradients(
             stats[index].loss += loss
         for number, part in enumerate(parts):
             if part:
-                _count_tokens(stats, batches, part, length if number == engine.rank else _longest(batches, part))
+                _count_tokens(stats, batches, part, inputs.scored if number == engine.rank else None)
     return stats
 
 
@@ -166,7 +166,13 @@ class PassInputs:
 
 
 def _pass_inputs(
-    bank: Bank, batches: Sequence[ExpertBatch], micro: MicroBatch, pad_id: int, depth: int, length: int = 0
+    bank: Bank,
+    batches: Sequence[ExpertBatch],
+    micro: MicroBatch,
+    pad_id: int,
+    depth: int,
+    length: int = 0,
+    packed_length: int = 0,
 ) -> PassInputs:
     items = [batches[index].rows.items[row] for index, rows in micro.items() for row in rows]
     names = [batches[index].name for index, rows in micro.items() for _ in rows]
@@ -174,7 +180,7 @@ def _pass_inputs(
     states = _concatenate([batches[index].rows.gather_states(rows, bank.device) for index, rows in micro.items()])
     keys = torch.cat([_dropout_keys(batches[index], rows) for index, rows in micro.items()])
     scored = score_inputs(bank, items, names if len(micro) > 1 else names[0], pad_id, states=states, depth=depth,
-                          dropout_keys=keys, length=length)  # fmt: skip
+                          dropout_keys=keys, length=length, packed_length=packed_length)  # fmt: skip
     return PassInputs(scored, tensor_on(bank.device, labels))
 
 
@@ -218,11 +224,19 @@ def _concatenate(parts: Sequence[Tensor | None]) -> Tensor | None:
     return torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in states])
 
 
-def _count_tokens(stats: list[PassStats], batches: Sequence[ExpertBatch], micro: MicroBatch, length: int) -> None:
+def _count_tokens(
+    stats: list[PassStats], batches: Sequence[ExpertBatch], micro: MicroBatch, scored: ScoreInputs | None
+) -> None:
+    """Add the tokens of a pass; of another process's, without its inputs, those that it has if it packs nothing."""
+    passed: Mapping[str, int] = {batches[index].name: len(batches[index].rows.sequence_numbers(rows))
+                                 for index, rows in micro.items()}  # fmt: skip
+    length = _longest(batches, micro)
+    if scored:
+        rows, length = scored.tokens["input_ids"].shape  # of several experts, each row is one's
+        passed = Counter([scored.names] * rows if isinstance(scored.names, str) else scored.names)
     for index, numbers in micro.items():
-        rows = batches[index].rows
-        stats[index].real_tokens += sum(rows.token_counts[row] for row in numbers)
-        stats[index].processed_tokens += length * len(rows.sequence_numbers(numbers))
+        stats[index].real_tokens += sum(batches[index].rows.token_counts[row] for row in numbers)
+        stats[index].processed_tokens += length * passed[batches[index].name]
 
 
 @contextmanager

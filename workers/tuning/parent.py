@@ -39,7 +39,7 @@ class Parent:
     @property
     def answer_tokens(self) -> int:
         """Tokens of the longest answer in the training split; 0 for an expert that does not generate text."""
-        return max((item.answer_length for item in self.train.items), default=0)
+        return self.train.longest_answer
 
 
 def load_or_train_parent(
@@ -101,4 +101,5 @@ def save_member(
         spec_hash=spec_hash,
         metrics=metrics,
         answer_tokens=answer_tokens,
+        chat_template=job.base.chat_template if job.data.kind == "chat" else "",
     )

@@ -102,4 +102,7 @@ def measure_experts(
         order += zip(each, batch * len(names), strict=True)
         on_batch()
     found = dict(zip(order, to_host(scores), strict=True))
-    return {name: accuracy_and_loss([found[name, row] for row in range(len(rows))], rows.labels) for name in names}
+    return {
+        name: accuracy_and_loss([found[name, row] for row in range(len(rows))], rows.labels, rows.last_answers)
+        for name in names
+    }

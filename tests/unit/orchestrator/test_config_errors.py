@@ -111,7 +111,9 @@ def test_all_problems_are_listed_in_the_order_of_the_file(tmp_path: Path) -> Non
     lines = error.what.splitlines()
     assert lines[0] == "4 problems"
     assert "my.yaml:5, adapter.rnak: unknown key (its value: 4); did you mean `rank`?" in lines[1]
-    assert "my.yaml:10, tasks.trec.kind: must be 'text', 'pair', 'choice' or 'generate', not 'texts'; " in lines[2]
+    assert (
+        "my.yaml:10, tasks.trec.kind: must be 'text', 'pair', 'choice', 'generate' or 'chat', not 'texts'; " in lines[2]
+    )
     assert lines[3].startswith("  --set search.trails=3, search.trails: unknown key")
     assert "my.yaml:20, trian: unknown key" in lines[4]
 

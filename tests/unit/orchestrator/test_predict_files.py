@@ -31,6 +31,7 @@ from orchestrator.predict.request import PredictRequest
 from orchestrator.predict.scan import CHUNK_ROWS, scan_files
 from orchestrator.predict.sizing import PoolSize, choose_pool_size
 from orchestrator.predict.writers import check_output, open_output, with_answer
+from ttmoe.conversation import Conversation, single_turn
 from ttmoe.encoding import Choice
 from ttmoe.errors import InfeasibleError, InputError, WorkFailedError
 from ttmoe.prediction import Prediction
@@ -66,6 +67,9 @@ def error_of(function: Any, *arguments: Any) -> InputError:
     return caught.value
 
 
+SAID = {"role": "user", "content": "hello"}
+
+
 class TestColumns:
     @pytest.mark.parametrize(
         ("row", "asked"),
@@ -77,6 +81,9 @@ class TestColumns:
             ({"text": "a", "choices": '["x", "y"]'}, Choice("a", ("x", "y"))),
             ({"text": "a", "choices": ""}, "a"),
             ({"text": "a", "choices": "null"}, "a"),
+            ({"text": "a", "messages": [SAID]}, "a"),
+            ({"messages": [SAID]}, single_turn("hello")),
+            ({"text": None, "messages": json.dumps([SAID])}, single_turn("hello")),
         ],
     )
     def test_the_default_columns_make_every_form(self, row: dict[str, Any], asked: Any) -> None:
@@ -96,6 +103,9 @@ class TestColumns:
             ({"text": ["a"]}, "a list or an object", "holds texts"),
             ({"text": "a", "second": "b", "choices": ["x"]}, "a second text and options", "empty"),
             ({"text": "a", "choices": "x, y"}, "not a list", '["one", "two"]'),
+            ({"messages": "hello"}, "'messages': it is not a list of messages", '{"role": "user"'),
+            ({"messages": [SAID | {"role": "tool"}]}, "the role 'tool'", '{"role": "user"'),
+            ({"messages": []}, "no column 'text'", "available: messages"),
             ({"text": "a", "choices": {"x": 1}}, "not a list", '["one", "two"]'),
             ({"text": "a", "choices": 3}, "not a list", '["one", "two"]'),
             ({"text": "a", "choices": '"x"'}, "not a list", '["one", "two"]'),
@@ -284,6 +294,25 @@ class TestFiles:
         assert table.column_names == list(first)
         assert table.column("choices").to_pylist() == [None, ["x", "y"]]
         assert dict(table.column("scores").to_pylist()[0]) == answer["scores"]
+
+    @pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+    def test_conversations(self, tmp_path: Path, echo: Echo, form: str) -> None:
+        rows = [{"id": "a", "messages": [SAID]}, {"id": "b", "messages": [SAID, SAID | {"role": "assistant"}]}]
+        path = tmp_path / f"in.{form}"
+        if form == "parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        elif form == "jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        else:
+            with path.open("w", newline="") as file:
+                table = csv.writer(file)
+                table.writerows([["id", "messages"], *([row["id"], json.dumps(row["messages"])] for row in rows)])
+        for out in ("jsonl", "csv", "parquet"):
+            self.run(tmp_path, tmp_path / f"out.{out}", str(path))
+        written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        kept = [json.loads(row["messages"]) if form == "csv" else row["messages"] for row in written]
+        assert kept == [row["messages"] for row in rows]
+        assert echo.asked[0] == [Conversation.of(row["messages"]) for row in rows]
 
     @pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
     def test_many_rows_are_answered_in_chunks_and_in_order(

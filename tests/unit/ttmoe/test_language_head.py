@@ -106,6 +106,7 @@ def test_answer_scores_and_their_gradients_in_chunks(monkeypatch, tmp_path):
     words = LanguageHead(body_of(tmp_path))
     ids = torch.randint(3, VOCABULARY, (3, 7), generator=torch.Generator().manual_seed(2))
     lengths, answers = [7, 4, 5], [3, 0, 2]
+    spans = [(0, 4, 7), (2, 3, 5)]
     mask = (torch.arange(7) < torch.tensor(lengths)[:, None]).long()
     inputs = {"input_ids": ids * mask, "attention_mask": mask}
     logs = whole(ids).logits.log_softmax(-1)
@@ -113,7 +114,7 @@ def test_answer_scores_and_their_gradients_in_chunks(monkeypatch, tmp_path):
     for places in (2, 256):
         monkeypatch.setattr("ttmoe.language_head.MAX_POSITIONS", places)
         top = body_of(tmp_path)(**inputs).last_hidden_state.detach().requires_grad_()
-        scores = answer_scores(words, top, inputs, lengths, answers).split(answers)
+        scores = answer_scores(words, top, inputs, spans).split(answers)
         assert [tuple(row.shape) for row in scores] == [(3, 2), (0, 2), (2, 2)]
         for row, (length, count) in enumerate(zip(lengths, answers, strict=True)):
             for i, place in enumerate(range(length - count, length)):
@@ -125,7 +126,7 @@ def test_answer_scores_and_their_gradients_in_chunks(monkeypatch, tmp_path):
     torch.testing.assert_close(*[grad for _, grad in found])
     read = (found[0][1].abs().sum(-1) > 0).nonzero().tolist()
     assert read == [[0, 3], [0, 4], [0, 5], [2, 2], [2, 3]]  # the places before the answers' tokens, and no other
-    assert answer_scores(words, top, inputs, lengths, [0, 0, 0]).shape == (0, 2)
+    assert answer_scores(words, top, inputs, []).shape == (0, 2)
 
 
 def test_the_generation_model_removes_the_body_after_an_error(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -166,7 +167,8 @@ def test_a_row_is_right_where_every_token_is_the_likeliest(monkeypatch):
     found = scores([[-0.1, -0.1], [-0.2, -0.2]], [[-0.1, -0.1], [-2.0, -0.2]], [[-0.5, -0.5]])
     monkeypatch.setattr("workers.training.evaluation.expert_scores", lambda *args, **more: found)
     measured = evaluate(torch.nn.Module(), "e", TokenizedRows([], []), 0)
-    assert measured == pytest.approx({"accuracy": 2 / 3, "loss": (0.15 + 1.05 + 0.5) / 3})
+    perplexity = math.exp((0.3 + 2.1 + 0.5) / 5)
+    assert measured == pytest.approx({"accuracy": 2 / 3, "loss": (0.15 + 1.05 + 0.5) / 3, "perplexity": perplexity})
 
 
 def test_an_expert_learns_to_write_and_writes_what_was_measured(job, base, replies, tmp_path):
