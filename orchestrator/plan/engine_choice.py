@@ -103,6 +103,9 @@ def _require_permitted(plan: Plan, train: TrainSettings) -> None:
     if quantised and train.engine == "deepspeed" and train.deepspeed.stage == 3:
         raise InputError(f"ZeRO 3 does not divide weights that are quantised ({plan.base.quantize})",
                          where="train.deepspeed.stage", fix="use stage 2, or `base.quantize: none`")  # fmt: skip
+    if train.shards_base and plan.base.dtype == "float16" and not plan.resources.gpus:
+        raise InputError("DeepSpeed divides no base in float16 on CPUs", where="base.dtype",
+                         fix="use bfloat16 or float32")  # fmt: skip
     if asked not in ("auto", 1) and 0 < plan.resources.gpus < 1:
         raise InputError("processes that train together need a GPU each, not a share of one",
                          where="resources.gpus_per_expert", fix="set it to 1, or to 0")  # fmt: skip
