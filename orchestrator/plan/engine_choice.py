@@ -61,8 +61,10 @@ def engine_choices(plan: Plan) -> Iterator[EngineChoice]:
     if train.engine in ("torch", "ddp", "deepspeed"):
         _require_permitted(plan, train)
     if train.engine == "ddp":
-        on_a_node = max((jobs_on_node(node, plan.resources) for node in plan.nodes), default=1)
-        yield EngineChoice("ddp", zero, max(1, on_a_node) if asked == "auto" else asked)
+        on_a_node = max((jobs_on_node(node, plan.resources) for node in plan.nodes), default=1) if room > 1 else 1
+        most = max(1, min(MOST_PROCESSES, on_a_node))
+        fewer = [most, *(count for count in reversed(powers_of_two(most)) if count < most)]  # where memory is scarce
+        yield from (EngineChoice("ddp", zero, count) for count in (fewer if asked == "auto" else [asked]))
         return
     counts = powers_of_two(room) if asked == "auto" else [asked]
     if train.engine == "deepspeed":

@@ -59,6 +59,10 @@ class Zero(DataParallel):
             for name, buffer in module._buffers.items():
                 module._buffers[name] = None if buffer is None else buffer.to(device)
         deepspeed.initialize(model=model, config=config)  # registers hooks, by which weights are gathered and released
+        # DeepSpeed keeps every model that it has divided in this list, to which a pass adds the modules that it enters.
+        from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+
+        FWD_MODULE_STACK[:] = [module for module in FWD_MODULE_STACK if module is not model]
         return model
 
     def make_optimizer(self, expert: Expert, settings: TrainSettings) -> Optimizer:
