@@ -20,11 +20,13 @@ from pydantic import BaseModel
 
 from ttmoe.adapter import AdapterSpec, count_lora_parameters, count_parameters, plan_groups
 from ttmoe.atomic_write import write_atomically
-from ttmoe.base import Base, empty_body, load_tokenizer
+from ttmoe.base import COPY_FIX, Base, empty_body, load_tokenizer
 from ttmoe.chat_template import ChatTemplate
 from ttmoe.errors import InputError
 from ttmoe.language_head import require_language_head
+from ttmoe.positions import embedded_ids, largest_id, usable_positions
 from ttmoe.template_files import template_digest
+from workers.base.base_sources import CONFIG_ALONE
 from workers.data.examples import Example
 from workers.data.prepared import PreparedTask, first_examples
 from workers.training.batches import tokenize
@@ -56,12 +58,15 @@ class AdapterFit:
 class _Answers(BaseModel):
     """Content of the file.
 
-    The base's number of layers and width, whether it can generate text, the digest of a chat template that works, the
-    fit of each adapter, and by data and length the share of longer rows.
+    The base's number of layers and width, its positions (0: any number), whether its tokenizer's ids have embeddings,
+    whether it can generate text, the digest of a chat template that works, the fit of each adapter, and by data and
+    length the share of longer rows.
     """
 
     layers: int | None = None
     width: int | None = None
+    positions: int | None = None
+    embeds: bool = False
     generates: bool = False
     chats: str = ""
     fits: dict[str, AdapterFit] = {}
@@ -106,6 +111,24 @@ class AdapterFits:
         if self._answers.width is None:
             self._answers.width = int(self._model.config.hidden_size)  # type: ignore[union-attr, arg-type]
         return self._answers.width
+
+    def require_sound_base(self) -> None:
+        """Check that the base reads what its tokenizer writes, up to ``base.max_length`` tokens.
+
+        Raises:
+            InputError: If it has fewer positions, or no embedding for a token of the tokenizer.
+        """
+        if self._answers.positions is None:
+            self._answers.positions = usable_positions(self._model) or 0
+        if 0 < self._answers.positions < self._base.max_length:
+            what = f"the base has {self._answers.positions} positions, and base.max_length is {self._base.max_length}"
+            raise InputError(what, where="base.max_length", fix=f"set it to {self._answers.positions} or less")
+        if not self._answers.embeds and self._base.source != CONFIG_ALONE:
+            embedded, largest = embedded_ids(self._model), largest_id(self._tokenizer)
+            if largest >= embedded:
+                what = f"the tokenizer makes the token id {largest}, and the base has embeddings for {embedded} ids"
+                raise InputError(what, where=self._base.folder, fix=COPY_FIX)
+            self._answers.embeds = True
 
     def require_language_head(self, where: str) -> None:
         """Raise InputError at ``where`` if the base cannot generate text, see ``ttmoe.language_head``."""
