@@ -134,7 +134,7 @@ def make_plan(config: Config, nodes: Sequence[Node] | None = None, registry: Reg
     device = "cuda" if resources.gpus else "cpu"
     base, base_text = resolve_library_base(config, resources, nodes, registry, folders.cache)
     fits = AdapterFits(base, folders.cache)
-    fits.require_sound_base()
+    fits.require_sound_base(length_is_given="max_length" in config.base.model_fields_set)
     if writing := [name for name, task in config.tasks.items() if task.kind in GENERATING_KINDS]:
         fits.require_language_head(f"tasks.{writing[0]}.kind")
     if chats := [name for name in writing if config.tasks[name].kind == "chat" and not config.tasks[name].declared]:
