@@ -167,8 +167,8 @@ class ChatTemplate:
         if text.startswith(closed):
             return len(closed)
         found, last = text.find(content, start), closed.rfind(content)  # it is written otherwise now
-        if found < 0 or last < 0:
-            return start
+        if found < 0 or last < 0 or any(token in text[start:found] for token in self._special_tokens):
+            return start  # what stands after the end of a turn is another one's
         after, end = found + len(content), closed[last + len(content) :].rstrip()
         return after + len(end) if text.startswith(end, after) else after
 
