@@ -57,6 +57,8 @@ class ChatTemplate:
         token that the template writes after a turn.
         """
         [(tokens, spans)] = self.encode([_PROBE], 2**30)
+        if not spans:
+            raise InputError("the base's chat template does not write the assistant's turn", where=self.where, fix=_FIX)
         last, named = tokens["input_ids"][spans[-1][1] - 1], None
         with suppress(OSError, ValueError, AttributeError):
             path = Path(str(self.tokenizer.name_or_path), "generation_config.json")
