@@ -10,6 +10,7 @@ import typer
 from orchestrator.cli.config_commands import config_commands
 from orchestrator.cli.doctor_commands import doctor
 from orchestrator.cli.expert_commands import experts
+from orchestrator.cli.init_command import init
 from orchestrator.cli.job_commands import jobs
 from orchestrator.cli.options import (
     ClusterOption,
@@ -59,29 +60,7 @@ def _options(
     pass
 
 
-@command(app)
-def init(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="File to write.")] = Path("ttmoe.yaml"),
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
-) -> None:
-    """Write a commented starter config and its JSON Schema."""
-    from orchestrator.config.json_schema import SCHEMA_FILE, schema_text
-    from orchestrator.config.loading import STARTER, recipe_text
-
-    if path.is_dir():
-        path = path / "ttmoe.yaml"
-    if path.exists() and not force:
-        fix = "choose another path, or replace it with --force"
-        raise InputError("the file already exists", where=str(path), fix=fix)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(recipe_text(STARTER), encoding="utf-8")
-        path.with_name(SCHEMA_FILE).write_text(schema_text(), encoding="utf-8")
-    except OSError as error:
-        what = f"the file cannot be written ({error.strerror})"
-        raise InputError(what, where=str(path), fix="choose another path") from error
-    typer.echo(f"wrote {path}, and {SCHEMA_FILE} for editors")
-    typer.echo(f"next: point tasks.my_task to your data, then run: ttmoe run {path}")
+command(app)(init)
 
 
 @command(app, "run")

