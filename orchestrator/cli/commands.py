@@ -63,6 +63,28 @@ def _options(
 command(app)(init)
 
 
+@command(app, "data")
+def show_data(
+    config: ConfigArgument,
+    task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="Task to show; by default all.")] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the rows of a config's tasks as training will read them.
+
+    Prints rows by split and class, what was left out and why, five rows, lengths in tokens, and the rows that two tasks
+    share.
+    """
+    from orchestrator.config.loading import load_config
+
+    loaded = load_config(config, overrides or [])
+    from orchestrator.data_view.library_view import view_library
+    from orchestrator.data_view.view_screen import show_library_view
+
+    view = view_library(loaded, task, None if as_json else console())
+    show_library_view(view, console(), as_json=as_json)
+
+
 @command(app, "run")
 def run_config(config: ConfigArgument, overrides: SetOption = None) -> None:
     """Train and register the experts and the router of a config.
