@@ -27,7 +27,6 @@ from orchestrator.cli.options import (
 )
 from orchestrator.cli.startup import import_registry, prepare_command
 from orchestrator.cli.tune_commands import tune_config
-from ttmoe.errors import InputError
 
 JobCommand = Literal["run", "tune"]
 

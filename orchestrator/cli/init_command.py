@@ -17,12 +17,15 @@ _CONFIG_ENDINGS = (".yaml", ".yml")
 _DATA_ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".tab", ".parquet", ".txt", ".log", ".gz")
 _DEFAULT = Path("ttmoe.yaml")
 _LIBRARY = "my-library"
+_SCHEMA = "ttmoe.schema.json"
 
 
 def init(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[DATA]... [CONFIG]", help="Data files; and the config to write, by default ttmoe.yaml."),
+        typer.Argument(
+            metavar="[DATA]... [CONFIG]", help="Data files; and the config to write, by default ttmoe.yaml."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="CONFIG", help="Config to write; by default ttmoe.yaml.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
@@ -58,7 +61,7 @@ def _sort_paths(paths: list[Path], out: Path | None) -> tuple[list[Path], Path]:
     configs = [path for path in paths if path.suffix.lower() in _CONFIG_ENDINGS]
     if len(paths) == 1 and not configs and not _is_data(paths[0]):
         configs = paths
-    data = [path for path in paths if path not in configs]
+    data = [path for path in paths if path not in configs and path.name != _SCHEMA]  # *.json finds it too
     if out is not None:
         configs = [*configs, out]
     if len(configs) > 1:

@@ -70,9 +70,7 @@ class TaskView:
         }
 
 
-def view_task(
-    task: Task, data: PreparedTask, train: Sequence[Example], tokenizer: Any, max_length: int
-) -> TaskView:
+def view_task(task: Task, data: PreparedTask, train: Sequence[Example], tokenizer: Any, max_length: int) -> TaskView:
     """Return the view of a task.
 
     Args:

@@ -14,8 +14,8 @@ from orchestrator.data_view.shared_inputs import SharedInputs
 from orchestrator.data_view.task_view import TaskView
 from orchestrator.first_config.token_lengths import COUNTED_ROWS
 from orchestrator.plan.json_output import to_json
-from orchestrator.plan.show import REMOVED_ROWS
 from workers.data.examples import Example
+from workers.data.prepared import REMOVED_ROWS
 
 _SHOWN_CLASSES = 10
 _SHOWN_SHARED = 10
@@ -50,8 +50,8 @@ def _show_task(name: str, task: TaskView, max_length: int, console: Console) -> 
     if task.rows:
         _print(console, f"  {len(task.rows)} rows of train as they will be read")
         for number, row in enumerate(task.rows, 1):
-            for text in _row_lines(task, row):
-                line = f"  {number if text[0] else '':<2} {text[0]:<{_LABEL_WIDTH}}{text[1]}"
+            for i, (part, text) in enumerate(_row_lines(task, row)):
+                line = f"  {'' if i else number:<2} {part:<{_LABEL_WIDTH}}{text}"
                 _print(console, line if len(line) <= console.width else f"{line[: console.width - 1]}…")
     _print(console, "")
 
@@ -67,12 +67,22 @@ def _lines(task: TaskView, max_length: int) -> Iterator[tuple[str, str]]:
     if data.removed:
         yield "left out", ", ".join(f"{rows:,} {REMOVED_ROWS[reason]}" for reason, rows in data.removed.items())
     if task.lengths is None:
-        known = f"{data.declared_tokens:,} in each row, as declared" if data.declared_tokens else "unknown: the base has no tokenizer"
+        known = (
+            f"{data.declared_tokens:,} in each row, as declared"
+            if data.declared_tokens
+            else "unknown: the base has no tokenizer"
+        )
         yield "tokens", known
         return
     sample = f" (of {COUNTED_ROWS:,} rows)" if data.rows["train"] > COUNTED_ROWS else ""
     yield "tokens", f"{task.lengths}{sample}"
-    share = "no row has" if not task.cut_share else "fewer than 1% have" if task.cut_share < 0.01 else f"{task.cut_share:.0%} have"
+    share = (
+        "no row has"
+        if not task.cut_share
+        else "fewer than 1% have"
+        if task.cut_share < 0.01
+        else f"{task.cut_share:.0%} have"
+    )
     yield "", f"{share} more than base.max_length ({max_length:,}){', and are cut' if task.cut_share else ''}"
 
 
@@ -111,7 +121,7 @@ def _row_lines(task: TaskView, row: Example) -> Iterator[tuple[str, str]]:
 
 
 def _one_line(text: str) -> str:
-    """Return a text on one line: a line feed as ``\\n``, and other control characters in the same way."""
+    """Return a text on one line: line feeds and other control characters as Python writes them."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 

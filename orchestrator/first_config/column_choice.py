@@ -32,7 +32,9 @@ def find_labels(columns: Sequence[ColumnProfile], without: Collection[str] = ())
         without: Paths of columns that are something else.
     """
     found = [each for each in columns if each.path not in without and _could_be_label(each)]
-    return sorted(found, key=lambda each: (_label_rank(each), each.shape != "text", len(each.counts)))
+    return sorted(
+        found, key=lambda each: (len(each.counts) < 2, _label_rank(each), each.shape != "text", len(each.counts))
+    )
 
 
 def find_texts(columns: Sequence[ColumnProfile], without: Collection[str] = ()) -> list[ColumnProfile]:

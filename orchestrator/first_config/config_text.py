@@ -69,7 +69,9 @@ def _task_lines(draft: TaskDraft, length: RowLengths, folder: Path) -> Iterator[
         if key == "label" and "names" not in value and draft.classes and all(map(_is_number, draft.classes)):
             names = {int(float(name)): f"NAME_{i}" for i, name in enumerate(list(draft.classes)[:8])}
             if len(draft.classes) <= len(names):
-                yield from _comment(f"names: {dump_flow(names)}", "      ", "names of the classes, instead of the numbers")
+                yield from _comment(
+                    f"names: {dump_flow(names)}", "      ", "names of the classes, instead of the numbers"
+                )
 
 
 def _setting_lines(key: str, value: Any) -> Iterator[str]:

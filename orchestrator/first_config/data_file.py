@@ -176,7 +176,9 @@ def _read(path: Path, settings: dict[str, Any], notes: list[str]) -> list[Row]:
             rows = read_rows(Source(path=str(path), **settings), Path())
         except InputError:
             raise error from None
-    notes.append("quotes enclose cells" if quotes else "quotes are plain characters, because not all of them are paired")
+    notes.append(
+        "quotes enclose cells" if quotes else "quotes are plain characters, because not all of them are paired"
+    )
     return rows
 
 

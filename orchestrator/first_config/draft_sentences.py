@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from orchestrator.first_config.task_draft import TaskDraft
 from orchestrator.first_config.token_lengths import RowLengths
-from orchestrator.plan.show import REMOVED_ROWS
+from workers.data.prepared import REMOVED_ROWS
 
 _SHOWN_CLASSES = 10
 _LONGEST_NAME = 40

@@ -39,12 +39,14 @@ class NewBase:
 
 
 def choose_base(kinds: Collection[str]) -> NewBase:
-    """Return the base for tasks of these kinds: that of the starter, or SmolLM2, which writes text and has a template."""
+    """Return the base for tasks of these kinds: that of the starter, or SmolLM2, which writes text and conversations."""
     writing = GENERATING_KINDS & set(kinds)
     data = read_yaml(recipe_text(_CAUSAL_RECIPE if writing else STARTER), "recipe").data
     settings = {key: value for key, value in data["base"].items() if key != "max_length"}
     if not writing:
-        return NewBase(settings, _ENCODER_POSITIONS, "all-MiniLM-L6-v2, a small encoder: every task has classes or options")
+        return NewBase(
+            settings, _ENCODER_POSITIONS, "all-MiniLM-L6-v2, a small encoder: every task has classes or options"
+        )
     chats = " and conversations" if "chat" in writing else ""
     reason = f"SmolLM2-135M-Instruct, a small causal model: a task writes text{chats}"
     sections = {name: {key: data[name][key] for key in keys} for name, keys in _KEPT.items()}

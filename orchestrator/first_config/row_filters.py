@@ -28,8 +28,8 @@ def filter_empty_cells(guess: TaskGuess, rows: Sequence[Row]) -> TaskGuess:
             notes.append(f"{empty:,} of {len(rows):,} rows have no {column}, and are left out (`where`)")
         if column == guess.label and _NO_LABEL in texts and "0" in texts:
             where.append({"column": column, "not_in": [int(_NO_LABEL)]})
-            rest = f"{texts.count(_NO_LABEL):,} rows have the label {_NO_LABEL}"
-            unclear.append(f"{rest}, which is taken for none: they are left out (`where`)")
+            count = f"{texts.count(_NO_LABEL):,} of {len(rows):,} rows have the label {_NO_LABEL}"
+            unclear.append(f"{count}, which is taken for none: they are left out (`where`)")
     return replace(guess, where=tuple(where), unclear=tuple(unclear), notes=tuple(notes))
 
 
@@ -46,11 +46,15 @@ def filter_conversations(guess: TaskGuess, rows: Sequence[Row], place: str) -> T
     if all(_text(row, f"{column}.-1.role") != "assistant" for _, row, _ in failed) and len(failed) < len(rows):
         where = ({"column": f"{column}.-1.role", "in": ["assistant"]},)
         kept = sum(_text(row, f"{column}.-1.role") == "assistant" for row in rows)
-        note = f"{len(rows) - kept:,} of {len(rows):,} conversations do not end with an answer, and are left out (`where`)"
+        note = (
+            f"{len(rows) - kept:,} of {len(rows):,} conversations do not end with an answer, and are left out (`where`)"
+        )
         return replace(guess, where=where, notes=(*guess.notes, note))
     number, _, what = failed[0]
     others = f" (and {len(failed) - 1:,} more rows)" if len(failed) > 1 else ""
-    raise InputError(f"column {column!r} of row {number}: {what}{others}", where=place, fix="correct or remove the rows")
+    raise InputError(
+        f"column {column!r} of row {number}: {what}{others}", where=place, fix="correct or remove the rows"
+    )
 
 
 def merge_spellings(guess: TaskGuess, rows: Sequence[Row]) -> TaskGuess:

@@ -106,7 +106,7 @@ def _warnings(draft: TaskDraft, empty: Sequence[str], names: Sequence[str]) -> l
         found.append(f"no rows are left for {' and '.join(empty)}, so `ttmoe run` will refuse the task: add rows")
     if len(draft.examples) < FEW_ROWS:
         found.append(
-            f"{len(draft.examples)} different rows are few: the test split has a handful, so that its accuracy says little"
+            f"{len(draft.examples)} different rows are few: the accuracy on the handful in the test split says little"
         )
     if draft.guess.label and len(names) < 2:
         found.append(f"all rows have the label {', '.join(names)}: `ttmoe run` will refuse the task; add other classes")

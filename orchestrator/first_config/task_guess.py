@@ -63,7 +63,9 @@ def _guess_generate(columns: Sequence[ColumnProfile], names: Sequence[tuple[str,
         return None
     prompt, answer = found
     unclear: list[str] = []
-    if more := [each for each in columns if each.plain_name in ("input", "context") and each not in found and each.filled]:
+    if more := [
+        each for each in columns if each.plain_name in ("input", "context") and each not in found and each.filled
+    ]:
         share = f"{more[0].filled / more[0].rows:.0%}"
         unclear.append(
             f"column {more[0].path} has a text in {share} of the rows, and is not read: a prompt is one column. If the "
@@ -123,7 +125,9 @@ def _choose_label(labels: Sequence[ColumnProfile]) -> tuple[ColumnProfile, tuple
     twin = next((each for each in labels[1:] if _is_twin(chosen, each)), None)
     if twin is not None and chosen.shape == "number" and twin.shape == "text":
         chosen = twin  # the same classes with names
-    rivals = [each for each in (named or labels) if each is not chosen and not _is_twin(chosen, each)]
+    rivals = [
+        each for each in (named or labels) if each is not chosen and len(each.counts) > 1 and not _is_twin(chosen, each)
+    ]
     reason = "it has the name of a label" if named else "it has few values, each in several rows"
     return chosen, _others("label", chosen, rivals, reason)
 
@@ -135,9 +139,7 @@ def _is_twin(one: ColumnProfile, other: ColumnProfile) -> bool:
     return len(set(zip(one.values, other.values, strict=True))) == len(one.counts)
 
 
-def _others(
-    role: str, chosen: ColumnProfile, rivals: Sequence[ColumnProfile], reason: str
-) -> tuple[str, ...]:
+def _others(role: str, chosen: ColumnProfile, rivals: Sequence[ColumnProfile], reason: str) -> tuple[str, ...]:
     if not rivals:
         return ()
     listed = ", ".join(f"{each.path} ({_values(each)})" for each in rivals[:_MOST_NAMED])
@@ -149,7 +151,11 @@ def _values(column: ColumnProfile) -> str:
     different = len(column.counts)
     if column.shape == "messages":
         return "conversations"
-    return f"{different:,} values" if different < 0.5 * column.filled else f"{column.mean_length:.0f} characters on average"
+    return (
+        f"{different:,} values"
+        if different < 0.5 * column.filled
+        else f"{column.mean_length:.0f} characters on average"
+    )
 
 
 def _named_pair(
@@ -171,8 +177,8 @@ def _no_guess(columns: Sequence[ColumnProfile], place: str) -> InputError:
         return InputError(what, where=place, fix="add a column with texts, and one with labels or answers")
     text = texts[0].path
     fix = (
-        f"add a column `label` with the class of each row, or `answer` with the text to write after {text}. If there is "
-        "one under another name, rename it so; or write the task by hand into the config of `ttmoe init`"
+        f"add a column `label` with the class of each row, or `answer` with the text to write after {text}. If it has "
+        "another name, rename it so; or write the task by hand into the config of `ttmoe init`"
     )
     single = [each for each in columns if len(each.counts) == 1 and is_named_label(each)]
     what = f"there is no label and no answer to learn: {text} is a text, but no other column has few values"

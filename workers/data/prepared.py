@@ -28,6 +28,14 @@ from workers.data.splits import SPLIT_NAMES, Splits, clean_given_splits, split_e
 from workers.data.task import DeclaredRows, GivenSplits, Source, Task
 from workers.recipes import RECIPES
 
+REMOVED_ROWS = {
+    "duplicates": "repeated",
+    "conflicts": "with the text of a row with another label",
+    "leaked": "that are in a later split too",
+    "filtered": "filtered",
+    "sampled": "beyond the sample",
+}
+"""Why a row of a source is in no split, as it is said after the number of rows."""
 _ATTEMPTS = 2  # another process may find the same damage, and replace what this one has made
 _ANSWERS, _INPUTS = "answers", "inputs"  # the keys under which rows are counted if the task has no labels
 

@@ -55,7 +55,10 @@ class Source(BaseModel):
         default=None, description="Regular expression; each matching line is a row, each named group a column."
     )
     delimiter: str | None = Field(
-        default=None, min_length=1, max_length=1, description="Character between cells; by default , in CSV, tab in TSV."
+        default=None,
+        min_length=1,
+        max_length=1,
+        description="Character between cells; by default , in CSV, tab in TSV.",
     )
     quotes: bool | None = Field(
         default=None, description='Whether " quotes enclose cells; by default yes in CSV and no in TSV.'
