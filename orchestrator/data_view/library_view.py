@@ -14,7 +14,7 @@ from orchestrator.data_view.shared_inputs import SharedInputs, find_shared_input
 from orchestrator.data_view.task_view import TaskView, view_task
 from orchestrator.plan.adapter_fits import AdapterFits
 from orchestrator.plan.folders import LibraryFolders
-from orchestrator.plan.planning import require_writing_base
+from orchestrator.plan.planning import require_usable_base
 from ttmoe.base import load_tokenizer
 from ttmoe.errors import InputError
 from workers.base.base_sources import resolve_base
@@ -97,6 +97,6 @@ def _tokenizer(config: Config, folders: LibraryFolders) -> Any:
     # The number format decides nothing here.
     base = resolve_base(**config.base.model_dump(exclude={"config", "dtype"}), dtype="float32", cache=folders.cache)
     fits = AdapterFits(base, folders.cache)
-    require_writing_base(config, fits)
+    require_usable_base(config, fits)
     fits.save()
     return load_tokenizer(base)

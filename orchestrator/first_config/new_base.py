@@ -39,7 +39,7 @@ class NewBase:
 
 
 def choose_base(kinds: Collection[str]) -> NewBase:
-    """Return the base for tasks of these kinds: that of the starter, or SmolLM2, which writes text and conversations."""
+    """Return the base for tasks of these kinds: that of the starter, or SmolLM2, which writes text."""
     writing = GENERATING_KINDS & set(kinds)
     data = read_yaml(recipe_text(_CAUSAL_RECIPE if writing else STARTER), "recipe").data
     settings = {key: value for key, value in data["base"].items() if key != "max_length"}

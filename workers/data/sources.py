@@ -98,9 +98,9 @@ def source_identity(source: Source, cache: Path) -> str:
     """
     if source.hub is not None:
         return str(source.revision)
-    if source.sha256 is not None and source.wheel is not None:
+    if source.sha256 is not None and (source.wheel or not Path(source.path or "").expanduser().is_file()):
         return source.sha256
-    return source.sha256 or remembered_digest(source_file(source, cache), cache)
+    return remembered_digest(source_file(source, cache), cache)
 
 
 def json_row(line: str, where: str) -> Row:
