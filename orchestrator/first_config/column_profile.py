@@ -117,8 +117,10 @@ def _leaves(value: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, A
             if str(key).strip():
                 yield from _leaves(inner, f"{path}.{key}" if path else str(key), depth + 1)
     elif isinstance(value, list | tuple) and value and not is_conversation(value):
-        if isinstance(value[0], dict | list | tuple):
+        if isinstance(value[0], dict):
             yield from _leaves(value[0], f"{path}.0", depth + 1)
+        elif isinstance(value[0], list | tuple):
+            return  # such as marked spans of a text
         else:
             yield path, list(value)
             yield f"{path}.0", value[0]

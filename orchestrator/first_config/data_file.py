@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from dataclasses import dataclass
 from itertools import islice
@@ -139,7 +140,7 @@ def _find_unnamed_format(path: Path, text: str, notes: list[str]) -> dict[str, A
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         raise InputError("the file has no rows", where=str(path), fix="give a file with rows")
-    if text.lstrip()[:1] == "[" or _is_json_object(lines[0]):
+    if re.match(r"\s*\[\s*\{", text) or _is_json_object(lines[0]):
         return {"format": "jsonl"}
     if found := find_line_pattern(lines):
         pattern, matching, what = found

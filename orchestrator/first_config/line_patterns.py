@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 
 _LEVELS = "TRACE|DEBUG|INFO|NOTICE|WARNING|WARN|ERROR|CRITICAL|FATAL|SEVERE"
 _PATTERNS = (
@@ -27,10 +28,16 @@ def find_line_pattern(lines: Sequence[str]) -> tuple[str, int, str] | None:
         matching = sum(re.search(pattern, line) is not None for line in lines)
         if matching >= _LEAST_SHARE * len(lines):
             return pattern, matching, what
-    for pattern, what in (_LABEL_FIRST, _LABEL_LAST):
-        found = [match["label"] for line in lines if (match := re.search(pattern, line))]
-        # The first line of a table with names has a label of its own.
-        few = 2 <= len(set(found)) <= min(_MOST_LABELS, len(lines) // 2)
-        if len(found) >= 0.9 * len(lines) and few and found.count(found[0]) > 1:
-            return pattern, len(found), what
-    return None
+    found = [each for each in map(partial(_with_label, lines), (_LABEL_FIRST, _LABEL_LAST)) if each]
+    return min(found)[1:] if found else None
+
+
+def _with_label(lines: Sequence[str], form: tuple[str, str]) -> tuple[int, str, int, str] | None:
+    """Return the characters of all labels, and what ``find_line_pattern`` returns; None for lines of another form."""
+    pattern, what = form
+    labels = [match["label"] for line in lines if (match := re.search(pattern, line))]
+    few = 2 <= len(set(labels)) <= min(_MOST_LABELS, len(lines) // 2)
+    # The first line of a table with names has a label of its own.
+    if len(labels) < 0.9 * len(lines) or not few or labels.count(labels[0]) == 1:
+        return None
+    return sum(map(len, labels)), pattern, len(labels), what

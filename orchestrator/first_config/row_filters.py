@@ -43,14 +43,15 @@ def filter_conversations(guess: TaskGuess, rows: Sequence[Row], place: str) -> T
     failed = [(n, row, what) for n, row in enumerate(rows, 1) if (what := _conversation_problem(row, column))]
     if not failed:
         return guess
-    if all(_text(row, f"{column}.-1.role") != "assistant" for _, row, _ in failed) and len(failed) < len(rows):
+    other = [each for each in failed if _text(each[1], f"{column}.-1.role") in ("assistant", "")]
+    if not other and len(failed) < len(rows):
         where = ({"column": f"{column}.-1.role", "in": ["assistant"]},)
         kept = sum(_text(row, f"{column}.-1.role") == "assistant" for row in rows)
         note = (
             f"{len(rows) - kept:,} of {len(rows):,} conversations do not end with an answer, and are left out (`where`)"
         )
         return replace(guess, where=where, notes=(*guess.notes, note))
-    number, _, what = failed[0]
+    number, _, what = (other or failed)[0]
     others = f" (and {len(failed) - 1:,} more rows)" if len(failed) > 1 else ""
     raise InputError(
         f"column {column!r} of row {number}: {what}{others}", where=place, fix="correct or remove the rows"
