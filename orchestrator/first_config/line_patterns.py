@@ -33,11 +33,11 @@ def find_line_pattern(lines: Sequence[str]) -> tuple[str, int, str] | None:
 
 
 def _with_label(lines: Sequence[str], form: tuple[str, str]) -> tuple[int, str, int, str] | None:
-    """Return the characters of all labels, and what ``find_line_pattern`` returns; None for lines of another form."""
+    """Return the words of all labels, and what ``find_line_pattern`` returns; None for lines of another form."""
     pattern, what = form
     labels = [match["label"] for line in lines if (match := re.search(pattern, line))]
     few = 2 <= len(set(labels)) <= min(_MOST_LABELS, len(lines) // 2)
     # The first line of a table with names has a label of its own.
     if len(labels) < 0.9 * len(lines) or not few or labels.count(labels[0]) == 1:
         return None
-    return sum(map(len, labels)), pattern, len(labels), what
+    return sum(len(label.split()) for label in labels), pattern, len(labels), what
