@@ -25,7 +25,7 @@ class TaskView:
         data: The prepared task.
         sources: Where its rows come from, by split; a single source has the key "".
         columns: What it reads of a row: the columns of the input, the answer and the label.
-        rows: The first rows of the training split, which is in the order of a hash.
+        rows: A few rows of the training split.
         lengths: Lengths of a sample of the training rows in tokens; None if there are no rows or no tokenizer.
         cut_share: Share of this sample that has more tokens than ``base.max_length``.
     """
@@ -85,13 +85,18 @@ def view_task(task: Task, data: PreparedTask, train: Sequence[Example], tokenize
     """
     lengths, share = None, 0.0
     if train and tokenizer is not None:
-        counted = tokenize(tokenizer, train[:COUNTED_ROWS], _UNLIMITED).lengths
+        counted = tokenize(tokenizer, _spaced(train, COUNTED_ROWS), _UNLIMITED).lengths
         lengths = RowLengths.of(counted)
         share = sum(length > max_length for length in counted) / len(counted)
     columns: dict[str, Any] = task.columns.model_dump() if task.columns else {}
     if task.label:
         columns["label"] = task.label.column
-    return TaskView(data, _sources(task), columns, tuple(train[:SHOWN_ROWS]), lengths, share)
+    return TaskView(data, _sources(task), columns, tuple(_spaced(train, SHOWN_ROWS)), lengths, share)
+
+
+def _spaced(rows: Sequence[Example], count: int) -> Sequence[Example]:
+    """Return evenly spaced rows: the first ones of a training split are all of the class that fills test last."""
+    return rows[:: max(1, len(rows) // count)][:count]
 
 
 def _sources(task: Task) -> dict[str, str]:

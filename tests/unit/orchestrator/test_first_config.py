@@ -88,7 +88,7 @@ CASES = {
                         dict(kind="choice", text="question", choices="choices", label="answer")),
     "arc": (dict(question=text, choices=[{"text": OPTIONS[0], "label": list("ABCD")}], answerKey=list("ABCD")),
             dict(kind="choice", text="question", choices="choices.text", label="answerKey")),
-    "columns of options": (dict(premise=text, choice1=lambda i: text(i + 5), choice2=lambda i: text(i + 7), label=[0, 1]),
+    "columns of options": (dict(premise=text, choice1=lambda i: text(i + 5), choice2=lambda i: text(i + 7), label=[0, 1]),  # noqa: E501
                            dict(kind="choice", text="premise", choices=("choice1", "choice2"), label="label")),
     "letters": (dict(question=text, a=["v", "w"], b=["x"], c=["y"], d=["z"], answer=list("ABCD")),
                 dict(kind="choice", text="question", choices=("a", "b", "c", "d"), label="answer")),
