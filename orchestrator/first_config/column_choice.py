@@ -11,6 +11,8 @@ _NOT_NAMED = 1000
 _LONGEST_LABEL = 60  # characters, on average
 _MOST_LABELS = 1000
 _MOST_UNNAMED_LABELS = 100
+_OTHER_WORDS = frozenset(("id", "confidence", "count", "date", "time", "url", "probability"))  # in no name of a label
+_FEW_TEXTS = 0.05  # share of different values below which a column is hardly a text
 _MOST_NUMBERS = 20  # values of a column of numbers with decimals that is a label
 
 
@@ -58,13 +60,15 @@ def find_texts(columns: Sequence[ColumnProfile], without: Collection[str] = ()) 
 
 
 def _text_rank(column: ColumnProfile) -> int:
+    if len(column.counts) <= _FEW_TEXTS * column.filled:
+        return 3
     return 0 if column.plain_name in TEXT_NAMES else 1 if is_named_text(column) else 2
 
 
 def _label_rank(column: ColumnProfile) -> int:
     if column.plain_name in LABEL_NAMES:
         return LABEL_NAMES.index(column.plain_name)
-    return 100 if column.words & LABEL_WORDS else _NOT_NAMED
+    return 100 if column.words & LABEL_WORDS and not column.words & _OTHER_WORDS else _NOT_NAMED
 
 
 def _could_be_label(column: ColumnProfile) -> bool:
@@ -78,4 +82,4 @@ def _could_be_label(column: ColumnProfile) -> bool:
     if is_named_label(column):  # in few rows, or of one value: the output says so
         return different <= filled / 2 or (filled < 30 and different < filled)
     several = 2 <= different <= min(_MOST_UNNAMED_LABELS, filled / 3)
-    return several and filled > 0.5 * column.rows and "id" not in column.words
+    return several and filled > 0.5 * column.rows and not column.words & _OTHER_WORDS

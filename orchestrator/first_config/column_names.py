@@ -4,7 +4,7 @@ from __future__ import annotations
 
 LABEL_NAMES = (
     "label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "gold_label", "gold",
-    "emotion", "tag", "tags", "polarity", "stance", "verdict", "outcome", "y", "rating", "stars", "score",
+    "emotion", "tag", "tags", "polarity", "stance", "verdict", "outcome", "y", "rating", "stars", "score", "overall",
     "spam", "is_spam", "toxic", "severity", "priority", "level", "department", "status", "type", "coarse_label",
     "label_text", "label_name", "choice", "choices", "classification", "annotation",
 )  # fmt: skip

@@ -53,10 +53,13 @@ def _base_lines(base: NewBase, lengths: Sequence[RowLengths]) -> Iterator[str]:
     yield f"base:{'':<30}# {base.reason}"
     for key, value in base.settings.items():
         yield f"  {key}: {dump_flow(value)}"
-    source = "estimated from the number of bytes" if lengths[0].estimated else "by the base's tokenizer"
+    source = "by the base's tokenizer"
+    if lengths[0].estimated:
+        source = "estimated from the number of bytes (`ttmoe data` counts them)"
+    answers = ", and no answer" if any(each.longest_answer for each in lengths) else ""
     yield from _comment(
-        f"Tokens of an input, {source}. At {base.max_length}, at most one of twenty rows of each task is cut; longer "
-        f"inputs take more memory and time. The base reads up to {base.positions:,}.", "  "
+        f"Tokens of an input, {source}. At {base.max_length}, at most one of twenty rows of each task is cut{answers}; "
+        f"longer inputs take more memory and time. The base reads up to {base.positions:,}.", "  "
     )  # fmt: skip
     yield f"  max_length: {base.max_length}"
 

@@ -110,6 +110,8 @@ def _guess_text(columns: Sequence[ColumnProfile]) -> TaskGuess | None:
     rivals = [each for each in texts[1:] if each is not label and _is_rival(each, text)]
     reason = "it has the name of a text" if is_named_text(text) else "its values are the longest"
     unclear += _others("text", text, rivals, f"{reason}; kind pair reads two")
+    if not rivals and not is_named_text(text):
+        unclear += (f"text: no column has the name of a text; {text.path} was chosen because {reason}",)
     return TaskGuess("text", {"text": text.path}, label.path, unclear=unclear)
 
 
@@ -128,8 +130,12 @@ def _choose_label(labels: Sequence[ColumnProfile]) -> tuple[ColumnProfile, tuple
     rivals = [
         each for each in (named or labels) if each is not chosen and len(each.counts) > 1 and not _is_twin(chosen, each)
     ]
-    reason = "it has the name of a label" if named else "it has few values, each in several rows"
-    return chosen, _others("label", chosen, rivals, reason)
+    if named:
+        return chosen, _others("label", chosen, rivals, "it has the name of a label")
+    few = f"{chosen.path} was chosen because it has few values, each in several rows"
+    if rivals:
+        return chosen, _others("label", chosen, rivals, few.partition("because ")[2])
+    return chosen, (f"label: no column has the name of a label; {few} ({_values(chosen)})",)
 
 
 def _is_twin(one: ColumnProfile, other: ColumnProfile) -> bool:

@@ -12,8 +12,11 @@ from workers.data.examples import Example
 
 COUNTED_ROWS = 1000
 """Rows of a split whose tokens are counted."""
-_BYTES_PER_TOKEN = 3.2  # English has 4 and more; code, numbers and other languages have fewer
+# Fewer than there are, so that few lengths are estimated too low: English has 4 and more, German and numbers 3.
+_BYTES_PER_TOKEN, _OTHER_BYTES_PER_TOKEN = 3.0, 1.3  # of ASCII, and of other letters
 _SPECIAL_TOKENS = 3
+_TURN_TOKENS, _TEMPLATE_TOKENS = 6, 24  # of a message in a chat template, and of what the template adds once
+_PROMPT_TOKENS = 64  # left for the prompt of the longest answer
 _STEP = 16
 
 
@@ -26,19 +29,21 @@ class RowLengths:
         most: Tokens that 95% of the rows do not exceed.
         longest: Tokens of the longest row of the sample.
         estimated: Whether they are estimated from the number of bytes.
+        longest_answer: Tokens of the longest text to generate of all rows, which may not be cut; 0 without one.
     """
 
     median: int
     most: int
     longest: int
-    estimated: bool
+    estimated: bool = False
+    longest_answer: int = 0
 
     @classmethod
-    def of(cls, lengths: Sequence[int], *, estimated: bool = False) -> RowLengths:
+    def of(cls, lengths: Sequence[int], *, estimated: bool = False, longest_answer: int = 0) -> RowLengths:
         """Return the figures of these lengths, of which there is at least one."""
         ordered = sorted(lengths)
         last = len(ordered) - 1
-        return cls(ordered[last // 2], ordered[-(-last * 95 // 100)], ordered[-1], estimated)
+        return cls(ordered[last // 2], ordered[-(-last * 95 // 100)], ordered[-1], estimated, longest_answer)
 
     def __str__(self) -> str:
         text = f"median {self.median:,}, 95% have at most {self.most:,}, longest {self.longest:,}"
@@ -46,13 +51,13 @@ class RowLengths:
 
 
 def fitting_length(lengths: Sequence[RowLengths], most: int) -> int:
-    """Return the smallest ``base.max_length`` that cuts at most one of twenty rows of each task.
+    """Return the smallest ``base.max_length`` that cuts at most one of twenty rows of each task, and no answer.
 
     Args:
         lengths: Lengths of the tasks.
         most: Positions of the base.
     """
-    needed = max(each.most for each in lengths)
+    needed = max(max(each.most, each.longest_answer and each.longest_answer + _PROMPT_TOKENS) for each in lengths)
     return min(most, -(-needed // _STEP) * _STEP)
 
 
@@ -65,7 +70,8 @@ def measure_rows(examples: Sequence[Example], tokenizer: Any) -> RowLengths:
     """
     sample = examples[:: max(1, len(examples) // COUNTED_ROWS)]
     if tokenizer is None:
-        return RowLengths.of([max(map(_estimate, _sequences(each))) for each in sample], estimated=True)
+        answer = max(map(_longest_answer, examples))
+        return RowLengths.of([_estimate_row(each) for each in sample], estimated=True, longest_answer=answer)
     rows = [(i, sequence) for i, each in enumerate(sample) for sequence in _sequences(each)]
     lengths = [0] * len(sample)
     encoded = tokenizer.encode_batch([texts if len(texts) > 1 else texts[0] for _, texts in rows])
@@ -99,12 +105,24 @@ def find_tokenizer(package: str, path: str) -> Any:
 
 def _sequences(example: Example) -> list[tuple[str, ...]]:
     """Return the texts or pairs of texts that a model reads of a row."""
-    if example.messages:
-        return [tuple(message.content for message in example.messages)]
     if example.choices:
         return [(example.texts[0], option) for option in example.choices]
     return [(*example.texts, *filter(None, [example.answer]))]
 
 
-def _estimate(texts: Sequence[str]) -> int:
-    return round(sum(len(text.encode()) / _BYTES_PER_TOKEN + _SPECIAL_TOKENS for text in texts))
+def _estimate_row(example: Example) -> int:
+    if example.messages:
+        turns = [_estimate(message.content) + _TURN_TOKENS for message in example.messages]
+        return round(sum(turns) + _TEMPLATE_TOKENS)
+    return max(round(sum(_estimate(text) + _SPECIAL_TOKENS for text in texts)) for texts in _sequences(example))
+
+
+def _longest_answer(example: Example) -> int:
+    """Return the tokens of the longest answer of a row; 0 without one."""
+    answers = [message.content for message in example.messages if message.role == "assistant"] or [example.answer]
+    return round(max(map(_estimate, answers)))
+
+
+def _estimate(text: str) -> float:
+    plain = len(text) if text.isascii() else sum(map(str.isascii, text))
+    return plain / _BYTES_PER_TOKEN + (len(text.encode()) - plain) / _OTHER_BYTES_PER_TOKEN

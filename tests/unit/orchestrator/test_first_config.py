@@ -90,6 +90,18 @@ CASES = {
             dict(kind="choice", text="question", choices="choices.text", label="answerKey")),
     "columns of options": (dict(premise=text, choice1=lambda i: text(i + 5), choice2=lambda i: text(i + 7), label=[0, 1]),  # noqa: E501
                            dict(kind="choice", text="premise", choices=("choice1", "choice2"), label="label")),
+    "copa": (dict(premise=text, question=["cause", "effect"], choice1=["x"], choice2=["y"], label=[0, 1]),
+             dict(kind="choice", text="premise", choices=("choice1", "choice2"), label="label")),
+    "winogrande": (dict(sentence=text, option1=["he"], option2=["she"], answer=["1", "2"]),
+                   dict(kind="choice", text="sentence", choices=("option1", "option2"), label="answer")),
+    "tweets of airlines": (
+        dict(tweet_id=lambda i: i * 10**9, airline_sentiment=["good", "bad"], airline_sentiment_confidence=[1.0, 0.65],
+             airline=["X", "Y", "Z"], name=lambda i: f"user{i}", text=text, created=["2015-02-24 11:35:52"]),
+        dict(kind="text", text="text", label="airline_sentiment"),
+    ),
+    "preferences": (dict(prompt=text, chosen=lambda i: text(i + 5), rejected=lambda i: text(i + 9)),
+                    dict(kind="generate", prompt="prompt", answer="chosen")),
+    "spam of Kaggle": (dict(v1=["ham", "spam"], v2=text), dict(kind="text", text="v2", label="v1")),
     "letters": (dict(question=text, a=["v", "w"], b=["x"], c=["y"], d=["z"], answer=list("ABCD")),
                 dict(kind="choice", text="question", choices=("a", "b", "c", "d"), label="answer")),
     "prompt": (dict(prompt=text, completion=lambda i: text(i, 20)),
@@ -150,6 +162,14 @@ def test_other_columns_that_could_have_been_meant_are_named_with_the_reason(tmp_
         assert f"unclear: {said}" in printed or said in " ".join(printed.split())
         assert said in written
     assert "UNCLEAR: label: priority" in written
+
+
+def test_a_choice_by_content_alone_is_unclear(tmp_path: Path) -> None:
+    _, printed = guessed(tmp_path, rows(v1=["ham", "spam"], v2=text))
+    assert "unclear: label: no column has the name of a label; v1 was chosen because it has few values" in printed
+    assert (
+        "unclear: text: no column has the name of a text; v2 was chosen because its values are the longest" in printed
+    )
 
 
 def test_rows_without_text_or_label_are_left_out_by_a_filter(tmp_path: Path) -> None:
@@ -327,6 +347,7 @@ def test_names_of_tasks_are_valid_and_differ(tmp_path: Path) -> None:
 def test_max_length_is_a_multiple_of_16_that_the_base_can_read() -> None:
     assert fitting_length([RowLengths(3, 10, 99, False), RowLengths(3, 17, 18, False)], 512) == 32
     assert fitting_length([RowLengths(3, 900, 990, False)], 512) == 512
+    assert fitting_length([RowLengths(3, 10, 990, True, longest_answer=300)], 8192) == 368
     assert RowLengths.of(range(1, 101)) == RowLengths(50, 96, 100, False)
 
 
