@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.first_config.token_lengths import COUNTED_ROWS, RowLengths
@@ -65,7 +65,7 @@ class TaskView:
             "counts": data.counts,
             "left_out": data.removed,
             "examples": [self.fields(row) for row in self.rows],
-            "tokens": asdict(self.lengths) if self.lengths else None,
+            "tokens": self.lengths.to_dict() if self.lengths else None,
             "cut_share": self.cut_share,
         }
 

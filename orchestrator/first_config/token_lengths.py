@@ -45,6 +45,10 @@ class RowLengths:
         last = len(ordered) - 1
         return cls(ordered[last // 2], ordered[-(-last * 95 // 100)], ordered[-1], estimated, longest_answer)
 
+    def to_dict(self) -> dict[str, int]:
+        """Return the figures as JSON values."""
+        return {"median": self.median, "p95": self.most, "longest": self.longest}
+
     def __str__(self) -> str:
         text = f"median {self.median:,}, 95% have at most {self.most:,}, longest {self.longest:,}"
         return f"{text} (estimated)" if self.estimated else text

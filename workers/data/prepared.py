@@ -24,7 +24,7 @@ from workers.data.examples import Example, compared_columns, read_columns, to_ex
 from workers.data.rows import Row, value_if_any
 from workers.data.sources import has_types, read_rows, source_identity
 from workers.data.split_files import META, describe_files, first_rows_of, read_meta, read_rows_of
-from workers.data.splits import SPLIT_NAMES, Splits, clean_given_splits, split_examples
+from workers.data.splits import SPLIT_NAMES, Splits, clean_given_splits, split_unique
 from workers.data.task import DeclaredRows, GivenSplits, Source, Task
 from workers.recipes import RECIPES
 
@@ -274,7 +274,7 @@ def read_splits(name: str, task: Task, cache: Path) -> tuple[Splits, tuple[str, 
         splits, removed = clean_given_splits(given, task.split)
     else:
         unique, removed = deduplicate(given[""])
-        splits = split_examples(unique, task.split)
+        splits = split_unique(unique, task.split)
     sampled = usable - removed.total() - sum(map(len, splits.values()))
     removed.update(filtered=rows_read - usable, sampled=sampled)
     return splits, label_names, removed

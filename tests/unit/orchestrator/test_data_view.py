@@ -69,9 +69,7 @@ def test_json_has_everything_in_full(config: Path) -> None:
     assert task["columns"] == {"text": "text", "label": "label"}
     assert all(row["label"] in row["text"].split() for row in task["examples"])
     assert len(task["examples"]) == 5
-    assert task["tokens"] == {"median": 6, "most": 7, "longest": 7, "estimated": False} | {
-        key: task["tokens"][key] for key in ("median", "most")
-    }
+    assert task["tokens"] == {"median": 5, "p95": 7, "longest": 7}
     assert shown["shared"][0] | {"sample": ""} == {"tasks": ["colours", "animals"], "count": 3, "sample": ""}
 
 
