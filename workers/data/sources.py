@@ -65,7 +65,8 @@ def read_rows(source: Source, cache: Path, columns: Collection[str] | None = Non
     if file_format == "pattern":
         return _pattern_rows(text, source.pattern or "", path)
     quotes = file_format == "csv" if source.quotes is None else source.quotes
-    return list(_table_rows(text, "," if file_format == "csv" else "\t", quotes, path))
+    delimiter = source.delimiter or ("," if file_format == "csv" else "\t")
+    return list(_table_rows(text, delimiter, quotes, path))
 
 
 def has_types(source: Source, cache: Path) -> bool:

@@ -186,3 +186,17 @@ def test_groups_are_read_by_pattern():
     error = refused(data, split={"group": {"column": "id", "pattern": "z"}})
     assert "row 1 has no group: 'id' is '12_3'" in error.what
     assert error.where == "tasks.t.split.group"
+
+
+def test_a_row_without_the_column_of_a_filter_is_one_with_an_empty_cell():
+    data = [
+        {"text": "a", "label": "x", "tags": [{"name": "new"}]},
+        {"text": "b", "label": "y", "tags": []},
+        {"label": "z"},
+    ]
+    filled = task(where=[{"column": "tags.0.name", "matches": r"\S"}])
+    assert [example.texts for example in to_examples(data, filled, "t")[0]] == [("a",)]
+    others = task(where=[{"column": "tags.0.name", "not_in": ["new"]}, {"column": "text", "matches": "."}])
+    assert [example.texts for example in to_examples(data, others, "t")[0]] == [("b",)]
+    error = refused(data, where=[{"column": "tag", "matches": "."}])
+    assert (error.where, error.fix.startswith("nearest: tags")) == ("tasks.t.where.0.column", True)
