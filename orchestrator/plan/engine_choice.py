@@ -58,8 +58,7 @@ def engine_choices(plan: Plan) -> Iterator[EngineChoice]:
     """
     train, asked = _common_settings(plan), plan.config.resources.processes_per_expert
     zero, room = train.deepspeed, _room(plan)
-    if train.engine in ("torch", "ddp", "deepspeed"):
-        _require_permitted(plan, train)
+    _require_permitted(plan, train)
     if train.engine == "ddp":
         on_a_node = max((jobs_on_node(node, plan.resources) for node in plan.nodes), default=1)
         most = max(1, min(MOST_PROCESSES, on_a_node))

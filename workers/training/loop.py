@@ -63,6 +63,7 @@ def fit_experts(
                     if memory_limit:
                         memory_limit.after_step()
         finally:
+            session.end()
             bank.eval()
     return {training.name: session.outcomes[training.name] for training in trainings}
 

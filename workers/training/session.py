@@ -192,6 +192,11 @@ class TrainingSession:
                 state.save()
         self.last_save = time.monotonic()
 
+    def end(self) -> None:
+        """Release what the optimizers of trainings hold that were stopped; called once."""
+        for state in self.active:
+            state.end()
+
     def _finish_trainings(self) -> None:
         for state in [state for state in self.active if state.is_finished]:
             with self._errors_of(state):
@@ -222,6 +227,7 @@ class TrainingSession:
     def _fail(self, state: TrainingState, error: Exception) -> None:
         self.outcomes[state.training.name] = to_failure(error)
         self.active.remove(state)
+        self.unreported = {key: loss for key, loss in self.unreported.items() if key[0] is not state}
         state.end()
 
 

@@ -152,7 +152,7 @@ class TrainingState:
     @property
     def seconds_left(self) -> float:
         """Estimated seconds for the remaining steps."""
-        return self.result.seconds / self.result.steps * (self.settings.steps - self.result.steps)
+        return self.result.seconds / max(1, self.result.steps) * (self.settings.steps - self.result.steps)
 
     def next_batch(self) -> ExpertBatch:
         """Reset the gradients and return the next batch."""

@@ -19,6 +19,11 @@ def test_ddp_needs_whole_gpus_whoever_counts_the_processes():
         plan("llama-8b", [DDP, "resources.gpus_per_expert=0.5"], nodes=["1x8x80GB"])
 
 
+def test_auto_puts_no_two_processes_on_one_gpu():
+    with pytest.raises(InputError, match="not a share of one"):
+        plan("llama-8b", ["resources.processes_per_expert=2", "resources.gpus_per_expert=0.5"], nodes=["1x8x80GB"])
+
+
 def test_ddp_takes_as_many_cores_as_the_memory_has_bases_for_and_each_size_has_passes_of_its_own():
     planned = plan("llama-8b", [DDP, "resources.gpus_per_expert=0"], nodes=[CPUS])
     assert planned.plan.processes in (1, 2, 4)

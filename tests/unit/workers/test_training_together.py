@@ -18,7 +18,7 @@ from workers.training import gradients
 from workers.training.batches import TokenizedRows, tokenize
 from workers.training.loop import fit_experts
 from workers.training.settings import TrainSettings
-from workers.training.state import ExpertTraining, FitResult
+from workers.training.state import ExpertTraining, FitResult, TrainingState
 
 QUICK = TrainSettings(steps=24, batch_size=8, eval_every=8, seed=0, lr=1e-2, head_lr=1e-2, head_dropout=0.0)
 SPECS = {
@@ -141,6 +141,24 @@ def test_a_loss_that_is_no_number_stops_one_alone(together):
     found = group.fit()
     assert isinstance(found["animals"], Failure)
     assert (found["animals"].kind, found["animals"].error) == ("code", "DivergedError")
+    alone["colours"].fit()
+    close(group, alone, ["colours"])
+    assert not [r for r in group.reports if r.key == "animals"]
+
+
+def test_an_optimizer_that_fails_in_its_first_step_stops_one_alone(together, monkeypatch):
+    group, alone = together("colours", "animals"), {"colours": together("colours")}
+    apply = TrainingState.apply
+
+    def failing(state, rates):
+        if state.training.name == "animals":
+            raise ValueError("no step")
+        apply(state, rates)
+
+    monkeypatch.setattr(TrainingState, "apply", failing)
+    found = group.fit()
+    assert (found["animals"].kind, found["animals"].message) == ("code", "no step")
+    monkeypatch.undo()
     alone["colours"].fit()
     close(group, alone, ["colours"])
     assert not [r for r in group.reports if r.key == "animals"]
