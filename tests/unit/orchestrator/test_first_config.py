@@ -259,7 +259,7 @@ def test_nothing_to_learn_is_refused_with_what_was_seen(tmp_path: Path, made: li
         ("a.csv", 'text,label\n"x" y,1\n', {"quotes": False}),
         ("a.tsv", "text\tlabel\nx\t1\n", {}),
         ("a.tsv", 'text\tlabel\n"x\ny"\t1\n', {"quotes": True}),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x", "label": 1}\n'), {}),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x", "label": 1}\n', mtime=0), {}),
         ("a.json", '[\n {"text": "x", "label": 1}\n]\n', {}),
         ("a.txt", '{"text": "x", "label": 1}\n', {"format": "jsonl"}),
         ("a.txt", "text\tlabel\nx\t1\ny\t2\n", {"format": "tsv"}),
