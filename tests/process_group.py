@@ -12,12 +12,21 @@ from typing import Any, NamedTuple
 
 
 class Trained(NamedTuple):
-    """What a process tells of a job: outcome, reports of progress, loads of a base so far, numbers of it it holds."""
+    """What a process tells of a job.
+
+    Attributes:
+        outcome: Its result or failure.
+        reports: The reports of progress.
+        base_loads: How often the process has loaded a base.
+        held: How many numbers of the base's weights it holds outside of a pass.
+        formats: Number formats of the parts of divided weights.
+    """
 
     outcome: Any
     reports: list[Any]
     base_loads: int
     held: int
+    formats: set[str]
 
 
 def run_in_group(
@@ -111,8 +120,10 @@ def _run(
         with stopped_by(asked_to_stop):
             outcome = run_experts([job], reports.append)[job.task]
         resident = load_resident_base(job.base, job.device, job.train)
-        held = sum(parameter.numel() for parameter in resident.bank.model.parameters())
-        told.append(Trained(outcome, reports, count_base_loads(), held))
+        weights = list(resident.bank.model.parameters())
+        held = sum(weight.numel() for weight in weights)
+        formats = {str(weight.ds_tensor.dtype) for weight in weights if hasattr(weight, "ds_tensor")}
+        told.append(Trained(outcome, reports, count_base_loads(), held, formats))
     results.put((rank, told))
     results.close()
     results.join_thread()

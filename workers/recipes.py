@@ -15,7 +15,7 @@ RECIPES = {
     "import": 1,
     "cut": 2,
     # Part of a cache key.
-    "prepared": 1,
+    "prepared": 2,
     "tokens": 1,
     "trunk": 2,
     "features": 2,

@@ -144,7 +144,8 @@ def check_feasible(plan: Plan, nodes: Sequence[Node], tasks: Collection[str] | N
     if plan.resources.gpus and room and weights > room:
         what = f"the base's weights take {format_bytes(weights)}, and a job has {format_bytes(room)} of GPU memory"
         smaller = "" if plan.base.quantize == "nf4" else "base.quantize: nf4 (a quarter of 16 bits), "
-        divided = "" if plan.engine.shards_base else "train.engine: deepspeed, which divides a base among GPUs, "
+        whole = plan.config.train.engine in ("torch", "ddp")
+        divided = "train.engine: auto, which may divide a base among GPUs, " if whole else ""
         fix = f"use {divided}{smaller}a smaller base, or more GPUs, or GPUs with more memory"
         raise InfeasibleError(what, where="base", fix=fix)
     what = f"expert {largest!r}" if count == 1 else f"a job of {count} experts such as {largest!r}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from orchestrator.plan.engine_choice import MOST_PROCESSES, EngineChoice, powers_of_two
-from orchestrator.plan.memory_fit import estimate_plan, fit_passes, fits_nodes
+from orchestrator.plan.memory_fit import estimate_plan, fits_nodes
 from orchestrator.plan.planning import Plan
 from ttmoe.quantization import NOT_QUANTISED
+from workers.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,7 +19,7 @@ PLACES: tuple[Literal["none", "cpu"], ...] = ("none", "cpu")
 
 @dataclass(frozen=True)
 class ShardSizes:
-    """Memory of each process of a training, in bytes.
+    """The least memory of each process of a training, in bytes: with one row in a pass, and recomputed layers.
 
     Attributes:
         processes: Number of processes that divide the base.
@@ -45,11 +46,21 @@ def forecast_shards(plan: Plan, model: nn.Module) -> tuple[ShardSizes, ...]:
     divides = plan.engine.shards_base or not fits_nodes(plan, model)
     if not divides or plan.base.quantize != NOT_QUANTISED:
         return ()
-    rows = []
+    smallest, rows = _smallest_passes(plan), []
     for place in PLACES if plan.resources.gpus else PLACES[:1]:
         zero = plan.engine.deepspeed.model_copy(update={"stage": 3, "offload_param": place, "nvme_path": None})
         for processes in powers_of_two(MOST_PROCESSES):
-            divided = fit_passes(EngineChoice("deepspeed", zero, processes).apply(plan), model)
+            divided = EngineChoice("deepspeed", zero, processes).apply(smallest)
             largest = max(estimate_plan(divided, model), key=lambda estimate: estimate.total)
             rows.append(ShardSizes(processes, place, largest.gpu, largest.host, fits_nodes(divided, model)))
     return tuple(rows)
+
+
+def _smallest_passes(plan: Plan) -> Plan:
+    """Return the plan with one row in a pass and recomputed layers, as far as the config leaves the choice."""
+    experts = {}
+    for task, expert in plan.experts.items():
+        asked = plan.config.task_train(task)
+        smallest = TrainSettings(micro_batch=1, checkpointing=True)
+        experts[task] = replace(expert, job=replace(expert.job, train=asked.with_memory_of(smallest)))
+    return replace(plan, experts=experts)

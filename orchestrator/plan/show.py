@@ -84,7 +84,7 @@ def _shards(plan: Plan, shards: Sequence[ShardSizes]) -> tuple[str, Table]:
     """Return a heading and a table of the memory of each process, by the number of those that divide the base."""
     unit = "GPU" if plan.resources.gpus else "process"
     parts = "GPU memory + main memory" if unit == "GPU" else "main memory"
-    title = f"\n{parts} for each {unit}, if ZeRO 3 divides the base (*: the nodes have no room)"
+    title = f"\nleast {parts} for each {unit}, if ZeRO 3 divides the base (*: the nodes have no room)"
     table = Table(box=SIMPLE_HEAD)
     table.add_column(f"{unit}{'s' if unit == 'GPU' else 'es'}", justify="right")
     for place in dict.fromkeys(sizes.offload_param for sizes in shards):

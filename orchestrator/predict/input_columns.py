@@ -11,8 +11,8 @@ from typing import Any
 from ttmoe.conversation import Conversation
 from ttmoe.encoding import Choice, Input
 from ttmoe.errors import InputError
+from workers.data.cells import NotTextError, cell_text
 from workers.data.rows import Row
-from workers.data.validation import cell_text
 
 TEXT, SECOND, CHOICES, MESSAGES = "text", "second", "choices", "messages"
 ANSWER = ("task", "label", "confidence", "routing", "scores")
@@ -82,7 +82,7 @@ class InputColumns:
             InputError: If the row has no text, both a second text and options, or a value of another type.
         """
         name, second_name, *_ = self.names
-        if self.text is None and row.get(MESSAGES) and not cell_text(row.get(TEXT)):
+        if self.text is None and row.get(MESSAGES) and row.get(TEXT) in (None, ""):
             try:
                 return Conversation.of(row[MESSAGES])
             except ValueError as error:
@@ -101,7 +101,7 @@ class InputColumns:
     def _options(self, row: Row, where: str) -> tuple[str, ...]:
         if len(self.choices) > 1:
             cells = [row.get(name) for name in self.choices]
-            if not any(cell_text(cell) for cell in cells):
+            if all(cell is None or not str(cell).strip() for cell in cells):
                 return ()
         else:
             cells = _parse_list(row.get(self.names[2]), where)
@@ -120,7 +120,7 @@ def _parse_list(value: Any, where: str) -> list[Any]:
             value = {}
     if isinstance(value, list | tuple):
         return list(value)
-    if isinstance(value, dict) or cell_text(value):
+    if isinstance(value, dict) or _text_of(value, CHOICES, where):
         fix = 'write a JSON list: ["one", "two"], or name a column for each option'
         raise InputError("the options are not a list", where=where, fix=fix)
     return []
@@ -131,7 +131,11 @@ def _text_of(value: Any, name: str, where: str) -> str:
     if isinstance(value, dict | list | tuple):
         fix = "name a column that holds texts"
         raise InputError(f"column {name!r} holds a list or an object, not a text", where=where, fix=fix)
-    return cell_text(value)
+    try:
+        return cell_text(value)
+    except NotTextError as error:
+        what = f"column {name!r} holds {error}, not a text"
+        raise InputError(what, where=where, fix="name a column that holds texts") from error
 
 
 def _missing_column(name: str, available: list[str], where: str) -> InputError:

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import csv
 import glob
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from orchestrator.predict.input_columns import Row
 from ttmoe.errors import InputError
-from workers.data.sources import ENDINGS, json_row
+from workers.data.sources import ENDINGS, json_array, json_row, python_rows
+from workers.data.tables import TableHeader, table_reader
 
 _PARQUET_BATCH = 1024  # rows of a Parquet file in memory
+_JSON_ARRAY = "json"  # a file with one array of objects, which is read as a whole
+_FIRST_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,8 @@ class FileChunk:
 
     Attributes:
         path: Absolute path of the file.
-        form: ``jsonl``, ``csv``, ``tsv`` or ``parquet``.
-        offset: Bytes before the chunk; in a Parquet file, rows.
+        form: ``jsonl``, ``csv``, ``tsv``, ``parquet``, or ``json`` for an array.
+        offset: Bytes before the chunk; in a Parquet file or an array, rows.
         lines: Lines before the chunk.
         rows: Number of rows. None means all that follow.
     """
@@ -46,7 +50,7 @@ class ReadRow(NamedTuple):
     Attributes:
         row: Values by column name.
         where: Location of the row: file and line.
-        offset: Bytes up to the end of the row; in a Parquet file, rows.
+        offset: Bytes up to the end of the row; in a Parquet file or an array, rows.
         lines: Lines up to the end of the row.
     """
 
@@ -63,7 +67,7 @@ def find_files(pattern: str) -> list[FileChunk]:
         InputError: If there is no file, or the files have different formats.
     """
     paths = [Path(pattern)] if Path(pattern).is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
-    forms = {path: file_format(path) for path in paths if path.is_file()}
+    forms = {path: _form_of(path) for path in paths if path.is_file()}
     if not forms:
         raise InputError("there is no such file", where=pattern, fix="give a file or a quoted pattern: 'in/*.jsonl'")
     if len(set(forms.values())) > 1:
@@ -80,6 +84,24 @@ def file_format(path: Path) -> str:
     raise InputError(f"unknown file format {path.suffix!r}", where=str(path), fix=fix)
 
 
+def _form_of(path: Path) -> str:
+    """Return the form of a file with rows, see ``FileChunk``: by its name, and of JSON by its first character.
+
+    Raises:
+        InputError: If the name has another ending, or the file is compressed or in UTF-16.
+    """
+    with path.open("rb") as file:
+        first = file.read(_FIRST_BYTES)
+    if first.startswith(b"\x1f\x8b"):
+        raise InputError("the file is compressed by gzip", where=str(path), fix="decompress it, for example by gunzip")
+    form = file_format(path)
+    if first.startswith((b"\xff\xfe", b"\xfe\xff")) and form != "parquet":
+        fix = f"convert it: iconv -f UTF-16 -t UTF-8 {path.name} > new{path.suffix}"
+        raise InputError("the file is in UTF-16, not in UTF-8", where=str(path), fix=fix)
+    is_array = form == "jsonl" and first.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+    return _JSON_ARRAY if is_array else form
+
+
 def read_chunk(chunk: FileChunk, columns: Sequence[str] | None = None) -> Iterator[ReadRow]:
     """Read the rows of a chunk.
 
@@ -90,7 +112,11 @@ def read_chunk(chunk: FileChunk, columns: Sequence[str] | None = None) -> Iterat
     Raises:
         InputError: If a row cannot be read.
     """
-    readers = {"jsonl": _json_rows, "parquet": lambda chunk: _parquet_rows(chunk, columns)}
+    readers = {
+        "jsonl": _json_rows,
+        "parquet": lambda chunk: _parquet_rows(chunk, columns),
+        _JSON_ARRAY: _array_rows,
+    }
     return islice(readers.get(chunk.form, _table_rows)(chunk), chunk.rows)
 
 
@@ -108,19 +134,27 @@ class _Lines:
 
     def __init__(self, file: BinaryIO, path: str) -> None:
         self.file, self.path, self.offset, self.number = file, path, 0, 0
+        self._pieces: deque[bytes] = deque()  # of a file whose lines end with carriage returns alone
+        self._returns = False
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
-        data = self.file.readline()  # ends lines at line feeds only: a text may contain U+2028
+        # Lines end at line feeds only: a text may contain U+2028. In a file without any, carriage returns end them.
+        data = self._pieces.popleft() if self._pieces else self.file.readline()
         if not data:
             raise StopIteration
+        if b"\r" in data[:-1] and not data.endswith(b"\n") and (self.number == 0 or self._returns):
+            self._returns = True
+            self._pieces.extend(piece + b"\r" for piece in data.removesuffix(b"\r").split(b"\r"))
+            data = self._pieces.popleft()
         self.offset, self.number = self.offset + len(data), self.number + 1
         text = decode_line(data, self.where)
         return text.removeprefix("\ufeff") if self.number == 1 else text
 
     def seek(self, chunk: FileChunk) -> None:
+        self._pieces.clear()
         self.file.seek(chunk.offset)
         self.offset, self.number = chunk.offset, chunk.lines
 
@@ -138,23 +172,26 @@ def _json_rows(chunk: FileChunk) -> Iterator[ReadRow]:
                 yield ReadRow(json_row(line, lines.where), lines.where, lines.offset, lines.number)
 
 
+def _array_rows(chunk: FileChunk) -> Iterator[ReadRow]:
+    text = decode_line(Path(chunk.path).read_bytes(), chunk.path).removeprefix("\ufeff")
+    for number, row in enumerate(json_array(text, chunk.path)[chunk.offset :], chunk.offset + 1):
+        yield ReadRow(row, f"{chunk.path}, item {number}", number, number)
+
+
 def _table_rows(chunk: FileChunk) -> Iterator[ReadRow]:
-    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long document
     delimiter = "," if chunk.form == "csv" else "\t"
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if chunk.form == "csv" else csv.QUOTE_NONE
     with Path(chunk.path).open("rb") as file:
         lines = _Lines(file, chunk.path)
-        records = _records(csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True), lines)
-        names, where = next(records, ([], ""))
-        if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise InputError(f"repeated column names: {', '.join(repeated)}", where=where, fix="rename them")
+        records = _records(table_reader(lines, delimiter, quotes=chunk.form == "csv"), lines)
+        first = next(records, None)
+        if first is None:
+            return
+        header = TableHeader.of(*first)
         if chunk.offset:
             lines.seek(chunk)
         for cells, where in records:
-            if len(cells) != len(names):
-                what = f"the row has {len(cells)} cells, the header {len(names)}"
-                raise InputError(what, where=where, fix="correct the row, or put quotes around its texts")
-            yield ReadRow(dict(zip(names, cells, strict=True)), where, lines.offset, lines.number)
+            row = header.row(cells, where, "correct the row, or put quotes around its texts")
+            yield ReadRow(row, where, lines.offset, lines.number)
 
 
 def _records(reader: Iterator[list[str]], lines: _Lines) -> Iterator[tuple[list[str], str]]:
@@ -190,7 +227,7 @@ def _parquet_rows(chunk: FileChunk, columns: Sequence[str] | None) -> Iterator[R
             first, skip = first + 1, skip - rows
         groups = range(first, file.num_row_groups)
         for batch in file.iter_batches(_PARQUET_BATCH, row_groups=list(groups), columns=columns):
-            for row in batch.slice(min(skip, batch.num_rows)).to_pylist():
+            for row in python_rows(batch.slice(min(skip, batch.num_rows)), chunk.path):
                 number += 1
                 yield ReadRow(row, f"{chunk.path}, row {number}", number, number)
             skip = max(skip - batch.num_rows, 0)

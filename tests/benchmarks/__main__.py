@@ -27,6 +27,7 @@ ROWS = {
     "loading": "loading:run",
     "base-loading": "base_loading:run",
     "together": "together:run",
+    "engines": "engines:run",
     "library": "library:run",
     "many": "many:run",
     "many-real": "many_real:run",

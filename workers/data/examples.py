@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ttmoe.conversation import Conversation, Message, answered_part
 from ttmoe.errors import InputError
+from workers.data.cells import ColumnType, text_of
 from workers.data.columns import ChatColumns, ChoiceColumns, GenerateColumns, PairColumns, PromptColumns
 from workers.data.labels import choice_labels, class_labels, describe_rows
-from workers.data.rows import Row, column_value, passes_filters
+from workers.data.rows import Row, column_value, failed_filter
 from workers.data.task import Task
-from workers.data.validation import cell_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,12 @@ class Example:
 
 
 def to_examples(
-    rows: Sequence[Row], task: Task, task_name: str, known: Sequence[str] = ()
+    rows: Sequence[Row],
+    task: Task,
+    task_name: str,
+    known: Sequence[str] = (),
+    types: Mapping[str, ColumnType] | None = None,
+    filtered: Counter[int] | None = None,
 ) -> tuple[list[Example], tuple[str, ...]]:
     """Convert the rows that pass the filters and label ranges of a task.
 
@@ -56,6 +61,8 @@ def to_examples(
         task: The task.
         task_name: Name of the task in the config, for errors.
         known: Label names of another split, used if the task has no label mapping.
+        types: Types of the columns of label and filters, see ``compared_columns``; texts if unknown.
+        filtered: Counts the rows that each filter leaves out, by its index.
 
     Returns:
         The examples, and the label names in order (none for a task that generates text, and for rows without labels).
@@ -63,17 +70,21 @@ def to_examples(
     Raises:
         InputError: If a column or label is unknown, a label is out of range, or a text is empty.
     """
-    where = f"tasks.{task_name}"
-    kept = [(n, row) for n, row in enumerate(rows, 1) if passes_filters(row, task.where, where, n)]
+    where, types = f"tasks.{task_name}", types or {}
+    failed = [failed_filter(row, task.where, types, where, n) for n, row in enumerate(rows, 1)]
+    if filtered is not None:
+        filtered.update(index for index in failed if index is not None)
+    kept = [(n, row) for n, (row, index) in enumerate(zip(rows, failed, strict=True), 1) if index is None]
     if task.label is None:
         return _unlabelled_examples(kept, task, where), ()
     values = [(n, column_value(row, task.label.column, f"{where}.label.column", n)) for n, row in kept]
+    kind = types.get(task.label.column, "text")
     if task.kind == "choice":
         options = [_choices(row, task, where, n) for n, row in kept]
-        names, labels = choice_labels(values, options, task.label, where)
+        names, labels = choice_labels(values, options, task.label, where, kind)
     else:
         options = [()] * len(kept)
-        names, labels = class_labels(values, task.label, known, where)
+        names, labels = class_labels(values, task.label, known, where, kind)
     examples, numbers = [], []
     for (n, row), choices, label in zip(kept, options, labels, strict=True):
         if label is not None:
@@ -81,6 +92,19 @@ def to_examples(
             numbers.append(n)
     _check_filled(examples, numbers, task, where)
     return examples, names
+
+
+def compared_columns(task: Task) -> list[str]:
+    """Return the columns whose values are compared with those of the config: of the label and of the filters."""
+    return [*([task.label.column] if task.label else []), *(each.column for each in task.where)]
+
+
+def read_columns(task: Task) -> set[str]:
+    """Return all columns that the task names, as column names or dotted paths."""
+    columns = {*compared_columns(task), *_text_columns(task).values()}
+    for more in (getattr(task.columns, "choices", ()), getattr(task.columns, "answer", ())):
+        columns |= {more} if isinstance(more, str) else set(more)
+    return columns | ({task.split.group.column} if task.split.group else set())
 
 
 def _unlabelled_examples(kept: Sequence[tuple[int, Row]], task: Task, where: str) -> list[Example]:
@@ -141,15 +165,7 @@ def _texts(row: Row, task: Task, where: str, number: int) -> tuple[str, ...]:
 
 
 def _text(row: Row, column: str, where: str, number: int) -> str:
-    return _plain_text(column_value(row, column, where, number), column, where, number)
-
-
-def _plain_text(value: Any, column: str, where: str, number: int) -> str:
-    if isinstance(value, dict | list | tuple):
-        parts = value if isinstance(value, dict) else range(len(value))
-        fix = f"name a part of it: {', '.join(f'{column}.{part}' for part in list(parts)[:5])}"
-        raise InputError(f"column {column!r} of row {number} is nested, not a text", where=where, fix=fix)
-    return cell_text(value)
+    return text_of(column_value(row, column, where, number), column, where, number)
 
 
 def _choices(row: Row, task: Task, where: str, number: int) -> tuple[str, ...]:
@@ -161,7 +177,7 @@ def _choices(row: Row, task: Task, where: str, number: int) -> tuple[str, ...]:
     if not isinstance(options, list | tuple):
         fix = "name a column that contains lists, or give a list of columns"
         raise InputError(f"column {columns!r} of row {number} is not a list", where=key, fix=fix)
-    return tuple(_plain_text(option, f"{columns}.{i}", key, number) for i, option in enumerate(options))
+    return tuple(text_of(option, f"{columns}.{i}", key, number) for i, option in enumerate(options))
 
 
 def _group(row: Row, task: Task, where: str, number: int) -> str:

@@ -18,9 +18,11 @@ from ttmoe.conversation import Message
 from ttmoe.errors import InputError
 from ttmoe.generating_kinds import GENERATING_KINDS
 from workers.data.atomic_folder import atomic_folder
+from workers.data.cells import column_type, joint_type
 from workers.data.deduplication import RemovedCounts, deduplicate
-from workers.data.examples import Example, to_examples
-from workers.data.sources import read_rows, source_identity
+from workers.data.examples import Example, compared_columns, read_columns, to_examples
+from workers.data.rows import Row, value_if_any
+from workers.data.sources import has_types, read_rows, source_identity
 from workers.data.split_files import META, describe_files, first_rows_of, read_meta, read_rows_of
 from workers.data.splits import SPLIT_NAMES, Splits, clean_given_splits, split_examples
 from workers.data.task import DeclaredRows, GivenSplits, Source, Task
@@ -223,18 +225,31 @@ def _read_splits(name: str, task: Task, cache: Path) -> tuple[Splits, tuple[str,
     """Return the splits, the label names, and the number of rows in no split by reason."""
     given: Splits = {}
     label_names: tuple[str, ...] = ()
-    rows_read = 0
-    for split, source in _sources(task).items():  # train first: its labels apply to the other splits
-        with _source_errors(name, task):
-            rows = read_rows(source, cache)
-        rows_read += len(rows)
+    read: dict[str, list[Row]] = {}
+    filtered = Counter[int]()
+    with _source_errors(name, task):
+        for split, source in _sources(task).items():
+            read[split] = read_rows(source, cache, read_columns(task))
+        typed = {split: has_types(source, cache) for split, source in _sources(task).items()}
+    types = {
+        column: joint_type(
+            column_type((value_if_any(row, column) for row in rows), typed=typed[split])
+            for split, rows in read.items()
+            if rows
+        )
+        for column in compared_columns(task)
+    }
+    rows_read = sum(map(len, read.values()))
+    for split, rows in read.items():  # train first: its labels apply to the other splits
         try:
-            given[split], names = to_examples(rows, task, name, label_names)
+            given[split], names = to_examples(rows, task, name, label_names, types, filtered)
         except InputError as error:
             suffix = f" (in the {split} split)" if split else ""
             raise InputError(error.what + suffix, where=error.where, fix=error.fix) from error
         label_names = max(label_names, names, key=len)  # choice tasks: the longest list of options
     usable = sum(map(len, given.values()))
+    if not usable:
+        raise _nothing_left(name, task, rows_read, filtered)
     if isinstance(task.rows, GivenSplits):
         splits, removed = clean_given_splits(given, task.split)
     else:
@@ -243,6 +258,19 @@ def _read_splits(name: str, task: Task, cache: Path) -> tuple[Splits, tuple[str,
     sampled = usable - removed.total() - sum(map(len, splits.values()))
     removed.update(filtered=rows_read - usable, sampled=sampled)
     return splits, label_names, removed
+
+
+def _nothing_left(name: str, task: Task, rows_read: int, filtered: Counter[int]) -> InputError:
+    """Return the error of a task without rows; it names what has left them out."""
+    columns = [each.column for each in task.where]
+    reasons = [f"{rows:,} by where.{index} (column {columns[index]})" for index, rows in sorted(filtered.items())]
+    outside = rows_read - filtered.total()
+    if outside and task.label is not None and task.label.ranges is not None:
+        reasons.append(f"{outside:,} as their label is in none of label.ranges")
+    what = f"no rows are left: {rows_read:,} were read" + (f", and left out: {', '.join(reasons)}" if reasons else "")
+    fix = "compare the filter's values with those of the file" if reasons else "the source has none: check its file"
+    where = f"tasks.{name}.where.{filtered.most_common(1)[0][0]}" if filtered else f"tasks.{name}"
+    return InputError(what, where=where, fix=fix)
 
 
 def _check(name: str, task: Task, counts: dict[str, dict[str, int]]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
 from ttmoe.errors import InputError
+from workers.data.cells import ColumnType, spelling, text_of
 from workers.data.columns import RowFilter
-from workers.data.validation import cell_text
 
 Row = dict[str, Any]
 
@@ -41,12 +42,25 @@ def column_value(row: Row, column: str, where: str, number: int) -> Any:
     return value
 
 
-def passes_filters(row: Row, filters: Sequence[RowFilter], where: str, number: int) -> bool:
-    """Return whether the row passes all filters. An empty cell passes no numeric bound.
+def value_if_any(row: Row, column: str) -> Any:
+    """Return what ``column_value`` does; None if the path does not exist."""
+    try:
+        return column_value(row, column, "", 0)
+    except InputError:
+        return None
+
+
+def failed_filter(
+    row: Row, filters: Sequence[RowFilter], types: Mapping[str, ColumnType], where: str, number: int
+) -> int | None:
+    """Return the index of the first filter that the row does not pass; None if it passes all.
+
+    An empty cell passes no numeric bound.
 
     Args:
         row: The row.
         filters: The filters of the task.
+        types: Type of each filter's column; texts if unknown.
         where: Dotted config key of the task, for errors.
         number: Row number, for errors.
 
@@ -55,18 +69,24 @@ def passes_filters(row: Row, filters: Sequence[RowFilter], where: str, number: i
     """
     for index, row_filter in enumerate(filters):
         key = f"{where}.where.{index}.column"
-        text = cell_text(column_value(row, row_filter.column, key, number))
+        text = text_of(column_value(row, row_filter.column, key, number), row_filter.column, key, number)
+        kind = types.get(row_filter.column, "text")
         if row_filter.one_of is not None:
-            passes = text in row_filter.one_of
+            passes = spelling(text, kind) in _spellings(row_filter.one_of, kind)
         elif row_filter.not_in is not None:
-            passes = text not in row_filter.not_in
+            passes = spelling(text, kind) not in _spellings(row_filter.not_in, kind)
         elif row_filter.matches is not None:
             passes = re.search(row_filter.matches, text) is not None
         else:
             passes = text != "" and is_within(as_number(text, key, number), row_filter.above, row_filter.below)
         if not passes:
-            return False
-    return True
+            return index
+    return None
+
+
+@cache
+def _spellings(values: tuple[str, ...], kind: ColumnType) -> frozenset[str]:
+    return frozenset(spelling(value, kind) for value in values)
 
 
 def is_within(value: float, low: float | None, high: float | None) -> bool:

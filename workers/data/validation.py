@@ -8,6 +8,8 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from workers.data.cells import NotTextError, cell_text
+
 STRICT_CONFIG = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -20,18 +22,6 @@ def setting_error(what: str, *, fix: str = "", key: tuple[str, ...] = ()) -> Pyd
         key: Path from the validated value to the invalid one; empty if they are the same.
     """
     return PydanticCustomError("fault", "{what}", {"what": what, "fix": fix, "key": key})
-
-
-def cell_text(value: Any) -> str:
-    """Return the text by which values of configs and data are compared: 1, 1.0 and " 1 " all become "1".
-
-    None and NaN become "", booleans "true" and "false".
-    """
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return "" if value is None or value != value else str(value).strip()
 
 
 def _check_regex(pattern: str) -> str:
@@ -50,11 +40,27 @@ def _check_digest(digest: str) -> str:
 
 
 def _to_texts(values: Any) -> Any:
-    return tuple(cell_text(value) for value in values) if isinstance(values, list | tuple) else values
+    return tuple(map(_config_text, values)) if isinstance(values, list | tuple) else values
 
 
 def _to_text_mapping(names: Any) -> Any:
-    return {cell_text(key): cell_text(value) for key, value in names.items()} if isinstance(names, dict) else names
+    if not isinstance(names, dict):
+        return names
+    texts: dict[str, str] = {}
+    first: dict[str, Any] = {}
+    for key, value in names.items():
+        text = _config_text(key)
+        if text in texts:
+            raise setting_error(f"{first[text]!r} and {key!r} are one value", fix="keep one of them")
+        texts[text], first[text] = _config_text(value), key
+    return texts
+
+
+def _config_text(value: Any) -> str:
+    try:
+        return cell_text(value)
+    except NotTextError as error:
+        raise setting_error(f"{error} is not a value to compare with", fix="write a text, a number or true") from error
 
 
 Regex = Annotated[str, AfterValidator(_check_regex)]

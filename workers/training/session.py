@@ -202,6 +202,7 @@ class TrainingSession:
                     result.best = self._measure(state, state.training.validation)
                     state.update_seconds()
                 self.active.remove(state)
+                state.end()
                 self.outcomes[state.training.name] = result
 
     @contextmanager
@@ -221,6 +222,7 @@ class TrainingSession:
     def _fail(self, state: TrainingState, error: Exception) -> None:
         self.outcomes[state.training.name] = to_failure(error)
         self.active.remove(state)
+        state.end()
 
 
 def _names(states: Sequence[TrainingState]) -> list[str]:

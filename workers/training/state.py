@@ -19,6 +19,7 @@ from workers.stopwatch import activity_timer, current_stopwatch
 from workers.training.batches import TokenizedRows, training_batches
 from workers.training.checkpoints import Checkpoint, CheckpointFolder
 from workers.training.engines.engine import SINGLE_PROCESS, Engine
+from workers.training.engines.zero_optimizer import ZeroOptimizer
 from workers.training.gradients import ExpertBatch, PassStats
 from workers.training.optimizer import learning_rate_factor, load_optimizer
 from workers.training.settings import TrainSettings
@@ -208,6 +209,11 @@ class TrainingState:
     def update_seconds(self) -> None:
         """Update ``result.seconds``."""
         self.result.seconds = time.monotonic() - self._started
+
+    def end(self) -> None:
+        """Release what a divided optimizer holds; called once, when the training takes no more steps."""
+        if isinstance(self.optimizer, ZeroOptimizer):
+            self.optimizer.close()
 
     def finish(self) -> FitResult:
         """Load the best weights into the expert and return the result."""

@@ -94,7 +94,10 @@ def test_what_is_given_stays_and_the_rest_is_fitted(planned):
 def test_a_base_that_no_gpu_holds_is_said_to_be_one(planned):
     problem = planned("llama-70b", "train.engine=torch").problem
     assert "the base's weights take 139.0 GB" in str(problem)
-    assert "train.engine: deepspeed" in str(problem)
+    assert "train.engine: auto" in str(problem)
+    small = plan("llama-70b", [], nodes=["1x1x24GB"]).problem
+    assert small is not None
+    assert "train.engine" not in str(small)  # `auto` has tried
     assert "base.quantize: nf4" in str(problem)
     assert planned("llama-8b").problem is None
 
@@ -109,6 +112,7 @@ def test_a_base_that_no_gpu_holds_is_divided_among_as_few_as_hold_it(planned):
     assert [count for count, place in sizes if place == "none"] == [1, 2, 4, 8, 16, 32, 64]
     assert [sizes[count, "none"].fits for count in (1, 2, 4, 16, 32)] == [False, False, True, True, False]
     assert sizes[4, "none"].gpu < 0.9 * GPU < sizes[2, "none"].gpu
+    assert sizes[4, "none"].gpu <= found.forecast.memory["task01"].gpu
     assert sizes[1, "cpu"].host > 139e9 > sizes[1, "none"].gpu / 2
     for place in ("none", "cpu"):  # a share falls with their number, and what each holds besides stays
         bytes_ = [sizes[2**power, place].gpu + sizes[2**power, place].host for power in range(7)]

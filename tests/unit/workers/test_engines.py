@@ -67,6 +67,8 @@ def jobs(tmp_path_factory, colours):
 def outcomes(jobs, tmp_path_factory):
     """What `process_group` tells of each job in process 0; of jobs of one process alone, result and reports."""
     shared = {key: jobs[key] for key in TRIED}
+    half = replace(jobs["Llama", "stage 3"].base, dtype="bfloat16")
+    shared["Llama", "bfloat16"] = replace(jobs["Llama", "stage 3"], base=half, folder=f"{half.folder} bfloat16")
     first, _ = process_group.run_in_group(list(shared.values()), tmp_path_factory.mktemp("group"))
     found = dict(zip(shared, first, strict=True))
     for prefix in ("Llama", "Qwen3"):
@@ -90,6 +92,14 @@ def test_only_stage_3_divides_the_base(jobs, outcomes):
     assert {name for name, numbers in held.items() if numbers < whole} == {n for n in ENGINES if "stage 3" in n}
     # What the backward pass used last stays, as DeepSpeed would need it first in a next one.
     assert all(numbers < whole / 8 for name, numbers in held.items() if "stage 3" in name), (held, whole)
+
+
+def test_parts_of_the_base_have_its_number_format(outcomes):
+    assert outcomes["Llama", "stage 3"].formats == {"torch.float32"}
+    assert outcomes["Llama", "bfloat16"].formats == {"torch.bfloat16"}
+    assert outcomes["Llama", "bfloat16"].outcome.metrics["test.loss"] == pytest.approx(
+        outcomes["Llama", "alone"][0].metrics["test.loss"], abs=0.05
+    )
 
 
 @pytest.mark.parametrize(("prefix", "name"), TRIED)

@@ -24,6 +24,8 @@ from workers.training.memory import LIVE_NUMBERS
 from workers.training.optimizer import Optimizer, make_optimizer
 from workers.training.settings import TrainSettings, ZeroSettings
 
+_FORMATS = {"bf16": "bfloat16", "fp16": "float16"}  # torch's number format of each section of a config
+
 
 class Zero(DataParallel):
     """The engine of DeepSpeed, with one process or several. The process must be in a group.
@@ -49,7 +51,7 @@ class Zero(DataParallel):
         import deepspeed
         from transformers.integrations import HfDeepSpeedConfig
 
-        config = self._config()
+        config = self._config(base.dtype)
         partitioning = HfDeepSpeedConfig(config)  # transformers partitions while this object lives
         model = load_body(base, device, whole=False)
         del partitioning
@@ -57,6 +59,10 @@ class Zero(DataParallel):
             for name, buffer in module._buffers.items():
                 module._buffers[name] = None if buffer is None else buffer.to(device)
         deepspeed.initialize(model=model, config=config)  # registers hooks, by which weights are gathered and released
+        # DeepSpeed keeps every model that it has divided in this list, to which a pass adds the modules that it enters.
+        from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+
+        FWD_MODULE_STACK[:] = [module for module in FWD_MODULE_STACK if module is not model]
         return model
 
     def make_optimizer(self, expert: Expert, settings: TrainSettings) -> Optimizer:
@@ -66,7 +72,7 @@ class Zero(DataParallel):
             return optimizer
         return ZeroOptimizer(optimizer, min(self.settings.stage, 2), self.settings.offload_optimizer != "none")
 
-    def _config(self) -> dict[str, Any]:
+    def _config(self, dtype: str) -> dict[str, Any]:
         zero: dict[str, Any] = {
             "stage": 3,
             "stage3_param_persistence_threshold": self.settings.param_persistence_threshold,
@@ -77,7 +83,8 @@ class Zero(DataParallel):
             zero["offload_param"] = {"device": self.settings.offload_param, "pin_memory": torch.cuda.is_available()}
         if self.settings.offload_param == "nvme":
             zero["offload_param"]["nvme_path"] = self.settings.nvme_path
-        return {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero}
+        formats = {name: {"enabled": True} for name, of in _FORMATS.items() if of == dtype}  # else it would be fp32
+        return {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, **formats}
 
 
 @cache

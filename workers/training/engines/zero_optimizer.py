@@ -29,7 +29,9 @@ class ZeroOptimizer:
         self.weights: list[Tensor] = [weight for group in self.param_groups for weight in group["params"]]
         self.copies = _Copies(self.weights)
         copies = iter(self.copies.weights)
-        groups = [{**group, "params": [next(copies) for _ in group["params"]]} for group in self.param_groups]
+        # A state in main memory is no place for the kernels of a GPU.
+        plain = {"fused": False, "capturable": False, "foreach": False}
+        groups = [{**group, **plain, "params": [next(copies) for _ in group["params"]]} for group in self.param_groups]
         zero: dict[str, Any] = {"stage": stage}
         if offload:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
@@ -43,7 +45,7 @@ class ZeroOptimizer:
         self.engine, *_ = deepspeed.initialize(
             model=self.copies,
             model_parameters=list(self.copies.weights),
-            optimizer=torch.optim.AdamW(groups, foreach=False),
+            optimizer=torch.optim.AdamW(groups),
             config=config,
         )
         self._states_are_linked = False

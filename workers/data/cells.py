@@ -1,0 +1,122 @@
+"""Cells of data files: their text, and when two spellings are one value.
+
+| the column | the cells | are the same value as, in a config |
+| --- | --- | --- |
+| typed (JSON, Parquet, hub), all booleans | `true` | `true`, `True`, `"true"` |
+| typed, all numbers | `1`, `1.0` | `1`, `1.0`, `"1"` |
+| without types (CSV, TSV, pattern), all read as booleans | `True`, `true`, `FALSE` | `true`, `True`, `"True"` |
+| without types, all read as numbers | `1`, `1.0`, `0.00`, `1e3` | `1`, `1.0`, `"1.00"` |
+| any other | `01` and `1`; `yes`; `True` beside `maybe` | the same text, without white space at its ends |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import date, time
+from decimal import Decimal
+from typing import Any, Literal
+
+from ttmoe.errors import InputError
+
+ColumnType = Literal["boolean", "number", "text"]
+
+_BOOLEANS = ("true", "false")
+# A number in a file without types. 01 is a text: an identifier, whose zero counts.
+_NUMBER = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?")
+
+
+class NotTextError(ValueError):
+    """A value that is no text, number, boolean or date."""
+
+
+def cell_text(value: Any) -> str:
+    """Return the text of a value of a config or a cell: 1, 1.0 and " 1 " all become "1".
+
+    None and NaN become "", booleans "true" and "false". Bytes are read as UTF-8, dates written as in ISO 8601.
+
+    Raises:
+        NotTextError: If the value has no text, such as a list.
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, bytes | bytearray):
+        try:
+            return value.decode().strip()
+        except UnicodeDecodeError as error:
+            raise NotTextError("bytes that are not UTF-8") from error
+    if value is None or isinstance(value, str | int | float | Decimal | date | time):
+        return "" if value is None or value != value else str(value).strip()
+    if isinstance(value, dict | list | tuple):
+        raise NotTextError("an object" if isinstance(value, dict) else "a list")
+    raise NotTextError(f"a value of the type {type(value).__name__}")
+
+
+def text_of(value: Any, column: str, where: str, number: int) -> str:
+    """Return the text of a cell.
+
+    Args:
+        value: The cell.
+        column: Its column.
+        where: Config key of the column, for the error.
+        number: Row number, for the error.
+
+    Raises:
+        InputError: If it has no text; for a list or an object, the fix names its parts.
+    """
+    try:
+        return cell_text(value)
+    except NotTextError as error:
+        if isinstance(value, dict | list | tuple):
+            parts = list(value if isinstance(value, dict) else range(len(value)))[:5]
+            what = f"column {column!r} of row {number} is nested, not a text"
+            fix = f"name a part of it: {', '.join(f'{column}.{part}' for part in parts)}" if parts else "leave it out"
+        else:
+            what = f"column {column!r} of row {number} holds {error}, not a text"
+            fix = "name another column, or convert this one"
+        raise InputError(what, where=where, fix=fix) from error
+
+
+def column_type(values: Iterable[Any], *, typed: bool) -> ColumnType:
+    """Return what all cells of a column are; cells without content are passed over.
+
+    Args:
+        values: The cells.
+        typed: Whether the file has types: then a text is a text, however it is spelled.
+    """
+    found = {_cell_type(value, typed) for value in values if value is not None and value == value and value != ""}
+    return found.pop() if len(found) == 1 else "text"
+
+
+def joint_type(types: Iterable[ColumnType]) -> ColumnType:
+    """Return the type of a column that several files have."""
+    found = set(types)
+    return found.pop() if len(found) == 1 else "text"
+
+
+def spelling(text: str, column: ColumnType) -> str:
+    """Return the one spelling of a value in a column of this type; a text that is no such value stays.
+
+    Args:
+        text: The text of the value, by ``cell_text``.
+        column: Type of the column.
+    """
+    if column == "boolean" and text.lower() in _BOOLEANS:
+        return text.lower()
+    if column == "number" and _NUMBER.fullmatch(text):
+        number = Decimal(text)
+        return str(int(number)) if number == number.to_integral_value() else f"{number.normalize():f}"
+    return text
+
+
+def _cell_type(value: Any, typed: bool) -> ColumnType:
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int | float | Decimal):
+        return "number"
+    if typed or not isinstance(value, str):
+        return "text"
+    text = value.strip()
+    return "boolean" if text.lower() in _BOOLEANS else "number" if _NUMBER.fullmatch(text) else "text"
