@@ -73,7 +73,7 @@ def write_library(folder: Path, base_folder: Path, config: str, store: Path | No
 
 @pytest.fixture(scope="module")
 def home(base_folder, fresh_store, tmp_path_factory) -> Path:
-    """The folder of the first run. Test_quickstart.py runs one in a process of its own, on a store that is not there."""
+    """The folder of the first run. That of the quickstart is a process of its own, and creates its store."""
     folder = write_library(tmp_path_factory.mktemp("run"), base_folder, CONFIG + SEARCH, fresh_store)
     done = succeeded(here(folder, "run", "tiny.yaml"))
     (folder / "first.txt").write_text(done.out)
