@@ -57,6 +57,8 @@ class ChatTemplate:
         token that the template writes after a turn.
         """
         [(tokens, spans)] = self.encode([_PROBE], 2**30)
+        if not spans:
+            raise InputError("the base's chat template does not write the assistant's turn", where=self.where, fix=_FIX)
         last, named = tokens["input_ids"][spans[-1][1] - 1], None
         with suppress(OSError, ValueError, AttributeError):
             path = Path(str(self.tokenizer.name_or_path), "generation_config.json")
@@ -167,8 +169,8 @@ class ChatTemplate:
         if text.startswith(closed):
             return len(closed)
         found, last = text.find(content, start), closed.rfind(content)  # it is written otherwise now
-        if found < 0 or last < 0:
-            return start
+        if found < 0 or last < 0 or any(token in text[start:found] for token in self._special_tokens):
+            return start  # what stands after the end of a turn is another one's
         after, end = found + len(content), closed[last + len(content) :].rstrip()
         return after + len(end) if text.startswith(end, after) else after
 

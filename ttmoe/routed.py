@@ -217,8 +217,7 @@ class RoutedModel:
         self, inputs: list[Input], names: dict[int, str], streamer: Any
     ) -> Iterator[tuple[int, GeneratedText]]:
         """Yield the index and the generated text of each row of ``names``."""
-        prompts = [(conversation_of if self.manifests[name].kind == "chat" else prompt_of)(inputs[i])
-                   for i, name in names.items()]  # fmt: skip
+        prompts = [_prompt(inputs[i], self.manifests[name].kind) for i, name in names.items()]
         limits = [self.manifests[name].answer_tokens or DEFAULT_MAX_NEW_TOKENS for name in names.values()]
         texts = generate(self.bank, self.tokenizer, prompts, list(names.values()), limits, max_length=self.max_length,
                          streamer=streamer)  # fmt: skip
@@ -234,3 +233,10 @@ class RoutedModel:
         best = max(range(len(probabilities)), key=probabilities.__getitem__)
         return Prediction(name, labels[best], probabilities[best], routing,
                           dict(zip(labels, probabilities, strict=True)))  # fmt: skip
+
+
+def _prompt(row: Input, kind: str) -> str | Conversation:
+    """Return what a generating expert answers; a conversation is a prompt already, even after an assistant's turn."""
+    if isinstance(row, Conversation):
+        return row if kind == "chat" else row.text
+    return conversation_of(row) if kind == "chat" else prompt_of(row)

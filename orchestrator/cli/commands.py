@@ -10,6 +10,7 @@ import typer
 from orchestrator.cli.config_commands import config_commands
 from orchestrator.cli.doctor_commands import doctor
 from orchestrator.cli.expert_commands import experts
+from orchestrator.cli.init_command import init
 from orchestrator.cli.job_commands import jobs
 from orchestrator.cli.options import (
     ClusterOption,
@@ -26,7 +27,6 @@ from orchestrator.cli.options import (
 )
 from orchestrator.cli.startup import import_registry, prepare_command
 from orchestrator.cli.tune_commands import tune_config
-from ttmoe.errors import InputError
 
 JobCommand = Literal["run", "tune"]
 
@@ -59,29 +59,29 @@ def _options(
     pass
 
 
-@command(app)
-def init(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="File to write.")] = Path("ttmoe.yaml"),
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
-) -> None:
-    """Write a commented starter config and its JSON Schema."""
-    from orchestrator.config.json_schema import SCHEMA_FILE, schema_text
-    from orchestrator.config.loading import STARTER, recipe_text
+command(app)(init)
 
-    if path.is_dir():
-        path = path / "ttmoe.yaml"
-    if path.exists() and not force:
-        fix = "choose another path, or replace it with --force"
-        raise InputError("the file already exists", where=str(path), fix=fix)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(recipe_text(STARTER), encoding="utf-8")
-        path.with_name(SCHEMA_FILE).write_text(schema_text(), encoding="utf-8")
-    except OSError as error:
-        what = f"the file cannot be written ({error.strerror})"
-        raise InputError(what, where=str(path), fix="choose another path") from error
-    typer.echo(f"wrote {path}, and {SCHEMA_FILE} for editors")
-    typer.echo(f"next: point tasks.my_task to your data, then run: ttmoe run {path}")
+
+@command(app, "data")
+def show_data(
+    config: ConfigArgument,
+    task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="Task to show; by default all.")] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the rows of a config's tasks as training will read them.
+
+    Prints rows by split and class, what was left out and why, five rows, lengths in tokens, and the rows that two tasks
+    share.
+    """
+    from orchestrator.config.loading import load_config
+
+    loaded = load_config(config, overrides or [])
+    from orchestrator.data_view.library_view import view_library
+    from orchestrator.data_view.view_screen import show_library_view
+
+    view = view_library(loaded, task, None if as_json else console())
+    show_library_view(view, console(), as_json=as_json)
 
 
 @command(app, "run")

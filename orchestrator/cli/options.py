@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 import typer
 
 from cluster.error import ClusterError
+from orchestrator.cli.unexpected import unexpected_error
 from orchestrator.config.refused_writes import refused_write
 from orchestrator.run.termination import interruption_code, terminated_by
 from ttmoe.errors import InputError
@@ -22,6 +24,12 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+# How a command ends, and arguments that are wrong: what typer itself handles.
+_OF_TYPER: tuple[type[BaseException], ...] = (
+    typer.Exit,
+    typer.Abort,
+    *(each for each in typer.BadParameter.__mro__ if each.__name__ == "ClickException"),
+)
 
 ConfigArgument = Annotated[
     str,
@@ -70,7 +78,8 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[P
     """Return a decorator that adds a function to a group as a command.
 
     The command prints an InputError, a ClusterError, or a file that it may not write, as a message and exits with its
-    code. It exits with 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP (see ``run.termination``).
+    code. It exits with 130 after Ctrl-C, 143 after SIGTERM and 129 after SIGHUP (see ``run.termination``), and with 141
+    if nobody reads its output any more. Of any other error, the traceback goes to a file.
 
     Args:
         group: The group.
@@ -84,10 +93,14 @@ def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[P
                 return function(*args, **kwargs)
             except (InputError, ClusterError) as error:
                 raise _print_error(error) from None
-            except OSError as error:
-                if (refused := refused_write(error)) is None:
-                    raise
-                raise _print_error(refused) from None
+            except BrokenPipeError:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes what is left when it ends
+                raise typer.Exit(141) from None
+            except _OF_TYPER:
+                raise
+            except Exception as error:
+                refused = refused_write(error) if isinstance(error, OSError) else None
+                raise _print_error(refused or unexpected_error(error)) from None
             except KeyboardInterrupt:
                 what = "stopped" if terminated_by() else "interrupted"
                 with suppress(OSError):  # the terminal is closed

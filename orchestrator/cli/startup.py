@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import io
 import sys
 from importlib import import_module
 
@@ -21,6 +22,10 @@ def prepare_command() -> None:
     global _is_command
     _is_command = True
     gc.set_threshold(GC_THRESHOLD)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
+            # A pipe gets UTF-8, as JSON is; a terminal shows what it cannot write as an escape.
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
     end_on_signals()
     atexit.register(gc.freeze)  # Python collects everything twice when it ends
 

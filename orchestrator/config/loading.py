@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from orchestrator.config.completion import mask_on_end
 from orchestrator.config.error_messages import closest_match, dotted_key, to_input_error
+from orchestrator.config.number_check import require_numbers
 from orchestrator.config.schema import Config
 from orchestrator.config.store_address import mask_uri
 from orchestrator.config.yaml_document import dump_yaml, parse_value, read_yaml, to_document
@@ -62,7 +63,9 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         document = read_yaml(text, name)
     data, override_texts = apply_overrides(document.data, overrides)
     try:
-        config = Config.model_validate(_with_absolute_paths(data, folder))
+        absolute = _with_absolute_paths(data, folder)
+        config = Config.model_validate(absolute)
+        require_numbers(absolute, config)
     except ValidationError as error:
         raise to_input_error(error, document, data, override_texts) from None
     return LoadedConfig(config, name, text, tuple(overrides))

@@ -20,11 +20,13 @@ from pydantic import BaseModel
 
 from ttmoe.adapter import AdapterSpec, count_lora_parameters, count_parameters, plan_groups
 from ttmoe.atomic_write import write_atomically
-from ttmoe.base import Base, empty_body, load_tokenizer
+from ttmoe.base import COPY_FIX, Base, empty_body, load_tokenizer
 from ttmoe.chat_template import ChatTemplate
 from ttmoe.errors import InputError
 from ttmoe.language_head import require_language_head
+from ttmoe.positions import embedded_ids, largest_id, usable_positions
 from ttmoe.template_files import template_digest
+from workers.base.base_sources import CONFIG_ALONE
 from workers.data.examples import Example
 from workers.data.prepared import PreparedTask, first_examples
 from workers.training.batches import tokenize
@@ -56,12 +58,15 @@ class AdapterFit:
 class _Answers(BaseModel):
     """Content of the file.
 
-    The base's number of layers and width, whether it can generate text, the digest of a chat template that works, the
-    fit of each adapter, and by data and length the share of longer rows.
+    The base's number of layers and width, its positions (0: any number), whether its tokenizer's ids have embeddings,
+    whether it can generate text, the digest of a chat template that works, the fit of each adapter, and by data and
+    length the share of longer rows.
     """
 
     layers: int | None = None
     width: int | None = None
+    positions: int | None = None
+    embeds: bool = False
     generates: bool = False
     chats: str = ""
     fits: dict[str, AdapterFit] = {}
@@ -107,6 +112,35 @@ class AdapterFits:
             self._answers.width = int(self._model.config.hidden_size)  # type: ignore[union-attr, arg-type]
         return self._answers.width
 
+    def require_sound_base(self, *, length_is_given: bool) -> None:
+        """Check that the base reads what its tokenizer writes, up to ``base.max_length`` tokens.
+
+        Args:
+            length_is_given: Whether the config has ``base.max_length``. The default may exceed the positions of a small
+                base, whose texts may be short.
+
+        Raises:
+            InputError: If it has fewer positions, or no embedding for a token of the tokenizer.
+        """
+        if length_is_given and self._lacks_positions:
+            raise self._too_few_positions()
+        if not self._answers.embeds and self._base.source != CONFIG_ALONE:
+            embedded, largest = embedded_ids(self._model), largest_id(self._tokenizer)
+            if largest >= embedded:
+                what = f"the tokenizer makes the token id {largest}, and the base has embeddings for {embedded} ids"
+                raise InputError(what, where=self._base.folder, fix=COPY_FIX)
+            self._answers.embeds = True
+
+    @property
+    def _lacks_positions(self) -> bool:
+        if self._answers.positions is None:
+            self._answers.positions = usable_positions(self._model) or 0
+        return 0 < self._answers.positions < self._base.max_length
+
+    def _too_few_positions(self) -> InputError:
+        what = f"the base has {self._answers.positions} positions, and base.max_length is {self._base.max_length}"
+        return InputError(what, where="base.max_length", fix=f"set it to {self._answers.positions} or less")
+
     def require_language_head(self, where: str) -> None:
         """Raise InputError at ``where`` if the base cannot generate text, see ``ttmoe.language_head``."""
         if not self._answers.generates:
@@ -129,7 +163,13 @@ class AdapterFits:
         return self._answers.fits[key]
 
     def cut_share(self, data: PreparedTask) -> float:
-        """Return the share of the training rows with more than ``base.max_length`` tokens, by a sample of them."""
+        """Return the share of the training rows with more than ``base.max_length`` tokens, by a sample of them.
+
+        Raises:
+            InputError: If a row has more tokens than the base has positions, and is not cut.
+        """
+        if self._lacks_positions and (data.declared_tokens or self._longest(data)) > (self._answers.positions or 0):
+            raise self._too_few_positions()
         if data.declared_tokens:
             return float(data.declared_tokens > self._base.max_length)
         key = f"{data.fingerprint} {self._base.max_length}"
@@ -147,6 +187,13 @@ class AdapterFits:
             lengths = tokenize(self._tokenizer, short, self._base.max_length + 1).lengths
             self._answers.cut[key] = sum(length > self._base.max_length for length in lengths) / len(lengths)
         return self._answers.cut[key]
+
+    def _longest(self, data: PreparedTask) -> int:
+        """Return the tokens of the longest row of a sample, at most ``base.max_length``."""
+        with suppress(InputError):
+            sample = first_examples(data, "train", SAMPLED_ROWS)
+            return max(tokenize(self._tokenizer, sample, self._base.max_length).lengths)
+        return 0
 
     def _cut_share_of_conversations(self, task: str, sample: Sequence[Example]) -> float:
         """Return the share of longer conversations; raise InputError if one cannot be written or cut."""

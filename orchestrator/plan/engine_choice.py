@@ -61,7 +61,7 @@ def engine_choices(plan: Plan) -> Iterator[EngineChoice]:
     if train.engine in ("torch", "ddp", "deepspeed"):
         _require_permitted(plan, train)
     if train.engine == "ddp":
-        on_a_node = max((jobs_on_node(node, plan.resources) for node in plan.nodes), default=1) if room > 1 else 1
+        on_a_node = max((jobs_on_node(node, plan.resources) for node in plan.nodes), default=1)
         most = max(1, min(MOST_PROCESSES, on_a_node))
         fewer = [most, *(count for count in reversed(powers_of_two(most)) if count < most)]  # where memory is scarce
         yield from (EngineChoice("ddp", zero, count) for count in (fewer if asked == "auto" else [asked]))
@@ -108,7 +108,7 @@ def _require_permitted(plan: Plan, train: TrainSettings) -> None:
     if train.shards_base and plan.base.dtype == "float16" and not plan.resources.gpus:
         raise InputError("DeepSpeed divides no base in float16 on CPUs", where="base.dtype",
                          fix="use bfloat16 or float32")  # fmt: skip
-    if asked not in ("auto", 1) and 0 < plan.resources.gpus < 1:
+    if (asked not in ("auto", 1) or train.engine == "ddp") and 0 < plan.resources.gpus < 1:
         raise InputError("processes that train together need a GPU each, not a share of one",
                          where="resources.gpus_per_expert", fix="set it to 1, or to 0")  # fmt: skip
 

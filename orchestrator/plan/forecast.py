@@ -203,14 +203,14 @@ def trials_per_job(plan: Plan) -> int:
 
 def _largest_trials(plan: Plan, model: nn.Module) -> Plan:
     """Return the plan with the largest experts of the search's spaces in place of its own."""
-    trials = {}
+    trials, passes = {}, (plan.processes, plan.base.max_length)
     for task in plan.config.searched_tasks:
         expert, train = plan.experts[task], plan.config.search_train(task)
         adapters = plan_space(plan, task, model).largest_adapters()
         ranks = plan.config.search.references if plan.config.search else ()
         adapters += [replace(expert.job.adapter, method="lora", rank=rank, shape="auto") for rank in ranks]
         for number, adapter in enumerate(adapters):
-            job = replace(expert.job, adapter=adapter, train=train.with_memory_of(expert.job.train))
+            job = replace(expert.job, adapter=adapter, train=train.with_memory_of(expert.job.train, *passes))
             trials[f"{task} {number}"] = replace(expert, job=job)
     return replace(plan, experts=trials, processes=1)
 

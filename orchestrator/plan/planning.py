@@ -134,10 +134,7 @@ def make_plan(config: Config, nodes: Sequence[Node] | None = None, registry: Reg
     device = "cuda" if resources.gpus else "cpu"
     base, base_text = resolve_library_base(config, resources, nodes, registry, folders.cache)
     fits = AdapterFits(base, folders.cache)
-    if writing := [name for name, task in config.tasks.items() if task.kind in GENERATING_KINDS]:
-        fits.require_language_head(f"tasks.{writing[0]}.kind")
-    if chats := [name for name in writing if config.tasks[name].kind == "chat" and not config.tasks[name].declared]:
-        fits.require_chat_template(f"tasks.{chats[0]}.kind")
+    require_usable_base(config, fits)
     named = find_named_experts(config, registry)
     experts = {
         name: plan_expert(config, name, base, fits, folders, device) for name in config.tasks if name not in named
@@ -156,6 +153,15 @@ def make_plan(config: Config, nodes: Sequence[Node] | None = None, registry: Reg
     stored = ALL_STATES if every <= MOST_STORED or config.router.compare_depths is True else features
     search_hash = _search_hash(config, experts)
     return Plan(config, folders, base, base_text, features, stored, experts, search_hash, tuple(nodes), resources)
+
+
+def require_usable_base(config: Config, fits: AdapterFits) -> None:
+    """Raise InputError if the base cannot read what its tokenizer writes, or a task writes text and the base cannot."""
+    fits.require_sound_base(length_is_given="max_length" in config.base.model_fields_set)
+    if writing := [name for name, task in config.tasks.items() if task.kind in GENERATING_KINDS]:
+        fits.require_language_head(f"tasks.{writing[0]}.kind")
+    if chats := [name for name in writing if config.tasks[name].kind == "chat" and not config.tasks[name].declared]:
+        fits.require_chat_template(f"tasks.{chats[0]}.kind")
 
 
 def _trunk_depth(experts: dict[str, ExpertPlan]) -> int:

@@ -62,5 +62,7 @@ def _smallest_passes(plan: Plan) -> Plan:
     for task, expert in plan.experts.items():
         asked = plan.config.task_train(task)
         smallest = TrainSettings(micro_batch=1, checkpointing=True)
-        experts[task] = replace(expert, job=replace(expert.job, train=asked.with_memory_of(smallest)))
+        experts[task] = replace(
+            expert, job=replace(expert.job, train=asked.with_memory_of(smallest, 1, plan.base.max_length))
+        )
     return replace(plan, experts=experts)

@@ -22,19 +22,12 @@ from orchestrator.plan.quantities import format_bytes, format_duration, format_n
 from orchestrator.plan.router_forecast import RouterForecast
 from orchestrator.plan.shard_sizes import ShardSizes
 from orchestrator.pool.capacity import Node
+from workers.data.prepared import REMOVED_ROWS
 from workers.training.memory import MemoryEstimate
 from workers.training.settings import TrainSettings
 
 MAX_TABLE_ROWS = 40
 MAX_DATA_LINES = 8
-# Why a row of a source is in no split.
-REMOVED_ROWS = {
-    "duplicates": "repeated",
-    "conflicts": "with the text of a row with another label",
-    "leaked": "that are in a later split too",
-    "filtered": "filtered",
-    "sampled": "beyond the sample",
-}
 MEMORY_PARTS = ("base", "activations", "logits", "adapters", "gradients", "optimizer", "process")
 STATE_STYLES = {"cached": "dim", "changed": "yellow", "missing": "bold"}
 

@@ -80,7 +80,8 @@ class WorkerGroup:
                     ray.cancel(ref)
             pending = [ref for rank, ref in enumerate(refs) if rank not in ended]
             for ref in ray.wait(pending, num_returns=len(pending), timeout=_POLL_SECONDS)[0]:
-                ended[refs.index(ref)] = self._outcome(ref)
+                rank = refs.index(ref)
+                ended[rank] = self._outcome(ref, self.devices[rank].node)
             if failed_at is None and any(_has_failed(each) for each in ended.values()):
                 failed_at = time.monotonic()
             if failed_at is not None and time.monotonic() - failed_at > _GRACE_SECONDS:
@@ -96,14 +97,14 @@ class WorkerGroup:
         while True:
             time.sleep(3600)
 
-    def _outcome(self, ref: Any) -> Any:
-        """Return what a member returned, or the failure of its process."""
+    def _outcome(self, ref: Any, node: str) -> Any:
+        """Return what a member on this node returned, or the failure of its process."""
         try:
             return ray.get(ref)
         except ray.exceptions.TaskCancelledError as error:
             return Failure("stopped", type(error).__name__, "on request")
         except ray.exceptions.RayError as error:
-            return failure_from_ray(error, self.devices[0].node)
+            return failure_from_ray(error, node)
 
 
 def _device_of_all(devices: Sequence[WorkerDevice]) -> WorkerDevice:

@@ -122,8 +122,16 @@ def print_rows(rows: Sequence[Row]) -> None:
 
 def to_json_line(row: Row) -> str:
     """Return a row as one line of JSON. NaN and infinities become null; dates and similar values become text."""
-    values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-    return json.dumps(values, ensure_ascii=False, default=str)
+    return json.dumps(_finite(row), ensure_ascii=False, default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    """Return a value of JSON with None in place of NaN and infinities, at any depth."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def answer_schema(scan: FileScan) -> pyarrow.Schema:
@@ -157,8 +165,8 @@ def to_table(rows: Sequence[Row], schema: pyarrow.Schema, nested: frozenset[str]
 
 
 def _to_json(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if value is None or isinstance(value, str) else json.dumps(_finite(value), ensure_ascii=False)
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list) else value
+    return json.dumps(_finite(value), ensure_ascii=False, default=str) if isinstance(value, dict | list) else value

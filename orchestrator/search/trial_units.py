@@ -104,7 +104,7 @@ class TaskTrials:
             base_job,
             task=trial.key,
             adapter=settings.adapter,
-            train=settings.train.with_memory_of(base_job.train),
+            train=settings.train.with_memory_of(base_job.train, self.plan.processes, self.plan.base.max_length),
             head=settings.head,
             spec_hash=trial.spec_hash,
             parameters=settings.parameters,

@@ -97,14 +97,26 @@ def test_a_command_of_the_readme(command, home, first, cluster):
     elif program == "ttmoe":
         if "--file" in arguments:
             (home / arguments[arguments.index("--file") + 1]).write_text('{"text": "where is the louvre"}\n')
+        if arguments[0] == "init":
+            write_data(home, arguments[1:])
         with units_inline() if arguments[0] == "run" else nullcontext():  # `first` had workers of its own
             succeeded(here(home, *arguments, *fewer(home, arguments)))
     else:
         pytest.fail(f"no test runs `{command}`: teach this one to, or say in NOT_RUN_HERE why it need not")
 
 
+def write_data(home: Path, names: list[str]) -> None:
+    """The data files of an ``init``, a task in each."""
+    for name in (each for each in names if each.endswith((".csv", ".jsonl"))):
+        if name.endswith(".jsonl"):
+            tiny.write_texts(home / name, tiny.ANIMALS, "south")
+            continue
+        rows = [f'{i},"{text}",{word}' for i, (text, word) in enumerate(tiny.sentences(240, tiny.COLOURS, "north"))]
+        (home / name).write_text("\n".join(["id,review,sentiment", *rows]))
+
+
 def fewer(home: Path, arguments: list[str]) -> list[str]:
-    """What keeps a run short. The data that a starter config asks for is put where it says."""
+    """What keeps a run short."""
     if arguments[0] == "tune":
         # What decides an expert may not be set beside --apply.
         kept = [each for each in few_steps() if each.startswith(("search.", "storage."))]
@@ -118,8 +130,6 @@ def fewer(home: Path, arguments: list[str]) -> list[str]:
         return [*few_steps(), *(word for setting in few for word in ("--set", setting))]
     config = home / arguments[1]
     assert config.is_file(), f"{config.name} is in no earlier command of the README"
-    for name in re.findall(r"path: (\S+\.jsonl)", config.read_text()):
-        tiny.write_texts(config.parent / name, tiny.ANIMALS, "south")
     return ["--set", "train.steps=10", "--set", "router.epochs=3"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from workers.data.file_digests import remembered_digest
 from workers.data.wheels import wheel_folder, wheel_member
 
 CONFIG_ALONE = "config"
+_LOG = logging.getLogger("ttmoe")
 """Source of a base that is a config without weights, for plans."""
 DEFAULT_REVISION = "main"
 """Branch on the hub from which a base without a revision is taken."""
@@ -213,6 +215,9 @@ def _from_package(requirement: str, path: str | None, sha256: str | None, cache:
     if package and (not version or package.version == version):
         place = Path(str(package.locate_file(path or _model_folder(package))))
         if place.exists():
+            if sha256:
+                _LOG.warning("base.sha256 is the digest of a wheel and was not compared: %s %s is installed. Uninstall "
+                             "it to have the wheel downloaded and checked", name, package.version)  # fmt: skip
             return place, package.version
     if not path:
         raise InputError(

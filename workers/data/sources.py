@@ -65,7 +65,8 @@ def read_rows(source: Source, cache: Path, columns: Collection[str] | None = Non
     if file_format == "pattern":
         return _pattern_rows(text, source.pattern or "", path)
     quotes = file_format == "csv" if source.quotes is None else source.quotes
-    return list(_table_rows(text, "," if file_format == "csv" else "\t", quotes, path))
+    delimiter = source.delimiter or ("," if file_format == "csv" else "\t")
+    return list(_table_rows(text, delimiter, quotes, path))
 
 
 def has_types(source: Source, cache: Path) -> bool:
@@ -97,9 +98,9 @@ def source_identity(source: Source, cache: Path) -> str:
     """
     if source.hub is not None:
         return str(source.revision)
-    if source.sha256 is not None and source.wheel is not None:
+    if source.sha256 is not None and (source.wheel or not Path(source.path or "").expanduser().is_file()):
         return source.sha256
-    return source.sha256 or remembered_digest(source_file(source, cache), cache)
+    return remembered_digest(source_file(source, cache), cache)
 
 
 def json_row(line: str, where: str) -> Row:

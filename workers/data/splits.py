@@ -21,6 +21,11 @@ def split_examples(examples: Iterable[Example], settings: SplitSettings) -> Spli
     in a split is exact to within one row. Each split is sorted by hash.
     """
     unique, _ = deduplicate(examples)
+    return split_unique(unique, settings)
+
+
+def split_unique(unique: list[Example], settings: SplitSettings) -> Splits:
+    """Do what ``split_examples`` does, with examples from ``deduplicate``."""
     shares = {"validation": settings.validation, "test": settings.test}
     return _divide(_sample(unique, settings), shares, settings.salt)
 

@@ -28,7 +28,10 @@ def table_reader(lines: Iterable[str], delimiter: str, quotes: bool) -> Any:
 
 @dataclass(frozen=True)
 class TableHeader:
-    """The names of a table's columns. Spreadsheets leave columns without name and content, which are passed over.
+    """The names of a table's columns.
+
+    One column may have no name, such as the index that pandas writes. Of several, as spreadsheets leave them, those
+    without content are passed over.
 
     Attributes:
         names: The names; "" for a column without one.
@@ -46,11 +49,6 @@ class TableHeader:
             raise InputError("no column has a name", where=where, fix="write the names of the columns in the first row")
         return cls(names)
 
-    @property
-    def named(self) -> tuple[str, ...]:
-        """The names of the columns that have one."""
-        return tuple(filter(None, self.names))
-
     def row(self, cells: Sequence[str], where: str, fix: str) -> dict[str, str]:
         """Return the cells by column name.
 
@@ -66,6 +64,8 @@ class TableHeader:
             missing = self.names[len(cells) :]
             if len(cells) > len(self.names) or any(missing):
                 raise InputError(f"the row has {len(cells)} cells, the header {len(self.names)}", where=where, fix=fix)
+        if self.names.count("") < 2:
+            return dict(zip(self.names, cells, strict=False))
         for number, (name, cell) in enumerate(zip(self.names, cells, strict=False), 1):
             if not name and cell.strip():
                 what = f"column {number} has no name, and here it holds {cell.strip()[:40]!r}"

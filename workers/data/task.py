@@ -54,6 +54,12 @@ class Source(BaseModel):
     pattern: Regex | None = Field(
         default=None, description="Regular expression; each matching line is a row, each named group a column."
     )
+    delimiter: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1,
+        description="Character between cells; by default , in CSV, tab in TSV.",
+    )
     quotes: bool | None = Field(
         default=None, description='Whether " quotes enclose cells; by default yes in CSV and no in TSV.'
     )

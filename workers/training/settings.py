@@ -124,9 +124,18 @@ class TrainSettings(BaseModel):
         """Whether activations are recomputed; not with an ``auto`` that was not resolved."""
         return self.checkpointing is True
 
-    def with_memory_of(self, other: TrainSettings) -> TrainSettings:
-        """Return these settings with ``auto`` in place of memory settings replaced by what another training has."""
+    def with_memory_of(self, other: TrainSettings, processes: int, tokens: int) -> TrainSettings:
+        """Return these settings with ``auto`` in place of memory settings replaced by what another training has.
+
+        Args:
+            other: The other training.
+            processes: Processes of the other training. In one process, as many rows pass at once as in each of them.
+            tokens: Tokens of a row.
+        """
         unresolved = {key: getattr(other, key) for key in MEMORY_ONLY if getattr(self, key) == "auto"}
+        if processes > 1 and unresolved.get("micro_batch", 1) is None:
+            rows = max(1, self.batch_tokens // tokens) if self.batch_tokens else self.batch_size
+            unresolved["micro_batch"] = -(-rows // processes)
         return self.model_copy(update=unresolved)
 
     def batch_rows(self, rows: int, tokens: int) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import ray
 
+from orchestrator.pool import worker_group
 from orchestrator.pool.capacity import JobResources, Node, jobs_on_node, max_parallel_jobs, require_fits, serves
 from orchestrator.pool.device_record import WorkerDevice
-from orchestrator.pool.worker_group import merge_outcomes
+from orchestrator.pool.worker_group import WorkerGroup, merge_outcomes
 from ttmoe.errors import InfeasibleError
 from workers.failure import Failure
 
@@ -36,6 +38,19 @@ def test_one_of_several_jobs_may_fail():
     merged = merge_outcomes(["good", "bad"], results, DEVICES)
     assert merged["good"] == 0
     assert merged["bad"].message.endswith("nan")
+
+
+def test_a_failure_is_looked_up_on_the_node_of_its_own_process(monkeypatch):
+    asked = []
+    monkeypatch.setattr(worker_group, "failure_from_ray", lambda error, node: asked.append(node) or DEAD)
+
+    def lost(ref):
+        raise ray.exceptions.RayActorError
+
+    monkeypatch.setattr(worker_group.ray, "get", lost)
+    group = WorkerGroup.__ray_metadata__.modified_class
+    assert [group._outcome(None, ref, device.node) for ref, device in enumerate(DEVICES)] == [DEAD, DEAD]
+    assert asked == ["a", "b"]
 
 
 def test_a_group_needs_room_for_all_its_processes_on_any_nodes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 
@@ -19,6 +20,7 @@ from ttmoe.conversation import Conversation, Message, answered_part, single_turn
 from ttmoe.encoding import Completion, encode_inputs
 from ttmoe.errors import InputError
 from ttmoe.generation import conversation_of, generate, prompt_of
+from ttmoe.routed import _prompt
 from ttmoe.template_files import read_chat_template
 from ttmoe.text_bank import TextBank
 from workers.training.batches import TokenizedRows
@@ -179,6 +181,27 @@ def test_bases_without_a_usable_template_are_refused(tmp_path, tokenizers):
     broken = tiny_chat.MARKED.replace("<|start|>assistant\n{%", "<|start|>think\n{%")
     with pytest.raises(InputError, match="begins an answer otherwise"):
         _ = ChatTemplate(load_tokenizer(base_in(tiny_chat.save_chat_base(tmp_path / "broken", broken)))).end_ids
+
+
+def test_a_later_turn_is_no_answer_where_the_template_hides_an_earlier_one(tokenizers):
+    hidden = "{{ m.content if m.role != 'assistant' or loop.last else 'think' }}"
+    tokenizer = copy.deepcopy(tokenizers["marked"])
+    tokenizer.chat_template = tiny_chat.MARKED.replace("{{ m.content }}", hidden)
+    turns = (("user", "red"), ("assistant", "dog"), ("user", "dog red"), ("assistant", "cat"))
+    row = Conversation(tuple(Message(*turn) for turn in turns))
+    [(tokens, spans)] = ChatTemplate(tokenizer).encode([row], 64)
+    assert [tokenizer.decode(tokens["input_ids"][start:end]) for start, end in spans] == ["cat <|end|>"]
+    tokenizer.chat_template = "a text without messages"
+    with pytest.raises(InputError, match="does not write the assistant's turn"):
+        _ = ChatTemplate(tokenizer).end_ids
+
+
+def test_a_prompt_may_end_with_a_turn_of_the_assistant():
+    turns = (("user", "red"), ("assistant", "dog"), ("assistant", "cat"))
+    prompt = Conversation(tuple(Message(*turn) for turn in turns)).prompt
+    assert _prompt(prompt, "chat") == prompt
+    assert _prompt(prompt, "generate") == "red"
+    assert _prompt("red", "chat") == single_turn("red")
 
 
 def test_the_template_of_a_folder_is_that_which_transformers_reads(tmp_path):

@@ -86,11 +86,10 @@ def test_names_map_raw_values():
 
 
 def test_an_unknown_label_is_counted():
-    error = refused(rows(("a", 1), ("b", 5), ("c", 6)), label={"names": {1: "x", "true": "y"}})
+    error = refused(rows(("a", 1), ("b", 5), ("c", 6)), label={"names": {1: "x", 2: "y"}})
     assert error.what == "label '5' of row 2 is unknown; 2 rows (2, 3) have an unknown label"
     assert error.where == "tasks.t.label.names"
-    assert "known: 1, true;" in error.fix
-    assert "quote it" in error.fix
+    assert "known: 1, 2;" in error.fix
 
 
 def test_a_missing_label_is_named():
@@ -187,3 +186,17 @@ def test_groups_are_read_by_pattern():
     error = refused(data, split={"group": {"column": "id", "pattern": "z"}})
     assert "row 1 has no group: 'id' is '12_3'" in error.what
     assert error.where == "tasks.t.split.group"
+
+
+def test_a_row_without_the_column_of_a_filter_is_one_with_an_empty_cell():
+    data = [
+        {"text": "a", "label": "x", "tags": [{"name": "new"}]},
+        {"text": "b", "label": "y", "tags": []},
+        {"label": "z"},
+    ]
+    filled = task(where=[{"column": "tags.0.name", "matches": r"\S"}])
+    assert [example.texts for example in to_examples(data, filled, "t")[0]] == [("a",)]
+    others = task(where=[{"column": "tags.0.name", "not_in": ["new"]}, {"column": "text", "matches": "."}])
+    assert [example.texts for example in to_examples(data, others, "t")[0]] == [("b",)]
+    error = refused(data, where=[{"column": "tag", "matches": "."}])
+    assert (error.where, error.fix.startswith("nearest: tags")) == ("tasks.t.where.0.column", True)

@@ -38,6 +38,13 @@ def test_tsv_takes_quotes_for_text_unless_told(tmp_path):
     assert read(tmp_path, "b.tsv", 't\tl\n"a\tb"\t1\n', quotes=True) == [{"t": "a\tb", "l": "1"}]
 
 
+def test_the_delimiter_of_a_table_can_be_set(tmp_path):
+    assert read(tmp_path, "a.csv", 't;l\n"a;b, c";1\n', delimiter=";") == [{"t": "a;b, c", "l": "1"}]
+    assert read(tmp_path, "a.tsv", "t|l\na\tb|1\n", delimiter="|") == [{"t": "a\tb", "l": "1"}]
+    with pytest.raises(ValueError, match="at most 1 character"):
+        Source(path="a.csv", delimiter="||")
+
+
 @pytest.mark.parametrize(
     ("data", "line", "message"),
     [

@@ -1,0 +1,1 @@
+"""``ttmoe data``: the tasks of a config as training will see them."""

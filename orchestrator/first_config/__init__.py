@@ -1,0 +1,1 @@
+"""``ttmoe init DATA...``: a config that is guessed from data files."""
