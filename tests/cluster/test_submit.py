@@ -86,7 +86,7 @@ def storage_of(place: Path) -> Path:
 
 def test_a_job_is_planned_followed_and_cancelled(place, cluster, home, monkeypatch):
     monkeypatch.setenv("HOME", str(home))
-    first = commands.ttmoe(place, *SUBMIT)
+    first = commands.here(place, *SUBMIT)
     assert first.code == 0, first.out + first.err
     job = first.out.split()[2]
     assert "4 missing" in first.out  # its plan, made there
