@@ -40,11 +40,18 @@ class InlinePool:
     def gpu_seconds(self) -> float:
         return 0.0
 
-    def run(self, units: Any, reduce_memory: Any = None, resources: Any = None, requests: Any = None) -> Iterator[Any]:
+    def run(
+        self,
+        units: Any,
+        reduce_memory: Any = None,
+        resources: Any = None,
+        requests: Any = None,
+        more_units: Any = None,
+    ) -> Iterator[Any]:
         from orchestrator.pool.work_units import JobEvent
         from workers.failure import Failure
 
-        for unit in units:
+        for unit in with_more(units, more_units):
             reports: list[Any] = []
             unit.log.parent.mkdir(parents=True, exist_ok=True)
             if unit.all_cores:  # this process may be a fork, in which torch waits for the threads of its parent
@@ -55,6 +62,13 @@ class InlinePool:
                 yield JobEvent(key, result=None if failed else value, failure=value if failed else None, done=True)
 
 
+def with_more(units: Iterable[Any], more_units: Callable[[int], Iterable[Any]] | None) -> Iterator[Any]:
+    """Yield the units, and then those that ``more_units`` adds one at a time, until it adds none."""
+    yield from units
+    while more_units and (added := list(more_units(1))):
+        yield from added
+
+
 @contextmanager
 def units_inline(pool: type = InlinePool) -> Iterator[None]:
     """Run the units of a driver in this process within the context, and start no Ray."""
@@ -62,12 +76,14 @@ def units_inline(pool: type = InlinePool) -> Iterator[None]:
 
     import orchestrator.pool.worker_pool
     import orchestrator.run.stages
+    import orchestrator.run.tune_driver
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # this process may be a fork, in which torch waits for the threads of its parent
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(orchestrator.pool.worker_pool, "WorkerPool", pool)
-        patch.setattr(orchestrator.run.stages, "ray_session", nullcontext)
+        for module in (orchestrator.run.stages, orchestrator.run.tune_driver):
+            patch.setattr(module, "ray_session", nullcontext)
         yield
     torch.set_num_threads(threads)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import multiprocessing
 import os
 from collections.abc import Sequence
@@ -34,7 +35,7 @@ def run_in_group(
     folder: Path,
     hosts: Sequence[tuple[str, str]] = (("", "127.0.0.1"), ("", "127.0.0.1")),
     *,
-    stops_at: int | None = None,
+    stops_at: Sequence[int | None] = (),
     seconds: float = 300.0,
 ) -> list[list[Trained]]:
     """Run expert jobs one after another in a group with a process for each host.
@@ -43,7 +44,7 @@ def run_in_group(
         jobs: The jobs.
         folder: Receives what the processes print.
         hosts: The network namespace of each process, or "", and its address there.
-        stops_at: Step of each job after which the first process is asked to stop.
+        stops_at: For each job, the step after which the first process is asked to stop; None, or nothing, for never.
         seconds: Longest wait.
 
     Returns:
@@ -94,7 +95,7 @@ def _run(
     hosts: Sequence[tuple[str, str]],
     jobs: Sequence[Any],
     folder: str,
-    stops_at: int | None,
+    stops_at: Sequence[int | None],
     results: Any,
 ) -> None:
     log = os.open(Path(folder, f"rank{rank}.txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -111,11 +112,11 @@ def _run(
     torch.set_num_threads(1)
     join_group(address, rank, len(hosts), hosts[rank][1])
     told = []
-    for job in jobs:
+    for job, last in itertools.zip_longest(jobs, stops_at):
         reports: list[Any] = []
 
-        def asked_to_stop(reports: list[Any] = reports) -> bool:
-            return rank == 0 and stops_at is not None and max(trained_steps(reports), default=0) >= stops_at
+        def asked_to_stop(reports: list[Any] = reports, last: int | None = last) -> bool:
+            return rank == 0 and last is not None and max(trained_steps(reports), default=0) >= last
 
         with stopped_by(asked_to_stop):
             outcome = run_experts([job], reports.append)[job.task]

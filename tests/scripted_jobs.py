@@ -141,7 +141,7 @@ class Usage(threading.Thread):
             for process in self.process.children(recursive=True):
                 with suppress(psutil.Error):
                     worker = known.setdefault(process.pid, process)
-                    if worker.name().startswith("ray::_Worker"):
+                    if worker.name().startswith("ray::Worker"):
                         sample = worker.memory_info().rss, sum(worker.cpu_times()[:2])
                         self.workers.setdefault(process.pid, []).append(sample)
 

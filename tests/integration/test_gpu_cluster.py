@@ -35,8 +35,13 @@ def cluster():
     """
     subprocess.run([SCRIPT.parent / "ray", "get-auth-token", "--generate"], capture_output=True, check=True)
     nodes = ["--num-cpus=1", "--num-gpus=0"], ["--num-cpus=4", "--num-gpus=2", '--labels={"zone": "a"}']
-    with running_cluster(*map(list, nodes), RAY_AUTH_MODE="token", PYTHONPATH=str(ROOT)) as (address, marks):
-        yield address, marks[1]
+    with (
+        running_cluster(*map(list, nodes), RAY_AUTH_MODE="token", PYTHONPATH=str(ROOT)) as (address, marks),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("RAY_ADDRESS", address)
+        with ray_session():  # one connection: test_running_cluster.py and test_submit.py make their own
+            yield address, marks[1]
 
 
 @pytest.fixture
@@ -94,7 +99,7 @@ def test_the_experts_are_trained_there_on_a_gpu_each(library, cluster, settings)
         WorkUnit.of(task, work, (expert.job, str(meeting)), Path(expert.job.folder))
         for task, expert in plan.experts.items()
     ]
-    with ray_session(), WorkerPool(plan.resources, FailureSettings()) as pool:
+    with WorkerPool(plan.resources, FailureSettings()) as pool:
         results = [event.result for event in pool.run(units) if event and event.done]
     assert [result[:3] for result in results] == [("cuda", "bfloat16", cluster[1])] * 2
     assert sorted(result[3]["GPU"] for result in results) == [["0"], ["1"]]
@@ -102,12 +107,11 @@ def test_the_experts_are_trained_there_on_a_gpu_each(library, cluster, settings)
 
 def test_a_run_that_a_node_cannot_serve_ends_before_any_work(library, monkeypatch):
     (library / "runs").mkdir(exist_ok=True)
-    plan = make_plan(load_config("tiny.yaml", []).config)
-    with pytest.raises(InputError, match="relative path") as caught:
-        check_nodes(plan)
-    assert caught.value.where == "storage.root"
     shared = [f"storage.root={library / 'runs'}"]
     plan = make_plan(load_config("tiny.yaml", shared).config)
+    with pytest.raises(InputError, match="relative path") as caught:
+        check_nodes(replace(plan, config=load_config("tiny.yaml", []).config))
+    assert caught.value.where == "storage.root"
     moved = replace(plan, base=replace(plan.base, folder="/driver/base"))
     with pytest.raises(InputError, match=r"node 127\.0\.0\.3: there is no folder /driver/base on this node"):
         check_nodes(moved)

@@ -27,22 +27,31 @@ class CountedClient:
         return getattr(self.client, name)
 
 
+@pytest.fixture(scope="module")
+def plan(base_folder, tmp_path_factory):
+    """The plan of a library of six experts."""
+    from orchestrator.config.loading import load_config
+    from orchestrator.plan.planning import make_plan
+
+    folder = tmp_path_factory.mktemp("recording")
+    settings = [f"storage.root={folder / 'runs'}"]
+    return make_plan(load_config(str(write_library(folder, base_folder, 6)), settings).config)
+
+
 @pytest.fixture
-def recording(base_folder, tmp_path):
+def recording(plan, fresh_store, tmp_path):
     """Return a function that records the first experts of a library and returns the registry."""
     from commands import open_registry
 
-    from orchestrator.config.loading import load_config
-    from orchestrator.plan.planning import make_plan
     from orchestrator.recording.expert_operations import ExpertOperations
     from workers.expert_result import ExpertResult
 
-    settings = [f"storage.root={tmp_path / 'runs'}"]
-    plan = make_plan(load_config(str(write_library(tmp_path, base_folder, 6)), settings).config)
     folder = tmp_path / "expert"
     folder.mkdir()
     (folder / "expert.json").write_text("{}")
     (folder / "expert.safetensors").write_bytes(b"weights")
+    (tmp_path / "runs").mkdir()
+    shutil.copy(fresh_store, tmp_path / "runs")
     registry = open_registry(tmp_path / "runs")
     parent = registry.start_run("many", "run", {}, "", {})
 

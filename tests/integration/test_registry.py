@@ -519,6 +519,7 @@ def test_a_driver_that_is_killed_after_any_call_is_continued(fresh_store, tmp_pa
     context.set_forkserver_preload(["orchestrator.registry"])
     expected = open_copy(fresh_store, tmp_path / "expected")
     drive(expected, made, parts=("expert",))
+    content = snapshot(expected)
     killed = []
     for n in range(random.randrange(interval) + 1, 100, interval):
         registry = open_copy(fresh_store, tmp_path / f"{n}")
@@ -530,7 +531,7 @@ def test_a_driver_that_is_killed_after_any_call_is_continued(fresh_store, tmp_pa
             break
         killed.append(n)
         drive(registry, made, parts=("expert",))
-        assert snapshot(registry) == snapshot(expected), n
+        assert snapshot(registry) == content, n
     assert killed[-1] + interval > 11
 
 
@@ -742,7 +743,7 @@ def test_the_registered_router_loads_as_a_pyfunc_model(registry, router_folder, 
     assert kinds == ["WHAT IS THE CAPITAL OF FRANCE?", "", "CHOICE"]
     inputs, outputs = model.metadata.signature.inputs, model.metadata.signature.outputs
     assert [(column.name, column.required) for column in inputs] == [
-        ("text", True), ("second", False), ("choices", False)]  # fmt: skip
+        ("text", True), ("second", False), ("choices", False), ("messages", False)]  # fmt: skip
     assert [column.name for column in outputs] == ["task", "label", "confidence", "routing", "scores"]
     with pytest.raises(mlflow.exceptions.MlflowException, match="text"):
         model.predict(pd.DataFrame({"question": ["hello"]}))

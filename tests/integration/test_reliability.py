@@ -194,8 +194,8 @@ def test_workers_that_are_killed_are_replaced(fresh, undisturbed):
     with started(home) as life:
         life.trains(EVERY)
         assert not tiny.wait_for(lambda: life.process.poll() is not None, draw.uniform(0.0, 1.5)), life.text
-        assert tiny.wait_for(lambda: len(marked(life.mark, "ray::_Worker")) == 2, 30)
-        for worker in draw.sample(marked(life.mark, "ray::_Worker"), 2):
+        assert tiny.wait_for(lambda: len(marked(life.mark, "ray::Worker")) == 2, 30)
+        for worker in draw.sample(marked(life.mark, "ray::Worker"), 2):
             worker.kill()
             time.sleep(draw.uniform(0.0, 0.7))
         assert life.wait() == 0, (seed, life.text)
@@ -315,7 +315,7 @@ def test_the_jobs_of_a_lost_node_are_run_on_the_other(fresh, undisturbed):
         started(home, *none, RAY_ADDRESS=address, **auth) as life,
     ):
         life.trains(2 * EVERY)
-        assert [len(marked(mark, "ray::_Worker")) for mark in (head, node)] == [1, 1]
+        assert [len(marked(mark, "ray::Worker")) for mark in (head, node)] == [1, 1]
         for process in marked(node, "raylet") + marked(node):
             if process.is_running():
                 process.kill()

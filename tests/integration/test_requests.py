@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -33,12 +34,14 @@ class CountedClient:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory, base_folder):
+def store(tmp_path_factory, base_folder, fresh_store):
     """A store with a complete library for each number of experts, and the configs."""
     from orchestrator.plan.planning import make_plan
     from orchestrator.registry import Registry
 
     folder = tmp_path_factory.mktemp("requests")
+    (folder / "runs").mkdir()
+    shutil.copy(fresh_store, folder / "runs")
     path = write_library(folder, base_folder, MANY)
     data = json.loads(path.read_text())
     configs = {}

@@ -28,7 +28,6 @@ from commands import (
     runs,
     statuses,
     succeeded,
-    ttmoe,
     versions,
 )
 from killed_driver import units_inline
@@ -73,10 +72,10 @@ def write_library(folder: Path, base_folder: Path, config: str, store: Path | No
 
 
 @pytest.fixture(scope="module")
-def home(base_folder, tmp_path_factory) -> Path:
-    """The folder of the first run."""
-    folder = write_library(tmp_path_factory.mktemp("run"), base_folder, CONFIG + SEARCH)
-    done = succeeded(ttmoe(folder, "run", "tiny.yaml"))
+def home(base_folder, fresh_store, tmp_path_factory) -> Path:
+    """The folder of the first run. That of the quickstart is a process of its own, and creates its store."""
+    folder = write_library(tmp_path_factory.mktemp("run"), base_folder, CONFIG + SEARCH, fresh_store)
+    done = succeeded(here(folder, "run", "tiny.yaml"))
     (folder / "first.txt").write_text(done.out)
     return folder
 
@@ -257,7 +256,7 @@ class TestThen:
         assert f"{base}, kept as the library's experts have it" in out
 
     def test_experts_ls(self, home):
-        done = succeeded(ttmoe(home, "experts", "ls"))
+        done = succeeded(here(home, "experts", "ls"))
         assert "Library tiny" in done.out
         for task in ("animals", "colours"):
             assert cells(done.out, task)[1:3] == ["1", "candidate champion"]

@@ -171,11 +171,13 @@ def test_after_an_outage_the_server_has_everything_and_training_did_not_wait(ser
     found: list[Path] = []
 
     def back() -> None:
-        found.extend(config.parent.glob("runs/while/experts/*/result.json"))
+        results = lambda: list(config.parent.glob("runs/while/experts/*/result.json"))  # noqa: E731
+        tiny.wait_for(lambda: len(results()) == 2, 60)
+        time.sleep(1.5)  # the outage is noticed
+        found.extend(results())
         proxy.restore()
 
-    timer = threading.Timer(6, back)
-    code, output = run(config, before_job("animals", lambda: (proxy.cut(), timer.start())))
+    code, output = run(config, before_job("animals", lambda: (proxy.cut(), threading.Thread(target=back).start())))
     assert code == 0, output
     assert len(found) == 2  # both were trained during the outage
     assert output.count("does not respond") == 1

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import tiny
 from commands import SCRIPT, environment, here, open_registry, succeeded
+from killed_driver import units_inline
 from test_run import CONFIG, write_library
 
 from orchestrator.api import plan
@@ -31,13 +32,17 @@ def trials(home: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def cut(base_folder, tmp_path_factory) -> Path:
-    """The folder of a library without any expert, whose tasks were searched by cutting; the output is in tune.json."""
-    home = write_library(tmp_path_factory.mktemp("tune"), base_folder, CONFIG)
-    done = succeeded(
-        here(home, "tune", "tiny.yaml", *FEW, "--set", "search.confirm=1", "--apply", "tuned.yaml", "--json",
-             "--set", "on_end=cat > told.json")
-    )  # fmt: skip
+def cut(base_folder, fresh_store, tmp_path_factory) -> Path:
+    """The folder of a library without any expert, whose tasks were searched by cutting; the output is in tune.json.
+
+    Trials run in this process: on Ray, test_run.py makes a search, and test_readme.py one by cutting.
+    """
+    home = write_library(tmp_path_factory.mktemp("tune"), base_folder, CONFIG, fresh_store)
+    with units_inline():
+        done = succeeded(
+            here(home, "tune", "tiny.yaml", *FEW, "--set", "search.confirm=1", "--apply", "tuned.yaml", "--json",
+                 "--set", "on_end=cat > told.json")
+        )  # fmt: skip
     (home / "tune.json").write_text(done.out)
     return home
 

@@ -64,13 +64,31 @@ def jobs(tmp_path_factory, colours):
 
 
 @pytest.fixture(scope="module")
-def outcomes(jobs, tmp_path_factory):
-    """What `process_group` tells of each job in process 0; of jobs of one process alone, result and reports."""
-    shared = {key: jobs[key] for key in TRIED}
+def told(jobs, tmp_path_factory):
+    """What both processes of a group tell of each job: the start of a group takes longer than its jobs.
+
+    Beside the jobs of all engines there are, by engine, ``interrupted`` ones, which are stopped after step 6, and
+    ``resumed`` ones, which one process has begun and left after that step.
+    """
+    folder, tried = tmp_path_factory.mktemp("group"), {key: jobs[key] for key in TRIED}
     half = replace(jobs["Llama", "stage 3"].base, dtype="bfloat16")
-    shared["Llama", "bfloat16"] = replace(jobs["Llama", "stage 3"], base=half, folder=f"{half.folder} bfloat16")
-    first, _ = process_group.run_in_group(list(shared.values()), tmp_path_factory.mktemp("group"))
-    found = dict(zip(shared, first, strict=True))
+    tried["Llama", "bfloat16"] = replace(jobs["Llama", "stage 3"], base=half, folder=f"{half.folder} bfloat16")
+    for name in RESUMED:
+        tried["interrupted", name] = replace(jobs["Llama", name], folder=str(folder / f"interrupted {name}"))
+        alone, reports = replace(jobs["Llama", "alone"], folder=str(folder / f"resumed {name}")), []
+        with stopped_by(lambda reports=reports: max(process_group.trained_steps(reports), default=0) >= 6):
+            assert run_experts([alone], reports.append)["colours"].error == "StoppedError"
+        tried["resumed", name] = replace(alone, train=jobs["Llama", name].train)
+    stops_at = [6 if kind == "interrupted" else None for kind, _ in tried]
+    jobs |= {key: job for key, job in tried.items() if key[0] in ("interrupted", "resumed")}
+    group = process_group.run_in_group(list(tried.values()), folder, stops_at=stops_at)
+    return dict(zip(tried, zip(*group, strict=True), strict=True))
+
+
+@pytest.fixture(scope="module")
+def outcomes(jobs, told):
+    """What process 0 tells of each job; of jobs of one process alone, result and reports."""
+    found = {key: first for key, (first, _) in told.items()}
     for prefix in ("Llama", "Qwen3"):
         reports = []
         found[prefix, "alone"] = run_experts([jobs[prefix, "alone"]], reports.append)["colours"], reports
@@ -117,13 +135,11 @@ def test_two_processes_train_as_one_does(jobs, outcomes, prefix, name):
 
 
 @pytest.fixture(scope="module")
-def interrupted(jobs, tmp_path_factory):
+def interrupted(jobs, told):
     """Jobs by engine that two processes have begun, and that were stopped after step 6."""
-    folder = tmp_path_factory.mktemp("interrupted")
-    begun = {name: replace(jobs["Llama", name], folder=str(folder / name)) for name in RESUMED}
-    told = process_group.run_in_group(list(begun.values()), folder, stops_at=6)
-    assert {each.outcome.error for process in told for each in process} == {"StoppedError"}
-    return begun
+    for name in RESUMED:
+        assert {each.outcome.error for each in told["interrupted", name]} == {"StoppedError"}
+    return {name: jobs["interrupted", name] for name in RESUMED}
 
 
 def test_files_and_checkpoints_hold_the_expert_alone(jobs, outcomes, interrupted):
@@ -149,12 +165,6 @@ def test_one_process_resumes_what_two_have_begun(jobs, outcomes, interrupted):
         assert_resumed(jobs, job, reports)
 
 
-def test_two_processes_resume_what_one_has_begun(jobs, outcomes, tmp_path):
-    begun = []
+def test_two_processes_resume_what_one_has_begun(jobs, outcomes):
     for name in RESUMED:
-        job, reports = replace(jobs["Llama", "alone"], folder=str(tmp_path / name)), []
-        with stopped_by(lambda reports=reports: max(process_group.trained_steps(reports), default=0) >= 6):
-            assert run_experts([job], reports.append)["colours"].error == "StoppedError"
-        begun.append(replace(job, train=jobs["Llama", name].train))
-    for job, told in zip(begun, process_group.run_in_group(begun, tmp_path)[0], strict=True):
-        assert_resumed(jobs, job, told.reports)
+        assert_resumed(jobs, jobs["resumed", name], outcomes["resumed", name].reports)
