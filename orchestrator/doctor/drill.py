@@ -32,7 +32,7 @@ from ttmoe.errors import InputError
 _TASKS = 4
 _TRAIN = {"steps": 600, "eval_every": 100, "patience": 0}
 _RESOURCES = {"max_parallel": 2, "experts_per_job": 1, "autoscaling": False}  # so that some wait while others train
-_ACTOR = "_Worker"  # class of the pool's workers
+WORKER = "Worker"  # class of the pool's workers; a test compares it with the name there
 _CUT_SECONDS, _MOST_CUT_SECONDS = 6.0, 60.0  # metrics are sent every 5 seconds
 _RETRY_SECONDS = 30.0
 _REPEAT = "see its output above or with --keep, and repeat the drill"
@@ -148,7 +148,7 @@ def _check_worker(driver: DrillDriver) -> Check:
     if not driver.wait_for(_has_checkpoint):
         return faulty(f"the run ended before an expert trained: {driver.last_line()}", _REPEAT)
     for _ in range(3):  # one that waits for work has nothing to lose
-        if not (found := worker_processes(driver.pid, _ACTOR)):
+        if not (found := worker_processes(driver.pid, WORKER)):
             break
         process: WorkerProcess = found[0]
         kill_process(process)

@@ -94,10 +94,10 @@ def test_a_driver_is_waited_for_by_what_it_prints(script, monkeypatch):
 
 def test_workers_are_found_among_the_processes_of_the_driver_alone(script, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    driver = script("bash -c 'exec -a ray::_Worker.run sleep 60' & bash -c 'exec -a other sleep 60' & wait")
+    driver = script("bash -c 'exec -a ray::Worker.run sleep 60' & bash -c 'exec -a other sleep 60' & wait")
 
     def found():
-        return driver_processes.worker_processes(driver.pid, "_Worker")
+        return driver_processes.worker_processes(driver.pid, drill.WORKER)
 
     assert tiny.wait_for(lambda: len(found()) == 1, 30)
     (other,) = {each.pid for each in psutil.Process(driver.pid).children()} - {found()[0].pid}
@@ -151,3 +151,9 @@ def test_a_tiny_library_is_written_without_the_password_of_its_store(tmp_path):
     again = load_config(loaded.source_name).config
     assert again.model_copy(update={"tracking": config.tracking}) == config
     assert config.library != tiny_config(place, tmp_path, "ttmoe-x", 2, {"steps": 2}).library
+
+
+def test_the_drill_looks_for_the_class_of_the_pools_workers():
+    from orchestrator.pool.worker_actor import Worker
+
+    assert drill.WORKER == Worker.__ray_metadata__.class_name.rpartition(".")[2]
