@@ -227,7 +227,6 @@ class TrainingSession:
     def _fail(self, state: TrainingState, error: Exception) -> None:
         self.outcomes[state.training.name] = to_failure(error)
         self.active.remove(state)
-        self.unreported = {key: loss for key, loss in self.unreported.items() if key[0] is not state}
         state.end()
 
 

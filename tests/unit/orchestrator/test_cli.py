@@ -303,9 +303,18 @@ def test_a_folder_that_cannot_be_written_is_named_before_any_work(
     assert len(result.stderr.splitlines()) == 3
 
 
-def test_a_defect_keeps_its_traceback(replace: Callable[..., list[tuple]]) -> None:
+def test_a_defect_is_one_line_and_its_traceback_a_file(
+    replace: Callable[..., list[tuple]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     replace("orchestrator.run.driver", "run_library", ZeroDivisionError("a defect"))
-    assert isinstance(ttmoe("run", "quickstart").exception, ZeroDivisionError)
+    result = ttmoe("run", "quickstart")
+    (log,) = tmp_path.glob("ttmoe-*.log")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[0] == "error: ZeroDivisionError: a defect"
+    assert str(log) in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "Traceback" in log.read_text()
 
 
 def test_experts_predict_and_ui_pass_their_options(

@@ -156,4 +156,5 @@ def test_a_tiny_library_is_written_without_the_password_of_its_store(tmp_path):
 def test_the_drill_looks_for_the_class_of_the_pools_workers():
     from orchestrator.pool.worker_actor import Worker
 
-    assert drill.WORKER == Worker.__ray_metadata__.class_name.rpartition(".")[2]
+    name = Worker.__ray_metadata__.class_name.rpartition(".")[2]
+    assert name == drill.WORKER

@@ -161,7 +161,6 @@ def test_an_optimizer_that_fails_in_its_first_step_stops_one_alone(together, mon
     monkeypatch.undo()
     alone["colours"].fit()
     close(group, alone, ["colours"])
-    assert not [r for r in group.reports if r.key == "animals"]
 
 
 def broken(rows, what):
