@@ -8,6 +8,7 @@ from orchestrator.first_config.column_names import LABEL_NAMES, LABEL_WORDS, OTH
 from orchestrator.first_config.column_profile import ColumnProfile
 
 _NOT_NAMED = 1000
+_SURE_NAMES = 4  # of LABEL_NAMES, the first ones
 _LONGEST_LABEL = 60  # characters, on average
 _MOST_LABELS = 1000
 _MOST_UNNAMED_LABELS = 100
@@ -19,6 +20,11 @@ _MOST_NUMBERS = 20  # values of a column of numbers with decimals that is a labe
 def is_named_label(column: ColumnProfile) -> bool:
     """Return whether the column has the name of a label."""
     return _label_rank(column) < _NOT_NAMED
+
+
+def has_label_name(column: ColumnProfile) -> bool:
+    """Return whether the column has a name that nothing but a label has."""
+    return _label_rank(column) < _SURE_NAMES
 
 
 def is_named_text(column: ColumnProfile) -> bool:
@@ -80,6 +86,6 @@ def _could_be_label(column: ColumnProfile) -> bool:
     if column.shape == "number" and different > _MOST_NUMBERS and any("." in value for value in column.counts):
         return False
     if is_named_label(column):  # in few rows, or of one value: the output says so
-        return different <= filled / 2 or (filled < 30 and different < filled)
+        return different <= filled / 2 or (filled < 30 and (different < filled or has_label_name(column)))
     several = 2 <= different <= min(_MOST_UNNAMED_LABELS, filled / 3)
     return several and filled > 0.5 * column.rows and not column.words & _OTHER_WORDS

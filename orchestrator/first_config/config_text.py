@@ -12,7 +12,7 @@ from orchestrator.config.yaml_document import dump_flow
 from orchestrator.first_config.draft_sentences import draft_sentences
 from orchestrator.first_config.new_base import NewBase
 from orchestrator.first_config.task_draft import TaskDraft
-from orchestrator.first_config.token_lengths import RowLengths
+from orchestrator.first_config.token_lengths import RowLengths, needed_length
 
 _WIDTH = 110
 _UNTIL, _FROM = "library:", "\n# adapter:"  # in the starter: before its own library, and where its tasks end
@@ -57,9 +57,12 @@ def _base_lines(base: NewBase, lengths: Sequence[RowLengths]) -> Iterator[str]:
     if lengths[0].estimated:
         source = "estimated from the number of bytes (`ttmoe data` counts them)"
     answers = ", and no answer" if any(each.longest_answer for each in lengths) else ""
+    cut = f"At {base.max_length}, at most one of twenty rows of each task is cut{answers}"
+    if max(map(needed_length, lengths)) > base.positions:
+        cut = "This is all that the base reads; a WARNING below names the tasks of which more rows are cut"
     yield from _comment(
-        f"Tokens of an input, {source}. At {base.max_length}, at most one of twenty rows of each task is cut{answers}; "
-        f"longer inputs take more memory and time. The base reads up to {base.positions:,}.", "  "
+        f"Tokens of an input, {source}. {cut}; longer inputs take more memory and time. The base reads up to "
+        f"{base.positions:,}.", "  "
     )  # fmt: skip
     yield f"  max_length: {base.max_length}"
 

@@ -25,7 +25,7 @@ def seen_sentences(draft: TaskDraft, lengths: RowLengths) -> Iterator[str]:
     if removed := {reason: rows for reason, rows in draft.removed.items() if reason in REMOVED_ROWS}:
         text += ", without " + ", ".join(f"{rows:,} {REMOVED_ROWS[reason]}" for reason, rows in removed.items())
     if draft.classes:
-        text += f"; {len(draft.classes)} classes: {_classes(draft.classes)}"
+        text += f"; {len(draft.classes)} class{'es' if len(draft.classes) > 1 else ''}: {_classes(draft.classes)}"
     yield f"{text}."
     yield f"Tokens: {lengths}."
     yield from (f"{note[0].upper()}{note[1:]}." for note in draft.notes)

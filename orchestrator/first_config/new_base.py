@@ -34,8 +34,8 @@ class NewBase:
     max_length: int = 0
 
     def with_length(self, max_length: int) -> NewBase:
-        """Return the same with this ``max_length``."""
-        return replace(self, max_length=max_length)
+        """Return the same with this ``max_length``, or as many tokens as it can read."""
+        return replace(self, max_length=min(max_length, self.positions))
 
 
 def choose_base(kinds: Collection[str]) -> NewBase:

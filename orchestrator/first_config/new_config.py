@@ -10,7 +10,7 @@ from orchestrator.first_config.config_text import new_config_text
 from orchestrator.first_config.new_base import NewBase, choose_base
 from orchestrator.first_config.split_groups import group_files
 from orchestrator.first_config.task_draft import TaskDraft, draft_task
-from orchestrator.first_config.token_lengths import RowLengths, find_tokenizer, fitting_length, measure_rows
+from orchestrator.first_config.token_lengths import RowLengths, find_tokenizer, measure_rows, needed_length
 
 
 @dataclass(frozen=True)
@@ -45,5 +45,15 @@ def draft_config(paths: Sequence[Path], folder: Path, library: str) -> NewConfig
     base = choose_base([draft.guess.kind for draft in drafts])
     tokenizer = find_tokenizer(base.settings["package"], base.settings["path"])
     lengths = tuple(measure_rows(draft.examples, tokenizer) for draft in drafts)
-    base = base.with_length(fitting_length(lengths, base.positions))
+    base = base.with_length(max(map(needed_length, lengths)))
+    drafts = tuple(
+        draft.with_warning(_cut_warning(length, base)) if needed_length(length) > base.positions else draft
+        for draft, length in zip(drafts, lengths, strict=True)
+    )
     return NewConfig(new_config_text(library, base, drafts, lengths, folder), base, drafts, lengths)
+
+
+def _cut_warning(lengths: RowLengths, base: NewBase) -> str:
+    if lengths.longest_answer:
+        return f"the base reads up to {base.positions:,} tokens: longer rows are cut, and a longer answer is refused"
+    return f"the base reads up to {base.positions:,} tokens: more than one of twenty rows is longer, and is cut"

@@ -14,6 +14,7 @@ from workers.data.cells import NotTextError, cell_text
 from workers.data.rows import Row, value_if_any
 
 _MOST_MERGED = 50  # labels, of which a config names every one
+_VERDICT, _VERDICTS = "answer", {"accept", "reject", "ignore"}
 _NO_LABEL = "-1"  # of a row without one, where labels are counted from 0
 
 
@@ -31,6 +32,16 @@ def filter_empty_cells(guess: TaskGuess, rows: Sequence[Row]) -> TaskGuess:
             count = f"{texts.count(_NO_LABEL):,} of {len(rows):,} rows have the label {_NO_LABEL}"
             unclear.append(f"{count}, which is taken for none: they are left out (`where`)")
     return replace(guess, where=tuple(where), unclear=tuple(unclear), notes=tuple(notes))
+
+
+def filter_rejected(guess: TaskGuess, rows: Sequence[Row]) -> TaskGuess:
+    """Return the guess with a filter for rows whose label a person has rejected, as Prodigy writes them."""
+    answers = [_text(row, _VERDICT) for row in rows]
+    if guess.label in (None, _VERDICT) or not {"accept"} < set(answers) <= _VERDICTS:
+        return guess
+    note = f"{len(rows) - answers.count('accept'):,} of {len(rows):,} rows have another {_VERDICT} than accept"
+    where = (*guess.where, {"column": _VERDICT, "in": ["accept"]})
+    return replace(guess, where=where, notes=(*guess.notes, f"{note}, and are left out (`where`)"))
 
 
 def filter_conversations(guess: TaskGuess, rows: Sequence[Row], place: str) -> TaskGuess:

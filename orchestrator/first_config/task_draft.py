@@ -12,7 +12,12 @@ from typing import Any
 from orchestrator.first_config.column_profile import profile_columns
 from orchestrator.first_config.data_file import DataFile, read_data_file
 from orchestrator.first_config.guess import TaskGuess
-from orchestrator.first_config.row_filters import filter_conversations, filter_empty_cells, merge_spellings
+from orchestrator.first_config.row_filters import (
+    filter_conversations,
+    filter_empty_cells,
+    filter_rejected,
+    merge_spellings,
+)
 from orchestrator.first_config.split_groups import FileGroup
 from orchestrator.first_config.task_guess import guess_task
 from ttmoe.errors import InputError
@@ -62,6 +67,10 @@ class TaskDraft:
         section = self.guess.section()
         return {"kind": section.pop("kind"), "source": sources.get("", sources), **section}
 
+    def with_warning(self, warning: str) -> TaskDraft:
+        """Return the same with one more warning."""
+        return replace(self, warnings=(*self.warnings, warning))
+
 
 def draft_task(group: FileGroup) -> TaskDraft:
     """Read the files of a task and guess what it is.
@@ -77,7 +86,7 @@ def draft_task(group: FileGroup) -> TaskDraft:
     if guess.kind == "chat":
         guess = filter_conversations(guess, rows, str(first.path))
     else:
-        guess = merge_spellings(filter_empty_cells(guess, rows), rows)
+        guess = filter_rejected(merge_spellings(filter_empty_cells(guess, rows), rows), rows)
     notes += [*guess.notes, *_list_notes(guess, rows)]
     draft = TaskDraft(group.name, files, guess, len(rows), {}, {}, (), tuple(notes), ())
     return _with_splits(draft)
@@ -128,7 +137,9 @@ def _list_notes(guess: TaskGuess, rows: Sequence[dict[str, Any]]) -> list[str]:
             path = ".".join(parts[:depth])
             several = sum(_items(row, path) > 1 for row in rows)
             if several:
-                found.append(f"{several:,} rows have several items in {path}, of which the first is read")
+                found.append(
+                    f"in {several:,} of {len(rows):,} rows {path} has several items, of which the first is read"
+                )
     return list(dict.fromkeys(found))
 
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from orchestrator.first_config.choice_guess import guess_choice
-from orchestrator.first_config.column_choice import find_labels, find_texts, is_named_label, is_named_text
+from orchestrator.first_config.column_choice import (
+    find_labels,
+    find_texts,
+    has_label_name,
+    is_named_label,
+    is_named_text,
+)
 from orchestrator.first_config.column_names import (
     MESSAGES_NAMES,
     OTHER_NAMES,
@@ -127,9 +133,8 @@ def _choose_label(labels: Sequence[ColumnProfile]) -> tuple[ColumnProfile, tuple
     twin = next((each for each in labels[1:] if _is_twin(chosen, each)), None)
     if twin is not None and chosen.shape == "number" and twin.shape == "text":
         chosen = twin  # the same classes with names
-    rivals = [
-        each for each in (named or labels) if each is not chosen and len(each.counts) > 1 and not _is_twin(chosen, each)
-    ]
+    others = named if has_label_name(chosen) else labels
+    rivals = [each for each in others if each is not chosen and len(each.counts) > 1 and not _is_twin(chosen, each)]
     if named:
         return chosen, _others("label", chosen, rivals, "it has the name of a label")
     few = f"{chosen.path} was chosen because it has few values, each in several rows"
@@ -191,6 +196,10 @@ def _no_guess(columns: Sequence[ColumnProfile], place: str) -> InputError:
     if single:
         what = f"there is nothing to learn: every row has the label {next(iter(single[0].counts))!r} ({single[0].path})"
         fix = "add rows of other classes"
+    numbers = [each for each in columns if each.shape == "number" and is_named_label(each) and len(each.counts) > 1]
+    if numbers:
+        ranges = f"label: {{column: {numbers[0].path}, ranges: {{low: [null, 0.5], high: [0.5, null]}}}}"
+        fix += f", where ranges of a number are classes: {ranges}"
     return InputError(f"{what}; columns: {seen}", where=place, fix=fix)
 
 

@@ -54,15 +54,10 @@ class RowLengths:
         return f"{text} (estimated)" if self.estimated else text
 
 
-def fitting_length(lengths: Sequence[RowLengths], most: int) -> int:
-    """Return the smallest ``base.max_length`` that cuts at most one of twenty rows of each task, and no answer.
-
-    Args:
-        lengths: Lengths of the tasks.
-        most: Positions of the base.
-    """
-    needed = max(max(each.most, each.longest_answer and each.longest_answer + _PROMPT_TOKENS) for each in lengths)
-    return min(most, -(-needed // _STEP) * _STEP)
+def needed_length(lengths: RowLengths) -> int:
+    """Return the ``base.max_length`` at which at most one of twenty rows of a task is cut, and no answer."""
+    needed = max(lengths.most, lengths.longest_answer and lengths.longest_answer + _PROMPT_TOKENS)
+    return -(-needed // _STEP) * _STEP
 
 
 def measure_rows(examples: Sequence[Example], tokenizer: Any) -> RowLengths:

@@ -22,7 +22,7 @@ from orchestrator.config.schema import Config, TaskEntry
 from orchestrator.first_config.data_file import read_data_file
 from orchestrator.first_config.new_config import draft_config
 from orchestrator.first_config.split_groups import group_files
-from orchestrator.first_config.token_lengths import RowLengths, fitting_length
+from orchestrator.first_config.token_lengths import RowLengths, needed_length
 from ttmoe.errors import InputError
 from workers.data.prepared import prepare_task
 
@@ -195,7 +195,7 @@ def test_several_labels_of_a_row_are_told(tmp_path: Path) -> None:
     made[0]["label"], made[1]["label"] = ["a", "b"], []
     task, printed = guessed(tmp_path, made)
     assert columns(task)["label"] == "label.0"
-    assert "1 rows have several items in label, of which the first is read." in printed
+    assert "In 1 of 60 rows label has several items, of which the first is read." in printed
     assert "1 of 60 rows have no label.0" in printed
 
 
@@ -213,6 +213,7 @@ def test_conversations_without_an_answer_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("made", "said"),
     [
+        (rows(2, text=text, label=AB), "warning: no rows are left for validation and test"),
         (rows(10, text=text, label=AB), "warning: 10 different rows are few"),
         (rows(text=text, label=["a"]), "warning: all rows have the label a: `ttmoe run` will refuse the task"),
         ([*rows(text=text, label=AB), {"text": "z z", "label": "c"}], "warning: 1 of 3 classes have one row (c)"),
@@ -235,6 +236,7 @@ def test_what_makes_results_doubtful_is_said(tmp_path: Path, made: list[dict[str
     [
         (rows(text=text), "there is no label and no answer to learn: text is a text"),
         (rows(one=text, two=lambda i: text(i + 7)), "there is no label and no answer to learn"),
+        (rows(text=text, score=lambda i: i / 7), "ranges: {low: [null, 0.5], high: [0.5, null]}"),
         (rows(a=[1, 2], b=[3]), "no column could be a text"),
         (rows(text=text, split=["train", "test"]), "there is no label and no answer"),
         (rows(text=text, label=[[[0, 3, "PER"]], [[2, 5, "LOC"]]]), "there is no label and no answer"),
@@ -345,9 +347,8 @@ def test_names_of_tasks_are_valid_and_differ(tmp_path: Path) -> None:
 
 
 def test_max_length_is_a_multiple_of_16_that_the_base_can_read() -> None:
-    assert fitting_length([RowLengths(3, 10, 99, False), RowLengths(3, 17, 18, False)], 512) == 32
-    assert fitting_length([RowLengths(3, 900, 990, False)], 512) == 512
-    assert fitting_length([RowLengths(3, 10, 990, True, longest_answer=300)], 8192) == 368
+    assert [needed_length(RowLengths(3, most, 990)) for most in (10, 16, 17, 900)] == [16, 16, 32, 912]
+    assert needed_length(RowLengths(3, 10, 990, longest_answer=300)) == 368
     assert RowLengths.of(range(1, 101)) == RowLengths(50, 96, 100, False)
 
 
@@ -368,6 +369,28 @@ def _not_installed(name: str) -> None:
     from importlib.metadata import PackageNotFoundError
 
     raise PackageNotFoundError(name)
+
+
+def test_rows_that_the_base_cannot_read_whole_are_warned_of(tmp_path: Path) -> None:
+    made = rows(text=lambda i: text(i, 700), label=AB)
+    task, printed = guessed(tmp_path, made)
+    assert task.kind == "text"
+    assert "the base reads up to 512 tokens: more than one of twenty rows is longer, and is cut" in printed
+    assert load_config(str(tmp_path / "mine.yaml")).config.base.max_length == 512
+    assert "at most one of twenty" not in (tmp_path / "mine.yaml").read_text()
+
+
+def test_rejected_rows_of_prodigy_are_left_out(tmp_path: Path) -> None:
+    task, printed = guessed(tmp_path, rows(text=text, label=AB, answer=["accept", "accept", "reject"]))
+    assert columns(task) == dict(kind="text", text="text", label="label")
+    assert "20 of 60 rows have another answer than accept, and are left out" in printed
+
+
+def test_several_flags_are_named_as_labels_that_could_have_been_meant(tmp_path: Path) -> None:
+    _, printed = guessed(tmp_path, rows(comment=text, toxic=[0, 1], obscene=[0, 0, 1], threat=[1, 0, 0, 0]))
+    assert (
+        "unclear: label: obscene (2 values), threat (2 values) could have been meant too; toxic was chosen" in printed
+    )
 
 
 def test_a_library_that_writes_text_gets_a_causal_base(tmp_path: Path) -> None:
