@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psutil
+import pytest
+import tiny
 from commands import SCRIPT, environment
 
 
@@ -49,6 +51,23 @@ def running_cluster(*nodes: list[str], dashboard_port: int = 0, **env: str) -> I
             process.kill()
         for mark in marks:
             shutil.rmtree(f"/tmp/{mark}", ignore_errors=True)
+
+
+@contextmanager
+def own_session(name: str) -> Iterator[str]:
+    """Open an embedded Ray session, and check afterwards that all its processes have ended.
+
+    Yields:
+        The mark in the environment of its processes.
+    """
+    from cluster.local import ray_session
+
+    mark = f"{name}-{secrets.token_hex(8)}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TTMOE_TEST", mark)
+        with ray_session():
+            yield mark
+    assert tiny.left_running(mark) == []
 
 
 def free_port() -> int:

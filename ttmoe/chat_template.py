@@ -158,20 +158,22 @@ class ChatTemplate:
                 continue
             if is_last:  # it begins as a prompt for it does; some templates open reasoning there alone
                 text, start = opening + text[start:], len(opening)
-            end = len(text) if is_last else self._end_of_turn(text, start, messages[: i + 1])
+            end = len(text) if is_last else self._end_of_turn(text, start, messages, i)
             bare = text[start:end].rstrip()  # templates write a line feed after the end token
             places.append((start, start + len(bare) if bare.endswith(self._special_tokens) else end))
         return text, places
 
-    def _end_of_turn(self, text: str, start: int, messages: Sequence[Message]) -> int:
+    def _end_of_turn(self, text: str, start: int, messages: Sequence[Message], number: int) -> int:
         """Return where the turn that begins at ``start`` ends, if others follow it; ``start`` if its text is gone."""
-        closed, content = self._write(messages), messages[-1].content
+        closed, content = self._write(messages[: number + 1]), messages[number].content
         if text.startswith(closed):
             return len(closed)
         found, last = text.find(content, start), closed.rfind(content)  # it is written otherwise now
         if found < 0 or last < 0 or any(token in text[start:found] for token in self._special_tokens):
             return start  # what stands after the end of a turn is another one's
         after, end = found + len(content), closed[last + len(content) :].rstrip()
+        if text.find(messages[number + 1].content, after) < 0:
+            return start  # these are words of the next turn
         return after + len(end) if text.startswith(end, after) else after
 
     def _with_spans(self, tokens: dict[str, list[Any]], places: Sequence[tuple[int, int]]) -> tuple[Tokens, Spans]:

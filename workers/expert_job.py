@@ -12,6 +12,8 @@ from torch import nn
 
 from ttmoe.adapter import AdapterSpec
 from ttmoe.base import Base
+from ttmoe.expert import Expert
+from ttmoe.expert_files import Manifest, save_expert
 from workers.base.resident import ResidentBase
 from workers.cache.tokens import load_tokenized_rows
 from workers.cache.trunk_states import load_or_compute_trunk
@@ -98,6 +100,33 @@ class ExpertJob:
         return CheckpointFolder(Path(self.folder, "checkpoints"), self.spec_hash)
 
 
+def save_trained(
+    job: ExpertJob, expert: Expert, folder: Path, spec_hash: str, metrics: dict[str, float], answer_tokens: int
+) -> Manifest:
+    """Write the files of an expert that was trained on a job's rows, and return its manifest.
+
+    Args:
+        job: The job.
+        expert: The expert.
+        folder: Folder for the files; as ``save_expert`` takes it, and so are the others.
+        spec_hash: Hash of the spec that the expert was made from.
+        metrics: Metrics of the training.
+        answer_tokens: Tokens of the longest answer; 0 if it generates no text.
+    """
+    return save_expert(
+        expert,
+        folder,
+        task=job.task,
+        kind=job.data.kind,
+        labels=job.data.label_names,
+        base=job.base.record(),
+        spec_hash=spec_hash,
+        metrics=metrics,
+        answer_tokens=answer_tokens,
+        chat_template=job.base.chat_template if job.data.kind == "chat" else "",
+    )
+
+
 def estimate_jobs_memory(jobs: Sequence[ExpertJob], model: nn.Module, processes: int = 1) -> MemoryEstimate:
     """Return the memory estimate of the largest of these jobs, in one process, if all are trained together.
 
@@ -144,8 +173,8 @@ def load_rows(job: ExpertJob, resident_base: ResidentBase, split: str, report: P
     """Return the tokens of a split, with trunk states if the job caches them; fill the cache if necessary.
 
     Trunk states of the training split are not cached for a training that reads a small part of it, and none are cached
-    on a sharded base. The process keeps
-    the rows of a job that is one of several trainings on them, until a job reads other rows.
+    on a sharded base. The process keeps the rows of a job that is one of several trainings on them, until a job reads
+    other rows.
 
     Args:
         job: The job; its expert must be in the bank.

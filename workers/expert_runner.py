@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ttmoe.adapter import count_parameters
-from ttmoe.expert_files import load_expert, save_expert
+from ttmoe.expert_files import load_expert
 from workers.base.resident import ResidentBase, count_base_loads
-from workers.expert_job import ExpertJob, load_rows
+from workers.expert_job import ExpertJob, load_rows, save_trained
 from workers.expert_result import CUT_ROWS, HEAD_PARAMETERS, ExpertResult, finished_result, write_result
 from workers.failure import Failure
 from workers.generated_score import generated_score
@@ -136,20 +136,7 @@ def _save_and_verify(
     """
     bank, engine = resident_base.bank, resident_base.engine
     expert, folder = bank.expert(job.task), Path(job.folder)
-    manifest = engine.from_first(
-        lambda: save_expert(
-            expert,
-            folder,
-            task=job.task,
-            kind=job.data.kind,
-            labels=job.data.label_names,
-            base=job.base.record(),
-            spec_hash=job.spec_hash,
-            metrics=metrics,
-            answer_tokens=answer_tokens,
-            chat_template=job.base.chat_template if job.data.kind == "chat" else "",
-        )
-    )
+    manifest = engine.from_first(lambda: save_trained(job, expert, folder, job.spec_hash, metrics, answer_tokens))
     if count_parameters(expert.adapter.groups) != job.parameters:
         raise VerificationError(f"{job.task}: {manifest.parameters} parameters were trained, {job.parameters} planned")
     load_expert(bank, folder, job.base.digest, name=_RELOADED)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from orchestrator.plan.planning import Plan
-from orchestrator.pool.capacity import Node, jobs_on_node
+from orchestrator.pool.capacity import jobs_on_node
 from ttmoe.errors import InputError
 from ttmoe.quantization import NOT_QUANTISED
 from workers.training.settings import TrainSettings, ZeroSettings
@@ -21,11 +21,6 @@ class EngineChoice:
     engine: str
     zero: ZeroSettings
     processes: int = 1
-
-    @property
-    def shards_base(self) -> bool:
-        """Whether each process holds a part of the base."""
-        return self.engine == "deepspeed" and self.zero.stage == 3
 
     def apply(self, plan: Plan) -> Plan:
         """Return the plan with this choice."""
@@ -59,6 +54,9 @@ def engine_choices(plan: Plan) -> Iterator[EngineChoice]:
     train, asked = _common_settings(plan), plan.config.resources.processes_per_expert
     zero, room = train.deepspeed, _room(plan)
     _require_permitted(plan, train)
+    if plan.config.resources.autoscaling and asked == "auto" and train.engine in ("ddp", "deepspeed"):
+        raise InputError("nodes may be added, so `auto` cannot tell how many processes there is room for",
+                         where="resources.processes_per_expert", fix="give their number")  # fmt: skip
     if train.engine == "ddp":
         on_a_node = max((jobs_on_node(node, plan.resources) for node in plan.nodes), default=1)
         most = max(1, min(MOST_PROCESSES, on_a_node))
@@ -122,9 +120,3 @@ def _room(plan: Plan) -> int:
 def powers_of_two(most: int) -> list[int]:
     """Return 1, 2, 4, ... up to the largest that is no more than ``most``."""
     return [2**exponent for exponent in range(most.bit_length())]
-
-
-def has_room(plan: Plan, nodes: Sequence[Node], memory: int) -> bool:
-    """Return whether the nodes can run one job of the plan's processes, each with this main memory in bytes."""
-    job = replace(plan.training_resources, memory=memory)
-    return sum(jobs_on_node(node, job) for node in nodes) >= job.processes

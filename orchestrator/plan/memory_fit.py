@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from orchestrator.plan.engine_choice import engine_choices, has_room
+from orchestrator.plan.engine_choice import engine_choices
 from orchestrator.plan.planning import Plan
-from orchestrator.pool.capacity import JobResources, Node
+from orchestrator.pool.capacity import JobResources, Node, max_parallel_jobs
 from workers.expert_job import ExpertJob, estimate_jobs_memory
 from workers.training.memory import MemoryEstimate
 from workers.training.settings import TrainSettings
@@ -51,7 +51,8 @@ def fits_nodes(plan: Plan, model: nn.Module) -> bool:
     """
     available, estimates = memory_for_a_job(plan.nodes, plan.resources), estimate_plan(plan, model)
     on_devices = not available or all((each.gpu or each.total) <= available for each in estimates)
-    return on_devices and has_room(plan, plan.nodes, max(each.host for each in estimates))
+    job = replace(plan.training_resources, memory=max(each.host for each in estimates))
+    return on_devices and max_parallel_jobs(plan.nodes, job) > 0
 
 
 def estimate_plan(plan: Plan, model: nn.Module) -> list[MemoryEstimate]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
-import uuid
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny
 import tiny_causal
+from ray_cluster import own_session
 
 from orchestrator.config.runtime_sections import FailureSettings
 from orchestrator.pool.capacity import JobResources
@@ -27,15 +26,9 @@ PAIR = JobResources(cpus=0.5, processes=2)
 
 @pytest.fixture(scope="module")
 def ray():
-    """One Ray session for the module; all its processes must have ended afterwards."""
-    from cluster.local import ray_session
-
-    mark = f"group-{uuid.uuid4()}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TTMOE_TEST", mark)
-        with ray_session():
-            yield mark
-    assert tiny.left_running(mark) == []
+    """One Ray session for the module."""
+    with own_session("group") as mark:
+        yield mark
 
 
 @pytest.fixture(scope="module")

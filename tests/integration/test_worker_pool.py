@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-import uuid
 from collections import defaultdict
 from itertools import pairwise
 
 import pytest
 import tiny
+from ray_cluster import own_session
 
 from orchestrator.config.runtime_sections import FailureSettings
 from orchestrator.pool.capacity import JobResources
@@ -29,15 +29,9 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def ray():
-    """One Ray session for the module; all its processes must have ended afterwards."""
-    from cluster.local import ray_session
-
-    mark = f"pool-{uuid.uuid4()}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TTMOE_TEST", mark)
-        with ray_session():
-            yield mark
-    assert tiny.left_running(mark) == []
+    """One Ray session for the module."""
+    with own_session("pool") as mark:
+        yield mark
 
 
 def make_pool(cpus=1.0, max_workers=None):

@@ -31,10 +31,10 @@ from workers.data.file_digests import remembered_digest
 from workers.data.wheels import wheel_folder, wheel_member
 
 CONFIG_ALONE = "config"
-_LOG = logging.getLogger("ttmoe")
 """Source of a base that is a config without weights, for plans."""
 DEFAULT_REVISION = "main"
 """Branch on the hub from which a base without a revision is taken."""
+_LOG = logging.getLogger("ttmoe")
 
 
 def resolve_base(

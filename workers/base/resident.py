@@ -17,7 +17,7 @@ from workers.base.base_sources import base_on_this_node
 from workers.training.engines.engine import SINGLE_PROCESS, Engine
 from workers.training.engines.selection import engine_key, make_engine
 from workers.training.memory_limit import return_freed_memory
-from workers.training.settings import TrainSettings
+from workers.training.settings import ONE_PROCESS, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ _loads = 0
 _MANY_OBJECTS = 10_000  # experts leave some hundreds; what the first one imports is three times as many
 
 
-def load_resident_base(base: Base, device: str, train: TrainSettings | None = None) -> ResidentBase:
+def load_resident_base(base: Base, device: str, train: TrainSettings = ONE_PROCESS) -> ResidentBase:
     """Return the loaded base, from memory if it was the last one loaded; otherwise release that one first.
 
     Args:
@@ -68,7 +68,6 @@ def load_resident_base(base: Base, device: str, train: TrainSettings | None = No
     """
     global _resident, _began_loading, _loads
     # The folder and the maximum length are no part of the key: they do not change the model.
-    train = train or TrainSettings(engine="torch")
     key = (base.digest, base.dtype, base.pooling, device, base.chat_template, engine_key(train))
     if _resident and _resident[0] == key:
         return _resident[1]

@@ -43,7 +43,7 @@ from workers.training.batches import TokenizedRows, tokenize
 from workers.training.checksummed_files import CorruptFileError
 from workers.training.engines.engine import share
 from workers.training.engines.selection import make_engine
-from workers.training.settings import TrainSettings
+from workers.training.settings import ONE_PROCESS, TrainSettings
 
 PLAIN, STRIPPED, LOOSE = "plain", "stripped", "loose"
 # Reformatted splits: the split that they are made from, and how a row is reformatted.
@@ -102,7 +102,7 @@ def compute_features(
     batch_rows: int = BATCH_ROWS,
     splits: Sequence[str] = SPLITS,
     stored: FeatureSpec = ALL_STATES,
-    train: TrainSettings | None = None,
+    train: TrainSettings = ONE_PROCESS,
 ) -> Path:
     """Compute and cache the missing features of a task. Several processes share the batches; process 0 writes.
 
@@ -127,7 +127,6 @@ def compute_features(
         The task's feature folder.
     """
     folder, counts = feature_folder(base, data, cache, stored), row_counts(data, rows)
-    train = train or TrainSettings(engine="torch")
     engine = make_engine(train)
     missing = engine.from_first(
         lambda: {split: counts[split] for split in splits if not _find_file(folder, split, counts[split])}

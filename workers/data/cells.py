@@ -1,13 +1,4 @@
-"""Cells of data files: their text, and when two spellings are one value.
-
-| the column | the cells | are the same value as, in a config |
-| --- | --- | --- |
-| typed (JSON, Parquet, hub), all booleans | `true` | `true`, `True`, `"true"` |
-| typed, all numbers | `1`, `1.0` | `1`, `1.0`, `"1"` |
-| without types (CSV, TSV, pattern), all read as booleans | `True`, `true`, `FALSE` | `true`, `True`, `"True"` |
-| without types, all read as numbers | `1`, `1.0`, `0.00`, `1e3` | `1`, `1.0`, `"1.00"` |
-| any other | `01` and `1`; `yes`; `True` beside `maybe` | the same text, without white space at its ends |
-"""
+"""Cells of data files: their text, and when two spellings are one value. ``LabelColumn`` has a table of the latter."""
 
 from __future__ import annotations
 

@@ -66,7 +66,16 @@ class ChatColumns(BaseModel):
 class LabelColumn(BaseModel):
     """The label column and the mapping of its values to label names.
 
-    Without ``names`` and ``ranges``, the sorted distinct values are the label names.
+    Without ``names`` and ``ranges``, the sorted distinct values are the label names. Which cells meet which values of
+    ``names``, and of a filter's ``in`` and ``not_in``:
+
+    | the column | the cells | are the same value as, in a config |
+    | --- | --- | --- |
+    | typed (JSON, Parquet, hub), all booleans | `true` | `true`, `True`, `"true"` |
+    | typed, all numbers | `1`, `1.0` | `1`, `1.0`, `"1"` |
+    | without types (CSV, TSV, pattern), all read as booleans | `True`, `true`, `FALSE` | `true`, `True`, `"True"` |
+    | without types, all read as numbers | `1`, `1.0`, `0.00`, `1e3` | `1`, `1.0`, `"1.00"` |
+    | any other | `01` and `1`; `yes`; `True` beside `maybe` | the same text, without white space at its ends |
     """
 
     model_config = STRICT_CONFIG

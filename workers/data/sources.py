@@ -110,13 +110,7 @@ def json_row(line: str, where: str) -> Row:
         InputError: If the line is not a JSON object; ``where`` is the place in the error.
     """
     fix = "write one JSON object per line"
-    try:
-        row = json.loads(line)
-        # Half of a surrogate pair is valid JSON but not valid text: it can be neither written nor tokenised.
-        if "\\ud" in line.lower():
-            json.dumps(row, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"this is not JSON: {error}", where=where, fix=fix) from error
+    row = _parse_json(line, where, fix)
     if not isinstance(row, dict):
         raise InputError("a row must be a JSON object, {...}", where=where, fix=fix)
     return row
@@ -129,17 +123,22 @@ def json_array(text: str, where: str) -> list[Row]:
         InputError: If it is no array of JSON objects; ``where`` is the place in the error.
     """
     fix = "write an array of objects, [{...}, {...}], or one JSON object per line"
-    try:
-        found = json.loads(text)
-        if "\\ud" in text.lower():
-            json.dumps(found, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        place = f"{where}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else where
-        raise InputError(f"this is not JSON: {error}", where=place, fix=fix) from error
+    found: list[Row] = _parse_json(text, where, fix)
     for number, row in enumerate(found, 1):
         if not isinstance(row, dict):
             raise InputError(f"item {number} of the array is not a JSON object", where=where, fix=fix)
     return found
+
+
+def _parse_json(text: str, where: str, fix: str) -> Any:
+    try:
+        value = json.loads(text)
+        # Half of a surrogate pair is valid JSON but not valid text: it can be neither written nor tokenised.
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"this is not JSON: {error}", where=where, fix=fix) from error
+    return value
 
 
 def _format(source: Source, path: Path) -> str:

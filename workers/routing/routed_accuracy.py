@@ -22,7 +22,7 @@ from workers.data.examples import Example
 from workers.data.prepared import PreparedTask, load_split
 from workers.progress import Progress, ProgressCallback
 from workers.training.batches import to_input
-from workers.training.settings import TrainSettings
+from workers.training.settings import ONE_PROCESS, TrainSettings
 
 _MOST_EXAMPLES = 50
 _REPORTED_ROWS = 256  # rows between two reports
@@ -30,7 +30,7 @@ _REPORTED_ROWS = 256  # rows between two reports
 
 @functools.lru_cache(maxsize=1)
 def load_routed_model(
-    folder: Path, router: str, base: Base, device: str, train: TrainSettings | None = None
+    folder: Path, router: str, base: Base, device: str, train: TrainSettings = ONE_PROCESS
 ) -> RoutedModel:
     """Load the routed model of a folder and keep it in the process for the next task.
 
@@ -41,7 +41,7 @@ def load_routed_model(
         device: Device of the model.
         train: Training settings that name the engine; by default that of one process.
     """
-    if train is not None and train.shards_base:  # all processes answer the same rows, in the same passes
+    if train.shards_base:  # all processes answer the same rows, in the same passes
         bank = load_resident_base(base, device, train).bank
         for name in list(bank.experts):
             bank.remove(name)
@@ -99,7 +99,7 @@ def answer_test_split(
     report: ProgressCallback,
     batch_rows: int = BATCH_ROWS,
     alone: bool = False,
-    train: TrainSettings | None = None,
+    train: TrainSettings = ONE_PROCESS,
 ) -> RoutedAccuracy:
     """Predict a task's test split with the routed model and count right routes and answers.
 

@@ -23,7 +23,7 @@ from ttmoe.quantization import BYTES, NOT_QUANTISED, is_quantised
 from ttmoe.trunk import keeps_hidden_states
 from workers.training.base_sizes import FP32_BYTES, BaseSizes
 from workers.training.graphs import most_tokens
-from workers.training.settings import TrainSettings
+from workers.training.settings import ONE_PROCESS, TrainSettings
 
 MB = 10**6
 # A process with torch, transformers and ray on a CPU: 432 MB after the imports, 531 to 550 MB at its peak (2026-11).
@@ -156,7 +156,7 @@ def estimate_job_memory(
 
 
 def estimate_pass_memory(
-    model: nn.Module, base: Base, device: str, train: TrainSettings | None = None, processes: int = 1
+    model: nn.Module, base: Base, device: str, train: TrainSettings = ONE_PROCESS, processes: int = 1
 ) -> MemoryEstimate:
     """Estimate the peak memory of passes without gradients through the base, in batches as ``ttmoe.batching`` says.
 
@@ -172,7 +172,7 @@ def estimate_pass_memory(
     # Hidden states are pooled one at a time, in fp32.
     kept = (sizes.layers + 1) * sizes.dtype_bytes if keeps_hidden_states(model) else 0
     activations = sizes.transient_bytes(tokens) + tokens * sizes.hidden * (FP32_BYTES + kept)
-    weights, offloaded = _divided_bytes(model, sizes, base.quantize, train or TrainSettings(), processes)
+    weights, offloaded = _divided_bytes(model, sizes, base.quantize, train, processes)
     return MemoryEstimate(
         base=weights,
         activations=math.ceil(ALLOCATOR_FACTORS[sizes.device] * activations),

@@ -147,6 +147,10 @@ class TrainSettings(BaseModel):
         return min(available, self.validation_rows or EVALUATION_ROWS)
 
 
+ONE_PROCESS = TrainSettings(engine="torch")
+"""Settings that name the engine of one process, for work that needs the base and is no training."""
+
+
 class RouterSettings(BaseModel):
     """Settings of the router: its features, its training, and its detection of unknown inputs."""
 

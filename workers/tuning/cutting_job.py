@@ -19,6 +19,7 @@ from ttmoe.expert import Expert
 from ttmoe.expert_files import load_expert
 from ttmoe.methods import TensorTrain
 from workers.base.resident import load_resident_base
+from workers.expert_job import save_trained
 from workers.expert_runner import VerificationError
 from workers.progress import Progress, ProgressCallback
 from workers.stopping import raise_if_stopped
@@ -26,7 +27,7 @@ from workers.training.batches import training_batches
 from workers.training.evaluation import last_batch_scores
 from workers.tuning.distillation import distil, distillation_settings, distillation_steps, teacher_answers
 from workers.tuning.members import CuttingJob, CuttingResult, Member
-from workers.tuning.parent import Parent, load_or_train_parent, save_member
+from workers.tuning.parent import Parent, load_or_train_parent
 from workers.tuning.passes import measure_experts, training_moments
 
 _RELOADED = "reloaded copy"  # name of the expert that is loaded from the saved files
@@ -202,7 +203,7 @@ def _keep(job: CuttingJob, bank: Bank, member: Member, parent: Parent, pad_id: i
         return member
     folder, name = Path(job.expert.folder, f"rank-{member.rank}"), _name(job, member.rank)
     metrics = {"validation.accuracy": member.accuracy, "validation.loss": member.loss}
-    save_member(job.expert, bank.expert(name), folder, job.keep[member.rank], metrics, parent.answer_tokens)
+    save_trained(job.expert, bank.expert(name), folder, job.keep[member.rank], metrics, parent.answer_tokens)
     load_expert(bank, folder, job.expert.base.digest, name=_RELOADED)
     try:
         own, again = (last_batch_scores(bank, each, parent.validation, pad_id) for each in (name, _RELOADED))

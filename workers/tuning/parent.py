@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ttmoe.errors import InputError
-from ttmoe.expert import Expert
-from ttmoe.expert_files import Manifest, load_expert, read_manifest, save_expert
+from ttmoe.expert_files import Manifest, load_expert, read_manifest
 from workers.base.resident import ResidentBase
-from workers.expert_job import ExpertJob, load_rows, prepare_training
+from workers.expert_job import ExpertJob, load_rows, prepare_training, save_trained
 from workers.progress import ProgressCallback
 from workers.training.batches import TokenizedRows
 from workers.training.loop import fit_expert
@@ -71,7 +70,7 @@ def load_or_train_parent(
     fit = fit_expert(bank, training, pad_id=resident_base.pad_id, report=report)
     parent = Parent(training.train, training.validation, fit.steps, fit.seconds, str(folder))
     trained = bank.expert(expert.task).requires_grad_(False)
-    save_member(expert, trained, folder, expert.spec_hash, fit.metrics(), parent.answer_tokens)
+    save_trained(expert, trained, folder, expert.spec_hash, fit.metrics(), parent.answer_tokens)
     expert.checkpoints.remove()
     return parent
 
@@ -85,21 +84,3 @@ def _load_trained(expert: ExpertJob, folder: Path, resident_base: ResidentBase) 
         if folder.exists():
             _LOG.warning("The parent is trained again: %s", error)
     return None
-
-
-def save_member(
-    job: ExpertJob, expert: Expert, folder: Path, spec_hash: str, metrics: dict[str, float], answer_tokens: int
-) -> None:
-    """Write the files of a parent or a member; the arguments are those of ``save_expert``."""
-    save_expert(
-        expert,
-        folder,
-        task=job.task,
-        kind=job.data.kind,
-        labels=job.data.label_names,
-        base=job.base.record(),
-        spec_hash=spec_hash,
-        metrics=metrics,
-        answer_tokens=answer_tokens,
-        chat_template=job.base.chat_template if job.data.kind == "chat" else "",
-    )

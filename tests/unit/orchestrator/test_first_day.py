@@ -126,6 +126,10 @@ def test_tasks_have_one_engine_and_settings_that_exclude_each_other_are_refused(
         (["tasks.task01.train={engine: ddp}"], "tasks.task02.train"),
         (["train.deepspeed={stage: 2, offload_param: cpu}"], "train.deepspeed.offload_param"),
         (["train.deepspeed={offload_param: nvme}"], "train.deepspeed.nvme_path"),
+        (
+            ["train.engine=deepspeed", "resources.autoscaling=true", "resources.max_parallel=2"],
+            "resources.processes_per_expert",
+        ),
     ):
         with pytest.raises(InputError) as caught:
             planned("llama-8b", *overrides)

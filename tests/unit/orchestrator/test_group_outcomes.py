@@ -53,6 +53,24 @@ def test_a_failure_is_looked_up_on_the_node_of_its_own_process(monkeypatch):
     assert asked == ["a", "b"]
 
 
+def test_each_process_of_a_group_has_a_place_with_all_that_one_reserves(monkeypatch):
+    asked = {}
+    group = lambda bundles, **more: asked.update(bundles=bundles, **more)  # noqa: E731
+    monkeypatch.setattr(worker_group.ray.util, "placement_group", group)
+    job = JobResources(4, 1, 10**9, "H100", (("zone", "a"),), processes=3)
+    worker_group.reserve_group(job)
+    bundle = {"CPU": 4, "GPU": 1, "memory": 10**9, "accelerator_type:H100": 0.001}
+    assert asked == {"bundles": [bundle] * 3, "strategy": "PACK", "bundle_label_selector": [{"zone": "a"}] * 3}
+    worker_group.reserve_group(JobResources(0.5, processes=2))
+    assert asked == {"bundles": [{"CPU": 0.5}] * 2, "strategy": "PACK", "bundle_label_selector": None}
+
+
+def test_the_device_of_a_group_names_the_gpus_of_all_its_nodes():
+    devices = [WorkerDevice("a", "10.0.0.1", ("0",)), WorkerDevice("a", "10.0.0.1", ("3",)),
+               WorkerDevice("b", "10.0.0.2", ("0",))]  # fmt: skip
+    assert worker_group._device_of_all(devices) == WorkerDevice("a", "10.0.0.1", ("0", "3", "10.0.0.2/0"))
+
+
 def test_a_group_needs_room_for_all_its_processes_on_any_nodes():
     nodes = [Node("one", 8, 2, 10**9), Node("two", 8, 3, 10**9)]
     pair = JobResources(cpus=1, gpus=1, processes=2)

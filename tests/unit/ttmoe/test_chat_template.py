@@ -191,6 +191,9 @@ def test_a_later_turn_is_no_answer_where_the_template_hides_an_earlier_one(token
     row = Conversation(tuple(Message(*turn) for turn in turns))
     [(tokens, spans)] = ChatTemplate(tokenizer).encode([row], 64)
     assert [tokenizer.decode(tokens["input_ids"][start:end]) for start, end in spans] == ["cat <|end|>"]
+    tokenizer.chat_template = tiny_chat.PLAIN.replace("{{ m.content }}", hidden)  # no token marks the end of a turn
+    [(tokens, spans)] = ChatTemplate(tokenizer).encode([row], 64)
+    assert [tokenizer.decode(tokens["input_ids"][start:end]) for start, end in spans] == ["cat </s>"]
     tokenizer.chat_template = "a text without messages"
     with pytest.raises(InputError, match="does not write the assistant's turn"):
         _ = ChatTemplate(tokenizer).end_ids

@@ -43,6 +43,7 @@ ENGINES = {"ddp": {"engine": "ddp"}} | {
 # On the second architecture, the engines that differ most from one process.
 TRIED = [("Llama", name) for name in ENGINES] + [("Qwen3", "ddp"), ("Qwen3", "stage 3, all offloaded")]
 RESUMED = ("ddp", "stage 2, optimizer offloaded", "stage 3")
+ONE_ROW = ("ddp", "stage 3")  # also with batches of one row, of which one process has none
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,10 @@ def jobs(tmp_path_factory, colours):
         for name, settings in ENGINES.items():
             train = TRAIN.model_copy(update=settings)
             jobs[prefix, name] = replace(alone, train=train, folder=str(folder / f"{prefix} {name}"))
+    for name in ("alone", *ONE_ROW):
+        job = jobs["Llama", name]
+        train = job.train.model_copy(update={"batch_size": 1})
+        jobs["one row", name] = replace(job, train=train, folder=f"{job.folder}, one row")
     return jobs
 
 
@@ -71,6 +76,7 @@ def told(jobs, tmp_path_factory):
     ``resumed`` ones, which one process has begun and left after that step.
     """
     folder, tried = tmp_path_factory.mktemp("group"), {key: jobs[key] for key in TRIED}
+    tried |= {("one row", name): jobs["one row", name] for name in ONE_ROW}
     half = replace(jobs["Llama", "stage 3"].base, dtype="bfloat16")
     tried["Llama", "bfloat16"] = replace(jobs["Llama", "stage 3"], base=half, folder=f"{half.folder} bfloat16")
     for name in RESUMED:
@@ -89,7 +95,7 @@ def told(jobs, tmp_path_factory):
 def outcomes(jobs, told):
     """What process 0 tells of each job; of jobs of one process alone, result and reports."""
     found = {key: first for key, (first, _) in told.items()}
-    for prefix in ("Llama", "Qwen3"):
+    for prefix in ("Llama", "Qwen3", "one row"):
         reports = []
         found[prefix, "alone"] = run_experts([jobs[prefix, "alone"]], reports.append)["colours"], reports
     return found
@@ -120,7 +126,7 @@ def test_parts_of_the_base_have_its_number_format(outcomes):
     )
 
 
-@pytest.mark.parametrize(("prefix", "name"), TRIED)
+@pytest.mark.parametrize(("prefix", "name"), [*TRIED, *(("one row", name) for name in ONE_ROW)])
 def test_two_processes_train_as_one_does(jobs, outcomes, prefix, name):
     alone, shared = outcomes[prefix, "alone"], outcomes[prefix, name]
     assert isinstance(shared[0], ExpertResult), shared[0]

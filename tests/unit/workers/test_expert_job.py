@@ -53,7 +53,7 @@ def nothing(progress):
 
 def tampering(monkeypatch, change):
     """``save_expert`` writes other weights than those in memory, with a digest that fits them."""
-    honest = expert_runner.save_expert
+    honest = expert_job.save_expert
 
     def save(expert, *args, **more):
         kept = {key: value.clone() for key, value in expert.state_dict().items()}
@@ -63,7 +63,7 @@ def tampering(monkeypatch, change):
         expert.load_state_dict(kept)
         return manifest
 
-    monkeypatch.setattr(expert_runner, "save_expert", save)
+    monkeypatch.setattr(expert_job, "save_expert", save)
 
 
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])

@@ -20,7 +20,7 @@ from ttmoe.errors import InputError
 from ttmoe.expert_files import load_expert
 from ttmoe.generation import generate
 from ttmoe.scoring import score
-from workers import expert_runner
+from workers import expert_job
 from workers.base.base_sources import resolve_base
 from workers.cache.tokens import load_tokenized_rows, token_path
 from workers.data.deduplication import deduplicate
@@ -219,7 +219,7 @@ def test_a_head_setting_means_nothing_where_there_is_no_head(job):
 
 
 def test_a_copy_that_writes_otherwise_is_noticed(job, monkeypatch):
-    honest = expert_runner.save_expert
+    honest = expert_job.save_expert
 
     def save(expert, *args, **more):
         core = next(iter(expert.adapter.parameters()))
@@ -229,7 +229,7 @@ def test_a_copy_that_writes_otherwise_is_noticed(job, monkeypatch):
             core.div_(1.1)
         return manifest
 
-    monkeypatch.setattr(expert_runner, "save_expert", save)
+    monkeypatch.setattr(expert_job, "save_expert", save)
     found = run_experts((replace(job, train=job.train.model_copy(update={"steps": 20})),), nothing)["replies"]
     assert isinstance(found, Failure)
     assert found.error == "VerificationError"

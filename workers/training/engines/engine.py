@@ -99,7 +99,7 @@ def share(engine: Engine, parts: Sequence[Value]) -> list[tuple[Value, bool]]:
     """
     mine = [(part, True) for part in parts[::-1][engine.rank :: engine.size]][::-1]
     most = -(-len(parts) // engine.size)
-    return mine + [(parts[0], False)] * (most - len(mine))
+    return mine + [(part, False) for part in parts[:1]] * (most - len(mine))
 
 
 def sum_gradients(engine: Engine, parameters: Sequence[nn.Parameter], others: Sequence[Tensor] = ()) -> None:

@@ -1,8 +1,8 @@
 """AdamW of one expert through DeepSpeed, its state divided among the processes.
 
 The training loop leaves the same gradients in every process. DeepSpeed gets them as those of copies of the weights, by
-the pass of a function that is linear in them, takes the step, and the weights are copied back: only its public engine
-is used, and its hooks never meet the passes of the loop.
+the pass of a function that is linear in them, takes the step, and the weights are copied back. So its hooks never meet
+the passes of the loop.
 """
 
 from __future__ import annotations
