@@ -22,6 +22,7 @@ from orchestrator.plan.quantities import format_bytes, format_duration, format_n
 from orchestrator.plan.router_forecast import RouterForecast
 from orchestrator.plan.shard_sizes import ShardSizes
 from orchestrator.pool.capacity import Node
+from workers.base.base_sources import installed_package
 from workers.data.prepared import REMOVED_ROWS
 from workers.training.memory import MemoryEstimate
 from workers.training.settings import TrainSettings
@@ -49,7 +50,13 @@ def show_plan(planned: PlannedLibrary, console: Console, *, as_json: bool = Fals
 def _print_plan(plan: Plan, state: LibraryState, forecast: Forecast, console: Console) -> None:
     console.print(f"Library {plan.folders.library} on {plan.base_text}", soft_wrap=True, highlight=False, markup=False)
     console.print(_table(plan, state, forecast))
-    lines = [*_other_experts(plan, state), *_stages(state), *_nodes(plan), *_resources(plan, state, forecast)]
+    lines = [
+        *_base(plan),
+        *_other_experts(plan, state),
+        *_stages(state),
+        *_nodes(plan),
+        *_resources(plan, state, forecast),
+    ]
     for label, text in lines:
         console.print(f"{label:<11}{text}", soft_wrap=True, highlight=False, markup=False)
     if state.has_work and forecast.shards:
@@ -71,6 +78,15 @@ def _table(plan: Plan, state: LibraryState, forecast: Forecast) -> Table:
         row = [task, current.state, *sizes, time, current.reason]
         table.add_row(*map(escape, row), style=STATE_STYLES[current.state])
     return table
+
+
+def _base(plan: Plan) -> list[tuple[str, str]]:
+    """Return a line about a checksum that could not be compared."""
+    base = plan.config.base
+    if not (base.sha256 and base.package and installed_package(base.package)):
+        return []
+    text = f"{plan.base.id} is installed; base.sha256, the digest of its wheel, was not compared with it"
+    return [("base", text)]
 
 
 def _shards(plan: Plan, shards: Sequence[ShardSizes]) -> tuple[str, Table]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,6 @@ CONFIG_ALONE = "config"
 """Source of a base that is a config without weights, for plans."""
 DEFAULT_REVISION = "main"
 """Branch on the hub from which a base without a revision is taken."""
-_LOG = logging.getLogger("ttmoe")
 
 
 def resolve_base(
@@ -203,21 +201,24 @@ def check_base_on_node(base: Base, cache: Path) -> None:
         raise InputError(what, where="base", fix="install the same version of the base on every node")
 
 
+def installed_package(requirement: str) -> importlib.metadata.Distribution | None:
+    """Return the installed package of a requirement, ``name`` or ``name==version``; None if there is none."""
+    name, _, version = requirement.partition("==")
+    try:
+        package = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return package if not version or package.version == version else None
+
+
 def _from_package(requirement: str, path: str | None, sha256: str | None, cache: Path) -> tuple[Path, str]:
     """Return the model's path and version: of the installed package if the version matches, else of its wheel."""
     name, _, version = requirement.partition("==")
     if path:
         inner_path(Path(), path, of="a package", where="base.path")
-    try:
-        package = importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
-        package = None
-    if package and (not version or package.version == version):
+    if package := installed_package(requirement):
         place = Path(str(package.locate_file(path or _model_folder(package))))
         if place.exists():
-            if sha256:
-                _LOG.warning("base.sha256 is the digest of a wheel and was not compared: %s %s is installed. Uninstall "
-                             "it to have the wheel downloaded and checked", name, package.version)  # fmt: skip
             return place, package.version
     if not path:
         raise InputError(

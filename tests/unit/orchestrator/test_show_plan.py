@@ -192,3 +192,14 @@ def test_a_plan_reads_an_existing_registry(ttmoe_plan, fresh_store, tmp_path):
     result = ttmoe_plan("--json")
     assert (result.exit_code, json.loads(result.stdout)["orphaned"]) == (0, [])
     assert not Path(tmp_path, "runs", "tiny").exists()
+
+
+@pytest.mark.parametrize(("sha256", "installed"), [("ab" * 32, True), ("ab" * 32, False), (None, True)])
+def test_a_checksum_that_is_not_compared_is_named(base_folder, tmp_path, monkeypatch, sha256, installed):
+    plan = plan_of(base_folder, tmp_path)
+    base = plan.config.base.model_copy(update={"package": "model==1", "folder": None, "sha256": sha256})
+    plan = replace(plan, config=plan.config.model_copy(update={"base": base}))
+    monkeypatch.setattr(module, "installed_package", lambda requirement: installed and requirement == "model==1")
+    lines = module._base(plan)
+    assert bool(lines) == bool(sha256 and installed)
+    assert all("was not compared" in text for _, text in lines)
