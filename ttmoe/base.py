@@ -197,12 +197,13 @@ def load_body(base: Base, device: str | torch.device = "cpu", *, whole: bool = T
 
     Args:
         base: The base.
-        device: Device of the weights.
+        device: Device of the weights. ``cuda``, without a number, is the first GPU, or all GPUs if the base has no room
+            on one: its layers are divided among them, and its inputs and outputs are on the first.
         whole: Whether this process holds all weights. If not, the caller has told transformers to divide them among
             processes, and they stay where it puts them.
 
     Raises:
-        InputError: If its weights are damaged.
+        InputError: If its weights are damaged, or the GPUs have no room for them.
     """
     import torch
     from safetensors import SafetensorError
@@ -210,10 +211,13 @@ def load_body(base: Base, device: str | torch.device = "cpu", *, whole: bool = T
     from transformers.utils.logging import disable_progress_bar
 
     from ttmoe.attention import use_right_padding
+    from ttmoe.placement import place_on_gpus, require_on_gpus, weight_bytes
 
     disable_progress_bar()  # a bar for every loaded base would flood the log
     config, attention = _load_config(base), choose_attention(torch.device(device).type)
     place: dict[str, Any] = {"device_map": {"": str(device)}} if whole else {}
+    if whole and str(device) == "cuda":
+        place = place_on_gpus(weight_bytes(empty_body(base), getattr(torch, base.dtype).itemsize, base.quantize))
     try:
         model = AutoModel.from_pretrained(base.folder, config=config, dtype=getattr(torch, base.dtype),
                                           local_files_only=True, trust_remote_code=False,
@@ -222,6 +226,7 @@ def load_body(base: Base, device: str | torch.device = "cpu", *, whole: bool = T
     except SafetensorError:
         require_whole_weights(Path(base.folder))
         raise
+    require_on_gpus(model)
     use_right_padding(model)
     keep_trainable(model)
     model.config.use_cache = False  # a pass would end with the keys and values of all layers; generation asks for them

@@ -62,8 +62,9 @@ def pool_state(states: Tensor, mask: Tensor, poolings: Sequence[str] = POOLINGS)
         poolings: ``mean`` or ``last``, or both.
 
     Returns:
-        Pooled states (rows, poolings, width), fp32.
+        Pooled states (rows, poolings, width), fp32, on the device of the mask.
     """
+    device, mask = mask.device, mask.to(states.device)  # a base may be divided among GPUs
 
     def pooled(pooling: str) -> Tensor:
         if pooling == "last":
@@ -71,7 +72,7 @@ def pool_state(states: Tensor, mask: Tensor, poolings: Sequence[str] = POOLINGS)
             return states[rows, mask.sum(1) - 1].float()
         return torch.bmm(mask.unsqueeze(1).float(), states.float()).squeeze(1)  # the sum: the scale makes it the mean
 
-    return F.normalize(torch.stack([pooled(pooling) for pooling in poolings], dim=1), dim=-1)
+    return F.normalize(torch.stack([pooled(pooling) for pooling in poolings], dim=1), dim=-1).to(device)
 
 
 def pool_states(states: Sequence[Tensor], mask: Tensor, poolings: Sequence[str] = POOLINGS) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,13 @@ class Update:
         if keys is not None:
             keys = shared_key(keys if self.expert_index is None else keys[self.expert_index == expert])
         return Update(self.a[index], self.b[index], None, rate, keys)
+
+    def to(self, device: torch.device) -> Update:
+        """Return the update with its tensors on another device."""
+        moved: dict[str, Any] = {
+            key: to_device(value, device) for key, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
 
 
 class AdaptedLinear(nn.Module):

@@ -38,7 +38,7 @@ def merged_weights(adapter: Adapter, layers: Mapping[str, AdaptedLinear]) -> dic
             weight = layers[site.path].weight
             total = sums.setdefault(site.path, weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True))
             rows = total if isinstance(layers[site.path].inner, nn.Linear) else total.T  # Conv1D stores (in, out)
-            rows[site.rows] += b[i].to(total.dtype) @ a[i].to(total.dtype)
+            rows[site.rows] += b[i].to(total) @ a[i].to(total)
     merged = {path: total.to(layers[path].weight.dtype) for path, total in sums.items()}
     not_finite = [path for path, weight in merged.items() if not torch.isfinite(weight).all()]
     if not_finite:

@@ -204,7 +204,8 @@ class RoutedModel:
             inputs, states = wholes, hidden[depth]
             if rows != list(range(len(items))):
                 index = torch.tensor(rows, device=self.bank.device)
-                inputs, states = {key: value[index] for key, value in wholes.items()}, states[index]
+                inputs = {key: value[index] for key, value in wholes.items()}
+                states = states[index.to(states.device)]  # layers of a divided base are on other GPUs
             scores = self.bank(inputs, names, states=states, depth=depth).cpu()
             for (i, name), row in zip(whole, scores, strict=True):
                 yield i, name, row[: self.bank.expert(name).head.out_features]

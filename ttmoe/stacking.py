@@ -40,7 +40,7 @@ def stack_updates(
         adapters: One adapter for each expert in the batch.
         layers: The adapted layers by path.
         numbers: Index into ``adapters`` for each row, in order of first appearance; None for a single adapter.
-        device: Device of the layers.
+        device: Device of the adapters. Layers of a divided base may be on other devices, which then get copies.
         dropout_keys: Key of each row, (batch, 2); None draws at random.
     """
     alike = len(adapters) > 1 and all(adapter.groups is adapters[0].groups for adapter in adapters)
@@ -54,8 +54,9 @@ def stack_updates(
         # indexing, has a single backward operation for all layers.
         keys = _dropout_keys(sites, dropout, dropout_keys, a.device)
         for site, site_a, site_bt, site_keys in zip(sites, a.unbind(), bt.unbind(), keys, strict=True):
-            updates.setdefault(site.path, {})[role] = Update(site_a, site_bt.mT, expert_index, dropout, site_keys,
-                                                             in_blocks)  # fmt: skip
+            update = Update(site_a, site_bt.mT, expert_index, dropout, site_keys, in_blocks)
+            place = layers[site.path].weight.device
+            updates.setdefault(site.path, {})[role] = update if place == a.device else update.to(place)
     return updates
 
 

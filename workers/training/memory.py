@@ -18,8 +18,7 @@ from ttmoe.adapter import AdapterSpec, Group, count_parameters, plan_groups
 from ttmoe.base import Base
 from ttmoe.batching import BATCH_ROWS, batch_tokens
 from ttmoe.language_head import MAX_POSITIONS, is_tied
-from ttmoe.layer import AdaptedLinear, linear_size
-from ttmoe.quantization import BYTES, NOT_QUANTISED, is_quantised
+from ttmoe.placement import weight_bytes
 from ttmoe.trunk import keeps_hidden_states
 from workers.training.base_sizes import FP32_BYTES, BaseSizes
 from workers.training.graphs import most_tokens
@@ -219,7 +218,7 @@ def _divided_bytes(
     model: nn.Module, sizes: BaseSizes, quantize: str, train: TrainSettings, processes: int
 ) -> tuple[int, int]:
     """Return the bytes of a process's weights on its device, and of those in main memory beside a GPU."""
-    whole = _model_bytes(model, sizes, quantize)
+    whole = weight_bytes(model, sizes.dtype_bytes, quantize)
     if not train.shards_base:
         return whole, 0
     part = math.ceil(whole / processes)
@@ -228,17 +227,3 @@ def _divided_bytes(
     if offload == "none" or sizes.device == "cpu":
         return min(whole, part) + gathered, 0
     return gathered, part if offload == "cpu" else 0
-
-
-def _model_bytes(model: nn.Module, sizes: BaseSizes, quantize: str) -> int:
-    """Return the bytes of the weights; of quantised ones, with the largest of them as a product dequantises it."""
-    tensors = [*model.parameters(), *model.buffers()]
-    whole = sum(t.numel() * (sizes.dtype_bytes if t.is_floating_point() else t.element_size()) for t in tensors)
-    if quantize == NOT_QUANTISED:
-        return whole
-    # The weights of a loaded base are quantised already; an adapted layer's are those of the map inside it.
-    linears = [module.weight.numel() for module in model.modules()  # type: ignore[operator, union-attr]
-               if linear_size(module) and not isinstance(module, AdaptedLinear)
-               and not is_quantised(module.weight)]  # type: ignore[arg-type]  # fmt: skip
-    saved, largest = sum(linears) * (sizes.dtype_bytes - BYTES[quantize]), max(linears, default=0)
-    return whole - math.ceil(saved) + largest * sizes.dtype_bytes

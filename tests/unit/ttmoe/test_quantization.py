@@ -14,9 +14,10 @@ from ttmoe.bank import Bank
 from ttmoe.base import Base, contains_base, digest_folder, load_body, quantised_digest
 from ttmoe.errors import InputError
 from ttmoe.expert_files import load_expert, save_expert
+from ttmoe.placement import weight_bytes
 from ttmoe.quantization import count_numbers, float_dtype, is_quantised
 from workers.training.base_sizes import BaseSizes
-from workers.training.memory import _model_bytes, estimate_job_memory
+from workers.training.memory import estimate_job_memory
 from workers.training.settings import TrainSettings
 
 SPEC = AdapterSpec(rank=4, alpha=2.0, targets=("q", "v"))
@@ -78,11 +79,11 @@ def test_the_forecast_has_the_bytes_of_the_quantised_weights(tmp_path, quantize)
         state = getattr(getattr(module, "weight", None), "quant_state", None)
         taken += state.absmax.numel() * 4 if state else 0
     largest = 2 * 64 * 128
-    assert _model_bytes(plain, sizes, quantize) == pytest.approx(taken + largest, rel=0.02)
+    assert weight_bytes(plain, sizes.dtype_bytes, quantize) == pytest.approx(taken + largest, rel=0.02)
     # A job asks again when its base is loaded and its experts are in it.
     bank = Bank(model, "last")
     bank.add("e", SPEC, 3, torch.Generator())
-    assert _model_bytes(bank.model, sizes, quantize) == pytest.approx(taken, rel=0.1)
+    assert weight_bytes(bank.model, sizes.dtype_bytes, quantize) == pytest.approx(taken, rel=0.1)
     assert sum(map(count_numbers, model.parameters())) == sum(p.numel() for p in plain.parameters())
     estimates = [estimate_job_memory(plain, replace(base, digest=digest), SPEC, 3, TrainSettings()).base
                  for digest in (base.digest, digest_folder(tmp_path))]  # fmt: skip
