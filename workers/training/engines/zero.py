@@ -21,6 +21,7 @@ from ttmoe.expert import Expert
 from workers.training.engines.data_parallel import DataParallel
 from workers.training.engines.zero_optimizer import ZeroOptimizer
 from workers.training.memory import LIVE_NUMBERS
+from workers.training.memory_limit import returning_blocks
 from workers.training.optimizer import Optimizer, make_optimizer
 from workers.training.settings import TrainSettings, ZeroSettings
 
@@ -53,7 +54,8 @@ class Zero(DataParallel):
 
         config = self._config(base.dtype)
         partitioning = HfDeepSpeedConfig(config)  # transformers partitions while this object lives
-        model = load_body(base, device, whole=False)
+        with returning_blocks():
+            model = load_body(base, device, whole=False)
         del partitioning
         for module in model.modules():  # only weights are on the device so far
             for name, buffer in module._buffers.items():
