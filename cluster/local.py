@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 from cluster.attaching import AUTH_MODE, authentication_of, cluster_address, connection_error, has_token
@@ -77,9 +78,28 @@ def _start() -> None:
     import ray
 
     try:
-        ray.init(address="local", num_cpus=available_cpus(), include_dashboard=False, **_INIT)
+        with _group_of_its_own():
+            ray.init(address="local", num_cpus=available_cpus(), include_dashboard=False, **_INIT)
     except Exception as error:  # also a bare one, such as after waiting for the raylet
         raise _start_error(error) from None
+
+
+@contextmanager
+def _group_of_its_own() -> Iterator[None]:
+    """Start Ray's processes outside of this process's group, as Ray starts its workers.
+
+    ``timeout`` and CI runners send SIGTERM to the group of a command. This process then needs Ray to stop the trainings
+    in order.
+    """
+    from ray._private import services
+
+    module: Any = services
+    popen = module.ConsolePopen
+    module.ConsolePopen = partial(popen, process_group=0)
+    try:
+        yield
+    finally:
+        module.ConsolePopen = popen
 
 
 def _start_error(error: Exception) -> ClusterError:

@@ -18,12 +18,13 @@ def is_fusible(inner: nn.Module, x: Tensor) -> bool:
     """Return whether ``inner`` can be replaced by a product with its weight: a plain frozen ``nn.Linear`` of x's dtype.
 
     Hooks (ZeRO-3 gathers the weight in one), a replaced ``forward`` (offloading replaces it) and autocast all change
-    what a call of the module computes, so any of them makes it False.
+    what a call of the module computes, so any of them makes it False. The weight is read last: in a forward pass,
+    reading one that ZeRO-3 divides gathers it, and it would stay whole after the backward pass.
     """
-    return (type(inner) is nn.Linear and inner.weight.dtype == x.dtype
-            and not any(p.requires_grad for p in inner.parameters()) and "forward" not in vars(inner)
+    return (type(inner) is nn.Linear and "forward" not in vars(inner)
             and not (inner._forward_hooks or inner._forward_pre_hooks or inner._backward_hooks)
-            and not inner._backward_pre_hooks and not torch.is_autocast_enabled(x.device.type))  # fmt: skip
+            and not inner._backward_pre_hooks and not torch.is_autocast_enabled(x.device.type)
+            and inner.weight.dtype == x.dtype and not any(p.requires_grad for p in inner.parameters()))  # fmt: skip
 
 
 def linear_and_update(x: Tensor, inner: nn.Linear, a: Tensor, bt: Tensor, part: slice) -> Tensor:

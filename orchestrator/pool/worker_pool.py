@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cluster.embedded import require_alive
+from cluster.embedded import require_alive, while_alive
 from orchestrator.pool.capacity import JobResources, jobs_on_node, max_parallel_jobs, require_fits, serves
 from orchestrator.pool.device_record import DeviceRecord, name_devices
 from orchestrator.pool.failure_policy import RetryLimits
@@ -167,7 +167,7 @@ class WorkerPool:
         finally:
             require_alive()
             self._stop_units()
-            drain_progress(self._channel)  # the next call must not receive reports of stopped units
+            while_alive(lambda: drain_progress(self._channel))  # the next call must not receive what stopped units told
 
     def gpu_seconds(self) -> float:
         """Return the seconds for which workers have reserved GPUs so far, summed over GPUs."""
@@ -176,7 +176,7 @@ class WorkerPool:
     def _stop_units(self) -> None:
         """Stop the units that run when a call of ``run`` ends early. They save checkpoints, if there is time."""
         if busy := [worker for worker in self.workers if worker.unit]:
-            stop_units(busy, self.stop_seconds)
+            while_alive(lambda: stop_units(busy, self.stop_seconds))
         for worker in list(self.workers):
             self._count_time(worker)
             if worker.unit:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 
 from cluster.error import ClusterEndedError
+from orchestrator.run.termination import terminated_by
+
+
+@contextmanager
+def interrupted_by_signal() -> Iterator[None]:
+    """Raise KeyboardInterrupt in place of any error after SIGTERM: systemd and Slurm send it to Ray's processes too."""
+    try:
+        yield
+    except Exception as error:
+        if terminated_by():
+            raise KeyboardInterrupt from error
+        raise
 
 
 def handle_end_of_ray(

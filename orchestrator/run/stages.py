@@ -22,7 +22,7 @@ from orchestrator.registry.versions import BASE_FOLDER, CHAMPION
 from orchestrator.report.incidents import Incident
 from orchestrator.run.limits import RunLimits
 from orchestrator.run.outcome import experts_failed_error
-from orchestrator.run.ray_restarts import handle_end_of_ray
+from orchestrator.run.ray_restarts import handle_end_of_ray, interrupted_by_signal
 from orchestrator.run.requirement import unmet_requirement
 from orchestrator.run.run_outcome import RunInProgress
 from orchestrator.run.stage1 import train_experts
@@ -74,7 +74,7 @@ def run_on_ray(
     stage_result = made.stage_result
     for attempt in itertools.count(1):
         try:
-            with ray_session(), LiveView(console) as view:
+            with interrupted_by_signal(), ray_session(), LiveView(console) as view:
                 return _run_stages(RunContext(plan, state, forecast, registry, run_id, view, limits), made)
         except ClusterEndedError as error:
             note = partial(_note_end, stage_result.incidents, error, attempt)

@@ -35,7 +35,7 @@ from orchestrator.run.driver import plan_and_open
 from orchestrator.run.limits import RunLimits
 from orchestrator.run.node_checks import check_nodes
 from orchestrator.run.on_end import call_on_end, end_message
-from orchestrator.run.ray_restarts import handle_end_of_ray
+from orchestrator.run.ray_restarts import handle_end_of_ray, interrupted_by_signal
 from orchestrator.run.stages import open_pool
 from orchestrator.search.search_in_progress import SearchInProgress
 from ttmoe.base import empty_body
@@ -197,6 +197,7 @@ def _search_on_ray(plan: Plan, registry: Registry, limits: RunLimits, made: Sear
     for attempt in itertools.count(1):
         try:
             with (
+                interrupted_by_signal(),
                 ray_session(),
                 LiveView(console) as view,
                 open_pool(plan, trial_resources(plan), view) as pool,

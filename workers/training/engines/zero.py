@@ -19,6 +19,7 @@ from ttmoe.base import Base, load_body
 from ttmoe.errors import InputError
 from ttmoe.expert import Expert
 from workers.training.engines.data_parallel import DataParallel
+from workers.training.engines.disk_offload import disk_settings, require_disk_operator
 from workers.training.engines.zero_optimizer import ZeroOptimizer
 from workers.training.memory import LIVE_NUMBERS
 from workers.training.memory_limit import returning_blocks
@@ -41,7 +42,7 @@ class Zero(DataParallel):
         super().__init__()
         _start_deepspeed()
         if settings.offload_param == "nvme":
-            _require_asynchronous_io()
+            require_disk_operator()
         self.settings = settings
         self.shards_base = settings.stage == 3
 
@@ -52,7 +53,7 @@ class Zero(DataParallel):
         import deepspeed
         from transformers.integrations import HfDeepSpeedConfig
 
-        config = self._config(base.dtype)
+        config = self._config(base)
         partitioning = HfDeepSpeedConfig(config)  # transformers partitions while this object lives
         with returning_blocks():
             model = load_body(base, device, whole=False)
@@ -74,36 +75,21 @@ class Zero(DataParallel):
             return optimizer
         return ZeroOptimizer(optimizer, min(self.settings.stage, 2), self.settings.offload_optimizer != "none")
 
-    def _config(self, dtype: str) -> dict[str, Any]:
+    def _config(self, base: Base) -> dict[str, Any]:
         zero: dict[str, Any] = {
             "stage": 3,
             "stage3_param_persistence_threshold": self.settings.param_persistence_threshold,
             "stage3_max_live_parameters": LIVE_NUMBERS,
             "stage3_max_reuse_distance": LIVE_NUMBERS,
         }
-        if self.settings.offload_param != "none":
-            zero["offload_param"] = {"device": self.settings.offload_param, "pin_memory": torch.cuda.is_available()}
-        if self.settings.offload_param == "nvme":
-            zero["offload_param"]["nvme_path"] = self.settings.nvme_path
-        formats = {name: {"enabled": True} for name, of in _FORMATS.items() if of == dtype}  # else it would be fp32
+        if self.settings.offload_param == "cpu":
+            zero["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        elif self.settings.offload_param == "nvme":
+            zero |= disk_settings(base, str(self.settings.nvme_path), self.size)
+        formats = {
+            name: {"enabled": True} for name, of in _FORMATS.items() if of == base.dtype
+        }  # else it would be fp32
         return {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, **formats}
-
-
-@cache
-def _require_asynchronous_io() -> None:
-    """Build DeepSpeed's operator for disks, unless it is in torch's cache of extensions.
-
-    Raises:
-        InputError: If it cannot be built.
-    """
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
-    try:
-        AsyncIOBuilder().load(verbose=False)
-    except Exception as error:  # of many classes
-        what = f"DeepSpeed cannot build its operator async_io: {str(error).strip().splitlines()[-1]}"
-        fix = "install libaio-dev, g++ and ninja on every node (ninja on PATH), or use `offload_param: cpu`"
-        raise InputError(what, where="train.deepspeed.offload_param", fix=fix) from error
 
 
 @cache
