@@ -16,7 +16,7 @@ from typing import Any
 from orchestrator.first_config.line_patterns import find_line_pattern
 from ttmoe.errors import InputError
 from workers.data.rows import Row
-from workers.data.sources import ENDINGS, read_rows
+from workers.data.sources import ENDINGS, format_ending, read_rows
 from workers.data.tables import table_reader
 from workers.data.task import Source
 
@@ -68,7 +68,7 @@ def read_data_file(path: Path) -> DataFile:
 
 def _check_path(path: Path) -> None:
     if path.is_dir():
-        inside = sorted(each.name for each in path.iterdir() if each.is_file() and _ending(each) in ENDINGS)
+        inside = sorted(each.name for each in path.iterdir() if each.is_file() and format_ending(each) in ENDINGS)
         fix = f"name the files in it, such as {path / inside[0]}" if inside else f"it reads {_FORMATS}"
         raise InputError("this is a folder, not a data file", where=str(path), fix=fix)
     if not path.is_file():
@@ -78,12 +78,8 @@ def _check_path(path: Path) -> None:
             raise InputError(f"files of the type {path.suffix} are not read", where=str(path), fix=fix)
 
 
-def _ending(path: Path) -> str:
-    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
-
-
 def _find_settings(path: Path, notes: list[str]) -> dict[str, Any]:
-    file_format = ENDINGS.get(_ending(path))
+    file_format = ENDINGS.get(format_ending(path))
     if file_format == "parquet":
         return {}
     text, settings = _decode(path, notes)
@@ -170,9 +166,9 @@ def _read(path: Path, settings: dict[str, Any], notes: list[str]) -> list[Row]:
     try:
         return read_rows(Source(path=str(path), **settings), Path())
     except InputError as error:
-        if _ending(path) not in (".csv", ".tsv", ".tab"):
+        if format_ending(path) not in (".csv", ".tsv", ".tab"):
             raise
-        settings["quotes"] = quotes = _ending(path) != ".csv"  # the opposite of the default
+        settings["quotes"] = quotes = format_ending(path) != ".csv"  # the opposite of the default
         try:
             rows = read_rows(Source(path=str(path), **settings), Path())
         except InputError:
@@ -185,7 +181,7 @@ def _read(path: Path, settings: dict[str, Any], notes: list[str]) -> list[Row]:
 
 def _check_names(path: Path, rows: list[Row]) -> None:
     """Refuse a table whose first line is a row."""
-    if _ending(path) not in (".csv", ".tsv", ".tab", ".txt"):
+    if format_ending(path) not in (".csv", ".tsv", ".tab", ".txt"):
         return
     names = list(rows[0])
     data = [name for name in names if _is_number(name) or len(name) > 80]

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.predict.input_columns import InputColumns, Row, output_names
-from orchestrator.predict.readers import FileChunk, open_parquet, read_chunk
+from orchestrator.predict.readers import FileChunk, read_chunk
 from ttmoe.errors import InputError
+from workers.data.parquet_files import check_repeated, open_parquet
 
 if TYPE_CHECKING:
     import pyarrow
@@ -69,6 +70,7 @@ def scan_files(files: Sequence[FileChunk], columns: InputColumns) -> FileScan:
         if file.form == "parquet":
             with open_parquet(file.path) as parquet:
                 schemas.append(parquet.schema_arrow)
+            check_repeated(schemas[-1].names, schemas[-1].names, file.path)  # answers stand beside all columns
             columns.check(schemas[-1].names, file.path)
             names = [name for name in columns.names if name in schemas[-1].names]
         chunks += _scan_file(file, columns, names, kinds)

@@ -71,8 +71,3 @@ class TableHeader:
                 what = f"column {number} has no name, and here it holds {cell.strip()[:40]!r}"
                 raise InputError(what, where=where, fix="name it in the first row, or empty it")
         return {name: cell for name, cell in zip(self.names, cells, strict=False) if name}
-
-
-def split_lone_returns(text: str) -> str:
-    """Return the text with line feeds in place of carriage returns, if those alone end its lines (older Macs)."""
-    return text if "\n" in text else text.replace("\r", "\n")

