@@ -13,6 +13,7 @@ from orchestrator.predict.input_columns import InputColumns, Row, output_names
 from orchestrator.predict.readers import FileChunk, read_chunk
 from ttmoe.errors import InputError
 from workers.data.parquet_files import check_repeated, open_parquet
+from workers.data.rows import outer_column
 
 if TYPE_CHECKING:
     import pyarrow
@@ -72,7 +73,8 @@ def scan_files(files: Sequence[FileChunk], columns: InputColumns) -> FileScan:
                 schemas.append(parquet.schema_arrow)
             check_repeated(schemas[-1].names, schemas[-1].names, file.path)  # answers stand beside all columns
             columns.check(schemas[-1].names, file.path)
-            names = [name for name in columns.names if name in schemas[-1].names]
+            outer = dict.fromkeys(outer_column(name, schemas[-1].names) for name in columns.names)
+            names = [name for name in outer if name in schemas[-1].names]
         chunks += _scan_file(file, columns, names, kinds)
     if not chunks:
         raise InputError("there are no rows", where=files[0].path, fix="add rows; a table also needs a header")

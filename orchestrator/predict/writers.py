@@ -122,7 +122,12 @@ def print_rows(rows: Sequence[Row]) -> None:
 
 def to_json_line(row: Row) -> str:
     """Return a row as one line of JSON. NaN and infinities become null; dates and similar values become text."""
-    return json.dumps(_finite(row), ensure_ascii=False, default=str, allow_nan=False)
+    return json.dumps(_finite(row), ensure_ascii=False, default=_written, allow_nan=False)
+
+
+def _written(value: Any) -> str:
+    """Return the text of a value that JSON does not have, such as a date; bytes that are not UTF-8 become escapes."""
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 def _finite(value: Any) -> Any:
@@ -169,4 +174,6 @@ def _to_json(value: Any) -> str | None:
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(_finite(value), ensure_ascii=False, default=str) if isinstance(value, dict | list) else value
+    if isinstance(value, dict | list):
+        return json.dumps(_finite(value), ensure_ascii=False, default=_written)
+    return _written(value) if isinstance(value, bytes) else value

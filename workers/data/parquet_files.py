@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ttmoe.errors import InputError
-from workers.data.rows import Row
+from workers.data.rows import Row, outer_column
 
 # What values that Python cannot hold raise: dates after the year 9999, texts that are not UTF-8, unknown time zones.
 _UNREADABLE = (OverflowError, ValueError, KeyError)
@@ -53,11 +53,6 @@ def parquet_rows(path: Path, columns: Collection[str] | None) -> list[Row]:
         read = list(dict.fromkeys(wanted)) if set(wanted) <= set(names) else names
         check_repeated(names, read, str(path))
         return python_rows(file.read(read), str(path))
-
-
-def outer_column(column: str, names: Collection[str]) -> str:
-    """Return which of a file's columns holds the value at a dotted path."""
-    return column if column in names else column.split(".")[0]
 
 
 def check_repeated(names: Iterable[str], read: Collection[str], where: str) -> None:
