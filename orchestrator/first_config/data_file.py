@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import re
-import zlib
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,11 +17,11 @@ from workers.data.rows import Row
 from workers.data.sources import ENDINGS, format_ending, read_rows
 from workers.data.tables import table_reader
 from workers.data.task import Source
+from workers.data.text_files import decompressed, detected_encoding
 
 _DELIMITERS = {"csv": (",", ";", "\t", "|"), "tsv": ("\t", ";", ",", "|")}
 _TESTED_RECORDS = 50
 _ENCODINGS = ("utf-8", "cp1252", "latin-1")
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _FORMATS = "JSONL, CSV, TSV and Parquet files, and text files with one row on a line"
 _REFUSED = {
     (".xlsx", ".xls", ".ods"): "save the sheet as CSV: in Excel as `CSV UTF-8`, in LibreOffice as `Text CSV`",
@@ -95,15 +93,9 @@ def _find_settings(path: Path, notes: list[str]) -> dict[str, Any]:
 
 def _decode(path: Path, notes: list[str]) -> tuple[str, dict[str, Any]]:
     """Return the text of a file, and its encoding as a setting if it is not the default."""
-    data = path.read_bytes()
-    if data.startswith(b"\x1f\x8b"):
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            what = f"the file cannot be decompressed: {error}"
-            raise InputError(what, where=str(path), fix="copy or download it again") from error
-    if data.startswith(_UTF_16):  # the reader knows it by the same mark
-        return data.decode("utf-16", errors="replace"), {}
+    data = decompressed(path)
+    if (encoding := detected_encoding(data)) != _ENCODINGS[0]:  # the reader detects it too
+        return data.decode(encoding, errors="replace").removeprefix("\ufeff"), {}
     if b"\0" in data[:1000]:
         raise InputError("this is not a text file", where=str(path), fix=f"it reads {_FORMATS}")
     for encoding in _ENCODINGS:

@@ -13,6 +13,7 @@ from orchestrator.predict.input_columns import InputColumns, Row, output_names
 from orchestrator.predict.readers import FileChunk, read_chunk
 from ttmoe.errors import InputError
 from workers.data.parquet_files import check_repeated, open_parquet
+from workers.data.prepared import NO_ROWS_FIX
 from workers.data.rows import outer_column
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def scan_files(files: Sequence[FileChunk], columns: InputColumns) -> FileScan:
             names = [name for name in outer if name in schemas[-1].names]
         chunks += _scan_file(file, columns, names, kinds)
     if not chunks:
-        raise InputError("there are no rows", where=files[0].path, fix="add rows; a table also needs a header")
+        raise InputError("there are no rows", where=files[0].path, fix=NO_ROWS_FIX)
     types = _unified_types(schemas, files) if schemas else {name: _arrow_type(kind) for name, kind in kinds.items()}
     where = files[0].path if len(files) == 1 else f"{files[0].path} and {len(files) - 1} more"
     columns.check(types, where)

@@ -36,6 +36,7 @@ REMOVED_ROWS = {
     "sampled": "beyond the sample",
 }
 """Why a row of a source is in no split, as it is said after the number of rows."""
+NO_ROWS_FIX = "add rows; a table also needs a header"
 _ATTEMPTS = 2  # another process may find the same damage, and replace what this one has made
 _ANSWERS, _INPUTS = "answers", "inputs"  # the keys under which rows are counted if the task has no labels
 
@@ -282,13 +283,15 @@ def read_splits(name: str, task: Task, cache: Path) -> tuple[Splits, tuple[str, 
 
 def _nothing_left(name: str, task: Task, rows_read: int, filtered: Counter[int]) -> InputError:
     """Return the error of a task without rows; it names what has left them out."""
+    if not rows_read:
+        return InputError("there are no rows", where=f"tasks.{name}", fix=NO_ROWS_FIX)
     columns = [each.column for each in task.where]
     reasons = [f"{rows:,} by where.{index} (column {columns[index]})" for index, rows in sorted(filtered.items())]
     outside = rows_read - filtered.total()
     if outside and task.label is not None and task.label.ranges is not None:
         reasons.append(f"{outside:,} as their label is in none of label.ranges")
     what = f"no rows are left: {rows_read:,} were read" + (f", and left out: {', '.join(reasons)}" if reasons else "")
-    fix = "compare the filter's values with those of the file" if reasons else "the source has none: check its file"
+    fix = "compare the filter's values with those of the file"
     where = f"tasks.{name}.where.{filtered.most_common(1)[0][0]}" if filtered else f"tasks.{name}"
     return InputError(what, where=where, fix=fix)
 

@@ -14,7 +14,13 @@ from ttmoe.errors import InputError
 
 GZIP_ENDING = ".gz"
 _GZIP_MARK = b"\x1f\x8b"
-_UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_MARKS = {  # those of UTF-32 first: one of them begins with one of UTF-16
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_TESTED_BYTES = 100
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _UTF_8 = "utf-8"
 
@@ -22,25 +28,39 @@ _UTF_8 = "utf-8"
 def file_text(path: Path, encoding: str = _UTF_8) -> str:
     """Return the text of a file, decompressed if it was made by gzip, whatever its name, and without a mark.
 
-    A file with the mark of UTF-16 is read as that where UTF-8 is expected: spreadsheets write it as "Unicode text".
-
     Args:
         path: The file.
-        encoding: Its encoding.
+        encoding: Its encoding. Where this is UTF-8, UTF-16 and UTF-32 are read too, see ``detected_encoding``.
 
     Raises:
         InputError: If it cannot be decompressed or decoded; the error contains the line.
     """
-    data = _decompressed(path)
-    if codecs.lookup(encoding).name == _UTF_8 and data.startswith(_UTF_16_MARKS):
-        encoding = "utf-16"
-    fix = "set the source's `encoding`, such as utf-16-le, or its `format`, if it is no text file"
-    return decode_text(data, encoding, str(path), fix=fix if b"\0" in data[:1000] else "").removeprefix("\ufeff")
+    data = decompressed(path)
+    if codecs.lookup(encoding).name == _UTF_8:
+        encoding = detected_encoding(data)
+    fix = "set the source's `format`, or its `encoding`, if it is a text file" if b"\0" in data[:1000] else ""
+    return decode_text(data, encoding, str(path), fix=fix).removeprefix("\ufeff")
+
+
+def detected_encoding(data: bytes) -> str:
+    """Return ``utf-8``, or another encoding of Unicode that the first bytes of a text tell.
+
+    Spreadsheets mark UTF-16, which they call Unicode text. Without its mark, most texts in it have a zero in every
+    second byte.
+    """
+    for mark, encoding in _MARKS.items():
+        if data.startswith(mark):
+            return encoding
+    first = data[:_TESTED_BYTES]
+    zeros = [first[start::2].count(0) for start in (0, 1)]
+    if 4 * min(zeros) < max(zeros) > len(first) / 4:
+        return "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
+    return _UTF_8
 
 
 def is_plain(first: bytes) -> bool:
-    """Return whether a file that begins with these bytes is neither compressed nor UTF-16."""
-    return not first.startswith((_GZIP_MARK, *_UTF_16_MARKS))
+    """Return whether a file that begins with these bytes is in UTF-8 and not compressed."""
+    return not first.startswith(_GZIP_MARK) and detected_encoding(first) == _UTF_8
 
 
 def decode_text(data: bytes, encoding: str, path: str, line: int = 1, fix: str = "") -> str:
@@ -76,7 +96,8 @@ def text_lines(text: str) -> Iterator[str]:
     return io.StringIO(text, newline="")
 
 
-def _decompressed(path: Path) -> bytes:
+def decompressed(path: Path) -> bytes:
+    """Return the content of a file; raise InputError if it was made by gzip and cannot be decompressed."""
     data = path.read_bytes()
     if not data.startswith(_GZIP_MARK):
         return data
