@@ -90,7 +90,7 @@ def _write(
 
 def _writes(registry: Registry, version: Version) -> bool:
     """Return whether an expert generates text."""
-    return bool(json.loads(registry.read_file(version, "expert.json"))["kind"] in GENERATING_KINDS)
+    return bool(registry.read_json(version, "expert.json")["kind"] in GENERATING_KINDS)
 
 
 def _router(registry: Registry, library: str) -> str | None:
