@@ -19,6 +19,7 @@ from ttmoe.errors import InputError
 from ttmoe.generating_kinds import GENERATING_KINDS
 from workers.data.atomic_folder import atomic_folder
 from workers.data.cells import column_type, joint_type
+from workers.data.damaged_files import remove_entry
 from workers.data.deduplication import RemovedCounts, deduplicate
 from workers.data.examples import Example, compared_columns, read_columns, to_examples
 from workers.data.rows import Row, value_if_any
@@ -107,7 +108,7 @@ def prepare_task(name: str, task: Task, cache: Path) -> PreparedTask:
         if found := _open(name, folder):
             return found
         if exists:  # but damaged: a folder without this file is replaced
-            (folder / META).unlink(missing_ok=True)
+            remove_entry(folder / META)
         _make(name, task, cache, folder)
     if found := _open(name, folder):
         return found
