@@ -59,9 +59,10 @@ def init(
 
 
 def _named(text: str) -> Path:
-    """Return the path of an argument: of a folder that does not exist, with a slash at its end, the config in it."""
+    """Return the path of an argument; of a folder with a slash at its end, that is new or has a config, the config."""
     path = Path(text)
-    return path / _DEFAULT if text.endswith(("/", os.sep)) and not path.exists() else path
+    is_place = text.endswith(("/", os.sep)) and (not path.exists() or (path / _DEFAULT).exists())
+    return path / _DEFAULT if is_place else path
 
 
 def _sort_paths(paths: list[Path], out: Path | None) -> tuple[list[Path], Path]:
