@@ -11,6 +11,7 @@ from ttmoe.encoding import Choice, Input
 from ttmoe.errors import InputError
 from workers.data.cells import options_of, text_of
 from workers.data.rows import Row, column_value, outer_column, value_if_any
+from workers.data.tables import joined_names
 
 TEXT, SECOND, CHOICES, MESSAGES = "text", "second", "choices", "messages"
 ANSWER = ("task", "label", "confidence", "routing", "scores")
@@ -117,5 +118,7 @@ class InputColumns:
 def _missing_column(name: str, available: list[str], where: str) -> InputError:
     near = get_close_matches(name, available, 1, 0.6)
     hint = f"did you mean {near[0]!r}? " if near else ""
+    if mark := joined_names(available):
+        hint = f"its cells seem to be separated by {mark!r}: write them with commas in CSV, with tabs in TSV; "
     fix = f"{hint}select it with --text, --second or --choices; available: {', '.join(available[:20])}"
     return InputError(f"there is no column {name!r}", where=where, fix=fix)

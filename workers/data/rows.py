@@ -11,6 +11,7 @@ from typing import Any
 from ttmoe.errors import InputError
 from workers.data.cells import ColumnType, spelling, text_of
 from workers.data.columns import RowFilter
+from workers.data.tables import joined_names
 
 Row = dict[str, Any]
 
@@ -130,6 +131,8 @@ def _no_column(value: Any, part: str, column: str, where: str, number: int | Non
         names = [str(name) for name in value]
         near = get_close_matches(part, names, 3, 0.5)
         fix = (f"nearest: {', '.join(near)}; " if near else "") + f"existing columns: {', '.join(names[:20])}"
+        if mark := joined_names(names):
+            fix = f"its cells seem to be separated by {mark!r}: set the source's `delimiter`; {fix}"
     elif isinstance(value, list | tuple):
         fix = f"{part!r} is not an index of a list of {len(value)}: write an index from 0, or from -1 backwards"
     else:

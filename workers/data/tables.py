@@ -26,6 +26,12 @@ def table_reader(lines: Iterable[str], delimiter: str, quotes: bool) -> Any:
     return csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
 
 
+def joined_names(names: Sequence[str]) -> str:
+    """Return what seems to separate the cells of a table that was read with one column; empty if nothing does."""
+    (name,) = names if len(names) == 1 else ("",)
+    return next((mark for mark in (";", "\t", "|", ",") if mark in name), "")
+
+
 @dataclass(frozen=True)
 class TableHeader:
     """The names of a table's columns.

@@ -157,6 +157,22 @@ def test_init_writes_into_a_folder_that_does_not_exist(tmp_path: Path, arguments
     refused(here(tmp_path, "init", *arguments), target, "--force")
 
 
+def test_a_long_path_of_temporary_files_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from cluster.error import ClusterError
+    from cluster.local import ray_session
+
+    def refuse(**_: Any) -> None:
+        raise OSError("validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /x/sockets")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(ClusterError, match="AF_UNIX path length") as caught, ray_session():
+        pass
+    assert "set RAY_TMPDIR to a folder with a short path" in caught.value.fix
+
+
 def refuse_constant(name: str) -> None:
     raise AssertionError(f"{name} is not JSON")
 

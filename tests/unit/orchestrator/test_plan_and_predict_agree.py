@@ -251,6 +251,17 @@ def test_labels_meet_the_same_names_in_every_form(tmp_path: Path, seed: int) -> 
             assert outcome(label_names, path, {name: name for name in found[0][0]}) == found[0]
 
 
+@pytest.mark.parametrize(("form", "mark"), [("csv", ";"), ("csv", "\t"), ("csv", "|"), ("tsv", ","), ("tsv", ";")])
+def test_another_separator_is_named_by_both(tmp_path: Path, form: str, mark: str) -> None:
+    path = tmp_path / f"a.{form}"
+    path.write_text(f"text{mark}label\none{mark}x\n")
+    for read in (planned, predicted):
+        with pytest.raises(InputError, match="no column 'text'") as caught:
+            read(path)
+        assert f"its cells seem to be separated by {mark!r}" in caught.value.fix
+    assert planned(path, delimiter=mark) == ["one"]
+
+
 def test_dotted_columns_are_read_by_both(tmp_path: Path) -> None:
     rows = [{"data": {"text": f"t{i}"}, "turns": [{"say": "no"}, {"say": f" u{i} "}]} for i in range(3)]
     (tmp_path / "a.json").write_text(json.dumps(rows, indent=1))
