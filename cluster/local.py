@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
+from tempfile import gettempdir
 from typing import Any
 
 from cluster.attaching import AUTH_MODE, authentication_of, cluster_address, connection_error, has_token
@@ -103,11 +104,10 @@ def _group_of_its_own() -> Iterator[None]:
 
 
 def _start_error(error: Exception) -> ClusterError:
-    return ClusterError(
-        f"Ray does not start: {' '.join(str(error).split())}",
-        where="this machine",
-        fix="free memory and space in /tmp (or set RAY_TMPDIR), or set RAY_ADDRESS to a running cluster",
-    )
+    fix = "free memory and space in /tmp (or set RAY_TMPDIR), or set RAY_ADDRESS to a running cluster"
+    if "AF_UNIX path length" in str(error):
+        fix = f"set RAY_TMPDIR to a folder with a short path, such as /tmp: its sockets lie below {gettempdir()}"
+    return ClusterError(f"Ray does not start: {' '.join(str(error).split())}", where="this machine", fix=fix)
 
 
 @contextmanager

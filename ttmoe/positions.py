@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from itertools import chain
 from typing import Any
 
 from torch import nn
 
-# The tables of learned or fixed positions in transformers' architectures; rotary and relative positions have none.
-_TABLES = re.compile(r"(?:^|\.)(?:position_embeddings?|embed_positions|wpe|position_embed)$")
+# The tables of learned or fixed positions in transformers' architectures; rotary and relative positions have none, but
+# GPT-J and CodeGen keep theirs as a table.
+_TABLES = re.compile(
+    r"(?:^|\.)(?:position_embeddings?|embed_positions|positions_embed|position_embed|pos_encoding|wpe)(?:\.weight)?$"
+)
+_NUMBERS = re.compile(r"(?:^|\.)position_ids$")  # of which BERT's kin take as many as there are tokens
 
 
 def usable_positions(model: nn.Module) -> int | None:
@@ -18,11 +23,14 @@ def usable_positions(model: nn.Module) -> int | None:
         model: Transformers body; it may be on the meta device.
     """
     counts = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and _TABLES.search(name):
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if _NUMBERS.search(name):
+            counts.append(tensor.shape[-1])
+        elif tensor.dim() == 2 and _TABLES.search(name):
             # OPT's and BART's positions begin behind an offset, those of RoBERTa and its kin behind the padding's.
-            before = getattr(module, "offset", 0 if module.padding_idx is None else module.padding_idx + 1)
-            counts.append(module.num_embeddings - before)
+            table = model.get_submodule(name.rpartition(".")[0])
+            padding = getattr(table, "padding_idx", None)
+            counts.append(tensor.shape[0] - getattr(table, "offset", 0 if padding is None else padding + 1))
     return min(counts, default=None)
 
 

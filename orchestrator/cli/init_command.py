@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,12 +23,13 @@ _SCHEMA = "ttmoe.schema.json"
 
 def init(
     paths: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Argument(
-            metavar="[DATA]... [CONFIG]", help="Data files; and the config to write, by default ttmoe.yaml."
+            metavar="[DATA]... [CONFIG]",
+            help="Data files; and the config to write, or its folder/; by default ttmoe.yaml.",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="CONFIG", help="Config to write; by default ttmoe.yaml.")] = None,
+    out: Annotated[str | None, typer.Option(metavar="CONFIG", help="Config to write; by default ttmoe.yaml.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a config for data files, or a commented starter config, and its JSON Schema.
@@ -36,7 +38,7 @@ def init(
     guessed, and comments say what was seen and what is unclear. Files named train and test in one folder are the splits
     of one task.
     """
-    data, target = _sort_paths(paths or [], out)
+    data, target = _sort_paths([_named(path) for path in paths or []], _named(out) if out is not None else None)
     if target.is_dir():
         target = target / _DEFAULT
     if target.exists() and not force:
@@ -54,6 +56,13 @@ def init(
     _show(made)
     _write(target, made.text)
     typer.echo(f"next: see the rows as they will be read: ttmoe data {target}, then: ttmoe run {target}")
+
+
+def _named(text: str) -> Path:
+    """Return the path of an argument; of a folder with a slash at its end, that is new or has a config, the config."""
+    path = Path(text)
+    is_place = text.endswith(("/", os.sep)) and (not path.exists() or (path / _DEFAULT).exists())
+    return path / _DEFAULT if is_place else path
 
 
 def _sort_paths(paths: list[Path], out: Path | None) -> tuple[list[Path], Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -62,6 +62,9 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         text, folder = _read_source(name)
         document = read_yaml(text, name)
     data, override_texts = apply_overrides(document.data, overrides)
+    for place in _nul_places(data, ()):  # in a path or a name, the operating system would refuse it
+        where = ", ".join(filter(None, (document.place(place), dotted_key(place))))
+        raise InputError("the text holds a NUL character", where=where, fix=r"remove the \0")
     try:
         absolute = _with_absolute_paths(data, folder)
         config = Config.model_validate(absolute)
@@ -69,6 +72,18 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     except ValidationError as error:
         raise to_input_error(error, document, data, override_texts) from None
     return LoadedConfig(config, name, text, tuple(overrides))
+
+
+def _nul_places(data: Any, place: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
+    """Yield the places of texts that hold a NUL character."""
+    if isinstance(data, str) and "\0" in data:
+        yield place
+    elif isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from _nul_places(value, (*place, key))
+    elif isinstance(data, list | tuple):
+        for index, value in enumerate(data):
+            yield from _nul_places(value, (*place, index))
 
 
 def resolved_yaml(config: Config) -> str:

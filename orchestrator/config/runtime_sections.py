@@ -6,8 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from workers.data.validation import STRICT_CONFIG, setting_error
-from workers.training.settings import NonNegativeFloat, PositiveFloat, PositiveInt
+from workers.data.validation import STRICT_CONFIG, NonNegativeInt, PositiveFloat, PositiveInt, setting_error
+
+_LEAST_SHARE = 0.0001  # Ray counts CPUs and GPUs in ten-thousandths
+Minutes = Annotated[float, Field(gt=0, le=1e7)]  # 19 years; a time-out of the operating system takes no million years
+Hours = Annotated[float, Field(gt=0, le=1e6)]
 
 
 class ResourceSettings(BaseModel):
@@ -37,6 +40,11 @@ class ResourceSettings(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> ResourceSettings:
+        for key in ("cpus_per_expert", "gpus_per_expert"):
+            share = getattr(self, key)
+            if share != "auto" and 0 < share < _LEAST_SHARE:
+                what = f"Ray reserves no less than {_LEAST_SHARE}, and this is {share}"
+                raise setting_error(what, key=(key,), fix=f"write {_LEAST_SHARE} or more")
         if self.autoscaling and not self.max_parallel:
             what = "autoscaling requires a maximum number of parallel jobs"
             raise setting_error(what, key=("autoscaling",), fix="set `max_parallel`")
@@ -52,20 +60,20 @@ class FailureSettings(BaseModel):
     """
 
     model_config = STRICT_CONFIG
-    retries: int = Field(
-        default=3, ge=0, description="Retries after system failures such as a dead worker process or a broken GPU."
+    retries: NonNegativeInt = Field(
+        default=3, description="Retries after system failures such as a dead worker process or a broken GPU."
     )
-    code_retries: int = Field(default=0, ge=0, description="Retries after errors of the code or the data.")
-    lost_retries: int = Field(
-        default=8, ge=0, description="Retries after the loss of a node; preemption is retried without limit."
+    code_retries: NonNegativeInt = Field(default=0, description="Retries after errors of the code or the data.")
+    lost_retries: NonNegativeInt = Field(
+        default=8, description="Retries after the loss of a node; preemption is retried without limit."
     )
-    stop_after: int = Field(
-        default=3, ge=0, description="Stop if the first N experts fail with the same error; 0 never stops."
+    stop_after: NonNegativeInt = Field(
+        default=3, description="Stop if the first N experts fail with the same error; 0 never stops."
     )
-    stall_minutes: PositiveFloat = Field(
+    stall_minutes: Minutes = Field(
         default=15.0, description="Minutes without a progress report after which a job is stopped and retried."
     )
-    tracking_minutes: PositiveFloat = Field(
+    tracking_minutes: Minutes = Field(
         default=30.0, description="Minutes to wait for an MLflow server that does not answer."
     )
 
@@ -74,8 +82,8 @@ class LimitSettings(BaseModel):
     """Limits of one ``ttmoe run``. When one is reached, trainings save a checkpoint and the run ends."""
 
     model_config = STRICT_CONFIG
-    hours: PositiveFloat | None = Field(default=None, description="Hours after which the run ends.")
-    gpu_hours: PositiveFloat | None = Field(
+    hours: Hours | None = Field(default=None, description="Hours after which the run ends.")
+    gpu_hours: Hours | None = Field(
         default=None, description="Hours in which GPUs are reserved for experts and router, summed over GPUs."
     )
 
@@ -88,7 +96,7 @@ class StorageSettings(BaseModel):
     cache: str | None = Field(
         default=None, description="Folder of data that can be computed again; by default <root>/cache."
     )
-    trunk_gb: NonNegativeFloat = Field(
+    trunk_gb: Annotated[float, Field(ge=0, le=1e9)] = Field(
         default=20.0, description="Disk space for cached trunk states in GB; 0 computes them in every step."
     )
 

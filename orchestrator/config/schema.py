@@ -35,8 +35,8 @@ from orchestrator.config.sections import (
 from orchestrator.config.store_address import StoreAddress, find_store
 from ttmoe.generating_kinds import GENERATING_KINDS
 from workers.data.task import Task
-from workers.data.validation import STRICT_CONFIG, setting_error
-from workers.training.settings import PositiveInt, RouterSettings, TrainSettings
+from workers.data.validation import STRICT_CONFIG, PositiveInt, Seed, setting_error
+from workers.training.settings import RouterSettings, TrainSettings
 
 
 def _check_name(name: str) -> str:
@@ -115,7 +115,7 @@ class Config(BaseModel):
 
     model_config = STRICT_CONFIG
     library: Slug = Field(description="Name of the library in the registry.")
-    seed: int = Field(default=0, ge=0, description="Random seed.")
+    seed: Seed = Field(default=0, description="Random seed.")
     base: BaseSettings = Field(description="The frozen base model.")
     adapter: AdapterSettings = Field(default_factory=AdapterSettings, description="Adapter of each expert.")
     head: HeadMode = Field(

@@ -7,12 +7,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from orchestrator.config.runtime_sections import Minutes
 from orchestrator.config.sections import HeadMode, LayerRange, Overriding, Targets
-from workers.data.validation import STRICT_CONFIG, setting_error
-from workers.training.settings import Fraction, PositiveFloat, PositiveInt, TrainSettings
+from workers.data.validation import (
+    LARGEST_COUNT,
+    STRICT_CONFIG,
+    Fraction,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    setting_error,
+)
+from workers.training.settings import TrainSettings
 
 Objective = Literal["accuracy", "parameters"]
-Cores = Annotated[int, Field(ge=2)]
+Cores = Annotated[int, Field(ge=2, le=64)]  # a width of 32 bits has no more factors, on either side
 
 
 def _new(default: Any, description: str, **rules: Any) -> Any:
@@ -57,7 +67,7 @@ class BudgetSettings(BaseModel):
         default=None, description="Method truncate: maximum number of ranks that are trained because their cut is poor."
     )
     steps: PositiveInt | None = Field(default=None, description="Maximum number of optimizer steps of all trials.")
-    minutes: PositiveFloat | None = Field(default=None, description="Time after which no further trial is started.")
+    minutes: Minutes | None = Field(default=None, description="Time after which no further trial is started.")
 
     @model_validator(mode="after")
     def _check(self) -> BudgetSettings:
@@ -71,7 +81,7 @@ class RungSettings(BaseModel):
 
     model_config = STRICT_CONFIG
     first: PositiveInt = Field(description="Optimizer steps of the first rung.")
-    factor: Annotated[int, Field(ge=2)] = Field(
+    factor: Annotated[int, Field(ge=2, le=LARGEST_COUNT)] = Field(
         default=3, description="A rung has so many times the steps of the one before, and keeps one of so many trials."
     )
 
@@ -107,8 +117,8 @@ class SearchSettings(BaseModel):
     steps: PositiveInt = Field(default=100, description="Optimizer steps of a trial.")
     rungs: RungSettings | None = _new(None, "Stop poor trials early; by default every trial is trained to its end.")
     budget: BudgetSettings | None = _new(None, "Limits of all training that the search does.")
-    confirm: int = _new(
-        0, "Further seeds with which the best trials are repeated before a winner is named; 0: none.", ge=0
+    confirm: NonNegativeInt = _new(
+        0, "Further seeds with which the best trials are repeated before a winner is named; 0: none."
     )
     finalists: PositiveInt = _new(4, "Maximum number of trials of a task that are repeated with further seeds.")
     references: tuple[PositiveInt, ...] = _new(
@@ -129,7 +139,7 @@ class SearchSettings(BaseModel):
     train: Overriding[TrainSettings] = Field(
         default_factory=TrainSettings, description="Training settings that differ for trials."
     )
-    seed: int = Field(default=0, ge=0, description="Random seed of the sampler.")
+    seed: Seed = Field(default=0, description="Random seed of the sampler.")
 
     @model_validator(mode="after")
     def _check(self) -> SearchSettings:

@@ -9,9 +9,9 @@ from pydantic import AfterValidator, BaseModel, Field, PlainSerializer, field_va
 
 from ttmoe.errors import InputError
 from ttmoe.shapes import TTShape
-from workers.data.validation import STRICT_CONFIG, Sha256, setting_error
+from workers.data.validation import STRICT_CONFIG, Fraction, PositiveFloat, PositiveInt, Sha256, setting_error
 from workers.data.wheels import REQUIREMENT
-from workers.training.settings import Fraction, Pooling, PositiveFloat, PositiveInt
+from workers.training.settings import Pooling
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 HeadMode = Literal["trained", "frozen"]

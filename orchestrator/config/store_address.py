@@ -52,7 +52,7 @@ class StoreAddress:
     def is_missing(self) -> bool:
         """Whether the store is an SQLite file that does not exist yet."""
         path = sqlite_file(self.uri)
-        return path is not None and not path.is_file()
+        return path is not None and not path.exists()
 
 
 def find_store(

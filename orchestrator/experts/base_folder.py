@@ -32,7 +32,7 @@ def base_of_version(registry: Registry, version: Version) -> Base:
     Raises:
         InputError: If the folder is missing, or contains another base.
     """
-    recorded = json.loads(registry.read_file(version, EXPERT_MANIFEST))["base"]
+    recorded = registry.read_json(version, EXPERT_MANIFEST)["base"]
     folders = [os.environ["TTMOE_BASE"]] if os.environ.get("TTMOE_BASE") else _recorded_folders(registry, version)
     try:
         return find_base(recorded, folders)

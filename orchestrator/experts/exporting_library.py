@@ -13,6 +13,7 @@ from orchestrator.config.store_address import StoreAddress
 from orchestrator.experts.base_folder import base_of_version
 from orchestrator.experts.probing import ProbeBank
 from orchestrator.experts.version_selection import choose_version, version_label
+from orchestrator.plan.json_output import finite
 from orchestrator.registry import Registry, Version
 from orchestrator.registry.library import open_library
 from orchestrator.registry.versions import CHAMPION
@@ -79,7 +80,7 @@ def _write(
     command = _command(base, rows)
     table = {"library": library, "base": base.record(), "router": _router(registry, library), "experts": rows,
              "left_out": others}  # fmt: skip
-    write_atomically(folder / TABLE, json.dumps(table, indent=1).encode())
+    write_atomically(folder / TABLE, json.dumps(finite(table), indent=1).encode())
     write_atomically(folder / COMMAND, f'#!/bin/sh\ncd "$(dirname "$0")"\nexec {command}\n'.encode())
     (folder / COMMAND).chmod(0o755)
     if others:
@@ -90,7 +91,7 @@ def _write(
 
 def _writes(registry: Registry, version: Version) -> bool:
     """Return whether an expert generates text."""
-    return bool(json.loads(registry.read_file(version, "expert.json"))["kind"] in GENERATING_KINDS)
+    return bool(registry.read_json(version, "expert.json")["kind"] in GENERATING_KINDS)
 
 
 def _router(registry: Registry, library: str) -> str | None:

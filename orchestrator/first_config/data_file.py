@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import re
-import zlib
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,14 +14,14 @@ from typing import Any
 from orchestrator.first_config.line_patterns import find_line_pattern
 from ttmoe.errors import InputError
 from workers.data.rows import Row
-from workers.data.sources import ENDINGS, read_rows
+from workers.data.sources import ENDINGS, format_ending, read_rows
 from workers.data.tables import table_reader
 from workers.data.task import Source
+from workers.data.text_files import decompressed, detected_encoding
 
 _DELIMITERS = {"csv": (",", ";", "\t", "|"), "tsv": ("\t", ";", ",", "|")}
 _TESTED_RECORDS = 50
 _ENCODINGS = ("utf-8", "cp1252", "latin-1")
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _FORMATS = "JSONL, CSV, TSV and Parquet files, and text files with one row on a line"
 _REFUSED = {
     (".xlsx", ".xls", ".ods"): "save the sheet as CSV: in Excel as `CSV UTF-8`, in LibreOffice as `Text CSV`",
@@ -68,7 +66,7 @@ def read_data_file(path: Path) -> DataFile:
 
 def _check_path(path: Path) -> None:
     if path.is_dir():
-        inside = sorted(each.name for each in path.iterdir() if each.is_file() and _ending(each) in ENDINGS)
+        inside = sorted(each.name for each in path.iterdir() if each.is_file() and format_ending(each) in ENDINGS)
         fix = f"name the files in it, such as {path / inside[0]}" if inside else f"it reads {_FORMATS}"
         raise InputError("this is a folder, not a data file", where=str(path), fix=fix)
     if not path.is_file():
@@ -78,12 +76,8 @@ def _check_path(path: Path) -> None:
             raise InputError(f"files of the type {path.suffix} are not read", where=str(path), fix=fix)
 
 
-def _ending(path: Path) -> str:
-    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
-
-
 def _find_settings(path: Path, notes: list[str]) -> dict[str, Any]:
-    file_format = ENDINGS.get(_ending(path))
+    file_format = ENDINGS.get(format_ending(path))
     if file_format == "parquet":
         return {}
     text, settings = _decode(path, notes)
@@ -99,15 +93,9 @@ def _find_settings(path: Path, notes: list[str]) -> dict[str, Any]:
 
 def _decode(path: Path, notes: list[str]) -> tuple[str, dict[str, Any]]:
     """Return the text of a file, and its encoding as a setting if it is not the default."""
-    data = path.read_bytes()
-    if data.startswith(b"\x1f\x8b"):
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            what = f"the file cannot be decompressed: {error}"
-            raise InputError(what, where=str(path), fix="copy or download it again") from error
-    if data.startswith(_UTF_16):  # the reader knows it by the same mark
-        return data.decode("utf-16", errors="replace"), {}
+    data = decompressed(path)
+    if (encoding := detected_encoding(data)) != _ENCODINGS[0]:  # the reader detects it too
+        return data.decode(encoding, errors="replace").removeprefix("\ufeff"), {}
     if b"\0" in data[:1000]:
         raise InputError("this is not a text file", where=str(path), fix=f"it reads {_FORMATS}")
     for encoding in _ENCODINGS:
@@ -170,9 +158,9 @@ def _read(path: Path, settings: dict[str, Any], notes: list[str]) -> list[Row]:
     try:
         return read_rows(Source(path=str(path), **settings), Path())
     except InputError as error:
-        if _ending(path) not in (".csv", ".tsv", ".tab"):
+        if format_ending(path) not in (".csv", ".tsv", ".tab"):
             raise
-        settings["quotes"] = quotes = _ending(path) != ".csv"  # the opposite of the default
+        settings["quotes"] = quotes = format_ending(path) != ".csv"  # the opposite of the default
         try:
             rows = read_rows(Source(path=str(path), **settings), Path())
         except InputError:
@@ -185,7 +173,7 @@ def _read(path: Path, settings: dict[str, Any], notes: list[str]) -> list[Row]:
 
 def _check_names(path: Path, rows: list[Row]) -> None:
     """Refuse a table whose first line is a row."""
-    if _ending(path) not in (".csv", ".tsv", ".tab", ".txt"):
+    if format_ending(path) not in (".csv", ".tsv", ".tab", ".txt"):
         return
     names = list(rows[0])
     data = [name for name in names if _is_number(name) or len(name) > 80]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.config.schema import Config
+from orchestrator.config.store_address import StoreAddress, sqlite_file
 from ttmoe.errors import InputError
 
 
@@ -34,10 +35,16 @@ class LibraryFolders:
         in_root = self.cache == self.root / "cache"
         _check_writable(self.cache, "storage.root" if in_root else "storage.cache")
 
-    def check(self) -> None:
-        """Create the folders if they are missing. Raise InputError if no files can be written in one."""
+    def check(self, store: StoreAddress) -> None:
+        """Create the folders, also that of a store that is a file, if they are missing.
+
+        Raises:
+            InputError: If no files can be written in one.
+        """
         _check_writable(self.root, "storage.root")
         self.check_cache()
+        if store.is_missing and (path := sqlite_file(store.uri)):
+            _check_writable(path.parent, store.source)
 
     @property
     def home(self) -> Path:

@@ -26,7 +26,7 @@ def round_numbers(value: Any, key: str = "", exact: Collection[str] = ()) -> Any
         exact: Keys of values that are not rounded, such as settings, at any depth.
     """
     if key in exact:
-        return value
+        return finite(value)
     if isinstance(value, Mapping):
         return {name: round_numbers(inner, str(name), exact) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -36,6 +36,15 @@ def round_numbers(value: Any, key: str = "", exact: Collection[str] = ()) -> Any
     if not math.isfinite(value):
         return None
     return round(value, 1) if key.partition(".")[0] in _DURATIONS else round_share(value)
+
+
+def finite(value: Any) -> Any:
+    """Return a value of JSON with None in place of NaN and infinities, which JSON does not have, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def to_json(content: Mapping[str, Any], exact: Collection[str] = ()) -> str:

@@ -66,7 +66,9 @@ def fit_passes(plan: Plan, model: nn.Module) -> Plan:
     """Return the plan with every ``micro_batch: auto`` and ``checkpointing: auto`` resolved; its engine stays."""
     available = memory_for_a_job(plan.nodes, plan.resources)
     together = plan.config.resources.experts_per_job
-    count = 1 if together == "auto" else together  # auto adds experts to a job as far as they fit
+    count = (
+        1 if together == "auto" else min(together, len(plan.experts))
+    )  # auto adds experts to a job as far as they fit
     settings: dict[tuple[object, ...], TrainSettings] = {}  # tasks with equal settings have equal ones
     experts = {}
     for task, expert in plan.experts.items():

@@ -61,7 +61,7 @@ def plan_library(
         InputError: If the config cannot be run.
     """
     with console.status("planning: base, data, adapters") if console else nullcontext():
-        LibraryFolders.of(loaded.config).check_cache()
+        LibraryFolders.of(loaded.config).check(loaded.config.store)
         registry = _open_registry(loaded.config.store)
         plan = make_plan(loaded.config, nodes, registry)
         plan = fit_memory(plan, empty_body(plan.base))

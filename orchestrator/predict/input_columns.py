@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
 
 from ttmoe.conversation import Conversation
 from ttmoe.encoding import Choice, Input
 from ttmoe.errors import InputError
-from workers.data.cells import NotTextError, cell_text
-from workers.data.rows import Row
+from workers.data.cells import options_of, text_of
+from workers.data.rows import Row, column_value, outer_column, value_if_any
+from workers.data.tables import joined_names
 
 TEXT, SECOND, CHOICES, MESSAGES = "text", "second", "choices", "messages"
 ANSWER = ("task", "label", "confidence", "routing", "scores")
@@ -43,7 +42,7 @@ def output_names(names: Iterable[str], where: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class InputColumns:
-    """The names of the input columns.
+    """The names of the input columns; a name may be a dotted path into nested rows, as in a config.
 
     Attributes:
         text: Column of the text. None means ``text``.
@@ -68,7 +67,7 @@ class InputColumns:
         available = list(available)
         needed = None if self.text is None and MESSAGES in available else self.text or TEXT
         for name in (needed, self.second, *self.choices):
-            if name is not None and name not in available:
+            if name is not None and outer_column(name, available) not in available:
                 raise _missing_column(name, available, where)
 
     def input_of(self, row: Row, where: str) -> Input:
@@ -88,9 +87,10 @@ class InputColumns:
             except ValueError as error:
                 fix = 'write a list of messages: [{"role": "user", "content": "where is it"}]'
                 raise InputError(f"column {MESSAGES!r}: {error}", where=where, fix=fix) from error
-        if name not in row:
+        if outer_column(name, row) not in row:
             raise _missing_column(name, list(row), where)
-        text, second = (_text_of(row.get(column), column, where) for column in (name, second_name))
+        text = text_of(column_value(row, name, where), name, where)
+        second = text_of(value_if_any(row, second_name), second_name, where)
         options = self._options(row, where)
         if not text:
             raise InputError(f"column {name!r} is empty", where=where, fix="fill it, or remove the row")
@@ -100,46 +100,25 @@ class InputColumns:
 
     def _options(self, row: Row, where: str) -> tuple[str, ...]:
         if len(self.choices) > 1:
-            cells = [row.get(name) for name in self.choices]
-            if all(cell is None or not str(cell).strip() for cell in cells):
+            cells = {name: value_if_any(row, name) for name in self.choices}
+            if all(cell is None or not str(cell).strip() for cell in cells.values()):
                 return ()
+            options = tuple(text_of(cell, name, where) for name, cell in cells.items())
         else:
-            cells = _parse_list(row.get(self.names[2]), where)
-        options = tuple(_text_of(cell, CHOICES, where) for cell in cells)
+            name = self.names[2]
+            value = value_if_any(row, name)
+            if value in (None, [], ()) or value != value or (isinstance(value, str) and value.strip() in ("", "null")):
+                return ()
+            options = options_of(value, name, where)
         if not all(options):
             raise InputError("an option is empty", where=where, fix="fill it, or remove it")
         return options
 
 
-def _parse_list(value: Any, where: str) -> list[Any]:
-    """Return the options in a cell: a list, or in a table its JSON text. An empty cell has none."""
-    if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except ValueError:
-            value = {}
-    if isinstance(value, list | tuple):
-        return list(value)
-    if isinstance(value, dict) or _text_of(value, CHOICES, where):
-        fix = 'write a JSON list: ["one", "two"], or name a column for each option'
-        raise InputError("the options are not a list", where=where, fix=fix)
-    return []
-
-
-def _text_of(value: Any, name: str, where: str) -> str:
-    """Return the text of a cell as training reads it: numbers as text, without white space at the ends."""
-    if isinstance(value, dict | list | tuple):
-        fix = "name a column that holds texts"
-        raise InputError(f"column {name!r} holds a list or an object, not a text", where=where, fix=fix)
-    try:
-        return cell_text(value)
-    except NotTextError as error:
-        what = f"column {name!r} holds {error}, not a text"
-        raise InputError(what, where=where, fix="name a column that holds texts") from error
-
-
 def _missing_column(name: str, available: list[str], where: str) -> InputError:
     near = get_close_matches(name, available, 1, 0.6)
     hint = f"did you mean {near[0]!r}? " if near else ""
+    if mark := joined_names(available):
+        hint = f"its cells seem to be separated by {mark!r}: write them with commas in CSV, with tabs in TSV; "
     fix = f"{hint}select it with --text, --second or --choices; available: {', '.join(available[:20])}"
     return InputError(f"there is no column {name!r}", where=where, fix=fix)

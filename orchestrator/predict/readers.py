@@ -1,5 +1,7 @@
 """Read rows of JSON Lines, CSV, TSV and Parquet files in chunks, so that memory does not grow with the file.
 
+Arrays of JSON, and files that are compressed or in UTF-16, are read as a whole.
+
 Texts stay exactly as in the file: readers that infer types turn "007" into 7 and "2024-01-01" into a date. Errors name
 the line of a bad row.
 """
@@ -8,17 +10,21 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from orchestrator.predict.input_columns import Row
 from ttmoe.errors import InputError
-from workers.data.sources import ENDINGS, json_array, json_row, python_rows
+from workers.data.parquet_files import open_parquet, python_rows
+from workers.data.sources import ENDINGS, json_array, json_row
 from workers.data.tables import TableHeader, table_reader
+from workers.data.text_files import GZIP_ENDING, decode_text, file_text, is_plain, split_lines
 
 _PARQUET_BATCH = 1024  # rows of a Parquet file in memory
 _JSON_ARRAY = "json"  # a file with one array of objects, which is read as a whole
@@ -88,18 +94,29 @@ def _form_of(path: Path) -> str:
     """Return the form of a file with rows, see ``FileChunk``: by its name, and of JSON by its first character.
 
     Raises:
-        InputError: If the name has another ending, or the file is compressed or in UTF-16.
+        InputError: If the name has another ending, or the file is compressed and cannot be decompressed.
     """
+    form = file_format(path.with_suffix("") if path.suffix.lower() == GZIP_ENDING else path)
+    if form != "jsonl":
+        return form
+    with open_text(path) as file:
+        first = file.read(_FIRST_BYTES)
+    return _JSON_ARRAY if first.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[" else form
+
+
+def open_text(path: Path) -> BinaryIO:
+    """Open the text of a file in UTF-8. If it is compressed or in UTF-16, its whole text is held in memory."""
     with path.open("rb") as file:
         first = file.read(_FIRST_BYTES)
-    if first.startswith(b"\x1f\x8b"):
-        raise InputError("the file is compressed by gzip", where=str(path), fix="decompress it, for example by gunzip")
-    form = file_format(path)
-    if first.startswith((b"\xff\xfe", b"\xfe\xff")) and form != "parquet":
-        fix = f"convert it: iconv -f UTF-16 -t UTF-8 {path.name} > new{path.suffix}"
-        raise InputError("the file is in UTF-16, not in UTF-8", where=str(path), fix=fix)
-    is_array = form == "jsonl" and first.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-    return _JSON_ARRAY if is_array else form
+    if is_plain(first):
+        return path.open("rb")
+    state = path.stat()
+    return io.BytesIO(_converted(path, state.st_mtime_ns, state.st_size))
+
+
+@lru_cache(maxsize=1)  # every chunk of a file begins with its text
+def _converted(path: Path, changed: int, size: int) -> bytes:
+    return file_text(path).encode()
 
 
 def read_chunk(chunk: FileChunk, columns: Sequence[str] | None = None) -> Iterator[ReadRow]:
@@ -120,13 +137,9 @@ def read_chunk(chunk: FileChunk, columns: Sequence[str] | None = None) -> Iterat
     return islice(readers.get(chunk.form, _table_rows)(chunk), chunk.rows)
 
 
-def decode_line(data: bytes, where: str) -> str:
-    """Decode a line from UTF-8; raise InputError with the location ``where`` if it is not UTF-8."""
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        bad = data[error.start : error.start + 4]
-        raise InputError(f"{bad!r} is not UTF-8", where=where, fix="convert it to UTF-8") from error
+def decode_line(data: bytes, path: str, line: int) -> str:
+    """Decode a line from UTF-8; raise InputError with its location if it is not UTF-8."""
+    return decode_text(data, "utf-8", path, line, "convert it to UTF-8")
 
 
 class _Lines:
@@ -134,23 +147,19 @@ class _Lines:
 
     def __init__(self, file: BinaryIO, path: str) -> None:
         self.file, self.path, self.offset, self.number = file, path, 0, 0
-        self._pieces: deque[bytes] = deque()  # of a file whose lines end with carriage returns alone
-        self._returns = False
+        self._pieces: deque[bytes] = deque()  # several where a carriage return ends a line
 
     def __iter__(self) -> _Lines:
         return self
 
     def __next__(self) -> str:
-        # Lines end at line feeds only: a text may contain U+2028. In a file without any, carriage returns end them.
-        data = self._pieces.popleft() if self._pieces else self.file.readline()
-        if not data:
+        if not self._pieces:
+            self._pieces.extend(split_lines(self.file.readline()))
+        if not self._pieces:
             raise StopIteration
-        if b"\r" in data[:-1] and not data.endswith(b"\n") and (self.number == 0 or self._returns):
-            self._returns = True
-            self._pieces.extend(piece + b"\r" for piece in data.removesuffix(b"\r").split(b"\r"))
-            data = self._pieces.popleft()
+        data = self._pieces.popleft()
         self.offset, self.number = self.offset + len(data), self.number + 1
-        text = decode_line(data, self.where)
+        text = decode_line(data, self.path, self.number)
         return text.removeprefix("\ufeff") if self.number == 1 else text
 
     def seek(self, chunk: FileChunk) -> None:
@@ -164,7 +173,7 @@ class _Lines:
 
 
 def _json_rows(chunk: FileChunk) -> Iterator[ReadRow]:
-    with Path(chunk.path).open("rb") as file:
+    with open_text(Path(chunk.path)) as file:
         lines = _Lines(file, chunk.path)
         lines.seek(chunk)
         for line in lines:
@@ -173,14 +182,15 @@ def _json_rows(chunk: FileChunk) -> Iterator[ReadRow]:
 
 
 def _array_rows(chunk: FileChunk) -> Iterator[ReadRow]:
-    text = decode_line(Path(chunk.path).read_bytes(), chunk.path).removeprefix("\ufeff")
+    with open_text(Path(chunk.path)) as file:
+        text = decode_line(file.read(), chunk.path, 1).removeprefix("\ufeff")
     for number, row in enumerate(json_array(text, chunk.path)[chunk.offset :], chunk.offset + 1):
         yield ReadRow(row, f"{chunk.path}, item {number}", number, number)
 
 
 def _table_rows(chunk: FileChunk) -> Iterator[ReadRow]:
     delimiter = "," if chunk.form == "csv" else "\t"
-    with Path(chunk.path).open("rb") as file:
+    with open_text(Path(chunk.path)) as file:
         lines = _Lines(file, chunk.path)
         records = _records(table_reader(lines, delimiter, quotes=chunk.form == "csv"), lines)
         first = next(records, None)
@@ -207,17 +217,6 @@ def _records(reader: Iterator[list[str]], lines: _Lines) -> Iterator[tuple[list[
             raise InputError(f"the row cannot be read: {error}", where=where, fix=fix) from error
         if cells:
             yield cells, where
-
-
-def open_parquet(path: str) -> Any:
-    """Open a file as ``pyarrow.parquet.ParquetFile``; raise InputError if it is not a Parquet file."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowException as error:
-        raise InputError(f"not a Parquet file: {error}", where=path, fix="check the file and its ending") from error
 
 
 def _parquet_rows(chunk: FileChunk, columns: Sequence[str] | None) -> Iterator[ReadRow]:

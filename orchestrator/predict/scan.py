@@ -10,8 +10,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.predict.input_columns import InputColumns, Row, output_names
-from orchestrator.predict.readers import FileChunk, open_parquet, read_chunk
+from orchestrator.predict.readers import FileChunk, read_chunk
 from ttmoe.errors import InputError
+from workers.data.parquet_files import check_repeated, open_parquet
+from workers.data.prepared import NO_ROWS_FIX
+from workers.data.rows import outer_column
 
 if TYPE_CHECKING:
     import pyarrow
@@ -69,11 +72,13 @@ def scan_files(files: Sequence[FileChunk], columns: InputColumns) -> FileScan:
         if file.form == "parquet":
             with open_parquet(file.path) as parquet:
                 schemas.append(parquet.schema_arrow)
+            check_repeated(schemas[-1].names, schemas[-1].names, file.path)  # answers stand beside all columns
             columns.check(schemas[-1].names, file.path)
-            names = [name for name in columns.names if name in schemas[-1].names]
+            outer = dict.fromkeys(outer_column(name, schemas[-1].names) for name in columns.names)
+            names = [name for name in outer if name in schemas[-1].names]
         chunks += _scan_file(file, columns, names, kinds)
     if not chunks:
-        raise InputError("there are no rows", where=files[0].path, fix="add rows; a table also needs a header")
+        raise InputError("there are no rows", where=files[0].path, fix=NO_ROWS_FIX)
     types = _unified_types(schemas, files) if schemas else {name: _arrow_type(kind) for name, kind in kinds.items()}
     where = files[0].path if len(files) == 1 else f"{files[0].path} and {len(files) - 1} more"
     columns.check(types, where)

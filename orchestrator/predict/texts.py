@@ -156,7 +156,7 @@ def _parse_lines(
     for number, data in enumerate(lines, lines_before + 1):
         where = f"standard input:{number}"
         try:
-            line = decode_line(data, where).removeprefix("\ufeff").strip()
+            line = decode_line(data, "standard input", number).removeprefix("\ufeff").strip()
             if line.startswith("{"):
                 rows.append(_with_input(json_row(line, where), where, columns))
             elif line:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import glob
 import json
-import math
 import os
 import secrets
 import sys
@@ -14,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.plan.json_output import round_share
+from orchestrator.plan.json_output import finite, round_share
 from orchestrator.predict.input_columns import ANSWER, Row, output_names
 from orchestrator.predict.leftovers import files_of_ended_runs, remove_files, run_name
 from orchestrator.predict.readers import FileChunk, file_format
@@ -122,16 +121,12 @@ def print_rows(rows: Sequence[Row]) -> None:
 
 def to_json_line(row: Row) -> str:
     """Return a row as one line of JSON. NaN and infinities become null; dates and similar values become text."""
-    return json.dumps(_finite(row), ensure_ascii=False, default=str, allow_nan=False)
+    return json.dumps(finite(row), ensure_ascii=False, default=_written, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
-    """Return a value of JSON with None in place of NaN and infinities, at any depth."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _written(value: Any) -> str:
+    """Return the text of a value that JSON does not have, such as a date; bytes that are not UTF-8 become escapes."""
+    return value.decode(errors="backslashreplace") if isinstance(value, bytes) else str(value)
 
 
 def answer_schema(scan: FileScan) -> pyarrow.Schema:
@@ -165,8 +160,10 @@ def to_table(rows: Sequence[Row], schema: pyarrow.Schema, nested: frozenset[str]
 
 
 def _to_json(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(_finite(value), ensure_ascii=False)
+    return value if value is None or isinstance(value, str) else json.dumps(finite(value), ensure_ascii=False)
 
 
 def _cell(value: Any) -> Any:
-    return json.dumps(_finite(value), ensure_ascii=False, default=str) if isinstance(value, dict | list) else value
+    if isinstance(value, dict | list):
+        return json.dumps(finite(value), ensure_ascii=False, default=_written)
+    return _written(value) if isinstance(value, bytes) else value

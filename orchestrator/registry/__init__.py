@@ -68,7 +68,7 @@ with warnings.catch_warnings():
     from orchestrator.registry.searches import continue_search, search_artifacts
     from orchestrator.registry.store import Library, libraries, open_store
     from orchestrator.registry.uploads import artifact_address, log_file
-    from orchestrator.registry.version_files import check_files, fetch, read_file, version_has_files
+    from orchestrator.registry.version_files import check_files, fetch, read_file, read_json, version_has_files
     from orchestrator.registry.versions import Version, find_version, promote, tag_version
 
 __all__ = [
@@ -161,3 +161,4 @@ class Registry(RetryingStore):
     check_files = retried(check_files)
     fetch = retried(fetch)
     read_file = retried(read_file)
+    read_json = retried(read_json)

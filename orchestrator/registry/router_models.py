@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.registry.expert_models import ROUTER
 from orchestrator.registry.store import Store
 from orchestrator.registry.uploads import upload_model
-from orchestrator.registry.version_files import read_file
+from orchestrator.registry.version_files import read_json
 from orchestrator.registry.versions import (
     BASE_FOLDER,
     CHAMPION,
@@ -102,7 +102,7 @@ def router_lock(store: Store, router: Version) -> dict[str, str]:
     try:
         return dict(json.loads(router.tags["lock"]))
     except (KeyError, ValueError):  # an older version has no such tag; a tag cannot hold the lock of many experts
-        return dict(json.loads(read_file(store, router, LOCK)))
+        return read_json(store, router, LOCK)
 
 
 def write_model(folder: Path, model: Path, lock: dict[str, Any], base_folder: Path | None) -> None:

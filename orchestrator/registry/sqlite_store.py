@@ -24,6 +24,7 @@ from ttmoe.errors import InputError
 
 # It imports the scripts of all migrations, and MLflow asks again for each store that it opens.
 migrations._get_latest_schema_revision = cache(migrations._get_latest_schema_revision)
+_NO_STORE_FIX = "move it away, or choose another store"
 _NETWORK_FILE_SYSTEMS = ("nfs", "cifs", "smb", "9p", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "fuse")
 
 
@@ -119,6 +120,8 @@ def _is_known(revision: str) -> bool:
 
 def _revision(path: Path, where: str) -> str | None:
     """Return the schema revision in the file, or None if the file is missing or empty."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not an MLflow store", where=where, fix=_NO_STORE_FIX)
     if not path.is_file() or not path.stat().st_size:
         return None
     try:
@@ -128,7 +131,7 @@ def _revision(path: Path, where: str) -> str | None:
         raise InputError(
             f"{path} is not an MLflow store ({error})",
             where=where,
-            fix="move the file away, or choose another store",
+            fix=_NO_STORE_FIX,
         ) from error
 
 

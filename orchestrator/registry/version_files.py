@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import mlflow.artifacts
 from mlflow.exceptions import MlflowException
@@ -53,6 +55,19 @@ def check_files(store: Store, version: Version) -> None:
             digest = hashlib.sha256(weights.read_bytes()).hexdigest()
         if digest != version.tags.get("weights_digest", digest):
             raise InputError(f"the server has other weights: {digest[:12]}", where=where, fix=_RESTORE)
+
+
+def read_json(store: Store, version: Version, name: str) -> dict[str, Any]:
+    """Return the object in one of the version's JSON files.
+
+    Raises:
+        InputError: As ``read_file``; or if the file is damaged.
+    """
+    try:
+        return dict(json.loads(read_file(store, version, name)))
+    except (ValueError, TypeError) as error:
+        where = f"{version.name} version {version.version}"
+        raise InputError(f"its file {name} is damaged: {error}", where=where, fix=_RESTORE) from error
 
 
 def read_file(store: Store, version: Version, name: str) -> str:

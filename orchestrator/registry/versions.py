@@ -217,13 +217,14 @@ def _aliases(store: Store, name: str) -> dict[str, str]:
 def _version(entry: ModelVersion, aliases: dict[str, str]) -> Version:
     """Convert MLflow's version and the aliases of its model."""
     tags = {key.removeprefix(TAG): value for key, value in entry.tags.items()}
+    library, _, task = entry.name.partition(".")
     metrics = {key.removeprefix(_METRIC): float(tags.pop(key)) for key in [*tags] if key.startswith(_METRIC)}
     return Version(
         name=entry.name,
         version=int(entry.version),
-        library=tags["library"],
-        task=tags["task"],
-        spec_hash=tags["spec_hash"],
+        library=library,
+        task=task,
+        spec_hash=tags.get("spec_hash", ""),  # a tag that somebody deleted; no spec has this hash
         tags=tags,
         metrics=metrics,
         aliases=tuple(sorted(alias for alias, number in aliases.items() if int(number) == int(entry.version))),

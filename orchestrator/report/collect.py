@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -189,7 +188,7 @@ def downsample(points: Sequence[tuple[int, float]], count: int, reduce: Callable
 
 
 def _evaluation(registry: Registry, router: Version | None) -> dict[str, Any]:
-    return json.loads(registry.read_file(router, EVALUATION)) if router else {}
+    return registry.read_json(router, EVALUATION) if router else {}
 
 
 def _routing(router: Version | None, evaluation: Mapping[str, Any]) -> RoutingReport | None:

@@ -102,7 +102,7 @@ def plan_and_open(loaded: LoadedConfig, console: Console) -> tuple[Plan, Registr
     """Plan a config, and open its store with retries; a plan that fails creates no file."""
     refuse_declared(loaded.config)
     with console.status("planning: base, data, adapters"):
-        LibraryFolders.of(loaded.config).check()
+        LibraryFolders.of(loaded.config).check(loaded.config.store)
         store = loaded.config.store
         # A server is asked before the planning, which takes longer.
         opened = None if store.is_missing else Registry.open(store.uri, store.artifacts, store.source)

@@ -25,6 +25,7 @@ from cluster.jobs import own_job
 from orchestrator.config.completion import is_url, mask_on_end
 from orchestrator.config.refused_writes import refused_write
 from orchestrator.config.store_address import mask_secrets, split_credentials
+from orchestrator.plan.json_output import finite
 from orchestrator.run.termination import interruption_code, terminated_by
 from ttmoe.errors import InputError, PartFailedError
 
@@ -101,7 +102,7 @@ def call_on_end(on_end: str, message: Mapping[str, Any], console: Console) -> No
             library, run and job are also in its environment: TTMOE_STATUS and so on.
         console: Prints the output of a command, and a warning if the call fails.
     """
-    body = json.dumps(message).encode()
+    body = json.dumps(finite(message)).encode()
     try:
         if is_url(on_end):
             _post(on_end, body)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from orchestrator.plan.json_output import finite
 from orchestrator.plan.planning import Plan
 from orchestrator.plan.quantities import format_names
 from orchestrator.plan.router_forecast import RouterForecast
@@ -95,7 +96,7 @@ def train_router(
         twins = [group for group in find_twins(result.tasks, result.confusion, labels)
                  if not any(set(group) <= set(declared) for declared in groups)]  # fmt: skip
         evaluation = summarize_routing(result, routed, alone, depths, groups, twins)
-        (model / EVALUATION).write_text(json.dumps(evaluation, indent=1))
+        (model / EVALUATION).write_text(json.dumps(finite(evaluation), indent=1))
         save_png(draw_confusion(evaluation["confusion"], result.tasks), model / CONFUSION_PLOT)
         return _register(plan, evaluation, model, registry, run_id)
 

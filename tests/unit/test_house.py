@@ -50,7 +50,7 @@ PLACES = {
         "cluster/",
         "orchestrator/registry/process_identity.py",
         "workers/system_metrics.py",
-        "workers/training/engines/process_group.py",
+        "workers/training/engines/",
         "workers/training/memory_limit.py",
     ),
     "pip": (),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from datetime import date, time
@@ -14,7 +15,7 @@ ColumnType = Literal["boolean", "number", "text"]
 
 _BOOLEANS = ("true", "false")
 # A number in a file without types. 01 is a text: an identifier, whose zero counts.
-_NUMBER = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?")
+_NUMBER = re.compile(r"[+-]?(?:(?:0|[1-9]\d*)(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
 
 
 class NotTextError(ValueError):
@@ -45,14 +46,14 @@ def cell_text(value: Any) -> str:
     raise NotTextError(f"a value of the type {type(value).__name__}")
 
 
-def text_of(value: Any, column: str, where: str, number: int) -> str:
+def text_of(value: Any, column: str, where: str, number: int | None = None) -> str:
     """Return the text of a cell.
 
     Args:
         value: The cell.
         column: Its column.
-        where: Config key of the column, for the error.
-        number: Row number, for the error.
+        where: Config key of the column, or the place of the row, for the error.
+        number: Row number, for the error; None if ``where`` has it.
 
     Raises:
         InputError: If it has no text; for a list or an object, the fix names its parts.
@@ -60,14 +61,40 @@ def text_of(value: Any, column: str, where: str, number: int) -> str:
     try:
         return cell_text(value)
     except NotTextError as error:
+        what = f"column {column!r}" + ("" if number is None else f" of row {number}")
         if isinstance(value, dict | list | tuple):
             parts = list(value if isinstance(value, dict) else range(len(value)))[:5]
-            what = f"column {column!r} of row {number} is nested, not a text"
+            what = f"{what} is nested, not a text"
             fix = f"name a part of it: {', '.join(f'{column}.{part}' for part in parts)}" if parts else "leave it out"
         else:
-            what = f"column {column!r} of row {number} holds {error}, not a text"
+            what = f"{what} holds {error}, not a text"
             fix = "name another column, or convert this one"
         raise InputError(what, where=where, fix=fix) from error
+
+
+def options_of(value: Any, column: str, where: str, number: int | None = None) -> tuple[str, ...]:
+    """Return the texts of the options in a cell: of a list, or in a table of its JSON text.
+
+    Args:
+        value: The cell.
+        column: Its column.
+        where: Config key of the column, or the place of the row, for the error.
+        number: Row number, for the error; None if ``where`` has it.
+
+    Raises:
+        InputError: If it is no list of texts.
+    """
+    options = value
+    if isinstance(value, str):
+        try:
+            options = json.loads(value)
+        except (ValueError, RecursionError):
+            options = None
+    if not isinstance(options, list | tuple):
+        what = f"column {column!r}" + ("" if number is None else f" of row {number}") + " is not a list"
+        fix = 'name a column of lists (in a table of JSON: ["one", "two"]), or a column for each option'
+        raise InputError(what, where=where, fix=fix)
+    return tuple(text_of(option, f"{column}.{i}", where, number) for i, option in enumerate(options))
 
 
 def column_type(values: Iterable[Any], *, typed: bool) -> ColumnType:
@@ -98,7 +125,10 @@ def spelling(text: str, column: ColumnType) -> str:
         return text.lower()
     if column == "number" and _NUMBER.fullmatch(text):
         number = Decimal(text)
-        return str(int(number)) if number == number.to_integral_value() else f"{number.normalize():f}"
+        if not number:
+            return "0"
+        digits = f"{number:f}"  # all of them: arithmetic of decimals would round to 28
+        return digits.rstrip("0").removesuffix(".") if "." in digits else digits
     return text
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ttmoe.conversation import Conversation, Message, answered_part
 from ttmoe.errors import InputError
-from workers.data.cells import ColumnType, text_of
+from workers.data.cells import ColumnType, options_of, text_of
 from workers.data.columns import ChatColumns, ChoiceColumns, GenerateColumns, PairColumns, PromptColumns
 from workers.data.labels import choice_labels, class_labels, describe_rows
 from workers.data.rows import Row, check_filter_columns, column_value, failed_filter
@@ -174,11 +174,7 @@ def _choices(row: Row, task: Task, where: str, number: int) -> tuple[str, ...]:
     key, columns = f"{where}.columns.choices", task.columns.choices
     if not isinstance(columns, str):
         return tuple(_text(row, column, key, number) for column in columns)
-    options = column_value(row, columns, key, number)
-    if not isinstance(options, list | tuple):
-        fix = "name a column that contains lists, or give a list of columns"
-        raise InputError(f"column {columns!r} of row {number} is not a list", where=key, fix=fix)
-    return tuple(text_of(option, f"{columns}.{i}", key, number) for i, option in enumerate(options))
+    return options_of(column_value(row, columns, key, number), columns, key, number)
 
 
 def _group(row: Row, task: Task, where: str, number: int) -> str:

@@ -11,6 +11,9 @@ from workers.data.cells import ColumnType, spelling, text_of
 from workers.data.columns import LabelColumn
 from workers.data.rows import as_number, is_within
 
+_INDEX_DIGITS = 9
+_SHOWN = 80  # characters of a label in an error
+
 NumberedValues = Sequence[tuple[int, Any]]
 """Row numbers, counted from 1, and raw values."""
 NamedLabels = tuple[tuple[str, ...], list[int | None]]
@@ -77,8 +80,9 @@ def choice_labels(
     indexes: list[int | None] = []
     for (n, text), row_options in zip(texts, options, strict=True):
         index = names[text] if names is not None else text
-        if not index.isdecimal() or int(index) >= len(row_options):
-            what = f"label {index!r} of row {n} is out of range: it has {len(row_options)} options, counted from 0"
+        if not index.isdecimal() or len(index) > _INDEX_DIGITS or int(index) >= len(row_options):
+            what = f"label {index[:_SHOWN]!r} of row {n} is out of range"
+            what += f": it has {len(row_options)} options, counted from 0"
             fix = "map letters, or indexes that count from 1, with `label.names`: {A: 0, B: 1}"
             raise InputError(what, where=f"{where}.label.column", fix=fix)
         indexes.append(int(index))
@@ -105,7 +109,7 @@ def _check_known(texts: list[tuple[int, str]], mapping: dict[str, str], label: L
     if not unknown:
         return
     n, text = unknown[0]
-    what = f"label {text!r} of row {n} is unknown; {describe_rows([n for n, _ in unknown])} an unknown label"
+    what = f"label {text[:_SHOWN]!r} of row {n} is unknown; {describe_rows([n for n, _ in unknown])} an unknown label"
     fix = f"known: {', '.join(mapping)}; add the label to `label.names`, or leave it out with `where`"
     if spelling(text.lstrip("0") or "0", "number") in mapping:
         fix = f"{text!r} is a text, as not all cells of the column read as numbers: write it in quotes in `label.names`"

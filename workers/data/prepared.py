@@ -19,6 +19,7 @@ from ttmoe.errors import InputError
 from ttmoe.generating_kinds import GENERATING_KINDS
 from workers.data.atomic_folder import atomic_folder
 from workers.data.cells import column_type, joint_type
+from workers.data.damaged_files import remove_entry
 from workers.data.deduplication import RemovedCounts, deduplicate
 from workers.data.examples import Example, compared_columns, read_columns, to_examples
 from workers.data.rows import Row, value_if_any
@@ -36,6 +37,7 @@ REMOVED_ROWS = {
     "sampled": "beyond the sample",
 }
 """Why a row of a source is in no split, as it is said after the number of rows."""
+NO_ROWS_FIX = "add rows; a table also needs a header"
 _ATTEMPTS = 2  # another process may find the same damage, and replace what this one has made
 _ANSWERS, _INPUTS = "answers", "inputs"  # the keys under which rows are counted if the task has no labels
 
@@ -106,7 +108,7 @@ def prepare_task(name: str, task: Task, cache: Path) -> PreparedTask:
         if found := _open(name, folder):
             return found
         if exists:  # but damaged: a folder without this file is replaced
-            (folder / META).unlink(missing_ok=True)
+            remove_entry(folder / META)
         _make(name, task, cache, folder)
     if found := _open(name, folder):
         return found
@@ -282,13 +284,15 @@ def read_splits(name: str, task: Task, cache: Path) -> tuple[Splits, tuple[str, 
 
 def _nothing_left(name: str, task: Task, rows_read: int, filtered: Counter[int]) -> InputError:
     """Return the error of a task without rows; it names what has left them out."""
+    if not rows_read:
+        return InputError("there are no rows", where=f"tasks.{name}", fix=NO_ROWS_FIX)
     columns = [each.column for each in task.where]
     reasons = [f"{rows:,} by where.{index} (column {columns[index]})" for index, rows in sorted(filtered.items())]
     outside = rows_read - filtered.total()
     if outside and task.label is not None and task.label.ranges is not None:
         reasons.append(f"{outside:,} as their label is in none of label.ranges")
     what = f"no rows are left: {rows_read:,} were read" + (f", and left out: {', '.join(reasons)}" if reasons else "")
-    fix = "compare the filter's values with those of the file" if reasons else "the source has none: check its file"
+    fix = "compare the filter's values with those of the file"
     where = f"tasks.{name}.where.{filtered.most_common(1)[0][0]}" if filtered else f"tasks.{name}"
     return InputError(what, where=where, fix=fix)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cache
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 from ttmoe.errors import InputError
 from workers.data.cells import ColumnType, spelling, text_of
 from workers.data.columns import RowFilter
+from workers.data.tables import joined_names
 
 Row = dict[str, Any]
 
 
-def column_value(row: Row, column: str, where: str, number: int) -> Any:
+def column_value(row: Row, column: str, where: str, number: int | None = None) -> Any:
     """Return the value at a dotted path such as ``input.-1.content``.
 
     A column with exactly the name ``column`` takes precedence over a path.
@@ -23,8 +24,8 @@ def column_value(row: Row, column: str, where: str, number: int) -> Any:
     Args:
         row: The row.
         column: Column name or dotted path; list items are indexed from 0, or from -1 backwards.
-        where: Config key of the column, for the error.
-        number: Row number, for the error.
+        where: Config key of the column, or the place of the row, for the error.
+        number: Row number, for the error; None if ``where`` has it.
 
     Raises:
         InputError: If the path does not exist; the fix names similar columns.
@@ -42,8 +43,15 @@ def column_value(row: Row, column: str, where: str, number: int) -> Any:
     return value
 
 
+def outer_column(column: str, names: Container[str]) -> str:
+    """Return which of these columns holds the value at a dotted path; the column may be missing."""
+    return column if column in names else column.split(".")[0]
+
+
 def value_if_any(row: Row, column: str) -> Any:
     """Return what ``column_value`` does; None if the path does not exist."""
+    if outer_column(column, row) not in row:  # the common case, in which no error has to be made
+        return None
     try:
         return column_value(row, column, "", 0)
     except InputError:
@@ -118,13 +126,16 @@ def _is_index(part: str, length: int) -> bool:
     return re.fullmatch(r"-?\d+", part) is not None and -length <= int(part) < length
 
 
-def _no_column(value: Any, part: str, column: str, where: str, number: int) -> InputError:
+def _no_column(value: Any, part: str, column: str, where: str, number: int | None) -> InputError:
     if isinstance(value, dict):
         names = [str(name) for name in value]
         near = get_close_matches(part, names, 3, 0.5)
         fix = (f"nearest: {', '.join(near)}; " if near else "") + f"existing columns: {', '.join(names[:20])}"
+        if mark := joined_names(names):
+            fix = f"its cells seem to be separated by {mark!r}: set the source's `delimiter`; {fix}"
     elif isinstance(value, list | tuple):
         fix = f"{part!r} is not an index of a list of {len(value)}: write an index from 0, or from -1 backwards"
     else:
         fix = f"{part!r} cannot be looked up in {str(value)[:40]!r}, which is a plain value"
-    return InputError(f"row {number} has no column {column!r}", where=where, fix=fix)
+    subject = "the row" if number is None else f"row {number}"
+    return InputError(f"{subject} has no column {column!r}", where=where, fix=fix)

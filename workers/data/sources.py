@@ -6,22 +6,20 @@ a run with such files imports neither pandas nor `datasets`.
 
 from __future__ import annotations
 
-import codecs
 import csv
-import gzip
-import io
 import json
 import re
-import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from ttmoe.errors import InputError
 from workers.data.file_digests import remembered_digest
+from workers.data.parquet_files import parquet_rows
 from workers.data.rows import Row
-from workers.data.tables import TableHeader, split_lone_returns, table_reader
+from workers.data.tables import TableHeader, table_reader
 from workers.data.task import Source
+from workers.data.text_files import GZIP_ENDING, file_text, text_lines
 from workers.data.wheels import wheel_member
 
 ENDINGS = {
@@ -34,8 +32,6 @@ ENDINGS = {
     ".parquet": "parquet",
 }
 """File format by file extension; ``.gz`` may follow."""
-_GZIP = ".gz"
-_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_rows(source: Source, cache: Path, columns: Collection[str] | None = None) -> list[Row]:
@@ -56,12 +52,13 @@ def read_rows(source: Source, cache: Path, columns: Collection[str] | None = Non
     path = source_file(source, cache)
     file_format = _format(source, path)
     if file_format == "parquet":
-        return _parquet_rows(path, columns)
-    text = split_lone_returns(_decode(path, source.encoding))
+        return parquet_rows(path, columns)
+    text = file_text(path, source.encoding)
     if file_format == "jsonl":
         if text.lstrip()[:1] == "[":
             return json_array(text, str(path))
-        return [json_row(line, f"{path}:{number}") for number, line in _lines(text)]
+        lines = enumerate(text_lines(text), 1)
+        return [json_row(line, f"{path}:{number}") for number, line in lines if line.strip()]
     if file_format == "pattern":
         return _pattern_rows(text, source.pattern or "", path)
     quotes = file_format == "csv" if source.quotes is None else source.quotes
@@ -110,7 +107,7 @@ def json_row(line: str, where: str) -> Row:
         InputError: If the line is not a JSON object; ``where`` is the place in the error.
     """
     fix = "write one JSON object per line"
-    row = _parse_json(line, where, fix)
+    row = _parse_json(line.strip("\r\n"), where, fix)
     if not isinstance(row, dict):
         raise InputError("a row must be a JSON object, {...}", where=where, fix=fix)
     return row
@@ -141,54 +138,24 @@ def _parse_json(text: str, where: str, fix: str) -> Any:
     return value
 
 
+def format_ending(path: Path) -> str:
+    """Return the ending of a file's name that tells its format: in ``a.csv.gz`` it is ``.csv``."""
+    return (path.with_suffix("") if path.suffix.lower() == GZIP_ENDING else path).suffix.lower()
+
+
 def _format(source: Source, path: Path) -> str:
     if source.pattern is not None:
         return "pattern"
     if source.format != "auto":
         return source.format
-    name = path.with_suffix("") if path.suffix.lower() == _GZIP else path
-    if file_format := ENDINGS.get(name.suffix.lower()):
+    if file_format := ENDINGS.get(format_ending(path)):
         return file_format
     fix = "give the source a `format`: jsonl, csv, tsv, parquet or pattern"
     raise InputError(f"the file extension {path.suffix!r} has no known format", where=str(path), fix=fix)
 
 
-def _decode(path: Path, encoding: str) -> str:
-    data = _decompress(path)
-    if encoding in ("utf-8", "utf8") and data.startswith(_UTF_16):  # as spreadsheets write "Unicode text"
-        encoding = "utf-16"
-    try:
-        return data.decode(encoding).removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        invalid = data[error.start : error.start + 4]
-        fix = "set the source's `encoding`, for example latin-1"
-        if b"\0" in data[:1000]:
-            fix = "set the source's `encoding`, such as utf-16-le, or its `format`, if it is no text file"
-        raise InputError(f"{invalid!r} is not valid {encoding}", where=f"{path}:{line}", fix=fix) from error
-
-
-def _decompress(path: Path) -> bytes:
-    """Return the content of a file, decompressed if it was made by gzip, whatever its name."""
-    data = path.read_bytes()
-    if not data.startswith(b"\x1f\x8b"):
-        return data
-    try:
-        return gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
-        what = f"the file cannot be decompressed: {error}"
-        raise InputError(what, where=str(path), fix="copy or download it again") from error
-
-
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the non-blank lines with their numbers from 1. Only a line feed ends one: texts may contain U+2028."""
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield number, line.removesuffix("\r")
-
-
 def _table_rows(text: str, delimiter: str, quotes: bool, path: Path) -> Iterator[Row]:
-    reader = table_reader(io.StringIO(text, newline=""), delimiter, quotes)
+    reader = table_reader(text_lines(text), delimiter, quotes)
     header: TableHeader | None = None
     line = 1
     try:
@@ -204,52 +171,23 @@ def _table_rows(text: str, delimiter: str, quotes: bool, path: Path) -> Iterator
         raise InputError(f"the row cannot be read: {error}", where=f"{path}:{line}", fix=fix) from error
 
 
+def _log_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the non-blank lines with their numbers from 1. Carriage returns, as of progress bars, end none of them."""
+    ends = text if "\n" in text else text.replace("\r", "\n")  # but where no line feed does (older Macs)
+    for number, line in enumerate(ends.split("\n"), 1):
+        if line.strip():
+            yield number, line.removesuffix("\r")
+
+
 def _pattern_rows(text: str, pattern: str, path: Path) -> list[Row]:
     compiled = re.compile(pattern)
-    lines = list(_lines(text))
+    lines = list(_log_lines(text))
     rows: list[Row] = [match.groupdict() for _, line in lines if (match := compiled.search(line))]
     if lines and not rows:
         number, line = lines[0]
         what = f"no line matches the pattern; the first line is {line[:80]!r}"
         raise InputError(what, where=f"{path}:{number}", fix="correct the source's `pattern`")
     return rows
-
-
-def _parquet_rows(path: Path, columns: Collection[str] | None) -> list[Row]:
-    """Read rows of a Parquet file: of the wanted columns, if there are all of them, else of all."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            wanted = names if columns is None else [name if name in names else name.split(".")[0] for name in columns]
-            read = list(dict.fromkeys(wanted)) if set(wanted) <= set(names) else names
-            if repeated := sorted({name for name in read if names.count(name) > 1}):
-                what = f"repeated column names: {', '.join(repeated)}"
-                raise InputError(what, where=str(path), fix="write the file again with other names")
-            return python_rows(file.read(read), str(path))
-    except pyarrow.ArrowException as error:
-        what = f"this is not a Parquet file: {error}"
-        raise InputError(what, where=str(path), fix="check the source's `format`") from error
-
-
-def python_rows(table: Any, where: str) -> list[Row]:
-    """Return the rows of a table or batch of pyarrow.
-
-    Raises:
-        InputError: If a column has a value that Python cannot hold, such as a date in the year 20000.
-    """
-    try:
-        return table.to_pylist()  # type: ignore[no-any-return]
-    except (OverflowError, ValueError) as error:
-        for name in table.schema.names:
-            try:
-                table.column(name).to_pylist()
-            except (OverflowError, ValueError):
-                fix = "convert the column to text, or leave it out of the file"
-                raise InputError(f"column {name!r} cannot be read: {error}", where=where, fix=fix) from error
-        raise
 
 
 def _hub_rows(source: Source) -> list[Row]:

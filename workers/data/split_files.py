@@ -33,7 +33,7 @@ def read_meta(folder: Path) -> dict[str, Any] | None:
         files = meta.pop(_FILES, {})
         sizes = {split: _path(folder, split).stat().st_size for split in SPLIT_NAMES}
         return meta if all(sizes[split] == file["size"] for split, file in files.items()) else None
-    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+    except (FileNotFoundError, IsADirectoryError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 

@@ -26,6 +26,12 @@ def table_reader(lines: Iterable[str], delimiter: str, quotes: bool) -> Any:
     return csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
 
 
+def joined_names(names: Sequence[str]) -> str:
+    """Return what seems to separate the cells of a table that was read with one column; empty if nothing does."""
+    (name,) = names if len(names) == 1 else ("",)
+    return next((mark for mark in (";", "\t", "|", ",") if mark in name), "")
+
+
 @dataclass(frozen=True)
 class TableHeader:
     """The names of a table's columns.
@@ -71,8 +77,3 @@ class TableHeader:
                 what = f"column {number} has no name, and here it holds {cell.strip()[:40]!r}"
                 raise InputError(what, where=where, fix="name it in the first row, or empty it")
         return {name: cell for name, cell in zip(self.names, cells, strict=False) if name}
-
-
-def split_lone_returns(text: str) -> str:
-    """Return the text with line feeds in place of carriage returns, if those alone end its lines (older Macs)."""
-    return text if "\n" in text else text.replace("\r", "\n")

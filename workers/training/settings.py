@@ -7,12 +7,17 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from workers.data.validation import STRICT_CONFIG, setting_error
+from workers.data.validation import (
+    STRICT_CONFIG,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    setting_error,
+)
 
-PositiveInt = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Pooling = Literal["auto", "mean", "last"]
 
 # These change only the memory of a training, not its result: they are not part of an expert's identity.
@@ -45,9 +50,8 @@ class ZeroSettings(BaseModel):
         default="none", description="Where a process keeps its part of the optimizer's state. From stage 1 on."
     )
     nvme_path: str | None = Field(default=None, description="Folder on a local disk, for `offload_param: nvme`.")
-    param_persistence_threshold: int = Field(
+    param_persistence_threshold: NonNegativeInt = Field(
         default=100_000,
-        ge=0,
         description="Weights of fewer numbers, such as biases and norms, stay whole in every process. For stage 3.",
     )
 
@@ -101,13 +105,13 @@ class TrainSettings(BaseModel):
         "are in random order. The final figure is measured on all rows.",
         json_schema_extra={"neutral": None},
     )
-    patience: int = Field(
-        default=5, ge=0, description="Stop after this many evaluations without a better result; 0: never."
+    patience: NonNegativeInt = Field(
+        default=5, description="Stop after this many evaluations without a better result; 0: never."
     )
     clip: NonNegativeFloat = Field(default=1.0, description="Maximum gradient norm; 0 disables clipping.")
     label_smoothing: Fraction = Field(default=0.0, description="Label smoothing of the cross-entropy (as in torch).")
     head_dropout: Fraction = Field(default=0.1, description="Dropout rate of the head's inputs.")
-    seed: int | None = Field(default=None, ge=0, description="Random seed; defaults to the config's seed.")
+    seed: Seed | None = Field(default=None, description="Random seed; defaults to the config's seed.")
 
     @property
     def rows_at_once(self) -> int | None:

@@ -100,7 +100,7 @@ class TestColumns:
         [
             ({"txt": "a"}, "no column 'text'", "did you mean 'txt'"),
             ({"text": " "}, "'text' is empty", "fill it"),
-            ({"text": ["a"]}, "a list or an object", "holds texts"),
+            ({"text": ["a"]}, "nested, not a text", "text.0"),
             ({"text": "a", "second": "b", "choices": ["x"]}, "a second text and options", "empty"),
             ({"text": "a", "choices": "x, y"}, "not a list", '["one", "two"]'),
             ({"messages": "hello"}, "'messages': it is not a list of messages", '{"role": "user"'),

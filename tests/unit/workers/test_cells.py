@@ -96,6 +96,15 @@ def test_all_spellings_of_a_number_are_one_and_of_different_ones_are_not():
         (["True", "maybe"], {"True": "yes", "maybe": "perhaps"}, ("yes", "perhaps")),
         (["9007199254740993", "9007199254740992"], None, ("9007199254740992", "9007199254740993")),
         (["10", "9", "1.0"], None, ("1", "9", "10")),
+        (["0." + "3" * 40, "0." + "3" * 39 + "4"], None, ("0." + "3" * 40, "0." + "3" * 39 + "4")),
+        ([f"{2**200}.0", f"{2**200 + 1}"], {2**200: "even", 2**200 + 1: "odd"}, ("even", "odd")),
+        (["7" * 5000, "8"], None, ("8", "7" * 5000)),
+        (["1e-320", "0"], {"0": "none", "1E-320": "some"}, ("none", "some")),
+        (["+5", "-0"], {5: "five", 0: "zero"}, ("five", "zero")),
+        (["١", "1"], {"1": "latin", "١": "arabic"}, ("latin", "arabic")),
+        (["TRUE", "false "], {False: "no", "true": "yes"}, ("no", "yes")),
+        (["null", "~", "no"], {"null": "a", "~": "b", "no": "c"}, ("a", "b", "c")),
+        (["1_000", "1000"], {"1_000": "a", "1000": "b"}, ("a", "b")),
     ],
 )
 def test_labels_of_a_csv_meet_the_names_of_a_config(tmp_path, labels, names, found):
@@ -171,7 +180,10 @@ print(json.dumps(found))
 def test_labels_have_one_order_under_every_hash_seed(tmp_path):
     for name, labels in {"ties": ["1", "01", "1.0", "nan"], "large": [str(2**60 + i) for i in range(4)],
                          "texts": list("dcba"), "numbers": ["10", "9.50", "9.5", "-1"],
-                         "infinite": ["inf", "1", "-inf"]}.items():  # fmt: skip
+                         "infinite": ["inf", "1", "-inf"], "zeros": ["0x1", "+1", "1.", "1e0", "01"],
+                         "unicode": ["\u0661", "1", "\u00e9", "e\u0301", "\U0001f600"],
+                         "long": ["0." + "3" * 40 + str(i) for i in (2, 4, 1)], "nans": ["nan", "NaN", "-nan", "sNaN"],
+                         "cases": ["True", "TRUE", "true", "maybe"]}.items():  # fmt: skip
         table(tmp_path / f"{name}.csv", labels)
     found = set()
     for seed in range(4):
@@ -181,6 +193,8 @@ def test_labels_have_one_order_under_every_hash_seed(tmp_path):
         found.add(done.stdout)
     assert len(found) == 1
     orders = {name: each[0] for name, each in json.loads(found.pop()).items()}
+    assert orders["long"] == ["0." + "3" * 40 + str(i) for i in (1, 2, 4)]
+    assert orders["nans"] == ["-nan", "NaN", "nan", "sNaN"]
     assert orders["numbers"] == ["-1", "9.5", "10"]
     assert orders["ties"] == ["01", "1", "1.0", "nan"]
     assert orders["large"] == [str(2**60 + i) for i in range(4)]
@@ -202,6 +216,31 @@ def test_columns_that_nobody_reads_are_not_read(tmp_path):
     assert prepared(tmp_path / "e.parquet").label_names == ("a", "b")
     with pytest.raises(InputError, match="repeated column names: when"):
         prepared(tmp_path / "e.parquet", label="when")
+
+
+def test_options_in_a_table_are_the_text_of_a_list(tmp_path):
+    cells = [json.dumps([f"one {i}", f"two {i}"]).replace('"', '""') for i in range(60)]
+    rows = [f'"text {i}","{cell}",{i % 2}' for i, cell in enumerate(cells)]
+    (tmp_path / "d.csv").write_text("\n".join(["text,options,label", *rows]))
+    task = {"kind": "choice", "source": {"path": str(tmp_path / "d.csv")}, "label": {"column": "label"},
+            "columns": {"text": "text", "choices": "options"}}  # fmt: skip
+    made = prepare_task("t", Task.model_validate(task), tmp_path)
+    assert made.label_names == ("0", "1")
+    for cell, what in (('"x, y"', "is not a list"), ('"{""a"": 1}"', "is not a list"), ('"[[1]]"', "is nested")):
+        (tmp_path / "d.csv").write_text("\n".join(["text,options,label", *rows, f"last,{cell},0"]))
+        with pytest.raises(InputError, match=what):
+            prepare_task("t", Task.model_validate(task), tmp_path)
+
+
+@pytest.mark.parametrize("label", ["9" * 5000, "-1", "2", "1.5", "²", "0x1"])
+def test_a_label_that_is_no_index_of_an_option_is_refused(tmp_path, label):
+    rows = [{"text": f"text {i}", "options": ["a", "b"], "label": label} for i in range(9)]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = {"kind": "choice", "source": {"path": str(tmp_path / "d.jsonl")}, "label": {"column": "label"},
+            "columns": {"text": "text", "choices": "options"}}  # fmt: skip
+    with pytest.raises(InputError, match="out of range: it has 2 options") as caught:
+        prepare_task("t", Task.model_validate(task), tmp_path)
+    assert len(str(caught.value)) < 400
 
 
 @pytest.mark.parametrize("label", [["one"], {"v": 1}, [[]], {}])
