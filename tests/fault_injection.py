@@ -12,6 +12,7 @@ import sqlite3
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -68,6 +69,14 @@ class Injector:
         elif site == self._fails_at and not self.failed:
             self.failed = True
             raise _error(event, arguments, self._number)
+
+
+@cache
+def installed() -> Injector:
+    """Return the hook of this process."""
+    injector = Injector()
+    sys.addaudithook(injector)
+    return injector
 
 
 def injected(number: int) -> int:

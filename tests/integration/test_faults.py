@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from pathlib import Path
 
@@ -10,16 +9,9 @@ import predict_library
 import pytest
 import tiny
 from commands import here
-from fault_injection import CODES, Injector, injected
+from fault_injection import CODES, injected, installed
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def injector():
-    hook = Injector()
-    sys.addaudithook(hook)
-    return hook
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +50,8 @@ def refresh(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_no_fault_ends_in_a_traceback(library, injector, name, capsys):
+def test_no_fault_ends_in_a_traceback(library, name, capsys):
+    injector = installed()
     refresh(library)
     here(library, *COMMANDS[name])  # imports, caches
     refresh(library)
