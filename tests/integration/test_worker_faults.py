@@ -33,7 +33,8 @@ pytestmark = pytest.mark.integration
 
 STEPS = 6
 EVERY = 3  # each evaluation writes a checkpoint
-SETTINGS = ("--set", "failures.stop_after=0", "--set", "router.require=all", "--set", "train.eval_every=2")
+SETTINGS = ("--set", "failures.stop_after=0", "--set", "router.require=all", "--set", "train.eval_every=2",
+            "--set", "resources.max_parallel=1")  # fmt: skip
 
 
 class Stop(BaseException):
