@@ -47,7 +47,8 @@ def ray_session() -> Iterator[None]:
         return
     address = cluster_address()
     mode = authentication_of(address) if address else "token"
-    with authentication(mode), nullcontext() if address else _token(), ExitStack() as started:
+    own_token = nullcontext() if address else _token()
+    with authentication(mode), own_token, _without_tracebacks(), ExitStack() as started:
         with kept_handler(signal.SIGTERM), _without_advice_on_threads():  # Ray's handler ends the process
             if address:
                 _connect(address, mode)
@@ -134,6 +135,22 @@ def _without_advice_on_threads() -> Iterator[None]:
         yield
     finally:
         log.removeFilter(is_other)
+
+
+@contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Hide the traceback with which Ray says that it cannot remove its folder of objects: the message is enough."""
+
+    def shorten(record: logging.LogRecord) -> bool:
+        record.exc_info = None
+        return True
+
+    log = logging.getLogger("ray._private.external_storage")
+    log.addFilter(shorten)
+    try:
+        yield
+    finally:
+        log.removeFilter(shorten)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +48,18 @@ class InlinePool:
         requests: Any = None,
         more_units: Any = None,
     ) -> Iterator[Any]:
+        from orchestrator.pool.unit_runner import run_unit
         from orchestrator.pool.work_units import JobEvent
         from workers.failure import Failure
 
         for unit in with_more(units, more_units):
             reports: list[Any] = []
-            unit.log.parent.mkdir(parents=True, exist_ok=True)
             if unit.all_cores:  # this process may be a fork, in which torch waits for the threads of its parent
                 unit = unit.with_threads(1)
-            for key, value in unit.run(unit.jobs, reports.append).items():
+            # What it prints goes to the descriptors, which are those of its log meanwhile, as in a worker's process.
+            with redirect_stdout(sys.__stdout__), redirect_stderr(sys.__stderr__):
+                outcomes = run_unit(unit, reports.append)
+            for key, value in outcomes.items():
                 yield JobEvent(key, tuple((0.0, report) for report in reports if report.key in ("", key)))
                 failed = isinstance(value, Failure)
                 yield JobEvent(key, result=None if failed else value, failure=value if failed else None, done=True)

@@ -14,7 +14,8 @@ TIERS = (
 
 # Files of the integration tier that take a minute or nearly: first, so that none is left at the end for one process.
 LONG = ("test_run", "test_gpu_cluster", "test_reliability", "test_registry", "test_tracking_unavailable",
-        "test_predict", "test_worker_pool", "test_generate", "test_doctor", "test_driver_killed", "test_tune",
+        "test_predict", "test_run_faults", "test_worker_faults", "test_worker_pool",
+        "test_generate", "test_doctor", "test_driver_killed", "test_tune",
         "test_two_hosts")  # fmt: skip
 
 # Groups of several files: e2e follows one library from test to test, and SmolLM2 is downloaded once.

@@ -76,6 +76,9 @@ def _kind(error: BaseException) -> FailureKind:
             return "device"
     if name == "SafetensorError" and _FULL_DISK.search(str(error)):
         return "system"
-    if isinstance(error, _SYSTEM_ERRORS) and getattr(error, "errno", None) not in _CODE_ERRNOS:
-        return "system"
-    return "code"
+    if isinstance(error, _SYSTEM_ERRORS):
+        return "code" if getattr(error, "errno", None) in _CODE_ERRNOS else "system"
+    # The message that a file cannot be read is raised from the system's error. Packages raise OSErrors without a number
+    # for files that are damaged.
+    cause = error.__cause__
+    return "code" if cause is None or getattr(cause, "errno", None) is None else _kind(cause)

@@ -23,6 +23,8 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 logging.getLogger("alembic").setLevel(logging.WARNING)
+# It prints the traceback of a database that is locked or cannot be opened, also before a retry. The error is raised.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 with warnings.catch_warnings():
     # MLflow 3.17 declares its tables with a loader that SQLAlchemy 2.1 deprecates; only its import warns.

@@ -1,70 +1,17 @@
-"""Every call site of files and network fails once, in every command: no traceback reaches the terminal.
-
-Python's audit hooks see each file that is opened, renamed, listed or removed and each connection, in libraries too. A
-call site is the innermost line of this project in the stack. A fault there is an error of the system (a full disk, a
-broken network) in place of the call.
-"""
+"""Every call site of files and network fails once, in every command: no traceback reaches the terminal."""
 
 from __future__ import annotations
 
-import errno
-import sys
 import traceback
 from pathlib import Path
-from types import FrameType
 
 import predict_library
 import pytest
 import tiny
 from commands import here
+from fault_injection import CODES, injected, installed
 
 pytestmark = pytest.mark.integration
-ROOT = Path(__file__).parents[2]
-PACKAGES = tuple(f"{ROOT / name}/" for name in ("ttmoe", "workers", "orchestrator", "cluster"))
-EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.listdir", "os.scandir", "os.truncate",
-          "os.link", "os.symlink", "shutil.rmtree", "shutil.copyfile", "shutil.move", "tempfile.mkstemp",
-          "tempfile.mkdtemp", "socket.connect", "socket.bind", "socket.getaddrinfo", "sqlite3.connect"}  # fmt: skip
-ERRORS = (errno.EIO, errno.ENOSPC, errno.EACCES)
-CODES = {0, 1, 2, 3}  # as the README says; 0 where the work does without the file
-Site = tuple[str, int, str]
-
-
-class Injector:
-    """An audit hook, which cannot be removed: it does nothing unless a test asks it to."""
-
-    def __init__(self) -> None:
-        self.sites: dict[Site, int] | None = None
-        self.fails_at: Site | None = None
-        self.error = errno.EIO
-        self.failed = False
-
-    def __call__(self, event: str, arguments: tuple) -> None:
-        if event not in EVENTS or (self.sites is None and self.fails_at is None):
-            return
-        if (site := self._site(event, sys._getframe(1))) is None:
-            return
-        if self.sites is not None:
-            self.sites[site] = self.sites.get(site, 0) + 1
-        elif site == self.fails_at and not self.failed:
-            self.failed = True
-            raise OSError(self.error, f"injected: {event}")
-
-    def _site(self, event: str, frame: FrameType | None) -> Site | None:
-        while frame is not None:
-            name = frame.f_code.co_filename
-            if "importlib" in name or name.endswith(("linecache.py", "traceback.py", "pytest/")):
-                return None  # modules, and the printing of errors
-            if name.startswith(PACKAGES):
-                return name.removeprefix(f"{ROOT}/"), frame.f_lineno, event
-            frame = frame.f_back
-        return None
-
-
-@pytest.fixture(scope="module")
-def injector():
-    hook = Injector()
-    sys.addaudithook(hook)
-    return hook
 
 
 @pytest.fixture(scope="module")
@@ -103,26 +50,24 @@ def refresh(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_no_fault_ends_in_a_traceback(library, injector, name, capsys):
+def test_no_fault_ends_in_a_traceback(library, name, capsys):
+    injector = installed()
     refresh(library)
     here(library, *COMMANDS[name])  # imports, caches
     refresh(library)
-    injector.sites = {}
-    done = here(library, *COMMANDS[name])
-    sites, injector.sites = sorted(injector.sites), None
+    with injector.recorded() as sites:
+        done = here(library, *COMMANDS[name])
     assert done.code == 0, done.err
     assert sites
     wrong = []
-    for number, site in enumerate(sites):
+    for number, site in enumerate(sorted(sites)):
         refresh(library)
-        injector.fails_at, injector.failed, injector.error = site, False, ERRORS[number % len(ERRORS)]
         try:
-            done = here(library, *COMMANDS[name])
+            with injector.failing(site, injected(number)):
+                done = here(library, *COMMANDS[name])
         except BaseException:
             wrong.append((site, traceback.format_exc()[-600:]))
             continue
-        finally:
-            injector.fails_at = None
         text = done.out + done.err
         if done.code not in CODES or "Traceback" in text or (done.code and "error: " not in text):
             wrong.append((site, done.code, text[-600:]))

@@ -101,3 +101,24 @@ def test_ray_leaves_no_handler_and_says_nothing_of_threads(
         session()
     assert handlers() == before
     assert set(caplog.messages) == {"something else"}
+
+
+def test_a_folder_that_ray_cannot_remove_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import ray
+
+    def shutdown() -> None:  # as Ray's own
+        try:
+            raise PermissionError(13, "denied")
+        except OSError:
+            logging.getLogger("ray._private.external_storage").exception("Error cleaning up")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(ray, "shutdown", shutdown)
+    monkeypatch.setattr(embedded, "_PROCESSES", ())
+    monkeypatch.setattr(logging.getLogger("ray"), "propagate", True)
+    with local.ray_session():
+        pass
+    assert {(record.getMessage(), record.exc_info) for record in caplog.records} == {("Error cleaning up", None)}

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from orchestrator.config.runtime_sections import FailureSettings
 from orchestrator.pool.failure_policy import GiveUp, Retry, common_failure, decide, describe_decision
+from ttmoe.errors import InputError
 from workers.failure import Failure, to_failure
 
 
@@ -121,6 +122,21 @@ def test_a_decision_is_described_with_its_reason():
     ],
 )
 def test_an_exception_is_classified(error, kind):
+    assert to_failure(error).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind"),
+    [
+        (OSError(5, "Input/output error"), "system"),
+        (PermissionError(13, "denied"), "code"),
+        (OSError("Corrupt snappy compressed data"), "code"),  # of pyarrow: the file is damaged
+        (ValueError("x"), "code"),
+    ],
+)
+def test_a_message_for_the_user_is_of_the_kind_of_its_cause(cause, kind):
+    error = InputError("cannot read the weights")
+    error.__cause__ = cause
     assert to_failure(error).kind == kind
 
 
