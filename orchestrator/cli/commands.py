@@ -181,6 +181,10 @@ def predict_rows(
         Path | None,
         typer.Option(metavar="PATH", help="Output file, or with --ray a folder; by default lines of JSON are printed."),
     ] = None,
+    encoding: Annotated[str, typer.Option(metavar="NAME", help="Encoding of the files: cp1252, latin-1.")] = "utf-8",
+    delimiter: Annotated[
+        str, typer.Option(metavar="CHARACTER", help="Between cells; by default , in CSV, tab in TSV.")
+    ] = "",
     text: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the text; by default text.")] = None,
     second: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Column of the second text; by default second, if it exists.")
@@ -228,8 +232,8 @@ def predict_rows(
     from orchestrator.predict.request import PredictRequest
 
     request = PredictRequest(
-        tuple(texts or ()), file, out, text, second, tuple(choices or ()), as_json, batch_size, device, force,
-        on_ray, workers, gpus, library, selected_store(root, uri, quiet=as_json),
+        tuple(texts or ()), file, out, encoding, delimiter, text, second, tuple(choices or ()), as_json, batch_size,
+        device, force, on_ray, workers, gpus, library, selected_store(root, uri, quiet=as_json),
     )  # fmt: skip
     run_request(request)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,8 +73,7 @@ class _Worker:
         Ray Data would turn a raised exception into text, and an exception of any class cannot be pickled.
         """
         job, (number,) = self.job, batch["number"]
-        chunk = FileChunk(str(batch["path"][0]), str(batch["form"][0]),
-                          *(int(batch[name][0]) for name in ("offset", "lines", "rows")))  # fmt: skip
+        chunk = FileChunk(**{each.name: batch[each.name][0].item() for each in fields(FileChunk)})
         try:
             self.model = self.model or job.router.load(job.device)
             rows = answer_chunk(self.model, chunk, job.columns, job.batch_size)
@@ -101,7 +100,7 @@ def predict_on_ray(request: PredictRequest, messages: Console) -> None:
         InfeasibleError: If a worker fits on no node.
         WorkFailedError: If a worker fails, or the Ray that this command started ends.
     """
-    files, out = find_files(request.file or ""), request.out or Path()
+    files, out = find_files(request.file or "", request.encoding, request.delimiter), request.out or Path()
     finish_ended_runs(out)
     check_folder(out, files, request.force)
     router = open_router(request, messages)

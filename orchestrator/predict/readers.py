@@ -24,7 +24,7 @@ from ttmoe.errors import InputError
 from workers.data.parquet_files import open_parquet, python_rows
 from workers.data.sources import ENDINGS, json_array, json_row
 from workers.data.tables import TableHeader, table_reader
-from workers.data.text_files import GZIP_ENDING, decode_text, file_text, is_plain, split_lines
+from workers.data.text_files import GZIP_ENDING, UTF_8, decode_text, file_text, is_plain, split_lines
 
 _PARQUET_BATCH = 1024  # rows of a Parquet file in memory
 _JSON_ARRAY = "json"  # a file with one array of objects, which is read as a whole
@@ -41,6 +41,8 @@ class FileChunk:
         offset: Bytes before the chunk; in a Parquet file or an array, rows.
         lines: Lines before the chunk.
         rows: Number of rows. None means all that follow.
+        encoding: Encoding of the file.
+        delimiter: What separates the cells of a table; "" for that of its form.
     """
 
     path: str
@@ -48,6 +50,8 @@ class FileChunk:
     offset: int = 0
     lines: int = 0
     rows: int | None = None
+    encoding: str = UTF_8
+    delimiter: str = ""
 
 
 class ReadRow(NamedTuple):
@@ -66,20 +70,28 @@ class ReadRow(NamedTuple):
     lines: int
 
 
-def find_files(pattern: str) -> list[FileChunk]:
+def find_files(pattern: str, encoding: str = UTF_8, delimiter: str = "") -> list[FileChunk]:
     """Return the file at a path, or the files that match a glob pattern, sorted by name; each as one chunk.
+
+    Args:
+        pattern: Path or pattern.
+        encoding: Encoding of the files.
+        delimiter: As in ``FileChunk``.
 
     Raises:
         InputError: If there is no file, or the files have different formats.
     """
     paths = [Path(pattern)] if Path(pattern).is_file() else sorted(map(Path, glob.glob(pattern, recursive=True)))
-    forms = {path: _form_of(path) for path in paths if path.is_file()}
+    forms = {path: _form_of(path, encoding) for path in paths if path.is_file()}
     if not forms:
         raise InputError("there is no such file", where=pattern, fix="give a file or a quoted pattern: 'in/*.jsonl'")
     if len(set(forms.values())) > 1:
         what = f"the files have several formats: {', '.join(sorted(set(forms.values())))}"
         raise InputError(what, where=pattern, fix="run one command for each format")
-    return [FileChunk(str(path.resolve()), form) for path, form in forms.items()]
+    if delimiter and not set(forms.values()) <= {"csv", "tsv"}:
+        raise InputError("--delimiter is for CSV and TSV", where=pattern, fix="remove it")
+    return [FileChunk(str(path.resolve()), form, encoding=encoding, delimiter=delimiter)
+            for path, form in forms.items()]  # fmt: skip
 
 
 def file_format(path: Path) -> str:
@@ -90,7 +102,7 @@ def file_format(path: Path) -> str:
     raise InputError(f"unknown file format {path.suffix!r}", where=str(path), fix=fix)
 
 
-def _form_of(path: Path) -> str:
+def _form_of(path: Path, encoding: str) -> str:
     """Return the form of a file with rows, see ``FileChunk``: by its name, and of JSON by its first character.
 
     Raises:
@@ -99,24 +111,24 @@ def _form_of(path: Path) -> str:
     form = file_format(path.with_suffix("") if path.suffix.lower() == GZIP_ENDING else path)
     if form != "jsonl":
         return form
-    with open_text(path) as file:
+    with _open_text(path, encoding) as file:
         first = file.read(_FIRST_BYTES)
     return _JSON_ARRAY if first.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[" else form
 
 
-def open_text(path: Path) -> BinaryIO:
-    """Open the text of a file in UTF-8. If it is compressed or in UTF-16, its whole text is held in memory."""
+def _open_text(path: Path, encoding: str) -> BinaryIO:
+    """Open the text of a file in UTF-8. If it is compressed or in another encoding, the whole text is in memory."""
     with path.open("rb") as file:
         first = file.read(_FIRST_BYTES)
-    if is_plain(first):
+    if is_plain(first, encoding):
         return path.open("rb")
     state = path.stat()
-    return io.BytesIO(_converted(path, state.st_mtime_ns, state.st_size))
+    return io.BytesIO(_converted(path, encoding, state.st_mtime_ns, state.st_size))
 
 
 @lru_cache(maxsize=1)  # every chunk of a file begins with its text
-def _converted(path: Path, changed: int, size: int) -> bytes:
-    return file_text(path).encode()
+def _converted(path: Path, encoding: str, changed: int, size: int) -> bytes:
+    return file_text(path, encoding).encode()
 
 
 def read_chunk(chunk: FileChunk, columns: Sequence[str] | None = None) -> Iterator[ReadRow]:
@@ -139,7 +151,7 @@ def read_chunk(chunk: FileChunk, columns: Sequence[str] | None = None) -> Iterat
 
 def decode_line(data: bytes, path: str, line: int) -> str:
     """Decode a line from UTF-8; raise InputError with its location if it is not UTF-8."""
-    return decode_text(data, "utf-8", path, line, "convert it to UTF-8")
+    return decode_text(data, UTF_8, path, line, "name its encoding with --encoding, or convert it to UTF-8")
 
 
 class _Lines:
@@ -173,7 +185,7 @@ class _Lines:
 
 
 def _json_rows(chunk: FileChunk) -> Iterator[ReadRow]:
-    with open_text(Path(chunk.path)) as file:
+    with _open_text(Path(chunk.path), chunk.encoding) as file:
         lines = _Lines(file, chunk.path)
         lines.seek(chunk)
         for line in lines:
@@ -182,15 +194,15 @@ def _json_rows(chunk: FileChunk) -> Iterator[ReadRow]:
 
 
 def _array_rows(chunk: FileChunk) -> Iterator[ReadRow]:
-    with open_text(Path(chunk.path)) as file:
+    with _open_text(Path(chunk.path), chunk.encoding) as file:
         text = decode_line(file.read(), chunk.path, 1).removeprefix("\ufeff")
     for number, row in enumerate(json_array(text, chunk.path)[chunk.offset :], chunk.offset + 1):
         yield ReadRow(row, f"{chunk.path}, item {number}", number, number)
 
 
 def _table_rows(chunk: FileChunk) -> Iterator[ReadRow]:
-    delimiter = "," if chunk.form == "csv" else "\t"
-    with open_text(Path(chunk.path)) as file:
+    delimiter = chunk.delimiter or ("," if chunk.form == "csv" else "\t")
+    with _open_text(Path(chunk.path), chunk.encoding) as file:
         lines = _Lines(file, chunk.path)
         records = _records(table_reader(lines, delimiter, quotes=chunk.form == "csv"), lines)
         first = next(records, None)

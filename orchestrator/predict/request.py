@@ -8,6 +8,7 @@ from pathlib import Path
 from orchestrator.config.store_address import StoreAddress, find_store
 from orchestrator.predict.input_columns import InputColumns
 from ttmoe.errors import InputError
+from workers.data.text_files import ENCODING_FIX, UTF_8, is_text_encoding
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,8 @@ class PredictRequest:
         texts: Texts to answer. Empty or ``("-",)`` reads standard input.
         file: Path or glob pattern of the input files.
         out: Output file, or with ``on_ray`` the output folder. None prints lines of JSON.
+        encoding: Encoding of the files. UTF-16 and UTF-32 are also read where it is UTF-8.
+        delimiter: What separates the cells of CSV and TSV files; "" for comma and tab.
         text: Column of the text.
         second: Column of the second text of a pair.
         choices: Column that holds lists of options, or one column for each option.
@@ -35,6 +38,8 @@ class PredictRequest:
     texts: tuple[str, ...] = ()
     file: str | None = None
     out: Path | None = None
+    encoding: str = UTF_8
+    delimiter: str = ""
     text: str | None = None
     second: str | None = None
     choices: tuple[str, ...] = ()
@@ -62,10 +67,18 @@ class PredictRequest:
         """Raise InputError if the options do not go together."""
         if self.file is not None and self.texts:
             raise InputError("both texts and --file were given", where="predict", fix="give one of them")
+        if not is_text_encoding(self.encoding):
+            raise InputError(f"unknown encoding {self.encoding!r}", where="--encoding", fix=ENCODING_FIX)
+        if len(self.delimiter) > 1:
+            raise InputError(
+                "a delimiter is one character", where="--delimiter", fix="write for example --delimiter ';'"
+            )
         columns_fix = "give --file, or write lines of JSON to standard input"
         for option, given, allowed, needed, fix in (
             ("--out", self.out is not None, self.file is not None, "--file", ""),
             ("--force", self.force, self.file is not None, "--file", ""),
+            ("--encoding", self.encoding != UTF_8, self.file is not None, "--file", ""),
+            ("--delimiter", bool(self.delimiter), self.file is not None, "--file", ""),
             ("--ray", self.on_ray, self.file is not None, "--file", ""),
             ("--workers", self.workers is not None, self.on_ray, "--ray", ""),
             ("--gpus-per-worker", self.gpus is not None, self.on_ray, "--ray", ""),

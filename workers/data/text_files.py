@@ -22,10 +22,11 @@ _MARKS = {  # those of UTF-32 first: one of them begins with one of UTF-16
 }
 _TESTED_BYTES = 100
 _LINE_END = re.compile(rb"\r\n|\r|\n")
-_UTF_8 = "utf-8"
+UTF_8 = "utf-8"
+ENCODING_FIX = "use for example utf-8 or latin-1"
 
 
-def file_text(path: Path, encoding: str = _UTF_8) -> str:
+def file_text(path: Path, encoding: str = UTF_8) -> str:
     """Return the text of a file, decompressed if it was made by gzip, whatever its name, and without a mark.
 
     Args:
@@ -36,10 +37,19 @@ def file_text(path: Path, encoding: str = _UTF_8) -> str:
         InputError: If it cannot be decompressed or decoded; the error contains the line.
     """
     data = decompressed(path)
-    if codecs.lookup(encoding).name == _UTF_8:
+    if codecs.lookup(encoding).name == UTF_8:
         encoding = detected_encoding(data)
     fix = "set the source's `format`, or its `encoding`, if it is a text file" if b"\0" in data[:1000] else ""
     return decode_text(data, encoding, str(path), fix=fix).removeprefix("\ufeff")
+
+
+def is_text_encoding(name: str) -> bool:
+    """Return whether Python knows an encoding of text by this name."""
+    try:
+        "a".encode(name)  # of a codec that makes no text, such as hex, this is a LookupError
+    except (LookupError, ValueError):
+        return False
+    return True
 
 
 def detected_encoding(data: bytes) -> str:
@@ -55,12 +65,13 @@ def detected_encoding(data: bytes) -> str:
     zeros = [first[start::2].count(0) for start in (0, 1)]
     if 4 * min(zeros) < max(zeros) > len(first) / 4:
         return "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
-    return _UTF_8
+    return UTF_8
 
 
-def is_plain(first: bytes) -> bool:
-    """Return whether a file that begins with these bytes is in UTF-8 and not compressed."""
-    return not first.startswith(_GZIP_MARK) and detected_encoding(first) == _UTF_8
+def is_plain(first: bytes, encoding: str = UTF_8) -> bool:
+    """Return whether a file in this encoding that begins with these bytes is in UTF-8 and not compressed."""
+    is_utf_8 = codecs.lookup(encoding).name == UTF_8 and detected_encoding(first) == UTF_8
+    return is_utf_8 and not first.startswith(_GZIP_MARK)
 
 
 def decode_text(data: bytes, encoding: str, path: str, line: int = 1, fix: str = "") -> str:

@@ -21,6 +21,7 @@ import pytest
 
 from orchestrator.predict.input_columns import InputColumns
 from orchestrator.predict.readers import find_files, read_chunk
+from orchestrator.predict.request import PredictRequest
 from orchestrator.predict.scan import scan_files
 from ttmoe.errors import InputError
 from workers.data.cells import text_of
@@ -45,10 +46,10 @@ NUMBERS = ["1", "1.0", "+1", "01", "1.", "1e0", "10", "1e1", "-0", "0.0", "0", "
 BOOLEANS = ["True", "true", "TRUE", " true", "False", "false", "FALSE ", "yes", "no", "1", "t"]
 
 
-def outcome(read: Any, *arguments: Any) -> Any:
+def outcome(read: Any, *arguments: Any, **settings: Any) -> Any:
     """What a reader gives, or what it refuses and where; any other error is one of the test."""
     try:
-        return read(*arguments)
+        return read(*arguments, **settings)
     except InputError as error:
         if "no column" in error.what:  # said of a row of the data, or of the whole file
             return error.what[error.what.index("no column") :], ""
@@ -67,10 +68,10 @@ def planned(path: Path, column: str = "text", **settings: Any) -> list[str]:
     return texts
 
 
-def predicted(path: Path, column: str = "text") -> list[str]:
+def predicted(path: Path, column: str = "text", **settings: Any) -> list[str]:
     """The texts as prediction reads them, in chunks as they are divided for the model."""
     columns = InputColumns(column)
-    scan = scan_files(find_files(str(path)), columns)
+    scan = scan_files(find_files(str(path), **settings), columns)
     return [columns.input_of(read.row, read.where) for chunk in scan.chunks for read in read_chunk(chunk)]
 
 
@@ -171,7 +172,8 @@ def test_other_encodings_are_read_or_refused_alike(tmp_path: Path, form: str, en
     elif encoding != "utf-7":  # which is ASCII, and nothing tells it
         line = {"csv": 3, "tsv": 3, "jsonl": 2, "json": 7}[form]
         assert found == (f"{'ïve '.encode(encoding)!r} is not valid utf-8", f"{path}:{line}")
-    assert planned(path, encoding=encoding) == ["first", "naïve café"]
+    for read in (planned, predicted):
+        assert read(path, encoding=encoding) == ["first", "naïve café"]
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -260,6 +262,26 @@ def test_another_separator_is_named_by_both(tmp_path: Path, form: str, mark: str
             read(path)
         assert f"its cells seem to be separated by {mark!r}" in caught.value.fix
     assert planned(path, delimiter=mark) == ["one"]
+
+
+@pytest.mark.parametrize(("form", "mark"), [("csv", ";"), ("csv", "|"), ("tsv", ";"), ("tsv", ",")])
+def test_another_separator_that_is_named_is_read_by_both(tmp_path: Path, form: str, mark: str) -> None:
+    path = tmp_path / f"a.{form}"
+    path.write_text(f"text{mark}other\none{mark}2\nthree, four{mark}x\n".replace(", ", " " if mark == "," else ", "))
+    found = outcome(planned, path, delimiter=mark)
+    assert found == outcome(predicted, path, delimiter=mark) == ["one", "three four" if mark == "," else "three, four"]
+
+
+def test_options_of_files_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}')
+    with pytest.raises(InputError, match="--delimiter is for CSV and TSV"):
+        find_files(str(tmp_path / "a.jsonl"), delimiter=";")
+    for wrong, what in [({"encoding": "utf8x"}, "unknown encoding"), ({"encoding": "hex"}, "unknown encoding"),
+                        ({"delimiter": ";;"}, "one character")]:  # fmt: skip
+        with pytest.raises(InputError, match=what):
+            PredictRequest(file="a.csv", **wrong).check()
+    with pytest.raises(InputError, match="--encoding requires --file"):
+        PredictRequest(encoding="cp1252").check()
 
 
 def test_dotted_columns_are_read_by_both(tmp_path: Path) -> None:
