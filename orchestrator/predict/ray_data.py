@@ -73,7 +73,7 @@ class _Worker:
         Ray Data would turn a raised exception into text, and an exception of any class cannot be pickled.
         """
         job, (number,) = self.job, batch["number"]
-        chunk = FileChunk(**{each.name: batch[each.name][0].item() for each in fields(FileChunk)})
+        chunk = FileChunk(**{each.name: batch[each.name].tolist()[0] for each in fields(FileChunk)})
         try:
             self.model = self.model or job.router.load(job.device)
             rows = answer_chunk(self.model, chunk, job.columns, job.batch_size)
