@@ -42,6 +42,7 @@ ROWS = {
     "surface": "surface:run",
     "stages": "stages:run",
     "routed": "routed:run",
+    "predicting": "predicting:run",
     "trials": "trials:run",
     "truncation": "truncation:run",
     "front": "front:run",

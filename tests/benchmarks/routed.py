@@ -54,7 +54,7 @@ def compare(
     first, goal = (frame.trunk, 1.10) if mode == "one pass" else (0, 2.05)
     features = FeatureSpec(tuple(range(first + 1)) if first else "all")
     lone = _lone(frame, first)
-    models_of = {count: _routed(frame, first, features, count) for count in loaded}
+    models_of = {count: routed_model(frame, first, features, count) for count in loaded}
     for size in batches:
         texts = [" ".join(f"{WORDS} {WORDS}".split()[i % 4 : 36 + i % 5]) for i in range(size)]
         subjects: dict[str, Callable[[], object]] = {"lone": lambda texts=texts: lone.answer(texts, "e0")}
@@ -78,7 +78,7 @@ def _lone(frame: Frame, first: int) -> TextBank:
     return bank
 
 
-def _routed(frame: Frame, first: int, features: FeatureSpec, count: int) -> RoutedModel:
+def routed_model(frame: Frame, first: int, features: FeatureSpec, count: int) -> RoutedModel:
     """A model whose gate sends rows to many experts; every weight has a value of its own, and all that runs, runs."""
     base, bank = frame.base, Bank(frame.body(), frame.base.pooling)
     tasks, draw = [f"e{i}" for i in range(count)], torch.Generator().manual_seed(0)
