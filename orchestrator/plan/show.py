@@ -119,7 +119,8 @@ def _table_tasks(state: LibraryState) -> list[str]:
 def _counts(state: LibraryState) -> str:
     states = [expert.state for expert in state.experts.values()]
     counts = [f"{states.count(name)} {name}" for name in STATE_STYLES if name in states]
-    return f"{len(states)} experts: {', '.join(counts)}"
+    noun = "expert" if len(states) == 1 else "experts"
+    return f"{len(states)} {noun}: {', '.join(counts)}"
 
 
 def _other_experts(plan: Plan, state: LibraryState) -> list[tuple[str, str]]:

@@ -18,8 +18,8 @@ def failure_from_ray(error: BaseException, node: str) -> Failure:
     """
     lines = str(error).strip().splitlines()
     message = lines[-1] if lines else ""
-    if isinstance(error, ray.exceptions.RayTaskError):  # the result cannot be pickled
-        return Failure("code", type(error).__name__, str(error), str(error))
+    if isinstance(error, ray.exceptions.RayTaskError):  # the unit or its result cannot be pickled or unpickled
+        return Failure("code", type(error).__name__, message, str(error))
     if isinstance(error, ray.exceptions.OutOfMemoryError):
         return Failure("memory", "OutOfMemoryError", message, str(error))
     preempted = getattr(error, "preempted", False)

@@ -72,10 +72,10 @@ def test_a_second_run_changes_nothing(start, undisturbed):
 
 
 def test_killed_after_any_write_the_next_run_ends_as_if_nothing_had_been(start, undisturbed, request):
-    """Each write with ``--thorough``, else every 23rd from a random one on."""
+    """Each write with ``--thorough``, else every 47th from a random one on."""
     content, writes = undisturbed
     assert writes > 40
-    interval = 1 if request.config.getoption("--thorough") else 23
+    interval = 1 if request.config.getoption("--thorough") else 47
     first = random.randrange(interval) + 1
 
     def check(after: int) -> None:

@@ -119,9 +119,9 @@ class TestLoaded:
         [
             ([{"text": "red"}, {"text": " "}], r"row 2: column 'text' is empty"),
             ([{"text": None}], r"row 1: column 'text' is empty"),
-            ([{"text": "red", "choices": "cat"}], r"row 1: the options are not a list"),
+            ([{"text": "red", "choices": "cat"}], r"row 1: column 'choices' is not a list"),
             ([{"text": "red", "second": "cat", "choices": ["a", "b"]}], "a second text and options"),
-            ([{"text": "red", "second": ["cat"]}], "a list or an object, not a text"),
+            ([{"text": "red", "second": ["cat"]}], "column 'second' is nested, not a text"),
             ({"text": ["red", "cat"], "choices": ["a", "b", "c"]}, "2 texts"),
         ],
     )
@@ -159,7 +159,7 @@ class TestServed:
     def test_a_bad_request_has_status_400_and_a_message(self, address):
         for body, what in (
             ({"dataframe_records": [{"text": "red"}, {"text": ""}]}, "row 2: column 'text' is empty"),
-            ({"inputs": [{"text": "red", "choices": "cat"}]}, "the options are not a list"),
+            ({"inputs": [{"text": "red", "choices": "cat"}]}, "column 'choices' is not a list"),
             ({"dataframe_records": [{"question": "red"}]}, "Model is missing inputs ['text']"),
             ({"rows": []}, "exactly one of the input fields"),
         ):

@@ -168,8 +168,6 @@ def failing_at(sites, marks):
 @pytest.mark.parametrize("count", [pytest.param(0, marks=pytest.mark.thorough, id="each"), pytest.param(6, id="some")])
 def test_faults_of_workers_on_ray(base_folder, fresh_store, planned, tmp_path, monkeypatch, count, capsys):
     """Errors of the system are retried, others fail their expert alone; the next command trains these."""
-    import ray.cloudpickle
-
     from orchestrator.run import stage1
 
     trainings = Trainings(planned[:1], tmp_path / "recorded", monkeypatch)
@@ -182,12 +180,9 @@ def test_faults_of_workers_on_ray(base_folder, fresh_store, planned, tmp_path, m
     shutil.copy(fresh_store, tmp_path / "runs")
     (tmp_path / "marks").mkdir()
     monkeypatch.setattr(stage1, "run_experts", failing_at(sites, tmp_path / "marks"))
-    ray.cloudpickle.register_pickle_by_value(fault_injection)
-    try:
-        with ray_session():
-            kept = check_first(tmp_path, config.name, len(sites))
-    finally:
-        ray.cloudpickle.unregister_pickle_by_value(fault_injection)
+    monkeypatch.setenv("PYTHONPATH", str(Path(fault_injection.__file__).parent))  # which workers import
+    with ray_session():
+        kept = check_first(tmp_path, config.name, len(sites))
     with units_inline():
         check_second(tmp_path, config.name, len(sites), kept)
     with capsys.disabled():
@@ -197,7 +192,7 @@ def test_faults_of_workers_on_ray(base_folder, fresh_store, planned, tmp_path, m
 def check_first(folder, config, count):
     """Run, and return the tasks whose experts are registered: all but those with an error that is not retried."""
     first, tasks = here(folder, "run", config, *SETTINGS), _tasks(count)
-    assert {mark.read_text() for mark in (folder / "marks").iterdir()} == {"True"}
+    assert {mark.read_text() for mark in (folder / "marks").iterdir()} == {"True"}, first.err
     kept = {version.task for version in open_registry(folder / "runs").experts("many")}
     assert tasks - kept <= {task for task in tasks if injected(int(task[1:])) == errno.EACCES}
     assert "Traceback" not in first.out + first.err

@@ -97,6 +97,9 @@ class OneLibrary:
     def read_file(self, version, name):
         return (self.folders[version.task] / name).read_bytes()
 
+    def read_json(self, version, name):
+        return json.loads(self.read_file(version, name))
+
     def fetch(self, version):
         return self.folders[version.task]
 

@@ -108,7 +108,7 @@ def test_every_place_may_have_any_name(tmp_path: Path, base_folder: Path, name: 
     tiny.write_texts(folder / "in" / f"{name}.jsonl", tiny.COLOURS, "north", 60)
     made = write_config(folder, base_folder, f"in/{name}.jsonl", storage={"root": f"r {name}", "cache": f"c/{name}"})
     config = made.rename(folder / f"{name}.yaml")
-    assert "1 experts: 1 missing" in here(folder, "plan", f"./{config.name}").out
+    assert "1 expert: 1 missing" in here(folder, "plan", f"./{config.name}").out
     assert {path.name for path in folder.iterdir()} == {"in", config.name, f"r {name}", "c"}
     assert {path.name for path in tmp_path.iterdir()} == {name}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from ray.exceptions import NodeDiedError, RayActorError, RayError
+from ray.exceptions import NodeDiedError, RayActorError, RayError, RayTaskError
 
 from orchestrator.config.runtime_sections import FailureSettings
 from orchestrator.pool import unit_queue, worker_pool
@@ -261,6 +261,13 @@ def test_preemption_is_told_from_other_losses_of_a_node():
     errors = RayActorError(None, "drained", False, True), NodeDiedError("gone")
     found = [failure_from_ray(error, "id") for error in errors]
     assert [(failure.kind, failure.preempted) for failure in found] == [("lost", True), ("lost", False)]
+
+
+def test_a_unit_that_a_worker_cannot_read_fails_with_one_line():
+    trace = 'Traceback (most recent call last):\n  File "x.py", line 1\nModuleNotFoundError: No module named \'mine\'\n'
+    failure = failure_from_ray(RayTaskError("Worker.run", trace, ValueError()), "id")
+    assert (failure.kind, failure.message) == ("code", "ModuleNotFoundError: No module named 'mine'")
+    assert trace.strip() in failure.trace
 
 
 def test_only_failures_of_the_device_without_a_success_between_count():
