@@ -1,4 +1,4 @@
-"""Row ``predicting``: the answers to many short texts, against a bare loop over the base in batches sorted by length."""
+"""Row ``predicting``: answers to many short texts, against a bare loop over the base in batches sorted by length."""
 
 from __future__ import annotations
 

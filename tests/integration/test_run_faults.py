@@ -127,11 +127,11 @@ def faults(start, monkeypatch, tmp_path):
 
 
 def test_a_command_that_is_repeated_after_each_fault_comes_to_the_end(faults, capsys):
-    """Every twelfth site fails, in the order in which a run reaches them: each run comes as far as the next one."""
+    """Every 24th site fails, in the order in which a run reaches them: each run comes as far as the next one."""
     order = faults.sites()
     # Which operation opens another connection to the database depends on the threads.
     sites = sorted(site for site in order if site[0] != "sqlite3.connect")
-    chosen = sorted(sites[::12], key=order.index)
+    chosen = sorted(sites[::24], key=order.index)
     folder = faults.copy()
     for number, site in enumerate(chosen):
         done = faults.fail(folder, site, injected(number))
