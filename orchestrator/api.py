@@ -1,6 +1,6 @@
-"""The commands ``plan``, ``run``, ``tune``, ``submit``, ``status`` and ``predict`` as functions that return values.
+"""The commands ``data``, ``plan``, ``run``, ``tune``, ``submit``, ``status`` and ``predict`` as functions.
 
-They raise InputError, WorkFailedError or ClusterError where the command line prints an error. They print nothing
+They return values. They raise InputError, WorkFailedError or ClusterError where the command line prints an error. They print nothing
 without a console, end no process, and leave no signal handlers. torch, Ray and MLflow are imported when they are
 called.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from orchestrator.data_view.library_view import LibraryView
     from orchestrator.plan.planned_library import PlannedLibrary
     from orchestrator.progress.status import RunStatus
     from orchestrator.run.run_outcome import RunOutcome
@@ -22,6 +23,33 @@ if TYPE_CHECKING:
 
 ConfigSource = str | Path | Mapping[str, Any]
 """Path of a config, name of a packaged recipe, or the content of a config."""
+
+
+def data(
+    config: ConfigSource,
+    task: str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    console: Console | None = None,
+) -> LibraryView:
+    """View the data of a config as training will see it: rows by split and class, and what was left out and why.
+
+    Args:
+        config: The config.
+        task: The task; None for all.
+        overrides: Overrides, as ``plan`` takes them.
+        console: Shows that it is reading.
+
+    Returns:
+        The view. Its ``to_dict()`` has what ``ttmoe data --json`` prints.
+
+    Raises:
+        InputError: If there is no such task, or the base or the data cannot be used.
+    """
+    from orchestrator.config.loading import load_config
+    from orchestrator.data_view.library_view import view_library
+
+    return view_library(load_config(config, _listed(overrides)), task, console)
 
 
 def plan(

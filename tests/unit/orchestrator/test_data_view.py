@@ -12,6 +12,7 @@ import tiny_causal
 import yaml
 from typer.testing import CliRunner, Result
 
+from orchestrator import api
 from orchestrator.cli import app
 from orchestrator.data_view.shared_inputs import find_shared_inputs
 from workers.data.examples import Example
@@ -61,6 +62,8 @@ def test_a_task_is_shown_as_it_is_read(config: Path) -> None:
 
 def test_json_has_everything_in_full(config: Path) -> None:
     shown = json.loads(data(config, "--json").stdout)
+    assert json.loads(json.dumps(api.data(config).to_dict())) == shown
+    assert list(api.data(config, "animals").tasks) == ["animals"]
     assert list(shown["tasks"]) == ["colours", "animals"]
     task = shown["tasks"]["colours"]
     assert task["rows_read"] == 248
