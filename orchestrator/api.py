@@ -1,8 +1,8 @@
 """The commands ``data``, ``plan``, ``run``, ``tune``, ``submit``, ``status`` and ``predict`` as functions.
 
-They return values. They raise InputError, WorkFailedError or ClusterError where the command line prints an error. They print nothing
-without a console, end no process, and leave no signal handlers. torch, Ray and MLflow are imported when they are
-called.
+They return values, and raise InputError, WorkFailedError or ClusterError where the command line prints an error. They
+print nothing without a console, end no process, and leave no signal handlers. torch, Ray and MLflow are imported when
+they are called.
 """
 
 from __future__ import annotations
