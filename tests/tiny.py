@@ -5,6 +5,7 @@ A row's label is decided by one word in it, so a training that works gets nearly
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -71,6 +72,15 @@ def text_task(path: Path) -> dict[str, Any]:
     """A config's entry for such a file."""
     return {"kind": "text", "source": {"path": str(path)}, "columns": {"text": "text"},
             "label": {"column": "label"}, "split": {"validation": 0.2, "test": 0.2}}  # fmt: skip
+
+
+def write_expert_files(folder: Path, weights: bytes, **manifest: Any) -> Path:
+    """Write files that the registry takes for an expert's, and return their folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "expert.safetensors").write_bytes(weights)
+    digest = hashlib.sha256(weights).hexdigest()
+    (folder / "expert.json").write_text(json.dumps({**manifest, "weights_digest": digest}))
+    return folder
 
 
 def left_running(mark: str, seconds: float = 15.0) -> list[str]:

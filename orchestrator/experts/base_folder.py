@@ -140,5 +140,8 @@ def _folders(router: Version, model_file: str | bytes) -> list[str]:
 
 
 def _model_config(text: str | bytes) -> dict[str, Any]:
-    """Return the ``model_config`` that is stored in the text of an MLmodel file."""
-    return yaml.safe_load(text)["flavors"]["python_function"].get("config") or {}
+    """Return the ``model_config`` that is stored in the text of an MLmodel file; nothing if it is damaged."""
+    try:
+        return dict(yaml.safe_load(text)["flavors"]["python_function"].get("config") or {})
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return {}

@@ -132,7 +132,7 @@ def _expert_state(expert: ExpertPlan, versions: list[Version], registry: Registr
     step = 0 if trained else last_checkpoint_step(folder / "checkpoints")
     progress = "trained, not yet registered" if trained else f"continues from step {step}" if step else ""
     if own:
-        reason = "; ".join(filter(None, [f"the files of v{own.version} are gone", progress]))
+        reason = "; ".join(filter(None, [f"the files of v{own.version} are gone or damaged", progress]))
         return ExpertState("missing", own, reason, step, trained, gone=True)
     if not versions:
         return ExpertState("missing", None, progress or "no version yet", step, trained)
@@ -213,7 +213,7 @@ def _router_state(plan: Plan, registry: Registry | None) -> StageState:
         return StageState("missing", reason="no version yet")
     if version := registry.find_router(library, plan.router_hash):
         if not registry.has_files(version):
-            return StageState("missing", reason=f"the files of v{version.version} are gone")
+            return StageState("missing", reason=f"the files of v{version.version} are gone or damaged")
         return StageState("cached", version, f"v{version.version}")
     current = registry.router(library)
     if current is None:

@@ -6,6 +6,8 @@ the present folder is preferred to what they name.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sqlite3
 import urllib.parse
 import urllib.request
@@ -16,7 +18,8 @@ from orchestrator.config.store_address import sqlite_file
 from orchestrator.registry.store import Store, experiment_name
 
 _BUSY_TIMEOUT = 60.0  # seconds
-_MAIN_FILES = ("expert.safetensors", "MLmodel")  # a version's folder has one of them; literals, as no torch is imported
+# Weights, and the file with their digest; literals, as no torch is imported.
+_EXPERT_FILES, _ROUTER_FILES = ("expert.safetensors", "expert.json"), ("router.safetensors", "router.json")
 
 
 def local_folder(store: Store, uri: str) -> Path | None:
@@ -66,17 +69,32 @@ def _relocate(database: sqlite3.Connection, experiment: int, old: str, folder: P
 
 
 def has_files(store: Store, uri: str) -> bool:
-    """Return whether the folder of a version has its main file; True, without a request, if it is not local."""
+    """Return whether the folder of a version has its files, unchanged; True, without a request, if it is not local.
+
+    The digest of the weights is computed: files that were cut or altered are as good as gone.
+    """
     folder = local_folder(store, uri)
-    return folder is None or any(_has_content(folder / name) for name in _MAIN_FILES)
+    return folder is None or _are_whole(folder, *_EXPERT_FILES) or _is_whole_router(folder)
 
 
 def _path(uri: str) -> Path:
     return Path(urllib.request.url2pathname(urllib.parse.urlparse(uri).path))
 
 
-def _has_content(path: Path) -> bool:
+def _is_whole_router(folder: Path) -> bool:
+    """Return whether a router can answer: it has the files of its experts, which its lock names."""
     try:
-        return path.stat().st_size > 0
-    except OSError:
+        lock = json.loads((folder / "lock.json").read_bytes())
+        whole = b"python_function" in (folder / "MLmodel").read_bytes() and _are_whole(folder, *_ROUTER_FILES)
+    except (OSError, ValueError):
+        return False
+    return whole and all(_are_whole(folder / "experts" / task, *_EXPERT_FILES) for task in lock)
+
+
+def _are_whole(folder: Path, weights: str, manifest: str) -> bool:
+    try:
+        with (folder / weights).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return bool(json.loads((folder / manifest).read_bytes())["weights_digest"] == digest)
+    except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import tiny
 from scripted_jobs import write_library
 
 pytestmark = pytest.mark.integration
@@ -46,10 +47,7 @@ def recording(plan, fresh_store, tmp_path):
     from orchestrator.recording.expert_operations import ExpertOperations
     from workers.expert_result import ExpertResult
 
-    folder = tmp_path / "expert"
-    folder.mkdir()
-    (folder / "expert.json").write_text("{}")
-    (folder / "expert.safetensors").write_bytes(b"weights")
+    folder = tiny.write_expert_files(tmp_path / "expert", b"weights")
     (tmp_path / "runs").mkdir()
     shutil.copy(fresh_store, tmp_path / "runs")
     registry = open_registry(tmp_path / "runs")

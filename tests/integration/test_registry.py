@@ -26,6 +26,7 @@ from typing import ClassVar
 
 import psutil
 import pytest
+import tiny
 
 from orchestrator.config.store_address import find_store
 from orchestrator.registry import uploads
@@ -125,11 +126,7 @@ def open_copy(fresh_store, folder):
 
 @pytest.fixture
 def expert_folder(tmp_path):
-    folder = tmp_path / "made" / "expert"
-    folder.mkdir(parents=True)
-    (folder / "expert.json").write_text('{"task": "trec"}')
-    (folder / "expert.safetensors").write_bytes(b"\0" * 100_000)
-    return folder
+    return tiny.write_expert_files(tmp_path / "made" / "expert", b"\0" * 100_000, task="trec")
 
 
 def add_expert(registry, folder, task="trec", spec_hash="aa11", parent="none", **more):
@@ -241,7 +238,9 @@ def router_folder(tmp_path, expert_folder):
     inside.mkdir(parents=True)
     for file in expert_folder.iterdir():
         (inside / file.name).write_bytes(file.read_bytes())
-    (folder / "router.json").write_text(json.dumps({"base": {"id": "tiny"}, "lock": {"trec": "aa11"}}))
+    digest = hashlib.sha256(b"\0" * 10).hexdigest()
+    manifest = {"base": {"id": "tiny"}, "lock": {"trec": "aa11"}, "weights_digest": digest}
+    (folder / "router.json").write_text(json.dumps(manifest))
     (folder / "router.safetensors").write_bytes(b"\0" * 10)
     return folder
 
@@ -316,6 +315,8 @@ def test_a_version_whose_files_are_gone_is_replaced(registry, expert_folder, rou
     old = add_expert(registry, expert_folder, promote=True)
     assert registry.has_files(old)
     registry.check_files(old)
+    (registry.fetch(old) / "expert.safetensors").write_bytes(b"\0" * 99_999)
+    assert not registry.has_files(old)
     (registry.fetch(old) / "expert.safetensors").unlink()
     assert not registry.has_files(old)
     with pytest.raises(InputError, match="its files are missing"):
@@ -325,6 +326,13 @@ def test_a_version_whose_files_are_gone_is_replaced(registry, expert_folder, rou
     assert registry.experts("lib", every=True) == [new]
     run = registry.expert_run("lib", "none", "router", "bb22", {})
     router = registry.register_router("lib", "bb22", router_folder, {"trec": "aa11"}, run, {})
+    assert registry.has_files(router)
+    for name in ("router.safetensors", "router.json", "lock.json", "MLmodel", "experts/trec/expert.safetensors"):
+        path = registry.fetch(router) / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:9])
+        assert not registry.has_files(router), name
+        path.write_bytes(whole)
     assert registry.has_files(router)
     shutil.rmtree(registry.fetch(router))
     assert not registry.has_files(router)
@@ -340,7 +348,7 @@ def test_a_storage_folder_that_was_moved_keeps_its_files(fresh_store, tmp_path, 
     registry = Registry.open(f"sqlite:///{tmp_path}/moved/mlflow.db", tmp_path / "moved" / "mlartifacts")
     assert registry.has_files(version)
     assert registry.fetch(version).is_relative_to(tmp_path / "moved")
-    assert json.loads(registry.read_file(version, "expert.json")) == {"task": "trec"}
+    assert json.loads(registry.read_file(version, "expert.json"))["task"] == "trec"
 
 
 def test_a_spec_has_one_version_which_never_changes(registry, expert_folder):
@@ -349,7 +357,7 @@ def test_a_spec_has_one_version_which_never_changes(registry, expert_folder):
     again = add_expert(registry, expert_folder, promote=True)
     assert again.version == 1
     assert again.aliases == ("candidate", "champion")
-    assert (registry.fetch(first) / "expert.json").read_text() == '{"task": "trec"}'
+    assert json.loads((registry.fetch(first) / "expert.json").read_text())["task"] == "trec"
 
 
 def test_aliases_follow_the_spec_that_is_asked_for(registry, expert_folder):
@@ -597,7 +605,7 @@ def test_two_tasks_of_one_spec_have_a_run_each(registry, expert_folder):
     (expert_folder / "expert.json").write_text('{"task": "two"}')
     second = add_expert(registry, expert_folder, task="two", spec_hash="aa11")
     assert first.run_id != second.run_id
-    assert (registry.fetch(first) / "expert.json").read_text() == '{"task": "trec"}'
+    assert json.loads((registry.fetch(first) / "expert.json").read_text())["task"] == "trec"
 
 
 def test_stale_runs_are_closed(registry):
@@ -989,9 +997,9 @@ def use_remote(remote, expert_folder):
     remote.log_metrics(version.run_id, [("bad", math.nan, 1, 1), ("loss", 0.5, 1, 1)])
     assert math.isnan(remote.client.get_run(version.run_id).data.metrics["bad"])
     fetch_search(remote, expert_folder)
-    assert json.loads(remote.read_file(version, "expert.json")) == {"task": "trec"}
+    assert json.loads(remote.read_file(version, "expert.json"))["task"] == "trec"
     second = add_expert(remote, expert_folder, spec_hash="cc33")
-    assert json.loads(remote.read_file(second, "expert.json")) == {"task": "trec"}  # downloaded alone
+    assert json.loads(remote.read_file(second, "expert.json"))["task"] == "trec"  # downloaded alone
     assert len(list(folder.parent.glob("lib.trec-*"))) == 1
     remote.remove_versions("lib", "trec", [1])
     assert [each.version for each in remote.experts("lib", every=True)] == [2]

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
 from rich.console import Console
 from scripted_jobs import write_library
 
@@ -68,7 +69,7 @@ def _register(plan, registry, files):
                   "metrics": {"stripped.routing_accuracy": 0.5}}  # fmt: skip
     (files / EVALUATION).write_text(json.dumps(evaluation))
     (files / CONFUSION_PLOT).touch()
-    (files / "expert.safetensors").write_text("weights")
+    tiny.write_expert_files(files, b"weights")
     (files / "router.json").write_text(json.dumps({"base": plan.base.record()}))
     for task, spec_hash in plan.lock.items():
         metrics = {"test.accuracy": 0.5}

@@ -42,8 +42,8 @@ def test_an_expert_or_router_whose_files_are_gone_is_missing(planned):
     assert not read_library_state(plan, intact).has_work
     state = read_library_state(plan, replace(intact, gone=(own, router)))
     expert = state.experts["colours"]
-    assert (expert.state, expert.reason, state.todo) == ("missing", "the files of v3 are gone", ["colours"])
-    assert (state.router.state, state.router.reason) == ("missing", "the files of v4 are gone")
+    assert (expert.state, expert.reason, state.todo) == ("missing", "the files of v3 are gone or damaged", ["colours"])
+    assert (state.router.state, state.router.reason) == ("missing", "the files of v4 are gone or damaged")
     assert state.gone == ["colours"]
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+import tiny
 
 from orchestrator.registry import Registry, Version
 
+FILE = json.dumps({"weights_digest": hashlib.sha256(b"weights").hexdigest()})
 NAME = "wt_feature%2Fx y#z"  # special in URIs
 
 
@@ -32,11 +36,7 @@ def text(root: Path, version: Version) -> str:
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    folder = tmp_path / "made"
-    folder.mkdir()
-    (folder / "expert.json").write_text("{}")
-    (folder / "expert.safetensors").write_bytes(b"weights")
-    return folder
+    return tiny.write_expert_files(tmp_path / "made", b"weights")
 
 
 @pytest.fixture
@@ -65,9 +65,9 @@ def test_new_work_of_a_moved_folder_is_below_it(
     assert root.exists() == blocked
     assert open_at(moved).fetch(made).is_relative_to(moved / "mlartifacts" / "lib")
     assert open_at(moved).has_files(version)
-    assert text(moved, version) == text(moved, made) == "{}"
+    assert text(moved, version) == text(moved, made) == FILE
     again = moved.rename(tmp_path / "again")
-    assert text(again, version) == text(again, made) == "{}"
+    assert text(again, version) == text(again, made) == FILE
 
 
 def test_a_copy_reads_and_writes_its_own_files(tmp_path: Path, old: tuple[Path, Version], files: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_copy_reads_and_writes_its_own_files(tmp_path: Path, old: tuple[Path, 
     before = sorted(root.rglob("*"))
     copy = Path(shutil.copytree(root, tmp_path / "copy"))
     (copy / "mlartifacts" / "lib" / version.run_id / "artifacts" / "expert" / "expert.json").write_text("copied")
-    assert (text(root, version), text(copy, version)) == ("{}", "copied")
+    assert (text(root, version), text(copy, version)) == (FILE, "copied")
     for task in ("cola", "sst2"):
         made = record(copy, files, task)
         assert made
