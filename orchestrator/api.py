@@ -7,6 +7,7 @@ they are called.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
 
 ConfigSource = str | Path | Mapping[str, Any]
 """Path of a config, name of a packaged recipe, or the content of a config."""
+Overrides = Sequence[str] | Mapping[str, Any]
+"""Overrides of a config: texts such as ``train.steps=100``, or values by dotted key."""
 
 
 def data(
     config: ConfigSource,
     task: str | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     *,
     console: Console | None = None,
 ) -> LibraryView:
@@ -49,12 +52,12 @@ def data(
     from orchestrator.config.loading import load_config
     from orchestrator.data_view.library_view import view_library
 
-    return view_library(load_config(config, _listed(overrides)), task, console)
+    return view_library(load_config(config, _overrides(overrides)), task, console)
 
 
 def plan(
     config: ConfigSource,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     *,
     nodes: Sequence[str] = (),
     console: Console | None = None,
@@ -63,7 +66,7 @@ def plan(
 
     Args:
         config: The config.
-        overrides: Overrides such as ``train.steps=100``.
+        overrides: Overrides such as ``train.steps=100``, or a mapping such as ``{"train.steps": 100}``.
         nodes: Nodes of a cluster that is not here, such as ``2x8x80GB``; by default those that there are.
         console: Shows that it is planning.
 
@@ -76,19 +79,19 @@ def plan(
     """
     from orchestrator.config.loading import load_config
 
-    loaded = load_config(config, _listed(overrides))
+    loaded = load_config(config, _overrides(overrides))
     from orchestrator.plan.nodes import declared_nodes
     from orchestrator.plan.planned_library import plan_library
 
     return plan_library(loaded, console, declared_nodes(_listed(nodes)) or None)
 
 
-def run(config: ConfigSource, overrides: Sequence[str] = (), *, console: Console | None = None) -> RunOutcome:
+def run(config: ConfigSource, overrides: Overrides = (), *, console: Console | None = None) -> RunOutcome:
     """Train and register the experts and the router of a config. Called again after any end, it continues.
 
     Args:
         config: The config.
-        overrides: Overrides such as ``train.steps=100``.
+        overrides: Overrides such as ``train.steps=100``, or a mapping such as ``{"train.steps": 100}``.
         console: Prints the progress, the result and warnings.
 
     Returns:
@@ -102,7 +105,7 @@ def run(config: ConfigSource, overrides: Sequence[str] = (), *, console: Console
     """
     from orchestrator.config.loading import load_config
 
-    loaded = load_config(config, _listed(overrides))
+    loaded = load_config(config, _overrides(overrides))
     from orchestrator.run.driver import run_library
 
     return run_library(loaded, console or _quiet())
@@ -110,7 +113,7 @@ def run(config: ConfigSource, overrides: Sequence[str] = (), *, console: Console
 
 def tune(
     config: ConfigSource,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     *,
     tasks: Sequence[str] = (),
     console: Console | None = None,
@@ -133,14 +136,14 @@ def tune(
     """
     from orchestrator.run.tune_driver import TuneRequest, tune_library
 
-    request = TuneRequest(config, _listed(overrides), _listed(tasks))
+    request = TuneRequest(config, _overrides(overrides), _listed(tasks))
     return tune_library(request.load(), console or _quiet())
 
 
 def submit(
     config: ConfigSource,
     cluster: str,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     *,
     command: Literal["run", "tune"] = "run",
     follow: bool = False,
@@ -151,7 +154,7 @@ def submit(
     Args:
         config: The config.
         cluster: Cluster: a name in the config or in ``clusters.yaml``, or ``http://HOST:8265``.
-        overrides: Overrides such as ``train.steps=100``.
+        overrides: Overrides such as ``train.steps=100``, or a mapping such as ``{"train.steps": 100}``.
         command: What the job does with the config: ``run``, or ``tune`` for its search.
         follow: Wait until the job ends.
         console: Prints the output of the job.
@@ -167,7 +170,7 @@ def submit(
     from orchestrator.config.clusters import find_cluster
     from orchestrator.config.loading import load_config
 
-    loaded = load_config(config, _listed(overrides))
+    loaded = load_config(config, _overrides(overrides))
     profile = find_cluster(cluster, loaded.config.clusters)
     from orchestrator.submit.submission import submit_config
 
@@ -244,6 +247,13 @@ def predict(
         library=library, store=store,
     )  # fmt: skip
     return [with_answer(row, answer) for row, answer in answer_rows(request, _listed(rows), console or _quiet())]
+
+
+def _overrides(values: Any) -> list[str]:
+    """Return overrides as texts; they may be a mapping of keys to values."""
+    if isinstance(values, Mapping):
+        return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    return _listed(values)
 
 
 def _listed(values: Any) -> list[Any]:

@@ -185,6 +185,9 @@ def predict_rows(
     delimiter: Annotated[
         str, typer.Option(metavar="CHARACTER", help="Between cells; by default , in CSV, tab in TSV.")
     ] = "",
+    quotes: Annotated[
+        bool | None, typer.Option("--quotes/--no-quotes", help="Whether quotes enclose cells; by default in CSV alone.")
+    ] = None,
     text: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of the text; by default text.")] = None,
     second: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Column of the second text; by default second, if it exists.")
@@ -232,8 +235,8 @@ def predict_rows(
     from orchestrator.predict.request import PredictRequest
 
     request = PredictRequest(
-        tuple(texts or ()), file, out, encoding, delimiter, text, second, tuple(choices or ()), as_json, batch_size,
-        device, force, on_ray, workers, gpus, library, selected_store(root, uri, quiet=as_json),
+        tuple(texts or ()), file, out, encoding, delimiter, quotes, text, second, tuple(choices or ()), as_json,
+        batch_size, device, force, on_ray, workers, gpus, library, selected_store(root, uri, quiet=as_json),
     )  # fmt: skip
     run_request(request)
 

@@ -66,10 +66,10 @@ def _named(text: str) -> Path:
 
 
 def _sort_paths(paths: list[Path], out: Path | None) -> tuple[list[Path], Path]:
-    """Return the data files and the config to write, which ends in .yaml or is the only path and no data file."""
+    """Return the data files and the config to write: what ends in .yaml, a folder at the end, or a lone other path."""
     configs = [path for path in paths if path.suffix.lower() in _CONFIG_ENDINGS]
-    if len(paths) == 1 and not configs and not _is_data(paths[0]):
-        configs = paths
+    if not configs and paths and (paths[-1].is_dir() or (len(paths) == 1 and not _is_data(paths[0]))):
+        configs = paths[-1:]
     data = [path for path in paths if path not in configs and path.name != _SCHEMA]  # *.json finds it too
     if out is not None:
         configs = [*configs, out]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -39,6 +40,16 @@ class LoadedConfig:
     source_name: str
     text: str
     overrides: tuple[str, ...] = ()
+
+    @property
+    def arguments(self) -> str:
+        """What follows the name of a command in a shell: the config and its overrides."""
+        return shlex.join([self.source_name, *(part for each in self.overrides for part in ("--set", each))])
+
+    @property
+    def is_recipe(self) -> bool:
+        """Whether it is a packaged recipe."""
+        return self.source_name in recipe_names()
 
 
 def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> LoadedConfig:

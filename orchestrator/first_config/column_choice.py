@@ -14,7 +14,9 @@ _MOST_LABELS = 1000
 _MOST_UNNAMED_LABELS = 100
 _OTHER_WORDS = frozenset(("id", "confidence", "count", "date", "time", "url", "probability"))  # in no name of a label
 _FEW_TEXTS = 0.05  # share of different values below which a column is hardly a text
-_MOST_NUMBERS = 20  # values of a column of numbers with decimals that is a label
+_MOST_NUMBERS = 20  # values of a column of numbers that is a label, if they have decimals or its name is a quantity's
+_QUANTITIES = frozenset(("score", "rating", "stars", "overall", "priority", "severity", "level"))
+_OF_LABEL_TOOL = "annotations."  # what a person answered, in an export of Label Studio; other columns came with the row
 
 
 def is_named_label(column: ColumnProfile) -> bool:
@@ -72,6 +74,8 @@ def _text_rank(column: ColumnProfile) -> int:
 
 
 def _label_rank(column: ColumnProfile) -> int:
+    if column.path.startswith(_OF_LABEL_TOOL) and column.plain_name in LABEL_NAMES:
+        return -1
     if column.plain_name in LABEL_NAMES:
         return LABEL_NAMES.index(column.plain_name)
     return 100 if column.words & LABEL_WORDS and not column.words & _OTHER_WORDS else _NOT_NAMED
@@ -83,7 +87,8 @@ def _could_be_label(column: ColumnProfile) -> bool:
         return False
     if column.mean_length > _LONGEST_LABEL or different > _MOST_LABELS:
         return False
-    if column.shape == "number" and different > _MOST_NUMBERS and any("." in value for value in column.counts):
+    is_quantity = column.words & _QUANTITIES or any("." in value for value in column.counts)
+    if column.shape == "number" and different > _MOST_NUMBERS and is_quantity:
         return False
     if is_named_label(column):  # in few rows, or of one value: the output says so
         return different <= filled / 2 or (filled < 30 and (different < filled or has_label_name(column)))

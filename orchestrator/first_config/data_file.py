@@ -88,6 +88,9 @@ def _find_settings(path: Path, notes: list[str]) -> dict[str, Any]:
         if delimiter != _DELIMITERS[file_format][0]:
             settings["delimiter"] = delimiter
             notes.append(f"cells are separated by {delimiter!r}")
+        if file_format == "tsv" and _quotes_enclose_cells(text, delimiter):
+            settings["quotes"] = True
+            notes.append("quotes enclose cells")
     return settings
 
 
@@ -121,6 +124,18 @@ def _find_delimiter(text: str, file_format: str) -> str:
         if widths and widths[0] > 1 and widths.count(widths[0]) >= 0.9 * len(widths):
             return delimiter
     return _DELIMITERS[file_format][0]
+
+
+def _quotes_enclose_cells(text: str, delimiter: str) -> bool:
+    """Return whether the quotes of a table enclose cells: with them it is a table, and another one than without."""
+    if '"' not in text:
+        return False
+    try:
+        records = [record for record in table_reader(io.StringIO(text, newline=""), delimiter, True) if record]
+    except csv.Error:
+        return False
+    plain = [record for record in table_reader(io.StringIO(text, newline=""), delimiter, False) if record]
+    return len({len(record) for record in records}) == 1 and records != plain
 
 
 def _find_unnamed_format(path: Path, text: str, notes: list[str]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def predict_files(request: PredictRequest, messages: Console) -> None:
     Raises:
         InputError: Before the model is loaded, if a row cannot be answered or ``request.out`` cannot be written.
     """
-    files = find_files(request.file or "", request.encoding, request.delimiter)
+    files = find_files(request.file or "", request.encoding, request.delimiter, request.quotes)
     if request.out is not None:
         check_output(request.out, files, request.force)
     router = open_router(request, messages)

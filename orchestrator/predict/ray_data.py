@@ -100,7 +100,10 @@ def predict_on_ray(request: PredictRequest, messages: Console) -> None:
         InfeasibleError: If a worker fits on no node.
         WorkFailedError: If a worker fails, or the Ray that this command started ends.
     """
-    files, out = find_files(request.file or "", request.encoding, request.delimiter), request.out or Path()
+    files, out = (
+        find_files(request.file or "", request.encoding, request.delimiter, request.quotes),
+        request.out or Path(),
+    )
     finish_ended_runs(out)
     check_folder(out, files, request.force)
     router = open_router(request, messages)

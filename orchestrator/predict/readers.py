@@ -43,6 +43,7 @@ class FileChunk:
         rows: Number of rows. None means all that follow.
         encoding: Encoding of the file.
         delimiter: What separates the cells of a table; "" for that of its form.
+        quotes: Whether quotes enclose cells of a table; None for what its form has: yes in CSV, no in TSV.
     """
 
     path: str
@@ -52,6 +53,7 @@ class FileChunk:
     rows: int | None = None
     encoding: str = UTF_8
     delimiter: str = ""
+    quotes: bool | None = None
 
 
 class ReadRow(NamedTuple):
@@ -70,13 +72,14 @@ class ReadRow(NamedTuple):
     lines: int
 
 
-def find_files(pattern: str, encoding: str = UTF_8, delimiter: str = "") -> list[FileChunk]:
+def find_files(pattern: str, encoding: str = UTF_8, delimiter: str = "", quotes: bool | None = None) -> list[FileChunk]:
     """Return the file at a path, or the files that match a glob pattern, sorted by name; each as one chunk.
 
     Args:
         pattern: Path or pattern.
         encoding: Encoding of the files.
         delimiter: As in ``FileChunk``.
+        quotes: As in ``FileChunk``.
 
     Raises:
         InputError: If there is no file, or the files have different formats.
@@ -88,9 +91,9 @@ def find_files(pattern: str, encoding: str = UTF_8, delimiter: str = "") -> list
     if len(set(forms.values())) > 1:
         what = f"the files have several formats: {', '.join(sorted(set(forms.values())))}"
         raise InputError(what, where=pattern, fix="run one command for each format")
-    if delimiter and not set(forms.values()) <= {"csv", "tsv"}:
-        raise InputError("--delimiter is for CSV and TSV", where=pattern, fix="remove it")
-    return [FileChunk(str(path.resolve()), form, encoding=encoding, delimiter=delimiter)
+    if (delimiter or quotes is not None) and not set(forms.values()) <= {"csv", "tsv"}:
+        raise InputError("--delimiter and --quotes are for CSV and TSV", where=pattern, fix="remove them")
+    return [FileChunk(str(path.resolve()), form, encoding=encoding, delimiter=delimiter, quotes=quotes)
             for path, form in forms.items()]  # fmt: skip
 
 
@@ -204,7 +207,8 @@ def _table_rows(chunk: FileChunk) -> Iterator[ReadRow]:
     delimiter = chunk.delimiter or ("," if chunk.form == "csv" else "\t")
     with _open_text(Path(chunk.path), chunk.encoding) as file:
         lines = _Lines(file, chunk.path)
-        records = _records(table_reader(lines, delimiter, quotes=chunk.form == "csv"), lines)
+        quotes = chunk.form == "csv" if chunk.quotes is None else chunk.quotes
+        records = _records(table_reader(lines, delimiter, quotes), lines)
         first = next(records, None)
         if first is None:
             return

@@ -21,6 +21,7 @@ class PredictRequest:
         out: Output file, or with ``on_ray`` the output folder. None prints lines of JSON.
         encoding: Encoding of the files. UTF-16 and UTF-32 are also read where it is UTF-8.
         delimiter: What separates the cells of CSV and TSV files; "" for comma and tab.
+        quotes: Whether quotes enclose cells; None: in CSV, not in TSV.
         text: Column of the text.
         second: Column of the second text of a pair.
         choices: Column that holds lists of options, or one column for each option.
@@ -40,6 +41,7 @@ class PredictRequest:
     out: Path | None = None
     encoding: str = UTF_8
     delimiter: str = ""
+    quotes: bool | None = None
     text: str | None = None
     second: str | None = None
     choices: tuple[str, ...] = ()
@@ -79,6 +81,7 @@ class PredictRequest:
             ("--force", self.force, self.file is not None, "--file", ""),
             ("--encoding", self.encoding != UTF_8, self.file is not None, "--file", ""),
             ("--delimiter", bool(self.delimiter), self.file is not None, "--file", ""),
+            ("--quotes", self.quotes is not None, self.file is not None, "--file", ""),
             ("--ray", self.on_ray, self.file is not None, "--file", ""),
             ("--workers", self.workers is not None, self.on_ray, "--ray", ""),
             ("--gpus-per-worker", self.gpus is not None, self.on_ray, "--ray", ""),

@@ -47,7 +47,8 @@ def check_files(store: Store, version: Version) -> None:
     """Raise InputError if an expert's files are gone, or if the weights on a tracking server are not the registered."""
     where = f"{version.name} version {version.version}"
     if not has_files(store, version.uri):
-        raise InputError(f"its files are missing: {local_folder(store, version.uri)}", where=where, fix=_RESTORE)
+        what = f"its files are missing or damaged: {local_folder(store, version.uri)}"
+        raise InputError(what, where=where, fix=_RESTORE)
     if local_folder(store, version.uri) is None:
         # A copy that was fetched earlier says nothing about the server.
         with tempfile.TemporaryDirectory() as scratch:

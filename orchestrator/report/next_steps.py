@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 
+from orchestrator.config.loading import LoadedConfig
 from orchestrator.config.store_address import DEFAULT_ROOT, TRACKING_VARIABLE, StoreAddress, mask_uri
 from orchestrator.plan.planning import Plan
 from workers.data.examples import Example
@@ -16,12 +17,12 @@ _SHORT, _LONG, _LONGEST = 15, 80, 200  # characters: preferred from _SHORT to _L
 _SPECIAL = set('"$`\\!')  # what a shell changes inside double quotes
 
 
-def suggest_commands(plan: Plan, source: str, right: Mapping[str, Sequence[int]], *, is_newest: bool) -> str:
+def suggest_commands(plan: Plan, loaded: LoadedConfig, right: Mapping[str, Sequence[int]], *, is_newest: bool) -> str:
     """Return the section on next steps.
 
     Args:
         plan: The plan of the run.
-        source: The recipe or config file that the user named.
+        loaded: The plan's config.
         right: Test rows that the library answers rightly, by task.
         is_newest: Whether the library is the one that commands select by default.
     """
@@ -32,7 +33,7 @@ def suggest_commands(plan: Plan, source: str, right: Mapping[str, Sequence[int]]
         choose_row(expert.job.data, right.get(task, ())) for task, expert in list(plan.experts.items())[:_MOST_TASKS]
     ]
     retrain = [
-        f"ttmoe run {shlex.quote(source)} --set tasks.{task}.train.steps={max(1, expert.job.train.steps // 2)}"
+        f"ttmoe run {loaded.arguments} --set tasks.{task}.train.steps={max(1, expert.job.train.steps // 2)}"
         "   # retrains that expert and the router only"
         for task, expert in plan.experts.items()
         if not expert.named
@@ -42,7 +43,7 @@ def suggest_commands(plan: Plan, source: str, right: Mapping[str, Sequence[int]]
         f"ttmoe experts ls{options}",
         f"ttmoe ui{store}                                  # runs, experts and router in MLflow",
         *retrain,
-        "ttmoe init                                # a config for tasks of your own",
+        *(["ttmoe init                                # a config for tasks of your own"] if loaded.is_recipe else []),
     ]
     return "\n  ".join(["\nNext steps", *commands])
 

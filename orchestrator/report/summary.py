@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.config.loading import LoadedConfig
 from orchestrator.config.store_address import mask_uri
 from orchestrator.plan.planning import Plan
 from orchestrator.plan.quantities import format_names
@@ -26,7 +27,12 @@ CONFUSION, PARETO, SEARCH_PAGE = "routing, confusion", "search, Pareto front", "
 
 
 def show_summary(
-    plan: Plan, versions: Mapping[str, Version], registry: Registry, source: str, time_use: str, console: Console
+    plan: Plan,
+    versions: Mapping[str, Version],
+    registry: Registry,
+    loaded: LoadedConfig,
+    time_use: str,
+    console: Console,
 ) -> None:
     """Print the summary of a finished library, read from the registry.
 
@@ -34,7 +40,7 @@ def show_summary(
         plan: The plan of the run.
         versions: The registered version of each task of the plan.
         registry: The registry.
-        source: The recipe or config file that the user named.
+        loaded: The config.
         time_use: A line on where the time went; empty if nothing was trained.
         console: Console to print to.
     """
@@ -56,7 +62,7 @@ def show_summary(
     right = {task: test.get("right_rows", ()) for task, test in evaluation["tasks"].items()}
     is_newest = registry.libraries()[0].name == plan.folders.library
     console.print(
-        suggest_commands(plan, source, right, is_newest=is_newest), soft_wrap=True, highlight=False, markup=False
+        suggest_commands(plan, loaded, right, is_newest=is_newest), soft_wrap=True, highlight=False, markup=False
     )
 
 

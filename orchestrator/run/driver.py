@@ -172,6 +172,8 @@ def _execute(
         finally:
             if status != "KILLED":  # an interrupted command must end without delay
                 made.report = log_report(plan, stage_result, registry.without_retries, run_id, status, console)
+                if made.report and status == "FINISHED":
+                    console.print(f"\nReport: {made.report}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _show_summary(
@@ -184,7 +186,7 @@ def _show_summary(
 ) -> None:
     from orchestrator.report.summary import show_summary
 
-    show_summary(plan, experts, registry, loaded.source_name, time_use, console)
+    show_summary(plan, experts, registry, loaded, time_use, console)
 
 
 def _log_plots(plan: Plan, registry: Registry, run_id: str) -> None:

@@ -319,7 +319,7 @@ def test_a_version_whose_files_are_gone_is_replaced(registry, expert_folder, rou
     assert not registry.has_files(old)
     (registry.fetch(old) / "expert.safetensors").unlink()
     assert not registry.has_files(old)
-    with pytest.raises(InputError, match="its files are missing"):
+    with pytest.raises(InputError, match="its files are missing or damaged"):
         registry.check_files(old)
     new = add_expert(registry, expert_folder)
     assert (new.version, new.aliases, registry.has_files(new)) == (2, ("candidate",), True)

@@ -32,7 +32,7 @@ def remembered_digest(path: Path, cache: Path) -> str:
         path: The file.
         cache: Root folder of the cache.
     """
-    name = hashlib.sha256(os.path.abspath(path).encode()).hexdigest()
+    name = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()
     memo = cache / "digests" / name
     state = _state(path)
     with suppress(OSError, ValueError):

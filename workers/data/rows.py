@@ -135,6 +135,8 @@ def _no_column(value: Any, part: str, column: str, where: str, number: int | Non
             fix = f"its cells seem to be separated by {mark!r}: set the source's `delimiter`; {fix}"
     elif isinstance(value, list | tuple):
         fix = f"{part!r} is not an index of a list of {len(value)}: write an index from 0, or from -1 backwards"
+        if not value:
+            fix = f"the list of this row is empty: leave such rows out by a filter of the task, `where`, on {column}"
     else:
         fix = f"{part!r} cannot be looked up in {str(value)[:40]!r}, which is a plain value"
     subject = "the row" if number is None else f"row {number}"

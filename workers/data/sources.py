@@ -134,6 +134,10 @@ def _parse_json(text: str, where: str, fix: str) -> Any:
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
+        if re.search(r",\s*([\]}]|$)", text):
+            fix = f"remove the comma after the last item; {fix}"
+        elif re.search(r"^\s*(//|/\*|#)", text, re.MULTILINE):
+            fix = f"remove the comments, which JSON does not have; {fix}"
         raise InputError(f"this is not JSON: {error}", where=where, fix=fix) from error
     return value
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import re
 import subprocess
 import sys
@@ -474,3 +475,45 @@ def test_looking_at_files_imports_no_torch(tmp_path: Path) -> None:
     assert (tmp_path / "ttmoe.yaml").is_file(), done.stderr
     assert not {"torch", "ray", "mlflow", "transformers", "numpy", "pandas"} & set(done.stderr.split())
     assert json.loads((tmp_path / "ttmoe.schema.json").read_text())
+
+
+@pytest.mark.parametrize("other", ["score", "rating", "stars"])
+def test_what_a_label_tool_asked_comes_before_what_came_with_the_row(tmp_path: Path, other: str) -> None:
+    draw = random.Random(0)
+    made = [
+        {"id": i, "data": {"text": f"a sentence about number {i}", "meta": {other: draw.choice([1, 2, 3, i])}},
+         "annotations": [{"result": [{"value": {"choices": [draw.choice(["bug", "praise"])]}}]}]}
+        for i in range(120)
+    ]  # fmt: skip
+    path = tmp_path / "project-1.json"
+    path.write_text(json.dumps(made))
+    assert draft_config([path], tmp_path, "lib").drafts[0].guess.label == "annotations.0.result.0.value.choices.0"
+
+
+def test_a_quantity_of_many_values_is_no_label(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    made = [{"body": f"text {i} of some words", "score": draw.randrange(99), "team": draw.choice("ab")}
+            for i in range(300)]  # fmt: skip
+    path = tiny.write_rows(tmp_path / "a.jsonl", made)
+    assert draft_config([path], tmp_path, "lib").drafts[0].guess.label == "team"
+
+
+def test_a_folder_at_the_end_receives_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.write_texts(tmp_path / "colours.jsonl", tiny.COLOURS, "north", 60)
+    (tmp_path / "there").mkdir()
+    for place in ("there", "new/"):
+        done = CliRunner().invoke(app, ["init", "colours.jsonl", place])
+        assert done.exit_code == 0, done.output
+        assert "colours.jsonl" in (tmp_path / place / "ttmoe.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("cell", "quoted"), [('"a ""b""\tand\nmore"', True), ('say "b" here', False), ("plain", False)]
+)
+def test_quotes_of_a_tsv_are_found(tmp_path: Path, cell: str, quoted: bool) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text("text\tlabel\n" + "".join(f"row {i}\tgood\n{cell}\tbad\n" for i in range(40)))
+    file = read_data_file(path)
+    assert file.settings.get("quotes", False) == quoted
+    assert (len(file.rows), {row["label"] for row in file.rows}) == (80, {"good", "bad"})

@@ -8,10 +8,11 @@ import shlex
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from orchestrator.config.loading import LoadedConfig
 from orchestrator.config.store_address import find_store
 from orchestrator.predict.input_columns import InputColumns
 from orchestrator.report import next_steps
@@ -134,21 +135,27 @@ def plan(task: Any, root: str = "runs", uri: str | None = None) -> Any:
     return SimpleNamespace(config=config, experts=experts, folders=SimpleNamespace(library="lib"))
 
 
+def of(source: str, *overrides: str) -> LoadedConfig:
+    return LoadedConfig(cast(Any, None), source, "", overrides)
+
+
 def test_a_long_blank_text_is_cut_too() -> None:
     assert len(next_steps._cut(" " * 300 + "end")) == 200
 
 
 def test_the_texts_are_those_of_the_first_tasks(task: Any) -> None:
-    lines = suggest_commands(plan(task), "my config.yaml", {}, is_newest=True).splitlines()
+    lines = suggest_commands(plan(task), of("my config.yaml", "train.lr=1"), {}, is_newest=True).splitlines()
     assert lines[:4] == [
         "", "Next steps", '  ttmoe predict "a text of task 0" "a text of task 1" "a text of task 2"',
         "  ttmoe experts ls",
     ]  # fmt: skip
-    assert shlex.split(lines[5], comments=True) == ["ttmoe", "run", "my config.yaml", "--set", "tasks.t0.train.steps=3"]
+    assert shlex.split(lines[5], comments=True) == ["ttmoe", "run", "my config.yaml", "--set", "train.lr=1", "--set",
+                                                     "tasks.t0.train.steps=3"]  # fmt: skip
+    assert not any("ttmoe init" in line for line in lines)
 
 
 def test_commands_name_root_store_and_library_where_they_are_not_the_defaults(task: Any) -> None:
-    text = suggest_commands(plan(task, "my runs", "http://h:1/?a=b&c"), "quickstart", {}, is_newest=False)
+    text = suggest_commands(plan(task, "my runs", "http://h:1/?a=b&c"), of("quickstart"), {}, is_newest=False)
     assert "  ttmoe predict --root 'my runs' --uri 'http://h:1/?a=b&c' --library lib \"a text" in text
     assert "  ttmoe experts ls --root 'my runs' --uri 'http://h:1/?a=b&c' --library lib\n" in text
     assert "  ttmoe ui --root 'my runs' --uri 'http://h:1/?a=b&c' " in text
@@ -156,9 +163,9 @@ def test_commands_name_root_store_and_library_where_they_are_not_the_defaults(ta
 
 def test_commands_follow_the_variable_and_show_no_password(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:geheim@h:1")
-    assert "  ttmoe experts ls\n" in suggest_commands(plan(task), "quickstart", {}, is_newest=True)
-    elsewhere = suggest_commands(plan(task, "my runs"), "quickstart", {}, is_newest=True)
+    assert "  ttmoe experts ls\n" in suggest_commands(plan(task), of("quickstart"), {}, is_newest=True)
+    elsewhere = suggest_commands(plan(task, "my runs"), of("quickstart"), {}, is_newest=True)
     assert "  ttmoe experts ls --root 'my runs' --uri \"$MLFLOW_TRACKING_URI\"\n" in elsewhere
-    configured = suggest_commands(plan(task, "runs", "http://ann:geheim@h:1"), "quickstart", {}, is_newest=True)
+    configured = suggest_commands(plan(task, "runs", "http://ann:geheim@h:1"), of("quickstart"), {}, is_newest=True)
     assert "  ttmoe experts ls --uri 'http://***@h:1'\n" in configured
     assert "geheim" not in elsewhere + configured

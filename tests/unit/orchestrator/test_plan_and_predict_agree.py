@@ -272,9 +272,33 @@ def test_another_separator_that_is_named_is_read_by_both(tmp_path: Path, form: s
     assert found == outcome(predicted, path, delimiter=mark) == ["one", "three four" if mark == "," else "three, four"]
 
 
+@pytest.mark.parametrize(("form", "quotes", "texts"), [
+    ("tsv", True, ["one\ttwo", 'a "b" c', "three\nfour"]),
+    ("csv", False, ['"one', 'a "b" c']),
+])  # fmt: skip
+def test_quotes_that_are_named_are_read_by_both(tmp_path: Path, form: str, quotes: bool, texts: list[str]) -> None:
+    mark, cells = ("\t", ['"one\ttwo"', '"a ""b"" c"', '"three\nfour"']) if quotes else (",", ['"one', 'a "b" c'])
+    path = tmp_path / f"a.{form}"
+    path.write_text(f"text{mark}other\n" + "".join(f"{cell}{mark}x\n" for cell in cells))
+    assert planned(path, quotes=quotes) == predicted(path, quotes=quotes) == texts
+
+
+@pytest.mark.parametrize(("text", "hint"), [
+    ('{"text": "a"},\n{"text": "b"},\n', "remove the comma"), ('[{"text": "a"},\n]', "remove the comma"),
+    ('[\n// a comment\n{"text": "a"}]', "remove the comments"),
+])  # fmt: skip
+def test_the_advice_names_what_is_no_json(tmp_path: Path, text: str, hint: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    for read in (planned, predicted):
+        with pytest.raises(InputError) as error:
+            read(path)
+        assert hint in error.value.fix
+
+
 def test_options_of_files_are_checked(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "x"}')
-    with pytest.raises(InputError, match="--delimiter is for CSV and TSV"):
+    with pytest.raises(InputError, match="are for CSV and TSV"):
         find_files(str(tmp_path / "a.jsonl"), delimiter=";")
     for wrong, what in [({"encoding": "utf8x"}, "unknown encoding"), ({"encoding": "hex"}, "unknown encoding"),
                         ({"delimiter": ";;"}, "one character")]:  # fmt: skip
