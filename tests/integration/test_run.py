@@ -109,7 +109,7 @@ class TestFirstRun:
             " of worker time: ", "% waiting",
             "confusion.png", "pareto.png",
             "ttmoe predict", "ttmoe experts ls", "ttmoe ui",
-            "ttmoe run tiny.yaml --set tasks.colours.train.steps=30",
+            "ttmoe run tiny.yaml --set tasks.colours.train.steps=30", "\nReport: ", "report.html",
         ):  # fmt: skip
             assert part in out, part
 
