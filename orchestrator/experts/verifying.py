@@ -89,9 +89,9 @@ def _verify_group(
     for version in versions:
         label = version_label(version)
         try:
-            registry.check_files(version)
             folder = registry.fetch(version)
             probes.probe_alone(version, folder)
+            registry.check_files(version)  # last: of a damaged file, the others say more
             passed[label] = folder
         except (InputError, VersionMismatchError) as error:
             failures[label] = _failure(error)

@@ -43,7 +43,7 @@ class FileChunk:
         rows: Number of rows. None means all that follow.
         encoding: Encoding of the file.
         delimiter: What separates the cells of a table; "" for that of its form.
-        quotes: Whether quotes enclose cells of a table; None for what its form has: yes in CSV, no in TSV.
+        quotes: Whether quotes enclose cells of a table.
     """
 
     path: str
@@ -53,7 +53,7 @@ class FileChunk:
     rows: int | None = None
     encoding: str = UTF_8
     delimiter: str = ""
-    quotes: bool | None = None
+    quotes: bool = False
 
 
 class ReadRow(NamedTuple):
@@ -79,7 +79,7 @@ def find_files(pattern: str, encoding: str = UTF_8, delimiter: str = "", quotes:
         pattern: Path or pattern.
         encoding: Encoding of the files.
         delimiter: As in ``FileChunk``.
-        quotes: As in ``FileChunk``.
+        quotes: As in ``FileChunk``; None for what the form has: yes in CSV, no in TSV.
 
     Raises:
         InputError: If there is no file, or the files have different formats.
@@ -93,7 +93,8 @@ def find_files(pattern: str, encoding: str = UTF_8, delimiter: str = "", quotes:
         raise InputError(what, where=pattern, fix="run one command for each format")
     if (delimiter or quotes is not None) and not set(forms.values()) <= {"csv", "tsv"}:
         raise InputError("--delimiter and --quotes are for CSV and TSV", where=pattern, fix="remove them")
-    return [FileChunk(str(path.resolve()), form, encoding=encoding, delimiter=delimiter, quotes=quotes)
+    return [FileChunk(str(path.resolve()), form, encoding=encoding, delimiter=delimiter,
+                      quotes=form == "csv" if quotes is None else quotes)
             for path, form in forms.items()]  # fmt: skip
 
 
@@ -207,8 +208,7 @@ def _table_rows(chunk: FileChunk) -> Iterator[ReadRow]:
     delimiter = chunk.delimiter or ("," if chunk.form == "csv" else "\t")
     with _open_text(Path(chunk.path), chunk.encoding) as file:
         lines = _Lines(file, chunk.path)
-        quotes = chunk.form == "csv" if chunk.quotes is None else chunk.quotes
-        records = _records(table_reader(lines, delimiter, quotes), lines)
+        records = _records(table_reader(lines, delimiter, chunk.quotes), lines)
         first = next(records, None)
         if first is None:
             return

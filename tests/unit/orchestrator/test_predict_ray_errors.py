@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from cluster import embedded
 from cluster.error import ClusterEndedError
 from orchestrator.predict import ray_data
+from orchestrator.predict.readers import FileChunk
 from orchestrator.predict.sizing import PoolSize
 from ttmoe.errors import InputError, WorkFailedError
 
@@ -33,7 +35,7 @@ def test_an_error_of_any_class_reaches_the_driver_as_values(error, kind, text):
         raise error
 
     worker = ray_data._Worker(SimpleNamespace(router=SimpleNamespace(load=load), device="cpu"))
-    names = {"path": "a.csv", "form": "csv", "number": 0, "offset": 0, "lines": 1, "rows": 1}
+    names = {"number": 0, **asdict(FileChunk("a.csv", "csv", lines=1, rows=1))}
     (message,) = worker({name: np.array([value]) for name, value in names.items()})["error"]
     assert isinstance(message, str)
     with pytest.raises(kind) as caught:
