@@ -7,8 +7,8 @@ import os
 import secrets
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from tempfile import gettempdir
 from typing import Any
@@ -122,35 +122,34 @@ def kept_handler(number: int) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def _without_advice_on_threads() -> Iterator[None]:
+def _without_advice_on_threads() -> AbstractContextManager[None]:
     """Hide Ray's warning that it sets no handler of SIGTERM where this is not the main thread: none is wanted."""
 
     def is_other(record: logging.LogRecord) -> bool:
         return "SIGTERM handler is not set" not in str(record.msg)
 
-    log = logging.getLogger("ray._private.worker")
-    log.addFilter(is_other)
-    try:
-        yield
-    finally:
-        log.removeFilter(is_other)
+    return _filtered("ray._private.worker", is_other)
 
 
-@contextmanager
-def _without_tracebacks() -> Iterator[None]:
+def _without_tracebacks() -> AbstractContextManager[None]:
     """Hide the traceback with which Ray says that it cannot remove its folder of objects: the message is enough."""
 
     def shorten(record: logging.LogRecord) -> bool:
         record.exc_info = None
         return True
 
-    log = logging.getLogger("ray._private.external_storage")
-    log.addFilter(shorten)
+    return _filtered("ray._private.external_storage", shorten)
+
+
+@contextmanager
+def _filtered(name: str, passes: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
+    """Within this context, log only records of this logger that pass; the function may change them."""
+    log = logging.getLogger(name)
+    log.addFilter(passes)
     try:
         yield
     finally:
-        log.removeFilter(shorten)
+        log.removeFilter(passes)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -66,6 +67,17 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
 def write_texts(path: Path, words: Iterable[str], filler: str, count: int = 240) -> Path:
     """A JSONL file of a task on one text: columns ``text`` and ``label``."""
     return write_rows(path, ({"text": t, "label": w} for t, w in sentences(count, words, filler)))
+
+
+def write_two_tasks(folder: Path, base_folder: Path, store: Path, config: str) -> Path:
+    """Write a folder with a base, rows of colours and animals, ``tiny.yaml`` and an empty registry."""
+    shutil.copytree(base_folder, folder / "base")
+    write_texts(folder / "colours.jsonl", COLOURS, "north", 90)
+    write_texts(folder / "animals.jsonl", ANIMALS, "south", 90)
+    (folder / "tiny.yaml").write_text(config)
+    (folder / "runs").mkdir()
+    shutil.copy(store, folder / "runs")
+    return folder
 
 
 def text_task(path: Path) -> dict[str, Any]:

@@ -44,13 +44,8 @@ def start(base_folder: Path, fresh_store: Path, tmp_path_factory: pytest.TempPat
         for name in ("mlflow.pyfunc", "orchestrator.run.driver", "orchestrator.run.stage2", "orchestrator.report"):
             importlib.import_module(name)
     folder = tmp_path_factory.mktemp("killed") / "start"
-    shutil.copytree(base_folder, folder / "base")
-    tiny.write_texts(folder / "colours.jsonl", tiny.COLOURS, "north", 90)
-    tiny.write_texts(folder / "animals.jsonl", tiny.ANIMALS, "south", 90)
-    (folder / "tiny.yaml").write_text(CONFIG)
-    (folder / "runs").mkdir()
-    shutil.copy(fresh_store, folder / "runs")  # interruptions of its creation are tested elsewhere
-    return folder
+    # Interruptions of the creation of the store are tested elsewhere.
+    return tiny.write_two_tasks(folder, base_folder, fresh_store, CONFIG)
 
 
 @pytest.fixture(scope="module")

@@ -36,13 +36,7 @@ OF_RAY = ("cluster/", "orchestrator/pool/")
 def start(base_folder, fresh_store, tmp_path_factory):
     """A folder with the base, the data, the config and an empty registry."""
     folder = tmp_path_factory.mktemp("run-faults") / "start"
-    shutil.copytree(base_folder, folder / "base")
-    tiny.write_texts(folder / "colours.jsonl", tiny.COLOURS, "north", 90)
-    tiny.write_texts(folder / "animals.jsonl", tiny.ANIMALS, "south", 90)
-    (folder / "tiny.yaml").write_text(CONFIG)
-    (folder / "runs").mkdir()
-    shutil.copy(fresh_store, folder / "runs")
-    return folder
+    return tiny.write_two_tasks(folder, base_folder, fresh_store, CONFIG)
 
 
 class Faults:

@@ -76,13 +76,7 @@ def scripted_pool(calls: list[Call], before: Callable[[Call, int], Failure | Non
 @pytest.fixture(scope="module")
 def library(base_folder: Path, fresh_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a library of which the router alone is missing."""
-    folder = tmp_path_factory.mktemp("stage2")
-    shutil.copytree(base_folder, folder / "base")
-    tiny.write_texts(folder / "colours.jsonl", tiny.COLOURS, "north", 90)
-    tiny.write_texts(folder / "animals.jsonl", tiny.ANIMALS, "south", 90)
-    (folder / "tiny.yaml").write_text(CONFIG)
-    (folder / "runs").mkdir()
-    shutil.copy(fresh_store, folder / "runs")
+    folder = tiny.write_two_tasks(tmp_path_factory.mktemp("stage2") / "library", base_folder, fresh_store, CONFIG)
     error = run(folder, [], lambda call, attempt: Failure("code", "Stopped", "before the features"))
     assert "before the features" in str(error)
     return folder

@@ -61,7 +61,7 @@ def text_of(value: Any, column: str, where: str, number: int | None = None) -> s
     try:
         return cell_text(value)
     except NotTextError as error:
-        what = f"column {column!r}" + ("" if number is None else f" of row {number}")
+        what = _name_cell(column, number)
         if isinstance(value, dict | list | tuple):
             parts = list(value if isinstance(value, dict) else range(len(value)))[:5]
             what = f"{what} is nested, not a text"
@@ -72,14 +72,18 @@ def text_of(value: Any, column: str, where: str, number: int | None = None) -> s
         raise InputError(what, where=where, fix=fix) from error
 
 
+def _name_cell(column: str, number: int | None) -> str:
+    return f"column {column!r}" + ("" if number is None else f" of row {number}")
+
+
 def options_of(value: Any, column: str, where: str, number: int | None = None) -> tuple[str, ...]:
     """Return the texts of the options in a cell: of a list, or in a table of its JSON text.
 
     Args:
-        value: The cell.
+        value: The cell; ``column``, ``where`` and ``number`` are those of ``text_of``.
         column: Its column.
-        where: Config key of the column, or the place of the row, for the error.
-        number: Row number, for the error; None if ``where`` has it.
+        where: Its place, for the error.
+        number: Its row, for the error.
 
     Raises:
         InputError: If it is no list of texts.
@@ -91,7 +95,7 @@ def options_of(value: Any, column: str, where: str, number: int | None = None) -
         except (ValueError, RecursionError):
             options = None
     if not isinstance(options, list | tuple):
-        what = f"column {column!r}" + ("" if number is None else f" of row {number}") + " is not a list"
+        what = f"{_name_cell(column, number)} is not a list"
         fix = 'name a column of lists (in a table of JSON: ["one", "two"]), or a column for each option'
         raise InputError(what, where=where, fix=fix)
     return tuple(text_of(option, f"{column}.{i}", where, number) for i, option in enumerate(options))
