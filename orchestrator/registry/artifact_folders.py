@@ -84,9 +84,9 @@ def _path(uri: str) -> Path:
 def _is_whole_router(folder: Path) -> bool:
     """Return whether a router can answer: it has the files of its experts, which its lock names."""
     try:
-        lock = json.loads((folder / "lock.json").read_bytes())
+        lock = dict(json.loads((folder / "lock.json").read_bytes()))
         whole = b"python_function" in (folder / "MLmodel").read_bytes() and _are_whole(folder, *_ROUTER_FILES)
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return False
     return whole and all(_are_whole(folder / "experts" / task, *_EXPERT_FILES) for task in lock)
 

@@ -332,6 +332,8 @@ def test_a_version_whose_files_are_gone_is_replaced(registry, expert_folder, rou
         whole = path.read_bytes()
         path.write_bytes(whole[:9])
         assert not registry.has_files(router), name
+        path.write_bytes(b"5")  # valid JSON
+        assert not registry.has_files(router), name
         path.write_bytes(whole)
     assert registry.has_files(router)
     shutil.rmtree(registry.fetch(router))
